@@ -1,0 +1,115 @@
+"""Bring a guest to a plan's end conditions: the only writer."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from vmprovision.errors import ApplyError
+from vmprovision.plan import (
+    EditBlock,
+    MakeDirectory,
+    Operation,
+    Plan,
+    Remove,
+    Symlink,
+    WriteFile,
+    insert_block,
+    is_satisfied,
+)
+
+if TYPE_CHECKING:
+    from vmprovision.filesystem import GuestFilesystem
+    from vmprovision.progress import Control
+
+log = logging.getLogger(__name__)
+
+
+def apply_plan(plan: Plan, filesystem: GuestFilesystem, control: Control) -> list[Operation]:
+    """The operations that had something to do, done in the plan's order.
+
+    Raises:
+        ApplyError: one failed; the guest is half-written, and the caller throws
+            the redo log away.
+    """
+    applied = []
+    for number, operation in enumerate(plan.operations):
+        control.step("writing", number / len(plan.operations))
+        if is_satisfied(operation, filesystem):
+            continue
+        log.info("%s %s", type(operation).__name__, operation.path)
+        _apply(operation, filesystem)
+        applied.append(operation)
+    return applied
+
+
+def _apply(operation: Operation, filesystem: GuestFilesystem) -> None:
+    if isinstance(operation, MakeDirectory):
+        _make_directory(operation, filesystem)
+    elif isinstance(operation, WriteFile):
+        _write_file(operation, filesystem)
+    elif isinstance(operation, Symlink):
+        _make_link(operation, filesystem)
+    elif isinstance(operation, EditBlock):
+        _edit_block(operation, filesystem)
+    else:
+        filesystem.remove(operation.path)
+
+
+def _make_directory(operation: MakeDirectory, filesystem: GuestFilesystem) -> None:
+    status = filesystem.lstat(operation.path)
+    if status is not None:
+        raise ApplyError(
+            f"guest path {operation.path} is a {status.kind}, a directory is needed there",
+            hint="move it out of the way in the guest",
+        )
+    filesystem.make_directory(operation.path)
+    filesystem.set_mode(operation.path, operation.mode)
+    filesystem.set_owner(operation.path, operation.uid, operation.gid)
+
+
+def _write_file(operation: WriteFile, filesystem: GuestFilesystem) -> None:
+    _clear(operation, filesystem, keep="file")
+    filesystem.write(operation.path, operation.content)
+    # the owner first: changing it clears the set-user-id and set-group-id bits
+    filesystem.set_owner(operation.path, operation.uid, operation.gid)
+    filesystem.set_mode(operation.path, operation.mode)
+    if operation.label is not None:
+        filesystem.set_label(operation.path, operation.label)
+
+
+def _make_link(operation: Symlink, filesystem: GuestFilesystem) -> None:
+    _clear(operation, filesystem, keep=None)
+    filesystem.symlink(operation.path, operation.target)
+    filesystem.set_owner(operation.path, operation.uid, operation.gid)
+    if operation.label is not None:
+        filesystem.set_label(operation.path, operation.label)
+
+
+def _clear(
+    operation: WriteFile | Symlink, filesystem: GuestFilesystem, *, keep: str | None
+) -> None:
+    """Take away what stands at the path and is of another kind; never a directory."""
+    status = filesystem.lstat(operation.path)
+    if status is None or status.kind == keep:
+        return
+    if status.kind == "directory":
+        raise ApplyError(
+            f"guest path {operation.path} is a directory, something else is needed there",
+            hint="move it out of the way in the guest",
+        )
+    filesystem.remove(operation.path)
+
+
+def _edit_block(operation: EditBlock, filesystem: GuestFilesystem) -> None:
+    status = filesystem.lstat(operation.path)
+    if status is None:
+        filesystem.write(operation.path, insert_block(operation, operation.prologue))
+        filesystem.set_owner(operation.path, 0, 0)
+        filesystem.set_mode(operation.path, 0o644 | operation.mode)
+        return
+    if status.kind != "file":
+        raise ApplyError(f"guest path {operation.path} is a {status.kind}, a file is needed there")
+    content = filesystem.read(operation.path, limit=status.size + 1)
+    filesystem.write(operation.path, insert_block(operation, content))
+    filesystem.set_mode(operation.path, status.mode | operation.mode)

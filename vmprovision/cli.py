@@ -1,0 +1,613 @@
+"""The command line: the only module that prints and exits.
+
+Reports go to standard output, as text or with ``--json`` as one JSON object;
+progress, logs and errors go to standard error.  ``EXIT_CODES`` is the table of
+``docs/exit-codes.md``.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+import vmprovision as api
+from vmprovision import errors
+from vmprovision.archive import build_archive
+from vmprovision.cache import write_atomically
+from vmprovision.doctor import examine_host
+from vmprovision.guest import INIT_SYSTEMS
+from vmprovision.initsystem import module_for
+from vmprovision.planning import render_service
+from vmprovision.presentation import (
+    show_changes,
+    show_findings,
+    show_guest,
+    show_plan,
+    show_proof,
+    show_service,
+    show_verification,
+)
+from vmprovision.recipe import build_image, list_recipes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FAILED = 1
+USAGE = 2
+MISMATCHED = 60
+CANCELLED = 130
+
+# The most particular class of an error decides; docs/exit-codes.md says what to do.
+EXIT_CODES: dict[type[errors.VmprovisionError], int] = {
+    errors.ImageError: 10,
+    errors.ImageNotFoundError: 11,
+    errors.ImageFormatError: 12,
+    errors.ImageLockedError: 13,
+    errors.ImageCorruptError: 14,
+    errors.ImageReadOnlyError: 15,
+    errors.ImageSpaceError: 16,
+    errors.ImageReferenceError: 17,
+    errors.ImageRecoveryError: 18,
+    errors.ApplianceError: 20,
+    errors.ApplianceTimeoutError: 21,
+    errors.InspectionError: 30,
+    errors.NoOperatingSystemError: 31,
+    errors.SeveralOperatingSystemsError: 32,
+    errors.AmbiguousInitError: 33,
+    errors.UnsupportedGuestError: 34,
+    errors.PlanError: 40,
+    errors.ApplyError: 50,
+    errors.GuestSpaceError: 51,
+    errors.VerificationError: MISMATCHED,
+    errors.ProofError: 70,
+    errors.RecipeError: 80,
+    errors.CancelledError: CANCELLED,
+}
+
+app = typer.Typer(
+    name="vmprovision",
+    help="Put a running guest agent into any Linux disk image, offline: no root, no mounts, "
+    "no KVM needed. Afterwards the image is either finished or untouched.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+agent_app = typer.Typer(help="The guest agent by itself.", no_args_is_help=True)
+image_app = typer.Typer(
+    help="Small bootable guest images, built from recipes.", no_args_is_help=True
+)
+app.add_typer(agent_app, name="agent")
+app.add_typer(image_app, name="image")
+
+stdout = Console(highlight=False, markup=False, soft_wrap=True)
+stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+ImageArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="IMAGE",
+        show_default=False,
+        help="A disk image, or a directory that holds an unpacked root filesystem.",
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object instead of text.")
+]
+FormatOption = Annotated[
+    Optional[str],
+    typer.Option(
+        "--format",
+        metavar="F",
+        help="The disk format: raw, qcow2, vmdk, vdi or vhdx. Needed where the file's name and "
+        "header do not both say it; raw is never guessed.",
+    ),
+]
+RootOption = Annotated[
+    Optional[str],
+    typer.Option(
+        metavar="DEVICE",
+        help="The device of the root filesystem, e.g. /dev/sda2, where the image holds several "
+        "operating systems.",
+    ),
+]
+BackingOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-backing",
+        help="Follow backing files out of the image's own folder. Only for images you trust.",
+    ),
+]
+InitOption = Annotated[
+    Optional[str],
+    typer.Option(
+        metavar="NAME",
+        help="The init system, where you know better than the evidence: "
+        + ", ".join(INIT_SYSTEMS)
+        + ".",
+    ),
+]
+VmIdOption = Annotated[
+    Optional[str],
+    typer.Option("--vm-id", metavar="ID", help="The guest's name at its manager."),
+]
+ManagerOption = Annotated[
+    Optional[str],
+    typer.Option(
+        "--manager-url",
+        metavar="URL",
+        help="Where the agent reports its address, e.g. http://192.0.2.1:3000.",
+    ),
+]
+PortOption = Annotated[
+    Optional[int],
+    typer.Option(metavar="N", help="The TCP port that the agent listens on; 8080 at first."),
+]
+TokenOption = Annotated[
+    Optional[Path],
+    typer.Option(
+        metavar="FILE",
+        help="A file with the bearer token that the agent shows to the manager. The guest's "
+        "configuration is then readable for root only.",
+    ),
+]
+
+
+def run() -> None:
+    """Run the command line; the entry point of the ``vmprovision`` program."""
+    app()
+
+
+def _version(value: bool) -> None:  # noqa: FBT001 -- typer's callback
+    if value:
+        stdout.print(f"vmprovision {api.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    verbose: Annotated[
+        int,
+        typer.Option(
+            "--verbose", "-v", count=True, help="Log what is done; twice for every call.",
+            show_default=False, metavar="",
+        ),
+    ] = 0,
+    _shown: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,  # noqa: FBT002 -- a flag
+) -> None:
+    levels = (logging.WARNING, logging.INFO, logging.DEBUG)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=levels[min(verbose, 2)],
+        format="%(levelname)s %(name)s: %(message)s",
+    )
+
+
+@app.command()
+def inspect(  # noqa: PLR0913 -- one parameter an option
+    image: ImageArgument,
+    *,
+    init: InitOption = None,
+    disk_format: FormatOption = None,
+    root: RootOption = None,
+    allow_backing: BackingOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what the guest is: distribution, architecture, init system, Pythons, agent.
+
+    Nothing is written, nothing of the guest is run.
+    """
+    source = _source(disk_format, root, allow_backing)
+    guest = _work(
+        as_json,
+        lambda control: api.inspect(image, source=source, init=_init(init), control=control),
+    )
+    _present(as_json, guest.as_json(), lambda: show_guest(stdout, guest))
+
+
+@app.command()
+def plan(  # noqa: PLR0913 -- one parameter an option
+    image: ImageArgument,
+    *,
+    vm_id: VmIdOption = None,
+    manager_url: ManagerOption = None,
+    port: PortOption = None,
+    token_file: TokenOption = None,
+    init: InitOption = None,
+    disk_format: FormatOption = None,
+    root: RootOption = None,
+    allow_backing: BackingOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the ordered operations that inject would make; write nothing.
+
+    The same as inject --dry-run. What the guest already has is marked as done.
+    """
+    source = _source(disk_format, root, allow_backing)
+
+    def planned(control: api.Control) -> api.PlanReport:
+        options = _options(vm_id, manager_url, port, token_file, init)
+        return api.plan(image, options, source=source, control=control)
+
+    report = _work(as_json, planned)
+    _present(as_json, report.as_json(), lambda: show_plan(stdout, report))
+
+
+@app.command()
+def inject(  # noqa: PLR0913 -- one parameter an option
+    image: ImageArgument,
+    *,
+    vm_id: VmIdOption = None,
+    manager_url: ManagerOption = None,
+    port: PortOption = None,
+    token_file: TokenOption = None,
+    init: InitOption = None,
+    output: Annotated[
+        Optional[Path],
+        typer.Option(
+            metavar="NEW",
+            help="Keep the image and write this new one; its format goes by its name.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show the plan; the same as plan.")
+    ] = False,
+    disk_format: FormatOption = None,
+    root: RootOption = None,
+    allow_backing: BackingOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Put the agent into the guest, so that it runs from the next boot on.
+
+    The image is afterwards finished, or as it was to the byte. Injecting again
+    changes nothing; with another --vm-id it changes the configuration only; a
+    newer vmprovision upgrades the agent. What an option does not say stays as
+    it is in the guest.
+    """
+    if dry_run:
+        plan(
+            image,
+            vm_id=vm_id,
+            manager_url=manager_url,
+            port=port,
+            token_file=token_file,
+            init=init,
+            disk_format=disk_format,
+            root=root,
+            allow_backing=allow_backing,
+            as_json=as_json,
+        )
+        return
+    source = _source(disk_format, root, allow_backing)
+
+    def injected(control: api.Control) -> api.ChangeReport:
+        options = _options(vm_id, manager_url, port, token_file, init)
+        return api.inject(image, options, source=source, output=output, control=control)
+
+    report = _work(as_json, injected)
+    _present(
+        as_json, report.as_json(), lambda: show_changes(stdout, report, done="injected")
+    )
+
+
+@app.command()
+def verify(
+    image: ImageArgument,
+    *,
+    disk_format: FormatOption = None,
+    root: RootOption = None,
+    allow_backing: BackingOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the guest with the receipt that the injection left in it.
+
+    Lists every path whose content, mode, owner or link differs; exit code 60
+    where there is one.
+    """
+    source = _source(disk_format, root, allow_backing)
+    report = _work(as_json, lambda control: api.verify(image, source=source, control=control))
+    _present(as_json, report.as_json(), lambda: show_verification(stdout, report))
+    if report.mismatches:
+        raise typer.Exit(MISMATCHED)
+
+
+@app.command()
+def remove(
+    image: ImageArgument,
+    *,
+    disk_format: FormatOption = None,
+    root: RootOption = None,
+    allow_backing: BackingOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Take the agent out again and bring back what stood in its place.
+
+    To the byte, mode and owner; lines that were added to an edited file since
+    stay in it.
+    """
+    source = _source(disk_format, root, allow_backing)
+    report = _work(as_json, lambda control: api.remove(image, source=source, control=control))
+    _present(as_json, report.as_json(), lambda: show_changes(stdout, report, done="removed"))
+
+
+@app.command()
+def recover(
+    image: ImageArgument, *, disk_format: FormatOption = None, as_json: JsonOption = False
+) -> None:
+    """Complete or discard what an interrupted injection left beside the image.
+
+    The next inject does the same by itself.
+    """
+    source = api.ImageOptions(format=disk_format)
+    outcome = _work(as_json, lambda control: api.recover(image, source=source, control=control))
+    sentences = {
+        "nothing": "there was nothing to recover",
+        "discarded": "an unfinished redo log was discarded; the image is as it was",
+        "merged": "a finished redo log was merged; the injection is complete",
+    }
+    _present(
+        as_json,
+        {"image": str(image), "outcome": outcome},
+        lambda: stdout.print(f"{image}: {sentences[outcome]}"),
+    )
+
+
+@app.command()
+def prove(  # noqa: PLR0913 -- one parameter an option
+    image: ImageArgument,
+    *,
+    kernel: Annotated[
+        Optional[Path],
+        typer.Option(help="A kernel for an image that has neither boot loader nor kernel."),
+    ] = None,
+    initrd: Annotated[
+        Optional[Path], typer.Option(help="The initrd that belongs to --kernel.")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(metavar="S", help="Seconds for the whole boot and all checks.")
+    ] = 300.0,
+    disk_format: FormatOption = None,
+    root: RootOption = None,
+    allow_backing: BackingOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Boot a throwaway copy of the image and check the agent from outside.
+
+    QEMU boots it without any network but this host's loopback. Health, metrics,
+    the IP report to a manager that this command plays, and the init system are
+    checked. The image is not written to.
+    """
+    source = _source(disk_format, root, allow_backing)
+    options = api.ProofOptions(kernel=kernel, initrd=initrd, timeout=timeout)
+    report = _work(
+        as_json, lambda control: api.prove(image, options, source=source, control=control)
+    )
+    _present(as_json, report.as_json(), lambda: show_proof(stdout, report))
+
+
+@app.command()
+def render(
+    init: Annotated[
+        str, typer.Argument(metavar="INIT", help="One of " + ", ".join(INIT_SYSTEMS) + ".")
+    ],
+    *,
+    port: PortOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the files that an init system would get."""
+    operations = _work(as_json, lambda _: render_service(init, port))
+    document = {
+        "init": init,
+        "files": [
+            {"path": str(operation.path), "content": content.decode()}
+            for operation, content in operations
+        ],
+    }
+    _present(as_json, document, lambda: show_service(stdout, operations))
+
+
+@app.command()
+def doctor(*, as_json: JsonOption = False) -> None:
+    """Check whether this host can do the work; name the command that mends what is missing."""
+    findings = _work(as_json, lambda _: examine_host())
+    _present(
+        as_json,
+        {
+            "ok": all(finding.ok or not finding.needed for finding in findings),
+            "findings": [finding.as_json() for finding in findings],
+        },
+        lambda: show_findings(stdout, findings),
+    )
+    if any(finding.needed and not finding.ok for finding in findings):
+        raise typer.Exit(FAILED)
+
+
+@agent_app.command("build")
+def agent_build(
+    *,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write it.")
+    ] = Path("guest-agent"),
+    as_json: JsonOption = False,
+) -> None:
+    """Write the agent as one file, to copy into a machine and run there.
+
+    The file finds a Python by itself; the same source gives the same bytes.
+    """
+    archive = build_archive()
+    try:
+        write_atomically(output.absolute(), archive.content)
+        output.chmod(0o755)
+    except OSError as exc:
+        _fail(as_json, errors.ImageError(f"{output} cannot be written: {exc.strerror}"))
+    document = {
+        "path": str(output),
+        "version": archive.version,
+        "size": len(archive.content),
+        "sha256": archive.sha256,
+    }
+    _present(
+        as_json,
+        document,
+        lambda: stdout.print(f"{output}: agent {archive.version}, {len(archive.content)} bytes"),
+    )
+
+
+@image_app.command("list")
+def image_list(*, as_json: JsonOption = False) -> None:
+    """List the recipes."""
+    recipes = _work(as_json, lambda _: list_recipes())
+    _present(
+        as_json,
+        {"recipes": [{"name": r.name, "description": r.description} for r in recipes]},
+        lambda: [stdout.print(f"{r.name:<24} {r.description}") for r in recipes],
+    )
+
+
+@image_app.command("build")
+def image_build(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A recipe, as list names it.")],
+    *,
+    output: Annotated[
+        Optional[Path],
+        typer.Option("--output", "-o", metavar="FILE", help="Also write a copy here."),
+    ] = None,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Build anew, whatever the cache holds.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Build a small bootable image from a recipe, without mounts; a second time from the cache."""
+    path = _work(
+        as_json,
+        lambda control: build_image(name, output=output, refresh=refresh, control=control),
+    )
+    _present(as_json, {"name": name, "path": str(path)}, lambda: stdout.print(str(path)))
+
+
+def _source(disk_format: str | None, root: str | None, allow_backing: bool) -> api.ImageOptions:  # noqa: FBT001 -- as the option has it
+    return api.ImageOptions(format=disk_format, root=root, allow_backing=allow_backing)
+
+
+def _init(name: str | None) -> Any:  # noqa: ANN401 -- checked against the names that there are
+    return module_for(name).NAME if name is not None else None
+
+
+def _options(
+    vm_id: str | None,
+    manager_url: str | None,
+    port: int | None,
+    token_file: Path | None,
+    init: str | None,
+) -> api.InjectOptions:
+    return api.InjectOptions(
+        vm_id=vm_id,
+        manager_url=manager_url,
+        port=port,
+        token=_read_token(token_file) if token_file is not None else None,
+        init=_init(init),
+    )
+
+
+def _read_token(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise errors.PlanError(f"the token file {path} cannot be read: {exc}") from exc
+
+
+def _present(as_json: bool, document: dict[str, Any], show: Callable[[], object]) -> None:  # noqa: FBT001
+    if as_json:
+        sys.stdout.write(json.dumps(document) + "\n")
+        sys.stdout.flush()
+    else:
+        show()
+
+
+def _work(as_json: bool, job: Callable[[api.Control], Any]) -> Any:  # noqa: ANN401, FBT001 -- the job's own result
+    """The result of a job, done in a thread so that Ctrl-C is heard while libguestfs blocks."""
+    control = api.Control()
+    previous = {
+        number: signal.signal(number, lambda *_: control.cancelled.set())
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        with _display(control), concurrent.futures.ThreadPoolExecutor(1) as pool:
+            future = pool.submit(job, control)
+            while not concurrent.futures.wait([future], timeout=0.2).done:
+                pass
+            return future.result()
+    except errors.VmprovisionError as exc:
+        _fail(as_json, exc)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _fail(as_json: bool, exc: errors.VmprovisionError) -> NoReturn:  # noqa: FBT001
+    code = next((EXIT_CODES[kind] for kind in type(exc).__mro__ if kind in EXIT_CODES), FAILED)
+    stderr.print(f"error: {exc.message}")
+    if exc.hint:
+        stderr.print(f"  next: {exc.hint}")
+    details: dict[str, Any] = {}
+    if isinstance(exc, errors.VerificationError):
+        details["mismatches"] = list(exc.mismatches)
+    if isinstance(exc, errors.ProofError):
+        details["console"] = list(exc.console)
+        for line in exc.console:
+            stderr.print(f"  console: {line}")
+    if as_json:
+        error = {"kind": type(exc).__name__, "message": exc.message, "hint": exc.hint, **details}
+        sys.stdout.write(json.dumps({"error": error, "exit_code": code}) + "\n")
+    raise typer.Exit(code)
+
+
+class _display:  # noqa: N801 -- used as a statement
+    """Where the work stands: a bar on a terminal, a quiet line for each step elsewhere."""
+
+    def __init__(self, control: api.Control) -> None:
+        self._last = ""
+        self._bar: Bar | None = None
+        control.report = self._report
+
+    def __enter__(self) -> None:
+        if stderr.is_terminal:
+            self._bar = Bar(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=20),
+                TimeElapsedColumn(),
+                console=stderr,
+                transient=True,
+            )
+            self._task = self._bar.add_task("starting", total=None)
+            self._bar.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def _report(self, progress: api.Progress) -> None:
+        if self._bar:
+            total = None if progress.fraction is None else 1.0
+            self._bar.update(
+                self._task,
+                description=progress.step,
+                total=total,
+                completed=progress.fraction or 0.0,
+            )
+        elif progress.step != self._last:
+            stderr.print(f"vmprovision: {progress.step}")
+        self._last = progress.step

@@ -1,0 +1,82 @@
+"""The one way in which vmprovision runs a program of the host."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import subprocess
+from typing import TYPE_CHECKING
+
+from vmprovision.errors import VmprovisionError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+STDERR_TAIL = 600
+
+
+class CommandError(VmprovisionError):
+    """A host program is missing, failed or ran out of time.
+
+    Attributes:
+        stderr: all that the program printed on its standard error.
+    """
+
+    def __init__(self, message: str, *, stderr: str = "", hint: str = "") -> None:
+        """Keep the program's own words beside the message."""
+        super().__init__(message, hint=hint)
+        self.stderr = stderr
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    timeout: float,
+    environment: Mapping[str, str] | None = None,
+    accept: Sequence[int] = (0,),
+) -> subprocess.CompletedProcess[str]:
+    """Standard output and error of a finished host program, as text in the C locale.
+
+    The program gets no standard input, so it can never wait for a person.
+
+    Args:
+        argv: program and arguments; no shell is involved.
+        timeout: seconds after which the program is killed.
+        environment: variables to set besides those of this process.
+        accept: the exit statuses that are no failure.
+
+    Raises:
+        CommandError: the program is missing, was killed at its time limit, or
+            ended with a status that is not accepted.
+    """
+    words = [str(word) for word in argv]
+    shown = shlex.join(words)
+    log.debug("running %s", shown)
+    try:
+        done = subprocess.run(  # noqa: S603 -- argument lists only, never a shell
+            words,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            encoding="utf-8",
+            errors="replace",
+            timeout=timeout,
+            env={**os.environ, "LC_ALL": "C", **(environment or {})},
+        )
+    except FileNotFoundError as exc:
+        raise CommandError(
+            f"the program {words[0]} is not installed",
+            hint="`vmprovision doctor` names the package",
+        ) from exc
+    except OSError as exc:
+        raise CommandError(f"cannot run {words[0]}: {exc.strerror}") from exc
+    except subprocess.TimeoutExpired as exc:
+        raise CommandError(f"{words[0]} was not done after {timeout:.0f} s: {shown}") from exc
+    if done.returncode not in accept:
+        tail = done.stderr.strip()[-STDERR_TAIL:] or f"exit status {done.returncode}"
+        raise CommandError(f"{words[0]} failed: {tail}", stderr=done.stderr)
+    return done

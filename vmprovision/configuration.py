@@ -1,0 +1,115 @@
+"""The agent's configuration file in the guest: ``KEY=VALUE`` lines and ``#`` comments.
+
+The agent, systemd's ``EnvironmentFile=`` (systemd.exec(5)) and a person edit the
+same file, so values are kept to characters that mean the same to all of them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from vmprovision.errors import PlanError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DEFAULT_PORT = 8080
+_PLAIN = re.compile(r"[A-Za-z0-9._~:/?#\[\]@!()*+,;=%-]*$")
+_VM_ID = re.compile(r"[A-Za-z0-9._~:@+-]{1,128}$")
+_ASSIGNMENT = re.compile(rb"\s*([A-Za-z_][A-Za-z0-9_]*)\s*=(.*)$")
+
+
+def parse_configuration(content: bytes) -> dict[str, str]:
+    """The settings that a configuration file makes; a later line wins over an earlier one."""
+    settings = {}
+    for line in content.splitlines():
+        if match := _ASSIGNMENT.match(line):
+            value = match[2].decode("utf-8", errors="replace").strip()
+            if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+                value = value[1:-1]
+            settings[match[1].decode("ascii")] = value
+    return settings
+
+
+def update_configuration(content: bytes, changes: Mapping[str, str]) -> bytes:
+    """The file with these settings changed in place or added; every other line as it was."""
+    left = dict(changes)
+    current = parse_configuration(content)
+    lines = []
+    for line in content.splitlines(keepends=True):
+        match = _ASSIGNMENT.match(line.rstrip(b"\r\n"))
+        key = match[1].decode("ascii") if match else ""
+        if key in changes and changes[key] != current.get(key):
+            if key in left:
+                lines.append(f"{key}={left.pop(key)}\n".encode())
+            continue
+        left.pop(key, None)
+        lines.append(line)
+    if left and lines and not lines[-1].endswith(b"\n"):
+        lines[-1] += b"\n"
+    return b"".join(lines) + b"".join(f"{key}={value}\n".encode() for key, value in left.items())
+
+
+def check_vm_id(value: str) -> str:
+    """The VM's identifier, fit for a URL's path and for the configuration file.
+
+    Raises:
+        PlanError: it is empty, too long, or holds characters that are not.
+    """
+    if not _VM_ID.match(value) or value in (".", ".."):
+        raise PlanError(
+            f"the VM id {value!r} cannot be used",
+            hint="use 1 to 128 letters, digits, and . _ ~ : @ + -",
+        )
+    return value
+
+
+def check_manager_url(value: str) -> str:
+    """The manager's base URL without a trailing slash.
+
+    Raises:
+        PlanError: it is no http or https URL with a host, or carries a password,
+            a query or characters that the configuration file cannot hold.
+    """
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError as exc:
+        raise PlanError(f"the manager URL {value!r} is not valid: {exc}") from exc
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise PlanError(
+            f"the manager URL {value!r} is not valid", hint="give it as http://HOST:PORT"
+        )
+    if parts.query or parts.fragment or "@" in parts.netloc or not _PLAIN.match(value):
+        raise PlanError(
+            f"the manager URL {value!r} holds more than scheme, host, port and path",
+            hint="a secret belongs into --token-file",
+        )
+    return value.rstrip("/")
+
+
+def check_port(value: int) -> int:
+    """A TCP port.
+
+    Raises:
+        PlanError: it is none.
+    """
+    if not 0 < value < 1 << 16:
+        raise PlanError(f"{value} is not a TCP port", hint="use 1 to 65535")
+    return value
+
+
+def check_token(value: str) -> str:
+    """The bearer token, by RFC 6750's alphabet.
+
+    Raises:
+        PlanError: it is empty, too long, or holds other characters.
+    """
+    if not re.match(r"[A-Za-z0-9._~+/-]{1,1024}=*$", value):
+        raise PlanError(
+            "the token is empty or holds characters that a bearer token cannot have",
+            hint="use letters, digits and . _ ~ + / - (RFC 6750)",
+        )
+    return value

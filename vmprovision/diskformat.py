@@ -1,0 +1,313 @@
+"""What a disk image's own header says, read with care before QEMU opens the file.
+
+An image is hostile input: a qcow2 header may name any file of the host as its
+backing or data file, and a raw image's guest may write such a header into its
+own first sector.  So a format is never guessed from content alone, and no
+reference is followed that the caller did not allow.
+
+Formats: qcow2 by QEMU's ``docs/interop/qcow2.txt``; VMDK, VDI and VHDX by their
+magic numbers and what ``qemu-img info`` says of them.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vmprovision.command import CommandError, run
+from vmprovision.errors import (
+    ImageCorruptError,
+    ImageFormatError,
+    ImageReferenceError,
+)
+
+FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhdx")
+CHECK_SECONDS = 300.0
+SECTOR = 512
+CHAIN_LIMIT = 32
+
+# The names by which a file says what it is; `.img` and `.bin` say nothing.
+_EXTENSIONS = {".raw": "raw", **{f".{name}": name for name in FORMATS}, ".qcow": "qcow"}
+_QCOW2_EXTERNAL_DATA = 1 << 2
+_QCOW2_CORRUPT = 1 << 1
+_EXTENSION_END = 0x00000000
+_EXTENSION_DATA_FILE = 0x44415441
+_EXTENSION_BACKING_FORMAT = 0xE2792ACA
+_GPT_PROTECTIVE = 0xEE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class References:
+    """The other files that an image names, as it names them."""
+
+    backing: str | None = None
+    backing_format: str | None = None
+    data: tuple[str, ...] = ()
+
+
+def header_format(path: Path) -> str | None:
+    """The format whose magic number the file begins with; None where it has none of ours."""
+    with path.open("rb") as file:
+        start = file.read(128)
+    if start.startswith(b"QFI\xfb"):
+        return "qcow2" if start[4:8] in (b"\0\0\0\2", b"\0\0\0\3") else "qcow"
+    if start.startswith((b"KDMV", b"# Disk DescriptorFile")):
+        return "vmdk"
+    if start[64:68] == b"\x7f\x10\xda\xbe":
+        return "vdi"
+    return "vhdx" if start.startswith(b"vhdxfile") else None
+
+
+def named_format(path: Path) -> str | None:
+    """The format that a file's name says it has; None where the name does not say."""
+    return _EXTENSIONS.get(path.suffix.lower())
+
+
+def determine_format(path: Path, stated: str | None) -> str:
+    """The format to open the image with: the caller's word, else name and header together.
+
+    Raises:
+        ImageFormatError: neither the caller nor the name says, or they disagree
+            with the header.
+    """
+    seen = header_format(path)
+    if stated is not None:
+        if stated not in FORMATS:
+            raise ImageFormatError(
+                f"{path}: unknown disk format {stated}", hint=f"known are {', '.join(FORMATS)}"
+            )
+        if stated not in ("raw", seen):
+            raise ImageFormatError(
+                f"{path} is no {stated} image: its header says {seen or 'nothing'}",
+                hint="state the true format with --format",
+            )
+        return stated
+    named = named_format(path)
+    if named in FORMATS and named == (seen or "raw"):
+        return named
+    says = f"its header says {seen}" if seen else "it has no header of a known format"
+    calls = f"its name says {named}" if named else f"its name ({path.suffix or 'no suffix'}) does not say"
+    raise ImageFormatError(
+        f"{path}: cannot tell the disk format: {calls}, {says}",
+        hint=f"state it with --format {seen or 'raw'} if you trust the file to be that",
+    )
+
+
+def qcow2_references(path: Path) -> References:
+    """The backing and data files that a qcow2 header names, without opening them.
+
+    Raises:
+        ImageCorruptError: the header is cut off, inconsistent, or marked corrupt.
+    """
+    with path.open("rb") as file:
+        start = file.read(1 << 16)
+    try:
+        version, backing_offset, backing_size = struct.unpack_from(">4xIQI", start)
+        (crypt,) = struct.unpack_from(">I", start, 32)
+        incompatible, length = 0, 72
+        if version >= 3:  # noqa: PLR2004 -- the format's version 3
+            (incompatible,) = struct.unpack_from(">Q", start, 72)
+            (length,) = struct.unpack_from(">I", start, 100)
+        if crypt:
+            raise ImageFormatError(
+                f"{path} is an encrypted qcow2 image", hint="decrypt it with qemu-img convert"
+            )
+        if incompatible & _QCOW2_CORRUPT:
+            raise ImageCorruptError(
+                f"{path} is marked as corrupt", hint="repair a copy with qemu-img check -r all"
+            )
+        extensions = _qcow2_extensions(start, length)
+        backing = None
+        if backing_offset:
+            backing = start[backing_offset : backing_offset + backing_size].decode("utf-8")
+            if len(backing) != backing_size and not backing:
+                raise ImageCorruptError(f"{path}: the backing file's name is outside the header")
+    except (struct.error, UnicodeDecodeError) as exc:
+        raise ImageCorruptError(
+            f"{path}: the qcow2 header is cut off or damaged", hint="get the image again"
+        ) from exc
+    data = extensions.get(_EXTENSION_DATA_FILE, b"").decode("utf-8", errors="replace")
+    if incompatible & _QCOW2_EXTERNAL_DATA and not data:
+        raise ImageReferenceError(
+            f"{path} keeps its data in another file and does not name it",
+            hint="merge it with qemu-img convert",
+        )
+    named_format = extensions.get(_EXTENSION_BACKING_FORMAT, b"").decode("ascii", errors="replace")
+    return References(
+        backing=backing,
+        backing_format=named_format or None,
+        data=(data,) if incompatible & _QCOW2_EXTERNAL_DATA else (),
+    )
+
+
+def _qcow2_extensions(start: bytes, offset: int) -> dict[int, bytes]:
+    found = {}
+    while offset + 8 <= len(start):
+        kind, size = struct.unpack_from(">II", start, offset)
+        if kind == _EXTENSION_END or offset + 8 + size > len(start):
+            break
+        found[kind] = start[offset + 8 : offset + 8 + size]
+        offset += 8 + (size + 7) // 8 * 8
+    return found
+
+
+def check_references(path: Path, disk_format: str, *, allow_outside: bool) -> None:
+    """Follow the chain of files that an image refers to, and refuse what may not be opened.
+
+    Raises:
+        ImageReferenceError: a reference is no plain file name, leads out of the
+            image's folder, has no stated format, or is a circle.
+        ImageCorruptError: a header of the chain is damaged.
+    """
+    folder = path.parent.resolve()
+    current, current_format = path, disk_format
+    for _ in range(CHAIN_LIMIT):
+        references = _references(current, current_format)
+        names = [*references.data, *([references.backing] if references.backing else [])]
+        for name in names:
+            _allowed(current, name, folder, allow_outside=allow_outside)
+        if references.backing is None:
+            return
+        if references.backing_format not in FORMATS:
+            raise ImageReferenceError(
+                f"{current} names the backing file {references.backing} without a format we know",
+                hint="state it: qemu-img rebase -u -F FORMAT -b BACKING IMAGE",
+            )
+        current = current.parent / references.backing
+        current_format = references.backing_format
+    raise ImageReferenceError(f"{path}: its chain of backing files has no end")
+
+
+def _references(path: Path, disk_format: str) -> References:
+    if disk_format == "qcow2":
+        return qcow2_references(path)
+    if disk_format == "vmdk":
+        return _vmdk_references(path)
+    return References()
+
+
+def _vmdk_references(path: Path) -> References:
+    described = image_information(path, "vmdk").get("format-specific", {}).get("data", {})
+    if described.get("create-type") == "streamOptimized":
+        raise ImageFormatError(
+            f"{path} is a stream-optimized VMDK, which cannot be written in place",
+            hint="convert it first: qemu-img convert -O qcow2",
+        )
+    extents = [str(extent.get("filename", "")) for extent in described.get("extents", [])]
+    others = tuple(name for name in extents if Path(name).name != path.name)
+    parent = described.get("parent-cid", 0xFFFFFFFF)
+    if parent != 0xFFFFFFFF:
+        raise ImageReferenceError(
+            f"{path} is a VMDK with a parent", hint="merge it with qemu-img convert"
+        )
+    return References(data=others)
+
+
+def _allowed(image: Path, name: str, folder: Path, *, allow_outside: bool) -> None:
+    if not name or ":" in name.partition("/")[0]:
+        raise ImageReferenceError(
+            f"{image} refers to {name or 'nothing'}, which is no plain file name",
+            hint="only files are followed; merge the image with qemu-img convert",
+        )
+    target = (image.parent / name).resolve()
+    if not target.is_file():
+        raise ImageReferenceError(f"{image} refers to {name}, which is not a file")
+    if not allow_outside and target.parent != folder:
+        raise ImageReferenceError(
+            f"{image} refers to {target}, outside the image's folder",
+            hint="if you trust the image, allow it with --allow-backing",
+        )
+
+
+def image_information(path: Path, disk_format: str) -> dict[str, Any]:
+    """What ``qemu-img info`` says of this one file, its backing file not opened.
+
+    Raises:
+        ImageCorruptError: QEMU cannot open it as this format.
+    """
+    try:
+        done = run(
+            ["qemu-img", "info", "-U", "--output=json", "-f", disk_format, f"{path.absolute()}"],
+            timeout=CHECK_SECONDS,
+        )
+    except CommandError as exc:
+        raise _unopened(path, disk_format, exc) from exc
+    described: dict[str, Any] = json.loads(done.stdout)
+    return described
+
+
+def check_image(path: Path, disk_format: str) -> None:
+    """Refuse an image that is truncated or whose metadata is damaged.
+
+    ``qemu-img info`` is content with half an image; ``qemu-img check`` is not.
+
+    Raises:
+        ImageCorruptError: it is.
+    """
+    if path.stat().st_size == 0:
+        raise ImageCorruptError(f"{path} is empty", hint="get the image again")
+    if disk_format == "raw":
+        _check_raw(path)
+        return
+    try:
+        run(
+            ["qemu-img", "check", "-U", "-q", "-f", disk_format, f"{path.absolute()}"],
+            timeout=CHECK_SECONDS,
+            accept=(0, 3),  # 3: leaked clusters, which lose space and nothing else
+        )
+    except CommandError as exc:
+        raise _unopened(path, disk_format, exc) from exc
+    if disk_format == "vdi":
+        _check_vdi(path)
+
+
+def _unopened(path: Path, disk_format: str, exc: CommandError) -> ImageCorruptError | CommandError:
+    if not exc.stderr:  # qemu-img is missing or was too slow: no fault of the image
+        return exc
+    lines = exc.stderr.strip().splitlines()
+    return ImageCorruptError(
+        f"{path} is truncated or damaged as a {disk_format} image: {lines[0] if lines else exc}",
+        hint="get the image again, or repair a copy with qemu-img check -r all",
+    )
+
+
+def _check_vdi(path: Path) -> None:
+    with path.open("rb") as file:
+        header = file.read(SECTOR)
+    (data,) = struct.unpack_from("<I", header, 0x158)
+    block, allocated = struct.unpack_from("<I8xI", header, 0x178)
+    if data + block * allocated > path.stat().st_size:
+        raise ImageCorruptError(
+            f"{path} is truncated: its header counts more blocks than the file holds",
+            hint="get the image again",
+        )
+
+
+def _check_raw(path: Path) -> None:
+    """Compare a raw disk's partition table with the size of the file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(2 * SECTOR)
+    if size % SECTOR:
+        raise ImageCorruptError(
+            f"{path} is truncated: its size is not a multiple of {SECTOR} bytes",
+            hint="get the image again",
+        )
+    end = 0
+    if start[SECTOR : SECTOR + 8] == b"EFI PART":
+        (backup,) = struct.unpack_from("<Q", start, SECTOR + 32)
+        end = backup + 1
+    elif start[510:512] == b"\x55\xaa" and start[3:11] not in (b"NTFS    ", b"EXFAT   "):
+        for entry in range(446, 510, 16):
+            kind, first, count = struct.unpack_from("<4xB3xII", start, entry)
+            if kind not in (0, _GPT_PROTECTIVE) and start[entry] in (0, 0x80):
+                end = max(end, first + count)
+    if end * SECTOR > size:
+        raise ImageCorruptError(
+            f"{path} is truncated: its partition table reaches to byte {end * SECTOR}, "
+            f"the file ends at {size}",
+            hint="get the image again",
+        )

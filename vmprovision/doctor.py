@@ -1,0 +1,191 @@
+"""Can this host do the work?  Each finding comes with the command that mends it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vmprovision.appliance.accelerator import choose_accelerator
+from vmprovision.appliance.session import guestfs_module, qemu_program
+from vmprovision.cache import cache_directory
+from vmprovision.data import data_directory
+from vmprovision.errors import VmprovisionError
+
+APPLIANCE_ROOM = 1 << 30  # libguestfs's appliance, unpacked, with its margin
+RELEASE = Path("/etc/os-release")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        subject: what was looked at.
+        ok: whether it is as the work needs it.
+        detail: what was seen, in a sentence.
+        mend: the command that mends it, or an empty string.
+        needed: whether nothing works without it; else it is slower, or only
+            building and proving images lack it.
+    """
+
+    subject: str
+    ok: bool
+    detail: str
+    mend: str = ""
+    needed: bool = True
+
+    def as_json(self) -> dict[str, Any]:
+        """The finding as ``vmprovision doctor --json`` prints it."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def examine_host() -> list[Finding]:
+    """Everything that the work needs of this host, looked at or tried now."""
+    return [
+        _binding(),
+        _kernel(),
+        _qemu(),
+        _accelerator(),
+        _program("qemu-img", _packages("qemu-utils", "qemu-img")),
+        _program("supermin", _packages("supermin", "supermin")),
+        _program("mmdebstrap", _packages("mmdebstrap", "mmdebstrap"), needed=False),
+        _program("extlinux", _packages("extlinux", "syslinux-extlinux"), needed=False),
+        _space(Path(os.environ.get("LIBGUESTFS_CACHEDIR", "/var/tmp"))),  # noqa: S108 -- libguestfs's own default
+        _space(_existing_parent(cache_directory())),
+        _space(Path(tempfile.gettempdir())),
+        _data(),
+    ]
+
+
+def _packages(debian: str, others: str) -> str:
+    """The command that installs a package on this host's distribution."""
+    command = "apt-get install" if _is_debian() else "dnf install"
+    sudo = "" if os.geteuid() == 0 else "sudo "
+    return f"{sudo}{command} {debian if _is_debian() else others}"
+
+
+def _is_debian() -> bool:
+    return Path("/etc/debian_version").exists()
+
+
+def _binding() -> Finding:
+    mend = (
+        _packages("python3-guestfs", "python3-libguestfs")
+        + " && /usr/bin/python3 -m venv --system-site-packages VENV"
+    )
+    try:
+        version = guestfs_module().GuestFS(python_return_dict=True).version()
+    except VmprovisionError as exc:
+        return Finding(
+            subject="libguestfs binding",
+            ok=False,
+            detail=f"{exc.message} ({sys.executable})",
+            mend=mend,
+        )
+    numbers = f"{version['major']}.{version['minor']}.{version['release']}"
+    return Finding(subject="libguestfs binding", ok=True, detail=f"libguestfs {numbers}")
+
+
+def _kernel() -> Finding:
+    """libguestfs's appliance is made with a kernel of the host, which must be readable."""
+    kernels = sorted(Path("/boot").glob("vmlinuz-*")) + sorted(Path("/boot").glob("vmlinux-*"))
+    named = os.environ.get("SUPERMIN_KERNEL")
+    kernels = [Path(named)] if named else kernels
+    usable = [
+        kernel
+        for kernel in kernels
+        if named or Path("/lib/modules", kernel.name.partition("-")[2]).is_dir()
+    ]
+    if not usable:
+        return Finding(
+            subject="kernel",
+            ok=False,
+            detail="there is no kernel with its modules in /boot and /lib/modules",
+            mend=_packages("linux-image-generic" if _is_ubuntu() else "linux-image-cloud-amd64", "kernel"),
+        )
+    readable = [kernel for kernel in usable if os.access(kernel, os.R_OK)]
+    if not readable:
+        return Finding(
+            subject="kernel",
+            ok=False,
+            detail=f"{usable[-1]} cannot be read by this user",
+            mend=f"sudo chmod 0644 {usable[-1]}",
+        )
+    return Finding(subject="kernel", ok=True, detail=f"{readable[-1]} is readable")
+
+
+def _is_ubuntu() -> bool:
+    try:
+        return "ID=ubuntu" in RELEASE.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return False
+
+
+def _qemu() -> Finding:
+    try:
+        return Finding(subject="QEMU", ok=True, detail=str(qemu_program()))
+    except VmprovisionError as exc:
+        mend = _packages("qemu-system-x86", "qemu-kvm")
+        return Finding(subject="QEMU", ok=False, detail=exc.message, mend=mend)
+
+
+def _accelerator() -> Finding:
+    try:
+        choice = choose_accelerator(qemu_program(), remember=False)
+    except VmprovisionError as exc:
+        return Finding(subject="KVM", ok=False, detail=exc.message, needed=False)
+    works = choice.accelerator == "kvm"
+    detail = choice.reason if works else f"{choice.reason}; TCG is used, which is slower"
+    denied = not works and "not accessible" in choice.reason
+    return Finding(
+        subject="KVM",
+        ok=works,
+        detail=detail,
+        mend="sudo adduser $USER kvm, then log in again" if denied else "",
+        needed=False,
+    )
+
+
+def _program(name: str, mend: str, *, needed: bool = True) -> Finding:
+    found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    return Finding(
+        subject=name,
+        ok=found is not None,
+        detail=found or "not installed",
+        mend="" if found else mend,
+        needed=needed,
+    )
+
+
+def _existing_parent(path: Path) -> Path:
+    return next(parent for parent in (path, *path.parents) if parent.is_dir())
+
+
+def _space(directory: Path) -> Finding:
+    try:
+        free = shutil.disk_usage(directory).free
+    except OSError as exc:
+        return Finding(
+            subject=f"space in {directory}", ok=False, detail=str(exc.strerror), mend=""
+        )
+    writable = os.access(directory, os.W_OK)
+    detail = f"{free >> 20} MiB free" if writable else "not writable by this user"
+    return Finding(
+        subject=f"space in {directory}",
+        ok=writable and free > APPLIANCE_ROOM,
+        detail=detail,
+        mend="" if writable and free > APPLIANCE_ROOM else f"du -xsh {directory}/* | sort -h",
+    )
+
+
+def _data() -> Finding:
+    try:
+        detail = f"{data_directory('templates')}, {data_directory('images')}"
+    except VmprovisionError as exc:
+        return Finding(subject="templates and recipes", ok=False, detail=exc.message, mend=exc.hint)
+    return Finding(subject="templates and recipes", ok=True, detail=detail)

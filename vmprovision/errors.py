@@ -1,0 +1,159 @@
+"""Every error that a caller of vmprovision meets.
+
+One root, so that ``except VmprovisionError`` is enough; one class for every
+cause that a caller can treat in its own way.  ``cli.py`` maps the classes to
+the exit codes of ``docs/exit-codes.md``.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def printable(text: str) -> str:
+    """Text of a guest that a terminal or a log can show: no control or format characters.
+
+    Guests are hostile: their file names, release files and consoles may hold
+    escape sequences.  Line breaks become ``\\n`` as well.
+    """
+    return "".join(
+        char if unicodedata.category(char)[0] not in "CZ" or char == " " else _escaped(char)
+        for char in text
+    )
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape", "surrogatepass").decode("ascii") if char != "\xa0" else " "
+
+
+class VmprovisionError(Exception):
+    """What went wrong, in one sentence that names the image or guest path, and what to do next.
+
+    Attributes:
+        message: the sentence, without control characters.
+        hint: the next step, or an empty string.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        """Keep the message and the hint in a form that is safe to print."""
+        self.message = printable(message)
+        self.hint = printable(hint)
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        """Give the message, with the hint behind it."""
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class ImageError(VmprovisionError):
+    """The image file itself cannot be worked on."""
+
+
+class ImageNotFoundError(ImageError):
+    """There is no such file, or it is not a disk image (a device, a socket, an empty file)."""
+
+
+class ImageFormatError(ImageError):
+    """The disk format is unknown, or the file's header and its name do not agree."""
+
+
+class ImageLockedError(ImageError):
+    """Another program, most often a running virtual machine, holds the image."""
+
+
+class ImageCorruptError(ImageError):
+    """The image is truncated or its metadata is damaged."""
+
+
+class ImageReadOnlyError(ImageError):
+    """The image, or the directory beside which its redo log must stand, cannot be written."""
+
+
+class ImageSpaceError(ImageError):
+    """The host's filesystem has no room for the redo log or for merging it."""
+
+
+class ImageReferenceError(ImageError):
+    """The image refers to another file (backing or data file) that may not be followed."""
+
+
+class ImageRecoveryError(ImageError):
+    """An interrupted injection left a redo log that cannot be merged as things stand."""
+
+
+class ApplianceError(VmprovisionError):
+    """The libguestfs appliance did not start, or one of its calls failed."""
+
+
+class ApplianceTimeoutError(ApplianceError):
+    """A call into the appliance took longer than its time limit."""
+
+
+class InspectionError(VmprovisionError):
+    """What the guest is could not be found out."""
+
+
+class NoOperatingSystemError(InspectionError):
+    """No filesystem of the image holds an operating system."""
+
+
+class SeveralOperatingSystemsError(InspectionError):
+    """The image holds more than one operating system and none was chosen."""
+
+
+class AmbiguousInitError(InspectionError):
+    """The evidence does not say which program runs services, or names two."""
+
+
+class UnsupportedGuestError(VmprovisionError):
+    """The guest is known, and this version has nothing right to put into it."""
+
+
+class PlanError(VmprovisionError):
+    """The wanted injection cannot be planned from these facts and options."""
+
+
+class ApplyError(VmprovisionError):
+    """An operation failed inside the guest; the image is as it was."""
+
+
+class GuestSpaceError(ApplyError):
+    """The guest's filesystem is full or cannot be written; the image is as it was."""
+
+
+class VerificationError(VmprovisionError):
+    """The guest does not hold what it should.
+
+    Attributes:
+        mismatches: one sentence for each difference, guest path first.
+    """
+
+    def __init__(self, message: str, *, mismatches: Sequence[str], hint: str = "") -> None:
+        """Keep every mismatch beside the message."""
+        super().__init__(message, hint=hint)
+        self.mismatches = tuple(printable(mismatch) for mismatch in mismatches)
+
+
+class ProofError(VmprovisionError):
+    """The guest was booted and did not do what an injected guest does.
+
+    Attributes:
+        console: the last lines of the guest's console, without control characters.
+    """
+
+    def __init__(self, message: str, *, console: Sequence[str] = (), hint: str = "") -> None:
+        """Keep the console's tail beside the message."""
+        super().__init__(message, hint=hint)
+        self.console = tuple(printable(line) for line in console)
+
+
+class RecipeError(VmprovisionError):
+    """The recipe of a guest image is wrong, or cannot be built on this host."""
+
+
+class CancelledError(VmprovisionError):
+    """The caller cancelled; the image is as it was."""

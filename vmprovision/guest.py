@@ -1,0 +1,169 @@
+"""What is known of a guest: facts, each with the evidence that it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal
+
+from vmprovision.configuration import parse_configuration
+
+if TYPE_CHECKING:
+    from vmprovision.receipt import Receipt
+
+InitSystem = Literal["systemd", "standalone"]
+INIT_SYSTEMS: tuple[InitSystem, ...] = ("systemd", "standalone")
+Confidence = Literal["certain", "likely", "told"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distribution:
+    """Which distribution the guest is.
+
+    Attributes:
+        id: os-release(5)'s ID, or the name that its release file stands for; ``unknown``.
+        product_name: as a person would read it.
+        version: as the distribution writes it (``14.04``), empty where it has none.
+    """
+
+    id: str
+    product_name: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InitVerdict:
+    """Which program runs services in this guest, and how that is known.
+
+    Attributes:
+        system: what runs services, of those that we have a service for; None for others.
+        pid1: the program that the kernel starts: ``systemd``, ``busybox``, ``sysvinit``, …
+        confidence: ``certain`` (the file says so), ``likely`` (a rule of thumb), ``told``
+            (by the caller).
+        evidence: sentences for a person.
+        hook: the file through which boot starts commands, for init systems that
+            have no place for services of their own.
+    """
+
+    system: InitSystem | None
+    pid1: str
+    confidence: Confidence
+    evidence: tuple[str, ...]
+    hook: PurePosixPath | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interpreter:
+    """A Python in the guest: its path and, where the files say it, its version (``3.11``)."""
+
+    path: PurePosixPath
+    version: str | None
+    implementation: Literal["cpython", "micropython", "pypy"] = "cpython"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SELinuxPolicy:
+    """The guest's SELinux configuration: selinux(8)'s ``/etc/selinux/config``."""
+
+    mode: Literal["enforcing", "permissive", "disabled"]
+    policy: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """A kernel that the guest keeps in its ``/boot``, with the initrd that belongs to it."""
+
+    path: PurePosixPath
+    initrd: PurePosixPath | None
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstalledAgent:
+    """The agent that the guest already has, by its receipt.
+
+    Attributes:
+        configuration: what ``/etc/guest-agent.conf`` holds now; empty where it is gone.
+    """
+
+    version: str
+    receipt: Receipt
+    configuration: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestInfo:
+    """All facts about a guest that a plan rests on.
+
+    Attributes:
+        arch: of the userland (``x86_64``, ``aarch64``, …), by its ELF files; ``unknown``.
+        libc: ``glibc``, ``musl`` or ``unknown``.
+        links: directories that are really elsewhere in the guest -> where they are.
+        mountpoints: guest directory -> device in the appliance.
+        agent: what is installed, or None.
+        notes: what a person should know, in sentences.
+    """
+
+    distribution: Distribution
+    arch: str
+    libc: Literal["glibc", "musl", "unknown"]
+    init: InitVerdict
+    interpreters: tuple[Interpreter, ...] = ()
+    kernels: tuple[Kernel, ...] = ()
+    selinux: SELinuxPolicy | None = None
+    agent: InstalledAgent | None = None
+    links: Mapping[PurePosixPath, PurePosixPath] = field(default_factory=dict)
+    mountpoints: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def locate(self, path: PurePosixPath) -> PurePosixPath:
+        """Where a path really is in this guest: its longest known parent that is a link followed."""
+        for parent in path.parents:
+            if parent in self.links:
+                return self.links[parent] / path.relative_to(parent)
+        return path
+
+    def as_json(self) -> dict[str, Any]:
+        """The facts as ``vmprovision inspect --json`` prints them."""
+        return {
+            "distro": self.distribution.id,
+            "product_name": self.distribution.product_name,
+            "version": self.distribution.version,
+            "arch": self.arch,
+            "libc": self.libc,
+            "init": {
+                "system": self.init.system,
+                "pid1": self.init.pid1,
+                "confidence": self.init.confidence,
+                "evidence": list(self.init.evidence),
+                "hook": str(self.init.hook) if self.init.hook else None,
+            },
+            "interpreters": [
+                {
+                    "path": str(interpreter.path),
+                    "version": interpreter.version,
+                    "implementation": interpreter.implementation,
+                }
+                for interpreter in self.interpreters
+            ],
+            "selinux": {"mode": self.selinux.mode, "policy": self.selinux.policy}
+            if self.selinux
+            else None,
+            "kernels": [str(kernel.path) for kernel in self.kernels],
+            "mountpoints": dict(self.mountpoints),
+            "agent": _agent_as_json(self.agent) if self.agent else None,
+            "notes": list(self.notes),
+        }
+
+
+def _agent_as_json(agent: InstalledAgent) -> dict[str, Any]:
+    settings = parse_configuration(agent.configuration)
+    return {
+        "version": agent.version,
+        "init": agent.receipt.init,
+        "vm_id": settings.get("VM_ID"),
+        "manager_url": settings.get("MANAGER_URL"),
+        "port": settings.get("PORT"),
+        "paths": [str(entry.condition.path) for entry in agent.receipt.entries],
+    }

@@ -1,0 +1,88 @@
+"""systemd: a unit, its link in ``multi-user.target.wants`` and a preset.
+
+systemd.unit(5), systemd.preset(5).  The preset is needed beside the link: a
+guest without a machine-id runs ``preset-all`` at its first boot, and on
+distributions whose presets end in ``disable *`` that would take the link away.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from vmprovision.filesystem import status_of
+from vmprovision.guest import InitSystem, InitVerdict
+from vmprovision.plan import Operation, Symlink, WriteFile
+from vmprovision.rendering import render
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vmprovision.filesystem import GuestReader
+    from vmprovision.inspection.pid1 import Pid1
+    from vmprovision.rendering import Service
+
+NAME: InitSystem = "systemd"
+
+HOOKS: tuple[PurePosixPath | None, ...] = (None,)  # it has a place of its own for services
+UNITS = PurePosixPath("/etc/systemd/system")
+PRESETS = PurePosixPath("/etc/systemd/system-preset")
+PROGRAMS = ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")
+
+
+def detect(reader: GuestReader, pid1: Pid1) -> InitVerdict | None:
+    """systemd is PID 1; or there is no other init, and systemd itself is there.
+
+    An initramfs made by dracut starts ``systemd`` without any ``/sbin/init``.
+    """
+    if pid1.program == "systemd":
+        return InitVerdict(
+            system=NAME,
+            pid1="systemd",
+            confidence="certain",
+            evidence=(*pid1.evidence, f"{pid1.path} is systemd"),
+        )
+    nothing_else = pid1.program in ("none", "shell")
+    for path in PROGRAMS:
+        if nothing_else and status_of(reader, PurePosixPath(path)) is not None:
+            return InitVerdict(
+                system=NAME,
+                pid1="systemd",
+                confidence="likely",
+                evidence=(*pid1.evidence, f"{path} is there, and no other init is"),
+            )
+    return None
+
+
+def told(_reader: GuestReader, pid1: Pid1) -> InitVerdict:
+    """The caller says that systemd runs the services."""
+    return InitVerdict(
+        system=NAME,
+        pid1=pid1.program,
+        confidence="told",
+        evidence=("the caller named systemd", *pid1.evidence),
+    )
+
+
+def running_fault(running: Mapping[str, Any], _verdict: InitVerdict) -> str | None:
+    """What speaks against the agent running as systemd's service; None where nothing does."""
+    if running.get("pid1") != "systemd":
+        return f"process 1 is {running.get('pid1')!r:.80}"
+    if not str(running.get("cgroup")).endswith("/guest-agent.service"):
+        return f"it is not in its service's control group but in {running.get('cgroup')!r:.200}"
+    return None
+
+
+def service_operations(service: Service, _verdict: InitVerdict) -> list[Operation]:
+    """Unit, preset, and last the link that starts the unit at boot."""
+    unit = f"{service.name}.service"
+    return [
+        WriteFile(
+            path=UNITS / unit, content=render("systemd/guest-agent.service.j2", service=service)
+        ),
+        WriteFile(
+            path=PRESETS / f"50-{service.name}.preset",
+            content=render("systemd/guest-agent.preset.j2", service=service),
+        ),
+        Symlink(path=UNITS / "multi-user.target.wants" / unit, target=str(UNITS / unit)),
+    ]

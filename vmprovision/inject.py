@@ -1,0 +1,377 @@
+"""The straight line: open the image, inspect, plan, apply, verify, commit.
+
+Every public function takes a disk image, or a directory that holds an unpacked
+root filesystem.  Nothing here is shared between calls, so they may run in as
+many threads as the host has memory for appliances.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from vmprovision.appliance.roots import mount_guest, recognise_system
+from vmprovision.appliance.session import Drive, launch
+from vmprovision.apply import apply_plan
+from vmprovision.archive import build_archive
+from vmprovision.errors import NoOperatingSystemError, PlanError
+from vmprovision.filesystem import GuestFilesystem, LocalFilesystem
+from vmprovision.image import Recovery, open_image, recover_image
+from vmprovision.inspection import inspect_guest
+from vmprovision.naming import naming
+from vmprovision.plan import Plan, is_satisfied
+from vmprovision.planning import InjectOptions, plan_injection, plan_removal
+from vmprovision.progress import Control
+from vmprovision.receipt import Entry, Found, restoration, set_aside_path, survey, with_receipt
+from vmprovision.reports import (
+    ChangeReport,
+    ImageOptions,
+    PlannedOperation,
+    PlanReport,
+    VerifyReport,
+)
+from vmprovision.verify import verify_plan, verify_receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from vmprovision.guest import GuestInfo, InitSystem
+    from vmprovision.image import OpenImage
+
+log = logging.getLogger(__name__)
+
+NO_OPTIONS = InjectOptions()
+
+
+DEFAULT_IMAGE = ImageOptions()
+
+
+def inspect(
+    image: Path | str,
+    *,
+    source: ImageOptions = DEFAULT_IMAGE,
+    init: InitSystem | None = None,
+    control: Control | None = None,
+) -> GuestInfo:
+    """What the guest in an image is; nothing is written.
+
+    Args:
+        image: a disk image, or a directory with an unpacked root filesystem.
+        source: how to open the image.
+        init: the init system, where the caller knows better than the evidence.
+        control: progress and cancellation.
+
+    Raises:
+        VmprovisionError: one of its kinds; the message names the image.
+    """
+    with _opened(Path(image), source, init, control or Control()) as opened:
+        return opened.guest
+
+
+def plan(
+    image: Path | str,
+    options: InjectOptions = NO_OPTIONS,
+    *,
+    source: ImageOptions = DEFAULT_IMAGE,
+    control: Control | None = None,
+) -> PlanReport:
+    """The ordered operations that ``inject`` would make; nothing is written.
+
+    Raises:
+        VmprovisionError: as ``inject``.
+    """
+    with _opened(Path(image), source, options.init, control or Control()) as opened:
+        planned, _ = _plan_injection(opened, options)
+        operations = tuple(
+            PlannedOperation(
+                operation=operation, satisfied=is_satisfied(operation, opened.filesystem)
+            )
+            for operation in planned.operations
+        )
+        return PlanReport(
+            image=Path(image), guest=opened.guest, operations=operations, notes=planned.notes
+        )
+
+
+def inject(
+    image: Path | str,
+    options: InjectOptions = NO_OPTIONS,
+    *,
+    source: ImageOptions = DEFAULT_IMAGE,
+    output: Path | str | None = None,
+    control: Control | None = None,
+) -> ChangeReport:
+    """Put the agent into the guest; the image is afterwards finished, or as it was to the byte.
+
+    A guest that already is as wanted is not written to.
+
+    Args:
+        image: a disk image, or a directory with an unpacked root filesystem.
+        options: what is wanted; what they leave open stays as it is in the guest.
+        source: how to open the image.
+        output: keep the image and write this new one.
+        control: progress and cancellation.
+
+    Raises:
+        ImageError: the image cannot be opened, locked, written or merged.
+        ApplianceError: the appliance did not start or failed.
+        InspectionError: what the guest is cannot be found out.
+        UnsupportedGuestError: nothing of ours is right for this guest.
+        PlanError: the options do not fit.
+        ApplyError: writing inside the guest failed.
+        VerificationError: what was written is not what is there.
+        CancelledError: ``control.cancelled`` was set.
+    """
+    return _change(
+        Path(image),
+        lambda opened: _plan_injection(opened, options),
+        source=source,
+        init=options.init,
+        output=Path(output) if output is not None else None,
+        control=control or Control(),
+        agent_version=build_archive().version,
+    )
+
+
+def remove(
+    image: Path | str,
+    *,
+    source: ImageOptions = DEFAULT_IMAGE,
+    control: Control | None = None,
+) -> ChangeReport:
+    """Take the agent out of the guest and bring back what stood there, to byte, mode and owner.
+
+    Raises:
+        PlanError: the guest holds no agent of ours, or what was set aside is gone.
+        VmprovisionError: otherwise as ``inject``.
+    """
+    return _change(
+        Path(image),
+        _plan_removal,
+        source=source,
+        init=None,
+        output=None,
+        control=control or Control(),
+    )
+
+
+def verify(
+    image: Path | str,
+    *,
+    source: ImageOptions = DEFAULT_IMAGE,
+    control: Control | None = None,
+) -> VerifyReport:
+    """How the guest compares with the receipt that the injection left in it.
+
+    Raises:
+        PlanError: the guest holds no agent of ours.
+        VmprovisionError: otherwise as ``inspect``.
+    """
+    with _opened(Path(image), source, None, control or Control()) as opened:
+        agent = opened.guest.agent
+        if agent is None:
+            raise PlanError("the guest holds no agent of ours", hint="inject it first")
+        return VerifyReport(
+            image=Path(image),
+            agent_version=agent.version,
+            init=agent.receipt.init,
+            checked=len(agent.receipt.entries),
+            mismatches=tuple(verify_receipt(agent.receipt, opened.filesystem)),
+        )
+
+
+def recover(
+    image: Path | str,
+    *,
+    source: ImageOptions = DEFAULT_IMAGE,
+    control: Control | None = None,
+) -> Recovery:
+    """Complete or discard what an interrupted injection left beside an image.
+
+    Returns:
+        ``nothing`` (there was nothing), ``discarded`` (an unfinished redo log) or
+        ``merged`` (a finished one).
+
+    Raises:
+        ImageRecoveryError: the redo log does not fit the image any more.
+        ImageError: the image cannot be opened, locked or written.
+    """
+    return recover_image(
+        Path(image), stated_format=source.format, control=control or Control()
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """A guest that is open for reading or writing, and what is known of it."""
+
+    guest: GuestInfo
+    filesystem: GuestFilesystem
+
+
+def _plan_injection(
+    opened: _Opened, options: InjectOptions
+) -> tuple[Plan, dict[PurePosixPath, Found]]:
+    archive = build_archive()
+    planned = plan_injection(opened.guest, archive, options)
+    earlier = opened.guest.agent.receipt.entries if opened.guest.agent else ()
+    paths = dict.fromkeys([*planned.paths, *(entry.condition.path for entry in earlier)])
+    found = survey(paths, opened.filesystem)
+    return with_receipt(planned, opened.guest, found, archive.version), found
+
+
+def _plan_removal(opened: _Opened) -> tuple[Plan, dict[PurePosixPath, Found]]:
+    agent = opened.guest.agent
+    entries = agent.receipt.entries if agent else ()
+    found = survey([entry.condition.path for entry in entries], opened.filesystem)
+    return plan_removal(opened.guest, found), found
+
+
+def _change(  # noqa: PLR0913 -- the options of inject and remove
+    path: Path,
+    planner: Callable[[_Opened], tuple[Plan, dict[PurePosixPath, Found]]],
+    *,
+    source: ImageOptions,
+    init: InitSystem | None,
+    output: Path | None,
+    control: Control,
+    agent_version: str | None = None,
+) -> ChangeReport:
+    """Plan, apply and verify; commit where anything was written."""
+    if path.is_dir():
+        if output is not None:
+            raise PlanError(
+                f"{path} is a directory and is written in place",
+                hint="copy it first instead of using --output",
+            )
+        with _opened_directory(path, init, control) as opened:
+            return _change_directory(path, opened, planner, control, agent_version)
+    with (
+        naming(path),
+        open_image(
+            path,
+            stated_format=source.format,
+            write=True,
+            control=control,
+            output=output,
+            allow_outside=source.allow_backing,
+        ) as image,
+    ):
+        with _opened_image(image, source, init, control, write=True) as opened:
+            planned, _ = planner(opened)
+            report = _carry_out(output or path, opened, planned, control, agent_version)
+        if report.changed or output is not None:
+            image.commit(control)
+        return report
+
+
+def _carry_out(
+    path: Path, opened: _Opened, planned: Plan, control: Control, agent_version: str | None
+) -> ChangeReport:
+    applied = apply_plan(planned, opened.filesystem, control)
+    control.step("verifying")
+    verify_plan(planned, opened.filesystem)
+    return ChangeReport(
+        image=path,
+        guest=opened.guest,
+        changed=tuple(operation.path for operation in applied),
+        verified=len(planned.operations),
+        agent_version=agent_version,
+        notes=planned.notes,
+    )
+
+
+def _change_directory(
+    path: Path,
+    opened: _Opened,
+    planner: Callable[[_Opened], tuple[Plan, dict[PurePosixPath, Found]]],
+    control: Control,
+    agent_version: str | None,
+) -> ChangeReport:
+    """As for an image; a directory has no redo log, so what was found is put back on failure."""
+    planned, found = planner(opened)
+    before = {**survey(planned.paths, opened.filesystem), **found}
+    try:
+        return _carry_out(path, opened, planned, control, agent_version)
+    except BaseException:
+        _put_back(planned, before, opened.filesystem)
+        raise
+
+
+def _put_back(
+    planned: Plan, before: dict[PurePosixPath, Found], filesystem: GuestFilesystem
+) -> None:
+    contents = {set_aside_path(found): found for found in before.values() if found.sha256}
+    operations = [
+        undo
+        for operation in reversed(planned.operations)
+        for undo in restoration(
+            Entry(condition=operation.condition, before=before[operation.path]),
+            survey([operation.path], filesystem)[operation.path],
+            contents,
+        )
+    ]
+    apply_plan(Plan(operations=tuple(operations)), filesystem, Control())
+
+
+@contextlib.contextmanager
+def _opened(
+    path: Path, source: ImageOptions, init: InitSystem | None, control: Control
+) -> Iterator[_Opened]:
+    """A guest to read, in an image or a directory."""
+    if path.is_dir():
+        with _opened_directory(path, init, control) as opened:
+            yield opened
+        return
+    with (
+        naming(path),
+        open_image(
+            path,
+            stated_format=source.format,
+            write=False,
+            control=control,
+            allow_outside=source.allow_backing,
+        ) as image,
+        _opened_image(image, source, init, control, write=False) as opened,
+    ):
+        yield opened
+
+
+@contextlib.contextmanager
+def _opened_image(
+    image: OpenImage,
+    source: ImageOptions,
+    init: InitSystem | None,
+    control: Control,
+    *,
+    write: bool,
+) -> Iterator[_Opened]:
+    control.step("starting the appliance")
+    drive = Drive(path=image.drive, format=image.drive_format, readonly=not write)
+    with launch([drive], control=control) as appliance:
+        control.step("inspecting the guest")
+        mounted = mount_guest(appliance, wanted=source.root, readonly=not write)
+        guest = inspect_guest(
+            mounted.filesystem, init=init, mountpoints=mounted.mountpoints, notes=mounted.notes
+        )
+        yield _Opened(guest=guest, filesystem=mounted.filesystem)
+        # a write that cannot reach the disk shows here, not after the merge
+        appliance.call("umount_all")
+
+
+@contextlib.contextmanager
+def _opened_directory(
+    path: Path, init: InitSystem | None, control: Control
+) -> Iterator[_Opened]:
+    with naming(path):
+        control.step("inspecting the guest")
+        filesystem = LocalFilesystem(path.resolve())
+        if recognise_system(filesystem) != "linux":
+            raise NoOperatingSystemError(
+                "the directory does not hold the root filesystem of a Linux guest",
+                hint="give the directory that has /etc in it",
+            )
+        yield _Opened(guest=inspect_guest(filesystem, init=init), filesystem=filesystem)

@@ -1,0 +1,133 @@
+"""Find out what a guest is: read-only, nothing of it is run.
+
+``inspect_guest`` is one pipeline of named steps; each gives facts with the
+evidence that they rest on.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Literal
+
+from vmprovision.errors import InspectionError, UnsupportedGuestError
+from vmprovision.filesystem import read_all, resolve, status_of
+from vmprovision.guest import GuestInfo, InstalledAgent
+from vmprovision.initsystem import judge_init
+from vmprovision.inspection.distribution import inspect_distribution
+from vmprovision.inspection.elf import architecture_of
+from vmprovision.inspection.interpreters import find_interpreters
+from vmprovision.inspection.layout import find_kernels, find_links, inspect_selinux
+from vmprovision.inspection.pid1 import find_pid1
+from vmprovision.plan import FILE_LIMIT
+from vmprovision.receipt import CONFIGURATION, RECEIPT, parse_receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vmprovision.filesystem import GuestReader
+    from vmprovision.guest import InitSystem, Interpreter
+
+CONFIGURATION_LIMIT = 64 << 10
+
+
+def inspect_guest(
+    reader: GuestReader,
+    *,
+    init: InitSystem | None = None,
+    mountpoints: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
+) -> GuestInfo:
+    """All facts about a guest that a plan rests on.
+
+    Args:
+        reader: the guest's files.
+        init: the init system, where the caller knows better.
+        mountpoints: what is mounted in the appliance; a fact for the report.
+        notes: what mounting the guest had to say.
+
+    Raises:
+        InspectionError: the files cannot be read or the evidence contradicts itself.
+        UnsupportedGuestError: a system that must not be written to offline.
+    """
+    distribution = inspect_distribution(reader)
+    _refuse_image_based(reader, distribution.id)
+    pid1 = find_pid1(reader)
+    verdict = judge_init(reader, pid1, told=init)
+    interpreters = find_interpreters(reader)
+    return GuestInfo(
+        distribution=distribution,
+        arch=_architecture(reader, pid1.path, interpreters),
+        libc=_libc(reader),
+        init=verdict,
+        interpreters=interpreters,
+        kernels=find_kernels(reader),
+        selinux=inspect_selinux(reader),
+        agent=find_agent(reader),
+        links=find_links(reader),
+        mountpoints=dict(mountpoints or {}),
+        notes=tuple(notes),
+    )
+
+
+def _refuse_image_based(reader: GuestReader, identifier: str) -> None:
+    """Refuse systems that build their own tree: what is written into it is lost or breaks it."""
+    if identifier in ("nixos", "guix") or _is_there(reader, "/etc/NIXOS"):
+        raise UnsupportedGuestError(
+            f"the guest is {identifier}, which builds its /etc from its own configuration",
+            hint="add the agent to that configuration and build the image anew",
+        )
+    if _is_there(reader, "/ostree/deploy"):
+        raise UnsupportedGuestError(
+            "the guest is an OSTree system, whose root is a deployment inside it",
+            hint="this version writes ordinary roots only",
+        )
+
+
+def _is_there(reader: GuestReader, path: str) -> bool:
+    return status_of(reader, PurePosixPath(path)) is not None
+
+
+def _architecture(
+    reader: GuestReader, pid1: PurePosixPath | None, interpreters: Sequence[Interpreter]
+) -> str:
+    """By the first program that is an ELF file: PID 1, a shell, a Python."""
+    candidates = [pid1] if pid1 else []
+    candidates += [PurePosixPath(path) for path in ("/bin/sh", "/bin/busybox", "/bin/ls")]
+    candidates += [interpreter.path for interpreter in interpreters]
+    for path in candidates:
+        if architecture := architecture_of(reader, path):
+            return architecture
+    return "unknown"
+
+
+def _libc(reader: GuestReader) -> Literal["glibc", "musl", "unknown"]:
+    names = reader.list_directory(PurePosixPath("/lib"))
+    if any(name.startswith("ld-musl-") for name in names):
+        return "musl"
+    names += reader.list_directory(PurePosixPath("/lib64"))
+    if any(name.startswith(("ld-linux", "ld64.so", "ld.so", "ld-2.")) for name in names):
+        return "glibc"
+    return "unknown"
+
+
+def find_agent(reader: GuestReader) -> InstalledAgent | None:
+    """The agent that is installed, by its receipt; None where there is no receipt.
+
+    Raises:
+        InspectionError: there is a receipt that cannot be understood.
+    """
+    path = resolve(reader, RECEIPT)
+    if reader.lstat(path) is None:
+        return None
+    receipt = parse_receipt(read_all(reader, path, FILE_LIMIT))
+    configuration = b""
+    try:
+        real = resolve(reader, CONFIGURATION)
+        status = reader.lstat(real)
+        if status is not None and status.kind == "file":
+            configuration = read_all(reader, real, CONFIGURATION_LIMIT)
+    except InspectionError:  # verify names it; an upgrade writes it anew
+        configuration = b""
+    return InstalledAgent(
+        version=receipt.agent_version, receipt=receipt, configuration=configuration
+    )

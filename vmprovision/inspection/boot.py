@@ -1,0 +1,49 @@
+"""Does the image start by itself?  Which boot loader it has, by its first sector and its files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from vmprovision.filesystem import status_of
+
+if TYPE_CHECKING:
+    from vmprovision.filesystem import GuestReader
+
+SYSLINUX_FOLDERS = ("/boot/extlinux", "/extlinux", "/boot/syslinux", "/syslinux", "/boot", "/")
+EFI_PROGRAMS = ("/boot/efi/EFI/BOOT/BOOTX64.EFI", "/boot/efi/EFI/BOOT/BOOTAA64.EFI")
+# UEFI for virtual machines, as Debian, Ubuntu and Fedora install it.
+FIRMWARE = (
+    "/usr/share/OVMF/OVMF_CODE.fd",
+    "/usr/share/OVMF/OVMF_CODE_4M.fd",
+    "/usr/share/edk2/ovmf/OVMF_CODE.fd",
+)
+BOOT_CODE = slice(0, 440)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootLoader:
+    """A boot loader in the image, and the firmware that it needs beside a PC's BIOS."""
+
+    name: str
+    firmware: Path | None = None
+
+
+def find_boot_loader(first_sector: bytes, reader: GuestReader) -> BootLoader | None:
+    """The boot loader that a PC would start from this disk; None where there is none.
+
+    Boot code alone says nothing: partitioning tools write some that only looks
+    for an active partition.
+    """
+    if b"GRUB" in first_sector[BOOT_CODE]:
+        return BootLoader(name="GRUB")
+    if any(first_sector[BOOT_CODE]):
+        for folder in SYSLINUX_FOLDERS:
+            if status_of(reader, PurePosixPath(folder) / "ldlinux.sys") is not None:
+                return BootLoader(name="syslinux")
+    firmware = next((Path(path) for path in FIRMWARE if Path(path).is_file()), None)
+    for path in EFI_PROGRAMS:
+        if firmware and status_of(reader, PurePosixPath(path)) is not None:
+            return BootLoader(name="UEFI", firmware=firmware)
+    return None

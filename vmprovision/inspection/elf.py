@@ -1,0 +1,55 @@
+"""What an ELF file's header says of the machine that it is for (elf(5))."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+from vmprovision.filesystem import resolve
+
+if TYPE_CHECKING:
+    from pathlib import PurePosixPath
+
+    from vmprovision.filesystem import GuestReader
+
+HEADER_SIZE = 64
+
+# e_machine, bits, little-endian -> the architecture as `uname -m` has it
+_MACHINES = {
+    (3, 32, True): "i386",
+    (62, 64, True): "x86_64",
+    (62, 32, True): "x86_64",  # x32: a 64-bit kernel
+    (40, 32, True): "armv7l",
+    (183, 64, True): "aarch64",
+    (243, 64, True): "riscv64",
+    (243, 32, True): "riscv32",
+    (21, 64, True): "ppc64le",
+    (21, 64, False): "ppc64",
+    (20, 32, False): "ppc",
+    (22, 64, False): "s390x",
+    (258, 64, True): "loongarch64",
+    (8, 64, True): "mips64el",
+    (8, 32, True): "mipsel",
+    (8, 32, False): "mips",
+    (2, 32, False): "sparc",
+    (43, 64, False): "sparc64",
+}
+
+
+def elf_architecture(header: bytes) -> str | None:
+    """The architecture that a file's first bytes name; None where it is no ELF file."""
+    if len(header) < HEADER_SIZE or header[:4] != b"\x7fELF":
+        return None
+    bits = 64 if header[4] == 2 else 32  # noqa: PLR2004 -- ELFCLASS64
+    little = header[5] == 1
+    (machine,) = struct.unpack_from("<H" if little else ">H", header, 18)
+    return _MACHINES.get((machine, bits, little), f"elf-{machine}")
+
+
+def architecture_of(reader: GuestReader, path: PurePosixPath) -> str | None:
+    """The architecture of the program at a guest path, links followed; None where it is no ELF."""
+    real = resolve(reader, path)
+    status = reader.lstat(real)
+    if status is None or status.kind != "file":
+        return None
+    return elf_architecture(reader.read(real, limit=HEADER_SIZE))

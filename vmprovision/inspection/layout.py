@@ -1,0 +1,97 @@
+"""How the guest's tree is laid out: links among the directories in use, kernels, SELinux."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Literal
+
+from vmprovision.filesystem import read_text, resolve, status_of
+from vmprovision.guest import Kernel, SELinuxPolicy
+from vmprovision.inspection.distribution import parse_assignments
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vmprovision.filesystem import GuestReader
+
+# Every directory that a plan may put something into.
+DIRECTORIES = (
+    "/etc",
+    "/etc/init.d",
+    "/etc/rc.d",
+    "/etc/systemd",
+    "/etc/systemd/system",
+    "/etc/systemd/system/multi-user.target.wants",
+    "/etc/systemd/system-preset",
+    "/usr",
+    "/usr/local",
+    "/usr/local/bin",
+    "/usr/local/lib",
+    "/usr/local/lib/guest-agent",
+    "/var",
+    "/var/log",
+)
+
+_KERNEL = re.compile(r"(?:vmlinuz|vmlinux|bzImage|Image|kernel)(?:[-.](?P<version>.+))?$")
+_INITRDS = ("initrd.img-{0}", "initramfs-{0}.img", "initrd-{0}", "initramfs-{0}", "initrd-{0}.img")
+_BARE_INITRDS = ("initrd.img", "initrd", "initramfs", "initramfs.img", "rootfs.cpio.gz")
+
+
+def find_links(reader: GuestReader) -> Mapping[PurePosixPath, PurePosixPath]:
+    """Those of the directories in use that are really elsewhere -> where they are."""
+    found = {}
+    for name in DIRECTORIES:
+        path = PurePosixPath(name)
+        real = resolve(reader, path)
+        if real != path:
+            found[path] = real
+    return found
+
+
+def find_kernels(reader: GuestReader) -> tuple[Kernel, ...]:
+    """The kernels in ``/boot``, newest first, each with its initrd."""
+    boot = PurePosixPath("/boot")
+    names = reader.list_directory(boot)
+    kernels = []
+    for name in names:
+        match = _KERNEL.match(name)
+        status = status_of(reader, boot / name) if match else None
+        if not match or status is None or status.kind != "file" or name.endswith((".old", ".hmac")):
+            continue
+        version = match["version"] or ""
+        wanted = [form.format(version) for form in _INITRDS] if version else list(_BARE_INITRDS)
+        initrd = next((boot / entry for entry in wanted if entry in names), None)
+        kernels.append(Kernel(path=boot / name, initrd=initrd, version=version))
+    rescue = [kernel for kernel in kernels if "rescue" in kernel.version]
+    usual = [kernel for kernel in kernels if kernel not in rescue]
+    return tuple(sorted(usual, key=_kernel_order, reverse=True)) + tuple(rescue)
+
+
+def _kernel_order(kernel: Kernel) -> tuple[list[tuple[int, str]], str]:
+    parts = re.findall(r"\d+|[a-z]+", kernel.version)
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts], kernel.version
+
+
+def inspect_selinux(reader: GuestReader) -> SELinuxPolicy | None:
+    """The SELinux configuration, where a policy to go with it is installed too."""
+    text = read_text(reader, PurePosixPath("/etc/selinux/config"))
+    if text is None:
+        return None
+    values = parse_assignments(text)
+    policy = values.get("SELINUXTYPE", "targeted")
+    contexts = PurePosixPath("/etc/selinux") / policy.replace("/", "") / "contexts/files"
+    if status_of(reader, contexts / "file_contexts") is None:
+        return None
+    modes: dict[str, Literal["enforcing", "permissive"]] = {
+        "enforcing": "enforcing",
+        "permissive": "permissive",
+    }
+    return SELinuxPolicy(mode=modes.get(values.get("SELINUX", ""), "disabled"), policy=policy)
+
+
+def resolved_file(reader: GuestReader, path: str) -> PurePosixPath | None:
+    """Where the regular file at path really is, links followed; None where there is none."""
+    real = resolve(reader, PurePosixPath(path))
+    status = reader.lstat(real)
+    return real if status is not None and status.kind == "file" else None

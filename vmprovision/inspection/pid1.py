@@ -1,0 +1,219 @@
+"""Which program the guest's kernel starts as process 1, and how that is known.
+
+Directories mislead (``/etc/systemd`` stands on Upstart guests, ``/etc/init.d`` on
+systemd's), so the kernel's own way is followed: ``init=`` on the command line
+that the boot loader gives (kernel-command-line(7)), else the first of the four
+paths that the kernel tries (``init/main.c``), through the guest's links; then
+what that file is, by name, by package owner, by what it contains.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from vmprovision.errors import InspectionError, printable
+from vmprovision.filesystem import read_text, resolve
+
+if TYPE_CHECKING:
+    from vmprovision.filesystem import GuestReader
+
+KERNEL_ORDER = ("/sbin/init", "/etc/init", "/bin/init", "/bin/sh")
+PROGRAM_LIMIT = 8 << 20
+
+# Each holds the command line of the entry that boots unless a person chooses another.
+BOOT_FILES = (
+    "/boot/grub/grub.cfg",
+    "/boot/grub2/grub.cfg",
+    "/boot/efi/EFI/debian/grub.cfg",
+    "/boot/extlinux/extlinux.conf",
+    "/boot/syslinux/syslinux.cfg",
+    "/boot/extlinux.conf",
+    "/extlinux.conf",
+    "/boot/grub/menu.lst",
+    "/boot/grub/grub.conf",
+    "/etc/kernel/cmdline",
+)
+BOOT_ENTRIES = ("/boot/loader/entries", "/boot/efi/loader/entries", "/efi/loader/entries")
+
+_BY_NAME = {
+    "systemd": "systemd",
+    "upstart": "upstart",
+    "runit-init": "runit",
+    "runit": "runit",
+    "openrc-init": "openrc-init",
+    "dinit": "dinit",
+    "dinit-init": "dinit",
+    "finit": "finit",
+    "procd": "procd",
+    "sysvinit": "sysvinit",
+    "s6-linux-init": "s6",
+    "s6-svscan": "s6",
+    "minit": "minit",
+    "tini": "tini",
+    "dumb-init": "dumb-init",
+    "toybox": "toybox",
+    "sh": "shell",
+    "bash": "shell",
+    "dash": "shell",
+    "ash": "shell",
+}
+_BY_PACKAGE = {
+    "systemd-sysv": "systemd",
+    "upstart": "upstart",
+    "upstart-sysv": "upstart",
+    "sysvinit-core": "sysvinit",
+    "runit-init": "runit",
+    "finit-sysv": "finit",
+    "sysvinit": "sysvinit",
+    "dinit-init": "dinit",
+}
+# What only the program itself contains, most telling first: BusyBox knows
+# /etc/inittab as sysvinit does, and Upstart's telinit speaks of both.
+_BY_CONTENT = (
+    (b"BusyBox v", "busybox"),
+    (b"com.ubuntu.Upstart", "upstart"),
+    (b"/etc/dinit.d", "dinit"),
+    (b"/etc/finit.conf", "finit"),
+    (b"/etc/runit/", "runit"),
+    (b"/etc/preinit", "procd"),
+    (b"OpenRC init", "openrc-init"),
+    (b"org.freedesktop.systemd1", "systemd"),
+    (b"/etc/inittab", "sysvinit"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pid1:
+    """The program of process 1.
+
+    Attributes:
+        program: what it is (``systemd``, ``busybox``, ``script``, …); ``unknown``
+            for a program that nothing identifies, ``none`` where there is none.
+        path: where it is, links resolved; None where there is none.
+        evidence: how that is known, in sentences.
+    """
+
+    program: str
+    path: PurePosixPath | None
+    evidence: tuple[str, ...]
+
+
+def find_pid1(reader: GuestReader) -> Pid1:
+    """The program that the guest's kernel starts."""
+    evidence: list[str] = []
+    for start in _starting_points(reader, evidence):
+        real = resolve(reader, start)
+        status = reader.lstat(real)
+        if status is None or status.kind != "file":
+            continue
+        if real != start:
+            evidence.append(f"{start} leads to {real}")
+        program = _identify(reader, start, real, evidence)
+        return Pid1(program=program, path=real, evidence=tuple(evidence))
+    evidence.append(f"none of {', '.join(KERNEL_ORDER)} is there")
+    return Pid1(program="none", path=None, evidence=tuple(evidence))
+
+
+def _starting_points(reader: GuestReader, evidence: list[str]) -> list[PurePosixPath]:
+    named = kernel_option(reader)
+    if named is None:
+        return [PurePosixPath(path) for path in KERNEL_ORDER]
+    path, source = named
+    evidence.append(f"{source} starts the kernel with init={path}")
+    # a kernel whose init= is missing tries its own list; an initramfs stops instead
+    return [path, *(PurePosixPath(path) for path in KERNEL_ORDER)]
+
+
+def kernel_option(reader: GuestReader) -> tuple[PurePosixPath, PurePosixPath] | None:
+    """The ``init=`` that the guest's boot loader passes, and the file that says so."""
+    for name in BOOT_FILES:
+        path = PurePosixPath(name)
+        text = read_text(reader, path)
+        if text and (found := _option_in(default_entry(text))):
+            return found, path
+    for folder in BOOT_ENTRIES:
+        names = [n for n in reader.list_directory(PurePosixPath(folder)) if n.endswith(".conf")]
+        found_in = {}
+        for name in names:
+            path = PurePosixPath(folder) / name
+            found_in[path] = _option_in(read_text(reader, path) or "")
+        values = set(found_in.values())
+        if len(values) == 1 and (value := values.pop()):
+            return value, next(iter(found_in))
+    return None
+
+
+def default_entry(text: str) -> str:
+    """The part of a boot loader's configuration that boots by default: all up to a second entry.
+
+    GRUB's and syslinux's first entry is the default one unless a person or
+    ``grub-set-default`` chose another; the later ones are older kernels,
+    recovery modes and, on Debian, the init systems that were replaced.
+    """
+    starts = [m.start() for m in re.finditer(r"(?m)^\s*(?:menuentry|title|label|submenu)\s", text, re.I)]
+    return text[: starts[1]] if len(starts) > 1 else text
+
+
+def _option_in(text: str) -> PurePosixPath | None:
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    match = re.search(r'(?:^|[\s"\'])init=(/[^\s"\']+)', "\n".join(lines))
+    return PurePosixPath(printable(match[1])) if match else None
+
+
+def _identify(
+    reader: GuestReader, start: PurePosixPath, real: PurePosixPath, evidence: list[str]
+) -> str:
+    name = real.name
+    if name.startswith("busybox"):
+        return "busybox"
+    if name in _BY_NAME and not (_BY_NAME[name] == "shell" and start.name == "init"):
+        return _BY_NAME[name]
+    content = reader.read(real, limit=PROGRAM_LIMIT)
+    if content.startswith(b"#!"):
+        return _identify_script(content, real, evidence)
+    for package, program in _BY_PACKAGE.items():
+        if _owns(reader, package, (start, real)):
+            evidence.append(f"{start} belongs to the package {package}")
+            return program
+    for words, program in _BY_CONTENT:
+        if words in content:
+            evidence.append(f"{real} contains {words.decode()!r}")
+            return program
+    evidence.append(f"nothing identifies the program {real}")
+    return "unknown"
+
+
+def _identify_script(content: bytes, real: PurePosixPath, evidence: list[str]) -> str:
+    if b"s6-linux-init" in content:
+        evidence.append(f"{real} is a script that starts s6-linux-init")
+        return "s6"
+    evidence.append(f"{real} is a script")
+    return "script"
+
+
+def _owns(reader: GuestReader, package: str, paths: tuple[PurePosixPath, ...]) -> bool:
+    """Whether Debian's dpkg has this package own one of the paths (usr-merge aside)."""
+    listed = read_text(reader, PurePosixPath(f"/var/lib/dpkg/info/{package}.list"))
+    if not listed:
+        return False
+    owned = set(listed.splitlines())
+    names = {str(path) for path in paths} | {
+        str(path).removeprefix("/usr") for path in paths if str(path).startswith("/usr/")
+    }
+    return bool(owned & names)
+
+
+def runs_openrc(reader: GuestReader, inittab: str) -> bool:
+    """Whether an inittab hands services to OpenRC, and OpenRC is really there."""
+    if not re.search(r"(?m)^[^#]*\b(?:openrc|/sbin/rc)\b", inittab):
+        return False
+    for path in ("/sbin/openrc", "/sbin/rc", "/usr/bin/openrc"):
+        try:
+            if reader.lstat(resolve(reader, PurePosixPath(path))):
+                return True
+        except InspectionError:
+            continue
+    return False

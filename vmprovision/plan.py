@@ -1,0 +1,321 @@
+"""The operations of a plan: each states an end condition, none says how to reach it.
+
+A condition can be written down without the content it is about (only its hash),
+so one function, ``mismatches``, serves apply (skip what is satisfied), verify
+(assert), dry-run (difference) and the receipt in the guest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal, Union
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vmprovision.filesystem import FileStatus, GuestReader
+
+ConditionKind = Literal["directory", "file", "symlink", "block", "absent"]
+FILE_LIMIT = 64 << 20  # nothing that we put into a guest, or set aside there, is larger
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """What must be true of one guest path, in a form that fits into a receipt.
+
+    Attributes:
+        kind: ``directory`` (there is one), ``file`` (with this hash), ``symlink``
+            (to this target), ``block`` (a file with this block of lines in it,
+            once), ``absent`` (nothing is there, or a directory that others fill).
+        mode: permission bits; for ``block`` those that must be set at least;
+            None where any will do.
+        sha256: of a file's content, or of a block's lines with their markers.
+        name: of a block, as it stands in its markers.
+    """
+
+    path: PurePosixPath
+    kind: ConditionKind
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    sha256: str | None = None
+    target: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeDirectory:
+    """A directory is at path; one that is there already stays as it is."""
+
+    path: PurePosixPath
+    mode: int = 0o755
+    uid: int = 0
+    gid: int = 0
+
+    @property
+    def condition(self) -> Condition:
+        """The end condition."""
+        return Condition(path=self.path, kind="directory")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteFile:
+    """A regular file with exactly this content, mode and owner is at path."""
+
+    path: PurePosixPath
+    content: bytes
+    mode: int = 0o644
+    uid: int = 0
+    gid: int = 0
+    label: str | None = None
+
+    @property
+    def condition(self) -> Condition:
+        """The end condition."""
+        return Condition(
+            path=self.path,
+            kind="file",
+            mode=self.mode,
+            uid=self.uid,
+            gid=self.gid,
+            sha256=digest(self.content),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Symlink:
+    """A symbolic link with exactly this target is at path."""
+
+    path: PurePosixPath
+    target: str
+    uid: int = 0
+    gid: int = 0
+    label: str | None = None
+
+    @property
+    def condition(self) -> Condition:
+        """The end condition."""
+        return Condition(path=self.path, kind="symlink", target=self.target)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditBlock:
+    """The file at path holds these lines once, between markers that name them.
+
+    The rest of the file is not touched.  ``content`` empty means that the block
+    is not there.
+
+    Attributes:
+        content: whole lines, each ended by a line feed, without the markers.
+        before: the block goes before the last line that equals this one, where
+            there is such a line; otherwise to the end of the file.
+        prologue: what a file that is not there yet begins with.
+        mode: permission bits that are set besides those the file has.
+    """
+
+    path: PurePosixPath
+    name: str
+    content: bytes
+    before: str | None = None
+    prologue: bytes = b""
+    mode: int = 0
+
+    @property
+    def condition(self) -> Condition:
+        """The end condition."""
+        wanted = marked(self.name, self.content) if self.content else b""
+        return Condition(
+            path=self.path, kind="block", mode=self.mode, sha256=digest(wanted), name=self.name
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remove:
+    """Nothing is at path, or a directory that still holds what others put there."""
+
+    path: PurePosixPath
+
+    @property
+    def condition(self) -> Condition:
+        """The end condition."""
+        return Condition(path=self.path, kind="absent")
+
+
+Operation = Union[MakeDirectory, WriteFile, Symlink, EditBlock, Remove]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Ordered operations; the one that enables the service is last."""
+
+    operations: tuple[Operation, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> tuple[PurePosixPath, ...]:
+        """Every guest path that the plan is about, in order."""
+        return tuple(operation.path for operation in self.operations)
+
+
+def digest(content: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def is_satisfied(operation: Operation, reader: GuestReader) -> bool:
+    """Whether the guest is already as the operation would make it."""
+    return not mismatches(operation.condition, reader)
+
+
+def mismatches(condition: Condition, reader: GuestReader) -> list[str]:
+    """Every way in which the guest differs from the condition, guest path first; empty: none."""
+    path = condition.path
+    status = reader.lstat(path)
+    if condition.kind == "absent":
+        if status is None or (status.kind == "directory" and reader.list_directory(path)):
+            return []
+        return [f"{path}: a {status.kind} is there, nothing should be"]
+    if status is None:
+        if condition.kind == "block" and condition.sha256 == digest(b""):
+            return []
+        return [f"{path}: missing"]
+    expected = "file" if condition.kind == "block" else condition.kind
+    if status.kind != expected:
+        return [f"{path}: a {status.kind} is there, should be a {expected}"]
+    found = _ownership(condition, status)
+    if condition.kind == "symlink":
+        target = reader.readlink(path)
+        if target != condition.target:
+            found.append(f"{path}: leads to {target}, should lead to {condition.target}")
+    elif condition.kind in ("file", "block"):
+        found += _content(condition, status, reader)
+    return found
+
+
+def _ownership(condition: Condition, status: FileStatus) -> list[str]:
+    found = []
+    path = condition.path
+    if condition.kind == "block" and condition.mode is not None:
+        if status.mode & condition.mode != condition.mode:
+            found.append(f"{path}: mode {status.mode:04o} lacks {condition.mode:04o}")
+    elif condition.mode is not None and status.mode != condition.mode:
+        found.append(f"{path}: mode {status.mode:04o}, should be {condition.mode:04o}")
+    owner, wanted = (status.uid, status.gid), (condition.uid, condition.gid)
+    if condition.uid is not None and owner != wanted:
+        found.append(
+            f"{path}: owner {owner[0]}:{owner[1]}, should be {wanted[0]}:{wanted[1]}"
+        )
+    return found
+
+
+def _content(condition: Condition, status: FileStatus, reader: GuestReader) -> list[str]:
+    path = condition.path
+    if status.size > FILE_LIMIT:
+        return [f"{path}: {status.size} bytes, too large to be ours"]
+    content = reader.read(path, limit=FILE_LIMIT)
+    if condition.kind == "file":
+        return [] if digest(content) == condition.sha256 else [f"{path}: content differs"]
+    name = condition.name or ""
+    blocks = find_blocks(name, content)
+    if condition.sha256 == digest(b""):
+        return [f"{path}: still holds the block {name}"] if blocks else []
+    if len(blocks) != 1:
+        return [f"{path}: holds the block {name} {len(blocks)} times, should be once"]
+    start, end = blocks[0]
+    same = digest(content[start:end]) == condition.sha256
+    return [] if same else [f"{path}: the lines of the block {name} differ"]
+
+
+def marked(name: str, content: bytes) -> bytes:
+    """The lines of a block between its two markers."""
+    begin, end = _markers(name)
+    return begin + content + end
+
+
+def find_blocks(name: str, content: bytes) -> list[tuple[int, int]]:
+    """Where the blocks of this name stand in a file, as (start, end) offsets, markers included.
+
+    A begin marker without an end marker is a block up to the next begin marker
+    or the end of its own line: somebody cut it, and it is not ours to widen.
+    """
+    begin, end = _markers(name)
+    found = []
+    position = 0
+    while (start := _find_line(content, begin, position)) >= 0:
+        after = start + len(begin)
+        stop = _find_line(content, end, after)
+        following = _find_line(content, begin, after)
+        whole = stop >= 0 and (following < 0 or stop < following)
+        position = stop + len(end) if whole else after
+        found.append((start, position))
+    return found
+
+
+def insert_block(edit: EditBlock, content: bytes) -> bytes:
+    """The content of a file with the block in it once, where the operation wants it."""
+    bare = strip_blocks(edit.name, content)
+    if not edit.content:
+        return bare
+    block = marked(edit.name, edit.content)
+    lines = bare.splitlines(keepends=True)
+    wanted = (edit.before or "").encode()
+    places = [index for index, line in enumerate(lines) if line.strip() == wanted]
+    if edit.before is not None and places and lines[places[-1]][:1] == wanted[:1]:
+        head, tail = b"".join(lines[: places[-1]]), b"".join(lines[places[-1] :])
+    else:
+        head, tail = bare, b""
+    if head and not head.endswith(b"\n"):
+        head += b"\n"
+    return head + block + tail
+
+
+def strip_blocks(name: str, content: bytes) -> bytes:
+    """The content of a file without any block of this name."""
+    for start, end in reversed(find_blocks(name, content)):
+        content = content[:start] + content[end:]
+    return content
+
+
+def _markers(name: str) -> tuple[bytes, bytes]:
+    return (
+        f"# BEGIN {name} (added by vmprovision; remove it with `vmprovision remove`)\n".encode(),
+        f"# END {name}\n".encode(),
+    )
+
+
+def _find_line(content: bytes, line: bytes, start: int) -> int:
+    """The offset at which this line begins a line of its own, from start on; -1: nowhere."""
+    while (position := content.find(line, start)) >= 0:
+        if position == 0 or content[position - 1 : position] == b"\n":
+            return position
+        start = position + 1
+    return -1
+
+
+def describe(operation: Operation) -> dict[str, Any]:
+    """One operation as JSON has it: its kind, path and end condition; content as size and hash."""
+    described: dict[str, Any] = {
+        "operation": type(operation).__name__,
+        "path": str(operation.path),
+    }
+    if isinstance(operation, (MakeDirectory, WriteFile)):
+        described |= {
+            "mode": f"{operation.mode:04o}",
+            "uid": operation.uid,
+            "gid": operation.gid,
+        }
+    if isinstance(operation, (WriteFile, EditBlock)):
+        described |= {"size": len(operation.content), "sha256": digest(operation.content)}
+    if isinstance(operation, Symlink):
+        described["target"] = operation.target
+    if isinstance(operation, EditBlock):
+        described |= {"block": operation.name, "adds_mode": f"{operation.mode:04o}"}
+    return described
+
+
+def directories_for(paths: Iterable[PurePosixPath]) -> list[MakeDirectory]:
+    """What makes every parent of these paths exist, outermost first; ``/`` itself is given."""
+    parents = {parent for path in paths for parent in path.parents if parent.name}
+    return [MakeDirectory(path=path) for path in sorted(parents, key=lambda p: (len(p.parts), p))]

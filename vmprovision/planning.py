@@ -1,0 +1,228 @@
+"""From facts and options to ordered operations; pure, nothing is read or written here."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from vmprovision.configuration import (
+    DEFAULT_PORT,
+    check_manager_url,
+    check_port,
+    check_token,
+    check_vm_id,
+    parse_configuration,
+    update_configuration,
+)
+from vmprovision.errors import AmbiguousInitError, PlanError, UnsupportedGuestError
+from vmprovision.guest import InitVerdict
+from vmprovision.initsystem import module_for
+from vmprovision.plan import (
+    EditBlock,
+    Operation,
+    Plan,
+    Remove,
+    Symlink,
+    WriteFile,
+    directories_for,
+    marked,
+)
+from vmprovision.receipt import (
+    ABSENT,
+    AGENT,
+    CONFIGURATION,
+    FOLDER,
+    LOGS,
+    RECEIPT,
+    Entry,
+    Found,
+    restoration,
+)
+from vmprovision.rendering import Service, render
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import PurePosixPath
+
+    from vmprovision.archive import Archive
+    from vmprovision.guest import GuestInfo, InitSystem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InjectOptions:
+    """What the caller wants of an injection; None leaves a setting as it is in the guest.
+
+    Attributes:
+        vm_id: the guest's name at the manager.
+        manager_url: where the agent reports its address: ``http://HOST:PORT``.
+        port: the TCP port that the agent listens on, 8080 at first.
+        token: the bearer token that the agent shows to the manager.
+        init: the init system, where the caller knows better than the evidence.
+    """
+
+    vm_id: str | None = None
+    manager_url: str | None = None
+    port: int | None = None
+    token: str | None = None
+    init: InitSystem | None = None
+
+
+def plan_injection(guest: GuestInfo, archive: Archive, options: InjectOptions) -> Plan:
+    """The ordered operations that make this guest run the agent; the enabling one is last.
+
+    Raises:
+        PlanError: the options are wrong, or the guest holds a newer agent.
+        UnsupportedGuestError: there is no service for its init system, or nothing
+            in it can run the agent.
+        AmbiguousInitError: nothing says what runs its services.
+    """
+    _refuse_unsupported(guest)
+    _refuse_downgrade(guest, archive)
+    content = _configuration(guest, options)
+    settings = parse_configuration(content)
+    service = Service(port=_port(settings))
+    secret = "TOKEN" in settings
+    files: list[Operation] = [
+        WriteFile(path=AGENT, content=archive.content, mode=0o755),
+        WriteFile(path=CONFIGURATION, content=content, mode=0o600 if secret else 0o644),
+    ]
+    module = module_for(str(guest.init.system))
+    files += module.service_operations(service, guest.init)
+    located = [replace(operation, path=guest.locate(operation.path)) for operation in files]
+    receipt = guest.locate(RECEIPT)
+    directories: list[Operation] = list(directories_for([*(o.path for o in located), receipt]))
+    return Plan(operations=(*directories, *located), notes=_notes(guest))
+
+
+def _refuse_unsupported(guest: GuestInfo) -> None:
+    if guest.init.system is None and guest.init.pid1 in ("none", "unknown", "script", "shell"):
+        raise AmbiguousInitError(
+            f"nothing says what runs services in this guest: {'; '.join(guest.init.evidence)}",
+            hint="name it with --init, e.g. --init standalone for a guest that runs rc.local",
+        )
+    if guest.init.system is None:
+        raise UnsupportedGuestError(
+            f"the guest's services are run by {guest.init.pid1}, for which this version has none",
+            hint="where the guest runs /etc/rc.local at boot, --init standalone uses that",
+        )
+    if not any(_is_usable(interpreter.version) for interpreter in guest.interpreters):
+        raise UnsupportedGuestError(
+            "the guest has no Python that could run the agent",
+            hint="install python3 (its minimal package is enough) in the guest",
+        )
+
+
+def _is_usable(version: str | None) -> bool:
+    """CPython 2.6, 2.7 and 3.2 on: the agent's source is written for these.
+
+    A Python whose files do not tell its version is given the benefit of the doubt.
+    """
+    number = _order(version or "3.99")
+    return (2, 6) <= number < (3, 0) or number >= (3, 2)
+
+
+def _refuse_downgrade(guest: GuestInfo, archive: Archive) -> None:
+    if guest.agent and _order(guest.agent.version) > _order(archive.version):
+        raise PlanError(
+            f"the guest holds agent {guest.agent.version}, newer than this one, {archive.version}",
+            hint="use the vmprovision that put it there, or `vmprovision remove` it first",
+        )
+
+
+def _order(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version))
+
+
+def _configuration(guest: GuestInfo, options: InjectOptions) -> bytes:
+    """The configuration file: what the guest has, with what the caller changes in it."""
+    changes: dict[str, str] = {}
+    if options.vm_id is not None:
+        changes["VM_ID"] = check_vm_id(options.vm_id)
+    if options.manager_url is not None:
+        changes["MANAGER_URL"] = check_manager_url(options.manager_url)
+    if options.port is not None:
+        changes["PORT"] = str(check_port(options.port))
+    if options.token is not None:
+        changes["TOKEN"] = check_token(options.token)
+    if guest.agent and guest.agent.configuration:
+        return update_configuration(guest.agent.configuration, changes)
+    changes.setdefault("PORT", str(DEFAULT_PORT))
+    return render("agent/guest-agent.conf.j2", settings=changes)
+
+
+def _port(settings: Mapping[str, str]) -> int:
+    value = settings.get("PORT", "")
+    return int(value) if value.isdigit() and 0 < int(value) < 1 << 16 else DEFAULT_PORT
+
+
+def _notes(guest: GuestInfo) -> tuple[str, ...]:
+    notes = list(guest.notes)
+    if guest.selinux and guest.selinux.mode == "enforcing":
+        notes.append(
+            "the guest enforces SELinux: this version writes no labels, so relabel the new files "
+            "with restorecon, or boot once with autorelabel=1"
+        )
+    return tuple(notes)
+
+
+def plan_removal(guest: GuestInfo, found: Mapping[PurePosixPath, Found]) -> Plan:
+    """The ordered operations that bring back what stood in the guest before; disabling first.
+
+    Args:
+        guest: holds the agent that is to go.
+        found: what stands now at every path of its receipt.
+
+    Raises:
+        PlanError: there is no agent, or something that was set aside is gone.
+    """
+    if guest.agent is None:
+        raise PlanError(
+            "the guest holds no agent of ours", hint=f"there is no {RECEIPT} in it"
+        )
+    entries = guest.agent.receipt.entries
+    files = [entry for entry in reversed(entries) if entry.condition.kind != "directory"]
+    directories = [entry for entry in entries if entry.condition.kind == "directory"]
+    directories.sort(key=lambda entry: len(entry.condition.path.parts), reverse=True)
+    own = [Remove(path=guest.locate(path)) for path in (*LOGS, RECEIPT)]
+    return Plan(
+        operations=(
+            *_restorations(files, found),
+            *own,
+            *_restorations(directories, found),
+        )
+    )
+
+
+def _restorations(
+    entries: Sequence[Entry], found: Mapping[PurePosixPath, Found]
+) -> list[Operation]:
+    return [
+        operation
+        for entry in entries
+        for operation in restoration(entry, found.get(entry.condition.path, ABSENT), found)
+    ]
+
+
+def render_service(init: str, port: int | None = None) -> list[tuple[Operation, bytes]]:
+    """What an init system would get: each operation with the text to show for it.
+
+    Raises:
+        PlanError: the init system is not known or the port is none.
+    """
+    module = module_for(init)
+    service = Service(port=check_port(port if port is not None else DEFAULT_PORT))
+    verdicts = [
+        InitVerdict(system=module.NAME, pid1=init, confidence="told", evidence=(), hook=hook)
+        for hook in module.HOOKS
+    ]
+    operations = [o for verdict in verdicts for o in module.service_operations(service, verdict)]
+    return [(operation, _shown(operation)) for operation in operations]
+
+
+def _shown(operation: Operation) -> bytes:
+    if isinstance(operation, Symlink):
+        return f"-> {operation.target}\n".encode()
+    if isinstance(operation, EditBlock):
+        return marked(operation.name, operation.content)
+    return operation.content if isinstance(operation, WriteFile) else b""

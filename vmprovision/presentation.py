@@ -1,0 +1,132 @@
+"""Reports as text for a person, on a console that the command line gives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vmprovision.errors import printable
+from vmprovision.plan import EditBlock, MakeDirectory, Operation, Symlink, WriteFile
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from vmprovision.doctor import Finding
+    from vmprovision.guest import GuestInfo
+    from vmprovision.prove import ProofReport
+    from vmprovision.reports import ChangeReport, PlanReport, VerifyReport
+
+
+def show_guest(console: Console, guest: GuestInfo) -> None:
+    """All facts about a guest, one a line, evidence indented."""
+    distribution = guest.distribution
+    _row(console, "distro", distribution.id)
+    _row(console, "product name", distribution.product_name)
+    _row(console, "version", distribution.version or "-")
+    _row(console, "arch", f"{guest.arch} ({guest.libc})")
+    _row(console, "init", f"{guest.init.system or guest.init.pid1} ({guest.init.confidence})")
+    for sentence in guest.init.evidence:
+        console.print(f"{'':<14}- {printable(sentence)}")
+    pythons = [f"{i.path} ({i.version or 'version unknown'})" for i in guest.interpreters]
+    _row(console, "interpreters", ", ".join(pythons) or "none")
+    selinux = guest.selinux
+    _row(console, "selinux", f"{selinux.mode} ({selinux.policy})" if selinux else "none")
+    _row(console, "agent", f"version {guest.agent.version}" if guest.agent else "none")
+    for note in guest.notes:
+        _row(console, "note", note)
+
+
+def show_plan(console: Console, report: PlanReport) -> None:
+    """The operations in order, what is satisfied marked."""
+    _show_target(console, report.guest)
+    for planned in report.operations:
+        mark = "done " if planned.satisfied else "to do"
+        console.print(f"{mark}  {printable(_sentence(planned.operation))}")
+    left = sum(not planned.satisfied for planned in report.operations)
+    console.print(f"{left} of {len(report.operations)} operations to do; nothing was written")
+    _show_notes(console, report.notes)
+
+
+def show_changes(console: Console, report: ChangeReport, *, done: str) -> None:
+    """What an injection or a removal wrote."""
+    _show_target(console, report.guest)
+    for path in report.changed:
+        console.print(f"wrote  {printable(str(path))}")
+    if report.changed:
+        version = f"agent {report.agent_version} " if report.agent_version else "agent "
+        summary = f"{version}{done}: {len(report.changed)} paths written"
+    else:
+        summary = "nothing to do: the guest is already as wanted"
+    console.print(f"{report.image}: {summary}, {report.verified} verified")
+    _show_notes(console, report.notes)
+
+
+def show_verification(console: Console, report: VerifyReport) -> None:
+    """Every mismatch, or that there is none."""
+    for mismatch in report.mismatches:
+        console.print(f"differs  {printable(mismatch)}")
+    outcome = f"{len(report.mismatches)} mismatches" if report.mismatches else "all as it should be"
+    console.print(
+        f"{report.image}: agent {report.agent_version} under {report.init}: "
+        f"{report.checked} paths checked, {outcome}"
+    )
+
+
+def show_proof(console: Console, report: ProofReport) -> None:
+    """What the booted guest answered."""
+    for check in report.checks:
+        console.print(f"ok  {printable(check)}")
+    _show_answer(console, "health", report.health)
+    _show_answer(console, "metrics", report.metrics)
+    _row(console, "reported IP", report.guest_ip)
+    console.print(f"{report.image}: proven by a boot, agent up after {report.seconds:.0f} s")
+
+
+def show_findings(console: Console, findings: Sequence[Finding]) -> None:
+    """Every finding, with the command that mends it."""
+    for finding in findings:
+        mark = "ok  " if finding.ok else "FAIL" if finding.needed else "warn"
+        console.print(f"{mark}  {finding.subject}: {printable(finding.detail)}")
+        if finding.mend:
+            console.print(f"      mend: {finding.mend}")
+
+
+def show_service(console: Console, operations: Sequence[tuple[Operation, bytes]]) -> None:
+    """The files of a service, each under its guest path."""
+    for operation, content in operations:
+        mode = f" (mode {operation.mode:04o})" if isinstance(operation, WriteFile) else ""
+        console.print(f"### {operation.path}{mode}")
+        console.print(content.decode(), end="\n")
+
+
+def _show_answer(console: Console, name: str, answer: dict[str, Any]) -> None:
+    _row(console, name, ", ".join(f"{key}={value}" for key, value in answer.items()))
+
+
+def _show_target(console: Console, guest: GuestInfo) -> None:
+    console.print(
+        f"{guest.distribution.product_name}, {guest.arch}, init {guest.init.system} "
+        f"({guest.init.confidence})"
+    )
+
+
+def _show_notes(console: Console, notes: Sequence[str]) -> None:
+    for note in notes:
+        console.print(f"note: {printable(note)}")
+
+
+def _row(console: Console, name: str, value: str) -> None:
+    console.print(f"{name:<14}{printable(value)}")
+
+
+def _sentence(operation: Operation) -> str:
+    if isinstance(operation, MakeDirectory):
+        return f"directory {operation.path}, mode {operation.mode:04o}"
+    if isinstance(operation, WriteFile):
+        return f"file {operation.path}, {len(operation.content)} bytes, mode {operation.mode:04o}"
+    if isinstance(operation, Symlink):
+        return f"link {operation.path} -> {operation.target}"
+    if isinstance(operation, EditBlock):
+        return f"lines of {operation.name} in {operation.path}"
+    return f"nothing at {operation.path}"
