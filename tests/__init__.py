@@ -1,0 +1,1 @@
+"""The tests; ``tests.conftest`` holds what they share."""

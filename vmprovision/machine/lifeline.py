@@ -1,0 +1,67 @@
+"""Run a program that never outlives the process that wanted it; run as a script.
+
+``lifeline.py FD PROGRAM ARGUMENT...`` starts the program, ends when it ends, and
+kills it when the other end of the pipe ``FD`` closes, as the kernel closes it
+when the process that holds it dies, be it by SIGKILL.
+
+``prctl(PR_SET_PDEATHSIG)`` alone, set between fork and exec in vmprovision itself,
+would not do: the signal comes when the *thread* that forked ends (prctl(2)), and
+vmprovision starts machines from the threads of a pool.  This process has one
+thread, so here it is right, and it covers the case that this process is killed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: list[str]) -> int:
+    """The program's exit status, 128 + signal where one ended it."""
+    lifeline, command = int(arguments[0]), arguments[1:]
+    os.set_inheritable(lifeline, False)  # noqa: FBT003 -- positional-only
+    ended, ended_writer = os.pipe()
+    os.set_blocking(ended_writer, False)
+    signal.set_wakeup_fd(ended_writer, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+    child = _start(command)
+    status = 0
+    while True:
+        readable, _, _ = select.select([lifeline, ended], [], [])
+        if ended in readable:
+            os.read(ended, 64)
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                break
+        if lifeline in readable:
+            os.kill(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
+            break
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def _start(command: list[str]) -> int:
+    parent = os.getpid()
+    prctl = ctypes.CDLL(None).prctl
+    child = os.fork()
+    if child:
+        return child
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the kernel was told
+        os._exit(1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        os.execv(command[0], command)  # noqa: S606 -- an argument list, never a shell
+    except OSError as exc:
+        os.write(2, f"{command[0]}: {exc.strerror}\n".encode())
+        os._exit(127)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,208 @@
+"""A bootable disk image from a recipe, kept in the cache under its recipe's hash.
+
+The image appears under its name as a whole or not at all.  Two builders of one
+image wait for each other, and the second takes what the first has made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmprovision.appliance.session import Drive, launch
+from vmprovision.cache import cache_directory
+from vmprovision.command import run
+from vmprovision.errors import RecipeError
+from vmprovision.recipe.packages import HOST_TRACES, make_guest_files
+from vmprovision.recipe.schema import find_recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vmprovision.appliance.session import Appliance
+    from vmprovision.progress import Control
+    from vmprovision.recipe.schema import Recipe
+
+COPY_SECONDS = 900.0
+TAR_SECONDS = 1800.0
+LOCK_POLL_SECONDS = 0.2
+FIRST_SECTOR = 2048  # 1 MiB, as every partitioner aligns
+BOOT_CODE_BYTES = 440  # the rest of the first sector is the partition table
+BOOT_CODE_FILES = (
+    Path("/usr/lib/syslinux/mbr/mbr.bin"),
+    Path("/usr/lib/EXTLINUX/mbr.bin"),
+    Path("/usr/share/syslinux/mbr.bin"),
+)
+EXTLINUX_FOLDER = "/boot/extlinux"
+EXTLINUX_CONF = """\
+# Starts at once; /vmlinuz and /initrd.img are kept up by the kernel's packages.
+default linux
+prompt 0
+timeout 0
+label linux
+  linux /vmlinuz
+  initrd /initrd.img
+  append {command_line}
+"""
+
+
+def build_image(
+    name: str,
+    *,
+    output: Path | None = None,
+    refresh: bool = False,
+    control: Control,
+    recipes: Path | None = None,
+) -> Path:
+    """The image of a recipe: the one in the cache, or a copy of it at ``output``.
+
+    The cached image is made when it is not there yet.  It is read-only and
+    shared: work on an overlay of it or on a copy.
+
+    Args:
+        name: the recipe's name.
+        output: where to put a copy of its own; nothing may stand there.
+        refresh: make the image anew, with the newest packages.
+        control: progress and cancelling.
+        recipes: the folder that holds the recipe, if not one of vmprovision's own.
+
+    Raises:
+        RecipeError: there is no such recipe, it is wrong, it cannot be built on
+            this host, or ``output`` exists.
+        ApplianceError: the appliance failed.
+        CancelledError: the caller cancelled.
+    """
+    recipe = find_recipe(name, recipes)
+    if output is not None:
+        _refuse_existing(output)
+    cached = cache_directory() / "images" / f"{recipe.name}-{recipe.key()}.qcow2"
+    if refresh or not cached.exists():
+        _build_cached(recipe, cached, refresh=refresh, control=control)
+    if output is None:
+        return cached
+    control.step(f"copying the image to {output}")
+    _copy(cached, output)
+    return output
+
+
+def _build_cached(recipe: Recipe, cached: Path, *, refresh: bool, control: Control) -> None:
+    cached.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    asked = time.time()
+    with _locked(cached.with_suffix(".lock"), control):
+        if cached.exists() and (not refresh or cached.stat().st_mtime > asked):
+            return  # another builder made it while this one waited
+        # under the lock, so an interrupted build's leftovers are nobody's
+        workshop = cached.with_suffix(".building")
+        shutil.rmtree(workshop, ignore_errors=True)
+        workshop.mkdir(mode=0o700)
+        try:
+            _build(recipe, workshop, cached, control)
+        finally:
+            shutil.rmtree(workshop, ignore_errors=True)
+
+
+def _build(recipe: Recipe, workshop: Path, target: Path, control: Control) -> None:
+    tar, disk = workshop / "guest.tar", workshop / "disk.qcow2"
+    control.step(f"installing the packages of {recipe.name}")
+    make_guest_files(recipe, tar)
+    control.step("putting them on a disk")
+    run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", disk, f"{recipe.disk.size_mb}M"],
+        timeout=COPY_SECONDS,
+    )
+    with launch([Drive(path=disk, format="qcow2")], control=control) as appliance:
+        _fill_disk(appliance, recipe, tar, control)
+    control.step("keeping the image")
+    disk.chmod(0o444)
+    with disk.open("rb") as written:
+        os.fsync(written.fileno())
+    disk.replace(target)
+
+
+def _fill_disk(appliance: Appliance, recipe: Recipe, tar: Path, control: Control) -> None:
+    layout = recipe.disk
+    root = "/dev/sda" if layout.partition_table == "none" else "/dev/sda1"
+    if layout.partition_table != "none":
+        appliance.call("part_init", "/dev/sda", layout.partition_table)
+        # a GPT has a second copy in the disk's last 33 sectors
+        appliance.call("part_add", "/dev/sda", "primary", FIRST_SECTOR, -FIRST_SECTOR)
+    appliance.call("mkfs", layout.filesystem, root, features=",".join(layout.features) or None)
+    appliance.call("set_uuid", root, layout.uuid)
+    appliance.call("mount", root, "/")
+    # `tar_in` follows links that stand in the filesystem: this one is empty.
+    appliance.call("tar_in", str(tar), "/", xattrs=True, limit=TAR_SECONDS)
+    for path in (*HOST_TRACES, *recipe.remove):
+        appliance.call("rm_rf", path)
+    if layout.bootloader == "extlinux":
+        control.step("installing the boot loader")
+        _install_extlinux(appliance, layout.command_line)
+    appliance.call("umount_all")
+
+
+def _install_extlinux(appliance: Appliance, command_line: str) -> None:
+    code = next((path for path in BOOT_CODE_FILES if path.exists()), None)
+    if code is None or not appliance.call("feature_available", ["extlinux"]):
+        raise RecipeError(
+            "the boot loader extlinux is not on this host",
+            hint="install the packages extlinux and syslinux-common",
+        )
+    appliance.call("mkdir_p", EXTLINUX_FOLDER)
+    configuration = EXTLINUX_CONF.format(command_line=command_line)
+    appliance.call("write", f"{EXTLINUX_FOLDER}/extlinux.conf", configuration.encode())
+    appliance.call("extlinux", EXTLINUX_FOLDER)
+    appliance.call("pwrite_device", "/dev/sda", code.read_bytes()[:BOOT_CODE_BYTES], 0)
+    appliance.call("part_set_bootable", "/dev/sda", 1, True)  # noqa: FBT003 -- libguestfs's signature
+
+
+@contextlib.contextmanager
+def _locked(path: Path, control: Control) -> Iterator[None]:
+    """Hold the lock file; wait for another holder, who may take minutes."""
+    with path.open("a", encoding="ascii") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                control.step("waiting for another build of this image")
+                time.sleep(LOCK_POLL_SECONDS)
+        yield
+
+
+def _refuse_existing(output: Path) -> None:
+    if output.exists() or output.is_symlink():
+        raise RecipeError(f"{output} exists", hint="name another file, or remove it first")
+    if not output.absolute().parent.is_dir():
+        raise RecipeError(f"there is no directory {output.absolute().parent}")
+
+
+def _copy(cached: Path, output: Path) -> None:
+    """Copy the image beside its place and then give it its name, which must still be free."""
+    try:
+        workshop = Path(tempfile.mkdtemp(dir=output.absolute().parent, prefix=".vmprovision-"))
+    except OSError as exc:
+        raise RecipeError(f"cannot write {output}: {exc.strerror}") from exc
+    try:
+        copy = workshop / output.name
+        run(["cp", "--reflink=auto", "--sparse=always", cached, copy], timeout=COPY_SECONDS)
+        copy.chmod(0o644)
+        _take_name(copy, output)
+    except OSError as exc:
+        raise RecipeError(f"cannot write {output}: {exc.strerror}") from exc
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
+
+
+def _take_name(copy: Path, output: Path) -> None:
+    try:
+        os.link(copy, output)  # unlike a rename, it never replaces
+    except FileExistsError:
+        _refuse_existing(output)
+    except OSError:  # a filesystem without hard links
+        _refuse_existing(output)
+        copy.replace(output)
