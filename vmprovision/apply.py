@@ -11,7 +11,6 @@ from vmprovision.plan import (
     MakeDirectory,
     Operation,
     Plan,
-    Remove,
     Symlink,
     WriteFile,
     insert_block,

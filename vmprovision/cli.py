@@ -13,7 +13,7 @@ import logging
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -104,7 +104,7 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object instead of text.")
 ]
 FormatOption = Annotated[
-    Optional[str],
+    str | None,
     typer.Option(
         "--format",
         metavar="F",
@@ -113,7 +113,7 @@ FormatOption = Annotated[
     ),
 ]
 RootOption = Annotated[
-    Optional[str],
+    str | None,
     typer.Option(
         metavar="DEVICE",
         help="The device of the root filesystem, e.g. /dev/sda2, where the image holds several "
@@ -128,7 +128,7 @@ BackingOption = Annotated[
     ),
 ]
 InitOption = Annotated[
-    Optional[str],
+    str | None,
     typer.Option(
         metavar="NAME",
         help="The init system, where you know better than the evidence: "
@@ -137,11 +137,11 @@ InitOption = Annotated[
     ),
 ]
 VmIdOption = Annotated[
-    Optional[str],
+    str | None,
     typer.Option("--vm-id", metavar="ID", help="The guest's name at its manager."),
 ]
 ManagerOption = Annotated[
-    Optional[str],
+    str | None,
     typer.Option(
         "--manager-url",
         metavar="URL",
@@ -149,11 +149,11 @@ ManagerOption = Annotated[
     ),
 ]
 PortOption = Annotated[
-    Optional[int],
+    int | None,
     typer.Option(metavar="N", help="The TCP port that the agent listens on; 8080 at first."),
 ]
 TokenOption = Annotated[
-    Optional[Path],
+    Path | None,
     typer.Option(
         metavar="FILE",
         help="A file with the bearer token that the agent shows to the manager. The guest's "
@@ -255,7 +255,7 @@ def inject(  # noqa: PLR0913 -- one parameter an option
     token_file: TokenOption = None,
     init: InitOption = None,
     output: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(
             metavar="NEW",
             help="Keep the image and write this new one; its format goes by its name.",
@@ -369,11 +369,11 @@ def prove(  # noqa: PLR0913 -- one parameter an option
     image: ImageArgument,
     *,
     kernel: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(help="A kernel for an image that has neither boot loader nor kernel."),
     ] = None,
     initrd: Annotated[
-        Optional[Path], typer.Option(help="The initrd that belongs to --kernel.")
+        Path | None, typer.Option(help="The initrd that belongs to --kernel.")
     ] = None,
     timeout: Annotated[
         float, typer.Option(metavar="S", help="Seconds for the whole boot and all checks.")
@@ -472,7 +472,7 @@ def image_list(*, as_json: JsonOption = False) -> None:
     _present(
         as_json,
         {"recipes": [{"name": r.name, "description": r.description} for r in recipes]},
-        lambda: [stdout.print(f"{r.name:<24} {r.description}") for r in recipes],
+        lambda: stdout.print("\n".join(f"{r.name:<24} {r.description}" for r in recipes)),
     )
 
 
@@ -481,7 +481,7 @@ def image_build(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A recipe, as list names it.")],
     *,
     output: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Also write a copy here."),
     ] = None,
     refresh: Annotated[
@@ -528,7 +528,7 @@ def _read_token(path: Path) -> str:
         raise errors.PlanError(f"the token file {path} cannot be read: {exc}") from exc
 
 
-def _present(as_json: bool, document: dict[str, Any], show: Callable[[], object]) -> None:  # noqa: FBT001
+def _present(as_json: bool, document: dict[str, Any], show: Callable[[], None]) -> None:  # noqa: FBT001
     if as_json:
         sys.stdout.write(json.dumps(document) + "\n")
         sys.stdout.flush()

@@ -12,6 +12,7 @@ magic numbers and what ``qemu-img info`` says of them.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,10 @@ CHAIN_LIMIT = 32
 _EXTENSIONS = {".raw": "raw", **{f".{name}": name for name in FORMATS}, ".qcow": "qcow"}
 _QCOW2_EXTERNAL_DATA = 1 << 2
 _QCOW2_CORRUPT = 1 << 1
+_QCOW2_LARGEST_CLUSTER = 2 << 20
+_QCOW2_NAME_LIMIT = 1023
+_VMDK_DESCRIPTOR_LIMIT = 1 << 20
+_VMDK_EXTENT = re.compile(rb'^[ \t]*(?:RW|RDONLY|NOACCESS)[ \t]+\d+[^"\n]*"([^"\n]*)"', re.MULTILINE)
 _EXTENSION_END = 0x00000000
 _EXTENSION_DATA_FILE = 0x44415441
 _EXTENSION_BACKING_FORMAT = 0xE2792ACA
@@ -99,58 +104,83 @@ def determine_format(path: Path, stated: str | None) -> str:
 def qcow2_references(path: Path) -> References:
     """The backing and data files that a qcow2 header names, without opening them.
 
+    Read exactly as QEMU's ``qcow2_do_open`` reads it, all of the first cluster:
+    a name that the two understood differently would be a name nobody checked.
+
     Raises:
         ImageCorruptError: the header is cut off, inconsistent, or marked corrupt.
+        ImageFormatError: the image is encrypted.
+        ImageReferenceError: its data is in a file that it does not name.
     """
     with path.open("rb") as file:
-        start = file.read(1 << 16)
+        start = file.read(_QCOW2_LARGEST_CLUSTER)
     try:
-        version, backing_offset, backing_size = struct.unpack_from(">4xIQI", start)
+        version, name_offset, name_size, cluster_bits = struct.unpack_from(">4xIQII", start)
         (crypt,) = struct.unpack_from(">I", start, 32)
         incompatible, length = 0, 72
         if version >= 3:  # noqa: PLR2004 -- the format's version 3
             (incompatible,) = struct.unpack_from(">Q", start, 72)
             (length,) = struct.unpack_from(">I", start, 100)
-        if crypt:
-            raise ImageFormatError(
-                f"{path} is an encrypted qcow2 image", hint="decrypt it with qemu-img convert"
-            )
-        if incompatible & _QCOW2_CORRUPT:
-            raise ImageCorruptError(
-                f"{path} is marked as corrupt", hint="repair a copy with qemu-img check -r all"
-            )
-        extensions = _qcow2_extensions(start, length)
-        backing = None
-        if backing_offset:
-            backing = start[backing_offset : backing_offset + backing_size].decode("utf-8")
-            if len(backing) != backing_size and not backing:
-                raise ImageCorruptError(f"{path}: the backing file's name is outside the header")
-    except (struct.error, UnicodeDecodeError) as exc:
+        start = start[: 1 << min(cluster_bits, 21)]
+        extensions = _qcow2_extensions(start, length, name_offset or len(start))
+        backing = _qcow2_backing(start, name_offset, name_size)
+        data = extensions.get(_EXTENSION_DATA_FILE, b"").decode("utf-8")
+        backing_format = extensions.get(_EXTENSION_BACKING_FORMAT, b"").decode("ascii")
+    except (struct.error, ValueError) as exc:
         raise ImageCorruptError(
             f"{path}: the qcow2 header is cut off or damaged", hint="get the image again"
         ) from exc
-    data = extensions.get(_EXTENSION_DATA_FILE, b"").decode("utf-8", errors="replace")
-    if incompatible & _QCOW2_EXTERNAL_DATA and not data:
+    if crypt:
+        raise ImageFormatError(
+            f"{path} is an encrypted qcow2 image", hint="decrypt it with qemu-img convert"
+        )
+    if incompatible & _QCOW2_CORRUPT:
+        raise ImageCorruptError(
+            f"{path} is marked as corrupt", hint="repair a copy with qemu-img check -r all"
+        )
+    elsewhere = bool(incompatible & _QCOW2_EXTERNAL_DATA)
+    if elsewhere and not data:
         raise ImageReferenceError(
             f"{path} keeps its data in another file and does not name it",
             hint="merge it with qemu-img convert",
         )
-    named_format = extensions.get(_EXTENSION_BACKING_FORMAT, b"").decode("ascii", errors="replace")
     return References(
         backing=backing,
-        backing_format=named_format or None,
-        data=(data,) if incompatible & _QCOW2_EXTERNAL_DATA else (),
+        backing_format=backing_format or None,
+        data=(data,) if elsewhere else (),
     )
 
 
-def _qcow2_extensions(start: bytes, offset: int) -> dict[int, bytes]:
+def _qcow2_backing(start: bytes, offset: int, size: int) -> str | None:
+    """The backing file's name; None where there is none.
+
+    Raises:
+        ValueError: it is longer than QEMU allows, not all in the header, or no text.
+    """
+    if not offset or not size:
+        return None
+    name = start[offset : offset + size]
+    if size > _QCOW2_NAME_LIMIT or len(name) != size:
+        raise ValueError("the backing file's name is not in the header")
+    return name.decode("utf-8")
+
+
+def _qcow2_extensions(start: bytes, offset: int, end: int) -> dict[int, bytes]:
+    """The header extensions by their kind, of two of one kind the later.
+
+    Raises:
+        ValueError: one does not end where the extensions end.
+    """
     found = {}
-    while offset + 8 <= len(start):
+    while offset < end:
         kind, size = struct.unpack_from(">II", start, offset)
-        if kind == _EXTENSION_END or offset + 8 + size > len(start):
+        offset += 8
+        if size > end - offset or offset + size > len(start):
+            raise ValueError("a header extension is too large")
+        if kind == _EXTENSION_END:
             break
-        found[kind] = start[offset + 8 : offset + 8 + size]
-        offset += 8 + (size + 7) // 8 * 8
+        found[kind] = start[offset : offset + size]
+        offset += (size + 7) // 8 * 8
     return found
 
 
@@ -190,20 +220,51 @@ def _references(path: Path, disk_format: str) -> References:
 
 
 def _vmdk_references(path: Path) -> References:
-    described = image_information(path, "vmdk").get("format-specific", {}).get("data", {})
-    if described.get("create-type") == "streamOptimized":
+    """The files that hold a VMDK's data, of its own name those in its own folder left out.
+
+    The descriptor is read here first: QEMU opens every extent that it names as
+    soon as it opens the image, and takes ``parentFileNameHint`` for a backing
+    file even where ``parentCID`` says that there is none.
+
+    Raises:
+        ImageReferenceError: it has a parent.
+        ImageFormatError: it cannot be written in place.
+    """
+    descriptor = _vmdk_descriptor(path)
+    if b"parentFileNameHint" in descriptor:
+        raise ImageReferenceError(
+            f"{path} is a VMDK with a parent", hint="merge it with qemu-img convert"
+        )
+    if b"streamOptimized" in descriptor:
         raise ImageFormatError(
             f"{path} is a stream-optimized VMDK, which cannot be written in place",
             hint="convert it first: qemu-img convert -O qcow2",
         )
-    extents = [str(extent.get("filename", "")) for extent in described.get("extents", [])]
-    others = tuple(name for name in extents if Path(name).name != path.name)
-    parent = described.get("parent-cid", 0xFFFFFFFF)
-    if parent != 0xFFFFFFFF:
-        raise ImageReferenceError(
-            f"{path} is a VMDK with a parent", hint="merge it with qemu-img convert"
-        )
-    return References(data=others)
+    names = [name.decode("utf-8", errors="replace") for name in _VMDK_EXTENT.findall(descriptor)]
+    if not descriptor.startswith(b"# Disk") and len(names) == 1:
+        return References()  # a sparse image's own descriptor inside it, whatever it calls it
+    return References(data=tuple(name for name in names if name != path.name))
+
+
+def _vmdk_descriptor(path: Path) -> bytes:
+    """A VMDK's descriptor: the file itself, or what a sparse extent carries in it.
+
+    Raises:
+        ImageCorruptError: the header is cut off, or names a place outside the file.
+    """
+    with path.open("rb") as file:
+        start = file.read(_VMDK_DESCRIPTOR_LIMIT)
+        if start.startswith(b"# Disk"):
+            return start
+        try:
+            sector, sectors = struct.unpack_from("<QQ", start, 28)
+            file.seek(sector * SECTOR)
+            found = file.read(min(sectors * SECTOR, _VMDK_DESCRIPTOR_LIMIT))
+        except (struct.error, OSError, OverflowError) as exc:
+            raise ImageCorruptError(
+                f"{path}: the VMDK header is cut off or damaged", hint="get the image again"
+            ) from exc
+    return found
 
 
 def _allowed(image: Path, name: str, folder: Path, *, allow_outside: bool) -> None:

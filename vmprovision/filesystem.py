@@ -145,6 +145,13 @@ def read_text(reader: GuestReader, path: PurePosixPath, limit: int = TEXT_LIMIT)
     return reader.read(real, limit=limit).decode("utf-8", errors="replace")
 
 
+def resolved_file(reader: GuestReader, path: str) -> PurePosixPath | None:
+    """Where the regular file at path really is, links followed; None where there is none."""
+    real = resolve(reader, PurePosixPath(path))
+    status = reader.lstat(real)
+    return real if status is not None and status.kind == "file" else None
+
+
 def read_all(reader: GuestReader, path: PurePosixPath, limit: int) -> bytes:
     """All of a regular file.
 

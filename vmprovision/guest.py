@@ -33,6 +33,22 @@ class Distribution:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pid1:
+    """The program of process 1.
+
+    Attributes:
+        program: what it is (``systemd``, ``busybox``, ``script``, …); ``unknown``
+            for a program that nothing identifies, ``none`` where there is none.
+        path: where it is, links resolved; None where there is none.
+        evidence: how that is known, in sentences.
+    """
+
+    program: str
+    path: PurePosixPath | None
+    evidence: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InitVerdict:
     """Which program runs services in this guest, and how that is known.
 

@@ -25,7 +25,7 @@ from vmprovision.naming import naming
 from vmprovision.plan import Plan, is_satisfied
 from vmprovision.planning import InjectOptions, plan_injection, plan_removal
 from vmprovision.progress import Control
-from vmprovision.receipt import Entry, Found, restoration, set_aside_path, survey, with_receipt
+from vmprovision.receipt import Entry, Found
 from vmprovision.reports import (
     ChangeReport,
     ImageOptions,
@@ -33,6 +33,7 @@ from vmprovision.reports import (
     PlanReport,
     VerifyReport,
 )
+from vmprovision.restoration import restoration, set_aside_path, survey, with_receipt
 from vmprovision.verify import verify_plan, verify_receipt
 
 if TYPE_CHECKING:

@@ -29,24 +29,21 @@ from vmprovision.plan import (
     marked,
 )
 from vmprovision.receipt import (
-    ABSENT,
     AGENT,
     CONFIGURATION,
-    FOLDER,
     LOGS,
     RECEIPT,
-    Entry,
-    Found,
-    restoration,
 )
 from vmprovision.rendering import Service, render
+from vmprovision.restoration import restorations
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import PurePosixPath
 
     from vmprovision.archive import Archive
     from vmprovision.guest import GuestInfo, InitSystem
+    from vmprovision.receipt import Found, Receipt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,28 +177,16 @@ def plan_removal(guest: GuestInfo, found: Mapping[PurePosixPath, Found]) -> Plan
         raise PlanError(
             "the guest holds no agent of ours", hint=f"there is no {RECEIPT} in it"
         )
-    entries = guest.agent.receipt.entries
-    files = [entry for entry in reversed(entries) if entry.condition.kind != "directory"]
-    directories = [entry for entry in entries if entry.condition.kind == "directory"]
-    directories.sort(key=lambda entry: len(entry.condition.path.parts), reverse=True)
+    restored = restorations(guest.agent.receipt.entries, found)
     own = [Remove(path=guest.locate(path)) for path in (*LOGS, RECEIPT)]
-    return Plan(
-        operations=(
-            *_restorations(files, found),
-            *own,
-            *_restorations(directories, found),
-        )
-    )
+    directories = [o for o in restored if _is_directory(guest.agent.receipt, o.path)]
+    files = [o for o in restored if o not in directories]
+    return Plan(operations=(*files, *own, *directories))
 
 
-def _restorations(
-    entries: Sequence[Entry], found: Mapping[PurePosixPath, Found]
-) -> list[Operation]:
-    return [
-        operation
-        for entry in entries
-        for operation in restoration(entry, found.get(entry.condition.path, ABSENT), found)
-    ]
+def _is_directory(receipt: Receipt, path: PurePosixPath) -> bool:
+    entry = receipt.entry_for(path)
+    return entry is not None and entry.condition.kind == "directory"
 
 
 def render_service(init: str, port: int | None = None) -> list[tuple[Operation, bytes]]:

@@ -52,10 +52,10 @@ def show_changes(console: Console, report: ChangeReport, *, done: str) -> None:
     """What an injection or a removal wrote."""
     _show_target(console, report.guest)
     for path in report.changed:
-        console.print(f"wrote  {printable(str(path))}")
+        console.print(f"changed  {printable(str(path))}")
     if report.changed:
         version = f"agent {report.agent_version} " if report.agent_version else "agent "
-        summary = f"{version}{done}: {len(report.changed)} paths written"
+        summary = f"{version}{done}: {len(report.changed)} paths changed"
     else:
         summary = "nothing to do: the guest is already as wanted"
     console.print(f"{report.image}: {summary}, {report.verified} verified")

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from pathlib import PurePosixPath
 
     from vmprovision.filesystem import GuestReader
-    from vmprovision.guest import InitSystem
-    from vmprovision.inspection.pid1 import Pid1
+    from vmprovision.guest import InitSystem, Pid1
     from vmprovision.plan import Operation
     from vmprovision.rendering import Service
 

@@ -7,14 +7,13 @@ examples/inittab in its source) or the script ``/etc/init.d/rcS``; others have
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from vmprovision.errors import InspectionError
-from vmprovision.filesystem import read_text, resolve
+from vmprovision.filesystem import read_text, resolve, resolved_file
 from vmprovision.guest import InitSystem, InitVerdict
-from vmprovision.inspection.layout import resolved_file
-from vmprovision.inspection.pid1 import runs_openrc
 from vmprovision.plan import EditBlock, Operation
 from vmprovision.rendering import render
 
@@ -22,13 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmprovision.filesystem import GuestReader
-    from vmprovision.inspection.pid1 import Pid1
+    from vmprovision.guest import Pid1
     from vmprovision.rendering import Service
 
 NAME: InitSystem = "standalone"
 
 INITTAB = "/etc/inittab"
 RCS = "/etc/init.d/rcS"
+OPENRC = ("/sbin/openrc", "/usr/bin/openrc", "/sbin/rc")
 RC_LOCAL = ("/etc/rc.d/rc.local", "/etc/rc.local")
 # PID 1 programs of which nobody else's module is the right answer.
 UNCLAIMED = ("unknown", "script", "shell", "toybox", "minit")
@@ -56,7 +56,7 @@ def detect(reader: GuestReader, pid1: Pid1) -> InitVerdict | None:
 
 def _detect_busybox(reader: GuestReader, pid1: Pid1) -> InitVerdict | None:
     inittab = read_text(reader, PurePosixPath(INITTAB))
-    if inittab is not None and runs_openrc(reader, inittab):
+    if inittab is not None and _hands_over_to_openrc(reader, inittab):
         return None
     for path in (INITTAB, RCS):
         if hook := resolved_file(reader, path):
@@ -71,6 +71,16 @@ def _detect_busybox(reader: GuestReader, pid1: Pid1) -> InitVerdict | None:
                 hook=hook,
             )
     return None
+
+
+def _hands_over_to_openrc(reader: GuestReader, inittab: str) -> bool:
+    """Whether an inittab names OpenRC, and OpenRC is really there.
+
+    Alpine's minimal root filesystem has the inittab and not the program.
+    """
+    if not re.search(r"(?m)^[^#\n]*(?:\bopenrc\b|/sbin/rc\b)", inittab):
+        return False
+    return any(resolved_file(reader, path) for path in OPENRC)
 
 
 def told(reader: GuestReader, pid1: Pid1) -> InitVerdict:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmprovision.filesystem import GuestReader
-    from vmprovision.inspection.pid1 import Pid1
+    from vmprovision.guest import Pid1
     from vmprovision.rendering import Service
 
 NAME: InitSystem = "systemd"

@@ -88,10 +88,3 @@ def inspect_selinux(reader: GuestReader) -> SELinuxPolicy | None:
         "permissive": "permissive",
     }
     return SELinuxPolicy(mode=modes.get(values.get("SELINUX", ""), "disabled"), policy=policy)
-
-
-def resolved_file(reader: GuestReader, path: str) -> PurePosixPath | None:
-    """Where the regular file at path really is, links followed; None where there is none."""
-    real = resolve(reader, PurePosixPath(path))
-    status = reader.lstat(real)
-    return real if status is not None and status.kind == "file" else None

@@ -10,12 +10,12 @@ what that file is, by name, by package owner, by what it contains.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from vmprovision.errors import InspectionError, printable
+from vmprovision.errors import printable
 from vmprovision.filesystem import read_text, resolve
+from vmprovision.guest import Pid1
 
 if TYPE_CHECKING:
     from vmprovision.filesystem import GuestReader
@@ -83,22 +83,6 @@ _BY_CONTENT = (
     (b"org.freedesktop.systemd1", "systemd"),
     (b"/etc/inittab", "sysvinit"),
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pid1:
-    """The program of process 1.
-
-    Attributes:
-        program: what it is (``systemd``, ``busybox``, ``script``, …); ``unknown``
-            for a program that nothing identifies, ``none`` where there is none.
-        path: where it is, links resolved; None where there is none.
-        evidence: how that is known, in sentences.
-    """
-
-    program: str
-    path: PurePosixPath | None
-    evidence: tuple[str, ...]
 
 
 def find_pid1(reader: GuestReader) -> Pid1:
@@ -204,16 +188,3 @@ def _owns(reader: GuestReader, package: str, paths: tuple[PurePosixPath, ...]) -
         str(path).removeprefix("/usr") for path in paths if str(path).startswith("/usr/")
     }
     return bool(owned & names)
-
-
-def runs_openrc(reader: GuestReader, inittab: str) -> bool:
-    """Whether an inittab hands services to OpenRC, and OpenRC is really there."""
-    if not re.search(r"(?m)^[^#]*\b(?:openrc|/sbin/rc)\b", inittab):
-        return False
-    for path in ("/sbin/openrc", "/sbin/rc", "/usr/bin/openrc"):
-        try:
-            if reader.lstat(resolve(reader, PurePosixPath(path))):
-                return True
-        except InspectionError:
-            continue
-    return False

@@ -1,0 +1,199 @@
+"""One contract, unchanged, over a directory of the host and over a guest in an appliance."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vmprovision.appliance.filesystem import ApplianceFilesystem
+from vmprovision.appliance.session import Drive, launch
+from vmprovision.command import run
+from vmprovision.errors import ApplyError, GuestSpaceError, InspectionError
+from vmprovision.filesystem import GuestFilesystem, LocalFilesystem, resolve
+from vmprovision.progress import Control
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+P = PurePosixPath
+DISK_SIZE = "64M"
+
+
+@pytest.fixture(scope="module")
+def _appliance_guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApplianceFilesystem]:
+    disk = tmp_path_factory.mktemp("contract") / "disk.qcow2"
+    run(["qemu-img", "create", "-q", "-f", "qcow2", disk, DISK_SIZE], timeout=60)
+    with launch([Drive(path=disk, format="qcow2")], control=Control()) as appliance:
+        appliance.call("mkfs", "ext4", "/dev/sda")
+        appliance.call("mount", "/dev/sda", "/")
+        yield ApplianceFilesystem(appliance)
+        appliance.call("umount_all")
+
+
+@pytest.fixture(params=["local", pytest.param("appliance", marks=pytest.mark.appliance)])
+def guest(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[tuple[GuestFilesystem, PurePosixPath]]:
+    """A filesystem and an empty directory in it; links are seen from the guest's own root."""
+    if request.param == "local":
+        (tmp_path / "work").mkdir()
+        yield LocalFilesystem(tmp_path), P("/work")
+        return
+    filesystem: ApplianceFilesystem = request.getfixturevalue("_appliance_guest")
+    work = P("/") / request.node.name.split("[")[0]
+    filesystem.make_directory(work)
+    yield filesystem, work
+
+
+Guest = tuple[GuestFilesystem, PurePosixPath]
+
+
+def test_absence_is_a_value(guest: Guest) -> None:
+    """Nothing there, and nothing there below a file, is None and an empty list."""
+    filesystem, work = guest
+    filesystem.write(work / "file", b"x")
+    assert filesystem.lstat(work / "gone") is None
+    assert filesystem.lstat(work / "file" / "below") is None
+    assert filesystem.list_directory(work / "gone") == []
+
+
+def test_a_file_is_what_was_written(guest: Guest) -> None:
+    """Content, mode, owner and size, also for a file of more than one message."""
+    filesystem, work = guest
+    content = bytes(range(256)) * 20000
+    path = work / "file"
+    filesystem.write(path, content)
+    filesystem.set_mode(path, 0o4750)
+    status = filesystem.lstat(path)
+    assert status is not None
+    assert (status.kind, status.mode, status.uid, status.gid) == ("file", 0o4750, 0, 0)
+    assert status.size == len(content)
+    assert filesystem.read(path, limit=len(content) + 1) == content
+    assert filesystem.read(path, limit=5, offset=1000) == content[1000:1005]
+
+
+def test_writing_again_leaves_nothing_of_the_old_content(guest: Guest) -> None:
+    """A shorter content truncates; empty content empties; the mode stays."""
+    filesystem, work = guest
+    path = work / "file"
+    filesystem.write(path, b"long content")
+    filesystem.set_mode(path, 0o640)
+    filesystem.write(path, b"short")
+    assert filesystem.read(path, limit=100) == b"short"
+    filesystem.write(path, b"")
+    assert filesystem.read(path, limit=100) == b""
+    status = filesystem.lstat(path)
+    assert status is not None
+    assert status.mode == 0o640
+
+
+def test_links_are_kept_as_written(guest: Guest) -> None:
+    """A link is a link, whatever it leads to; its target is not touched by lstat or remove."""
+    filesystem, work = guest
+    filesystem.symlink(work / "link", "/no/such place")
+    status = filesystem.lstat(work / "link")
+    assert status is not None
+    assert status.kind == "symlink"
+    assert filesystem.readlink(work / "link") == "/no/such place"
+    filesystem.remove(work / "link")
+    assert filesystem.lstat(work / "link") is None
+
+
+def test_links_in_the_middle_are_followed_inside_the_guest(guest: Guest) -> None:
+    """Absolute and relative, with more dots than there are directories."""
+    filesystem, work = guest
+    filesystem.make_directory(work / "real")
+    filesystem.write(work / "real" / "file", b"here")
+    dots = "../" * 30
+    for name, target in (
+        ("absolute", f"{work}/real"),
+        ("relative", "real"),
+        ("dots", f"{dots}{str(work)[1:]}/real"),
+    ):
+        filesystem.symlink(work / name, target)
+        assert filesystem.read(work / name / "file", limit=10) == b"here"
+        assert resolve(filesystem, work / name / "file") == work / "real" / "file"
+        assert filesystem.list_directory(work / name) == ["file"]
+
+
+def test_a_write_never_follows_the_last_link(guest: Guest) -> None:
+    """A guest's link cannot direct what we write somewhere else."""
+    filesystem, work = guest
+    filesystem.write(work / "victim", b"precious")
+    filesystem.symlink(work / "link", f"{work}/victim")
+    with pytest.raises(ApplyError, match="link"):
+        filesystem.write(work / "link", b"ours")
+    assert filesystem.read(work / "victim", limit=100) == b"precious"
+
+
+def test_a_circle_of_links_ends(guest: Guest) -> None:
+    """It is an error that names the path."""
+    filesystem, work = guest
+    filesystem.symlink(work / "a", "b")
+    filesystem.symlink(work / "b", "a")
+    with pytest.raises(InspectionError, match="circle"):
+        filesystem.read(work / "a", limit=1)
+
+
+def test_reading_what_is_no_file_is_an_error(guest: Guest) -> None:
+    """A directory is named; nothing blocks."""
+    filesystem, work = guest
+    with pytest.raises(InspectionError, match=str(work)):
+        filesystem.read(work, limit=1)
+
+
+def test_directories_are_made_and_removed_when_empty(guest: Guest) -> None:
+    """One that is not empty is not removed, and the error names it."""
+    filesystem, work = guest
+    filesystem.make_directory(work / "folder")
+    filesystem.write(work / "folder" / "file", b"")
+    with pytest.raises(ApplyError, match="folder"):
+        filesystem.remove(work / "folder")
+    filesystem.remove(work / "folder" / "file")
+    filesystem.remove(work / "folder")
+    assert filesystem.lstat(work / "folder") is None
+
+
+def test_a_missing_parent_is_an_error_that_names_the_path(guest: Guest) -> None:
+    """Nothing is made that was not asked for."""
+    filesystem, work = guest
+    with pytest.raises(ApplyError, match="/gone/file"):
+        filesystem.write(work / "gone" / "file", b"")
+    with pytest.raises(ApplyError, match="/gone/folder"):
+        filesystem.make_directory(work / "gone" / "folder")
+
+
+@pytest.mark.appliance
+def test_names_that_are_no_utf8_are_left_out(_appliance_guest: ApplianceFilesystem) -> None:
+    """The binding decodes strictly; a hostile name must not stop inspection."""
+    appliance = _appliance_guest._appliance  # noqa: SLF001 -- to make a name that str cannot hold
+    _appliance_guest.make_directory(P("/names"))
+    _appliance_guest.write(P("/names/good"), b"")
+    appliance.call("debug", "sh", ["touch \"$(printf '/sysroot/names/bad\\377')\""])
+    with pytest.raises(UnicodeDecodeError):
+        appliance.call("ls", "/names")
+    assert _appliance_guest.list_directory(P("/names")) == ["good"]
+
+
+@pytest.mark.appliance
+def test_labels_of_files_and_links_round_trip(_appliance_guest: ApplianceFilesystem) -> None:
+    """An SELinux label is written and read, on a link too."""
+    label = "system_u:object_r:bin_t:s0"
+    _appliance_guest.write(P("/labelled"), b"")
+    _appliance_guest.symlink(P("/labelled-link"), "/labelled")
+    for path in (P("/labelled"), P("/labelled-link")):
+        assert _appliance_guest.label(path) is None
+        _appliance_guest.set_label(path, label)
+        assert _appliance_guest.label(path) == label
+
+
+@pytest.mark.appliance
+def test_a_full_filesystem_is_its_own_error(_appliance_guest: ApplianceFilesystem) -> None:
+    """It says what to do."""
+    with pytest.raises(GuestSpaceError, match="/big") as caught:
+        _appliance_guest.write(P("/big"), bytes(70 << 20))
+    assert caught.value.hint
+    _appliance_guest.remove(P("/big"))

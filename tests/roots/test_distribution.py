@@ -1,0 +1,93 @@
+"""Release files of real distributions, each read as its folder's name says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import vmprovision
+from tests.trees import SHARED, elf, make_tree
+from vmprovision.filesystem import LocalFilesystem
+from vmprovision.inspection.distribution import inspect_distribution, parse_os_release
+
+RELEASES = SHARED / "trees" / "release-files" / "distros"
+
+# folder -> ID, where the distribution's own files give another name than the folder has
+OTHER_NAMES = {
+    "altlinux10": "altlinux",
+    "amazon2014": "amzn",
+    "amazon2016": "amzn",
+    "amazon2023": "amzn",
+    "armbian": "debian",  # its os-release is Debian's, unchanged
+    "bttcb1": "debian",
+    "centosstream10": "centos",
+    "centosstream8": "centos",
+    "centosstream9": "centos",
+    "debiantesting": "debian",
+    "kvmibm1": "kvmibm",
+    "linuxmint17": "ubuntu",  # its os-release is Ubuntu's, unchanged
+    "mandriva2011": "mandrivalinux",
+    "opensuse15": "opensuse-leap",
+    "oracle7": "ol",
+    "scientific7": "rhel",  # its os-release says so
+}
+
+OTHER_VERSIONS = {
+    "bttcb1": "11",  # the folder's number is the board's
+    "linuxmint17": "1404",
+    "manjaro1512": "",  # a rolling release; its os-release has no version
+}
+
+
+def _folders() -> list[str]:
+    return sorted(path.name for path in RELEASES.iterdir()) if RELEASES.is_dir() else []
+
+
+@pytest.mark.parametrize("folder", _folders() or [pytest.param("", marks=pytest.mark.skip)])
+def test_release_files_of_real_distributions(folder: str) -> None:
+    """ID and major version are those that the folder is named by."""
+    found = inspect_distribution(LocalFilesystem(RELEASES / folder))
+    name, number = re.fullmatch(r"(.*?)(\d*)", folder).groups()  # type: ignore[union-attr]
+    assert found.id == OTHER_NAMES.get(folder, name)
+    assert found.version.replace(".", "").startswith(OTHER_VERSIONS.get(folder, number))
+    assert found.product_name
+
+
+def test_versions_keep_their_zeros(tmp_path: Path) -> None:
+    """14.04 is not 14.4."""
+    make_tree(tmp_path, {"/etc/lsb-release": "DISTRIB_ID=Ubuntu\nDISTRIB_RELEASE=14.04\n"})
+    assert inspect_distribution(LocalFilesystem(tmp_path)).version == "14.04"
+
+
+def test_release_file_in_usr_lib_alone_is_enough(tmp_path: Path) -> None:
+    """os-release(5) has it there; /etc may be empty."""
+    make_tree(tmp_path, {"/usr/lib/os-release": "ID=arch\n", "/etc/hostname": "x"})
+    assert inspect_distribution(LocalFilesystem(tmp_path)).id == "arch"
+
+
+def test_escape_sequences_never_leave_the_guest(tmp_path: Path) -> None:
+    """A name that would clear the terminal comes out as text."""
+    text = 'ID=debian\nPRETTY_NAME="\x1b[2JEvil\x07\u202e"\n'
+    make_tree(tmp_path, {"/etc/os-release": text, "/sbin/init": elf()})
+    name = vmprovision.inspect(tmp_path).distribution.product_name
+    assert name == "\\x1b[2JEvil\\x07\\u202e"
+
+
+def test_a_huge_release_file_is_read_in_part(tmp_path: Path) -> None:
+    """Sizes are the guest's choice, so no file is read without a limit."""
+    make_tree(tmp_path, {"/etc/os-release": "ID=debian\n" + "#" * (8 << 20)})
+    assert inspect_distribution(LocalFilesystem(tmp_path)).id == "debian"
+
+
+@pytest.mark.parametrize("text", ["", "\0\0\0", "ID", "=x", "ID='", "[section]\nA=b"])
+def test_a_release_file_that_says_nothing_is_none(text: str) -> None:
+    """Damaged files make no distribution and no exception."""
+    assert parse_os_release(text) is None
+
+
+def test_programs_tell_the_architecture_of_the_userland(tmp_path: Path) -> None:
+    """A 32-bit ARM userland is told by its programs, whatever kernel it has."""
+    files = {"/etc/os-release": "ID=debian\n", "/sbin/init": elf(40, bits=32)}
+    assert vmprovision.inspect(make_tree(tmp_path, files)).arch == "armv7l"

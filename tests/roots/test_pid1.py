@@ -1,0 +1,190 @@
+"""Which program is PID 1, and what runs services: on small trees, one question each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import vmprovision
+from tests.trees import (
+    BUSYBOX_TREE,
+    OS_RELEASE,
+    SHARED,
+    SYSTEMD_TREE,
+    Link,
+    Program,
+    elf,
+    make_tree,
+)
+from vmprovision.filesystem import LocalFilesystem
+from vmprovision.inspection.pid1 import default_entry, find_pid1
+
+
+def pid1_of(root: Path, files: dict[str, str | bytes | Link | Program | None]) -> str:
+    """The program that a tree's kernel would start."""
+    return find_pid1(LocalFilesystem(make_tree(root, files))).program
+
+
+def test_links_are_followed_through_usr_merge(tmp_path: Path) -> None:
+    """Through /sbin -> usr/sbin and /usr/sbin/init -> ../lib/systemd/systemd."""
+    guest = vmprovision.inspect(make_tree(tmp_path, SYSTEMD_TREE))
+    assert (guest.init.system, guest.init.pid1) == ("systemd", "systemd")
+    assert guest.init.confidence == "certain"
+    assert guest.init.evidence[0] == "/sbin/init leads to /usr/lib/systemd/systemd"
+
+
+def test_absolute_links_stay_inside_the_guest(tmp_path: Path) -> None:
+    """An absolute link starts at the guest's root, not at the host's."""
+    files = {"/sbin/init": Link("/nowhere/busybox"), "/nowhere/busybox": elf()}
+    assert pid1_of(tmp_path, {**files, "/etc/os-release": OS_RELEASE}) == "busybox"
+
+
+def test_links_with_too_many_dots_stay_inside_the_guest(tmp_path: Path) -> None:
+    """``..`` at the guest's root stays there."""
+    files = {"/sbin/init": Link("../../../../../../opt/dinit"), "/opt/dinit": elf()}
+    assert pid1_of(tmp_path, files) == "dinit"
+
+
+def test_a_circle_of_links_is_one_clear_error(tmp_path: Path) -> None:
+    """Inspection ends, and says which path it was."""
+    make_tree(
+        tmp_path,
+        {"/etc/os-release": OS_RELEASE, "/sbin/init": Link("/sbin/b"), "/sbin/b": Link("init")},
+    )
+    with pytest.raises(vmprovision.InspectionError, match="/sbin/init"):
+        vmprovision.inspect(tmp_path)
+
+
+def test_directories_of_systemd_do_not_make_a_systemd_guest(tmp_path: Path) -> None:
+    """Upstart guests have /etc/systemd and /lib/systemd/system as well."""
+    files: dict[str, str | bytes | Link | Program | None] = {
+        "/etc/os-release": OS_RELEASE,
+        "/etc/systemd/system": None,
+        "/lib/systemd/systemd": elf(),
+        "/sbin/init": elf(content=b"com.ubuntu.Upstart"),
+    }
+    guest = vmprovision.inspect(make_tree(tmp_path, files))
+    assert (guest.init.system, guest.init.pid1) == (None, "upstart")
+
+
+@pytest.mark.parametrize(
+    ("content", "program"),
+    [
+        (b"BusyBox v1.36.1 ... /etc/inittab", "busybox"),
+        (b"com.ubuntu.Upstart /etc/inittab", "upstart"),
+        (b"INIT: version %s booting /etc/inittab", "sysvinit"),
+        (b"/etc/runit/1", "runit"),
+        (b"/etc/dinit.d/boot", "dinit"),
+        (b"/etc/finit.conf", "finit"),
+        (b"nothing", "unknown"),
+    ],
+)
+def test_a_plain_program_is_told_by_what_it_contains(
+    tmp_path: Path, content: bytes, program: str
+) -> None:
+    """/sbin/init that is no link says by its strings what it is."""
+    assert pid1_of(tmp_path, {"/sbin/init": elf(content=content)}) == program
+
+
+def test_a_plain_program_is_told_by_its_package(tmp_path: Path) -> None:
+    """dpkg's file list names the owner, also where usr-merge moved the file."""
+    files = {
+        "/usr/sbin/init": elf(content=b"x"),
+        "/sbin": Link("usr/sbin"),
+        "/var/lib/dpkg/info/sysvinit-core.list": "/.\n/sbin\n/sbin/init\n",
+    }
+    assert pid1_of(tmp_path, files) == "sysvinit"
+
+
+def test_the_kernel_command_line_decides(tmp_path: Path) -> None:
+    """``init=`` in the boot loader's default entry comes before /sbin/init."""
+    files = {
+        **SYSTEMD_TREE,
+        "/usr/bin/runit-init": elf(),
+        "/boot/grub/grub.cfg": "menuentry 'a' {\n linux /vmlinuz root=/dev/vda1 "
+        "init=/usr/bin/runit-init quiet\n}\nmenuentry 'b' {\n linux /vmlinuz init=/sbin/init\n}\n",
+    }
+    guest = vmprovision.inspect(make_tree(tmp_path, files))
+    assert guest.init.pid1 == "runit"
+    assert any("/boot/grub/grub.cfg" in sentence for sentence in guest.init.evidence)
+
+
+def test_later_boot_entries_do_not_decide() -> None:
+    """Debian's menu offers the init systems that were replaced; nobody chose them."""
+    text = "set x\nmenuentry 'a' {\n linux a\n}\nmenuentry 'b' {\n linux b init=/b\n}\n"
+    assert "init=/b" not in default_entry(text)
+
+
+def test_a_commented_option_and_rdinit_do_not_count(tmp_path: Path) -> None:
+    """Only ``init=`` itself, in a line that is in force."""
+    files = {
+        **SYSTEMD_TREE,
+        "/boot/extlinux/extlinux.conf": "# append init=/bin/sh\nlabel a\n append rdinit=/bin/sh\n",
+    }
+    assert pid1_of(tmp_path, files) == "systemd"
+
+
+def test_a_guest_without_init_may_be_dracuts_systemd(tmp_path: Path) -> None:
+    """An initramfs of dracut starts systemd where no /sbin/init is there; that is likely only."""
+    files = {key: what for key, what in SYSTEMD_TREE.items() if key != "/usr/sbin/init"}
+    guest = vmprovision.inspect(make_tree(tmp_path, files))
+    assert (guest.init.system, guest.init.confidence) == ("systemd", "likely")
+
+
+def test_busybox_runs_what_its_inittab_says(tmp_path: Path) -> None:
+    """BusyBox with an inittab of its own is the standalone case, hooked there."""
+    guest = vmprovision.inspect(make_tree(tmp_path, BUSYBOX_TREE))
+    assert (guest.init.system, guest.init.pid1) == ("standalone", "busybox")
+    assert str(guest.init.hook) == "/etc/inittab"
+
+
+def test_busybox_that_starts_openrc_is_not_standalone(tmp_path: Path) -> None:
+    """Alpine's services are OpenRC's, where OpenRC is there."""
+    inittab = "::sysinit:/sbin/openrc sysinit\n::wait:/sbin/openrc default\n"
+    tree = {**BUSYBOX_TREE, "/etc/inittab": inittab}
+    without = vmprovision.inspect(make_tree(tmp_path / "without", tree))
+    assert without.init.system == "standalone"
+    with_openrc = vmprovision.inspect(make_tree(tmp_path / "with", {**tree, "/sbin/openrc": elf()}))
+    assert with_openrc.init.system is None
+
+
+def test_the_caller_may_know_better(tmp_path: Path) -> None:
+    """--init standalone on a systemd guest hooks its rc.local, following its link."""
+    files = {
+        **SYSTEMD_TREE,
+        "/etc/rc.local": Link("rc.d/rc.local"),
+        "/etc/rc.d/rc.local": "#!/bin/sh\n",
+    }
+    guest = vmprovision.inspect(make_tree(tmp_path, files), init="standalone")
+    assert (guest.init.system, guest.init.confidence) == ("standalone", "told")
+    assert str(guest.init.hook) == "/etc/rc.d/rc.local"
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"/etc/os-release": "ID=nixos\n"}, "nixos"),
+        ({"/etc/os-release": "ID=guix\n"}, "guix"),
+        ({"/etc/os-release": "ID=fedora\n", "/ostree/deploy/fedora": None}, "OSTree"),
+    ],
+)
+def test_systems_that_build_their_own_tree_are_refused(
+    tmp_path: Path, files: dict[str, str | bytes | Link | Program | None], words: str
+) -> None:
+    """What would be written into them is lost or breaks them, so the error says what to do."""
+    make_tree(tmp_path, {**files, "/sbin/init": elf()})
+    with pytest.raises(vmprovision.UnsupportedGuestError, match=words) as caught:
+        vmprovision.inspect(tmp_path)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["centos6", "ubuntu14.04-i386", "gentoo2.0.1-openrc"])
+def test_real_trees_without_programs_are_never_guessed(name: str) -> None:
+    """A tree of /etc alone says nothing of PID 1, and inject refuses instead of guessing."""
+    tree = SHARED / "trees" / name
+    if not tree.is_dir():
+        pytest.skip("the shared test data is not beside this checkout")
+    assert vmprovision.inspect(tree).init.system is None
+    with pytest.raises(vmprovision.VmprovisionError, match="init"):
+        vmprovision.plan(tree)

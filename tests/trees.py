@@ -1,0 +1,93 @@
+"""Small guest trees in a temporary directory, for tests that read files only."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@dataclass(frozen=True)
+class Link:
+    """A symbolic link in a tree."""
+
+    target: str
+
+
+@dataclass(frozen=True)
+class Program:
+    """An executable file in a tree."""
+
+    content: bytes
+
+
+def elf(machine: int = 62, *, bits: int = 64, content: bytes = b"") -> Program:
+    """An ELF file's header for a machine (elf(5)), with these bytes behind it."""
+    identity = b"\x7fELF" + bytes([2 if bits == 64 else 1, 1, 1]) + bytes(9)
+    return Program((identity + struct.pack("<HH", 2, machine)).ljust(64, b"\0") + content)
+
+
+def make_tree(root: Path, files: Mapping[str, str | bytes | Link | Program | None]) -> Path:
+    """The tree under root; None makes a directory."""
+    for name, what in files.items():
+        path = root / name.lstrip("/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if what is None:
+            path.mkdir(exist_ok=True)
+        elif isinstance(what, Link):
+            path.symlink_to(what.target)
+        elif isinstance(what, Program):
+            path.write_bytes(what.content)
+            path.chmod(0o755)
+        else:
+            path.write_bytes(what.encode() if isinstance(what, str) else what)
+    return root
+
+
+OS_RELEASE = 'ID=debian\nPRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nVERSION_ID="12"\n'
+
+SYSTEMD_TREE: dict[str, str | bytes | Link | Program | None] = {
+    "/etc/os-release": OS_RELEASE,
+    "/usr/lib/systemd/systemd": elf(),
+    "/usr/sbin/init": Link("../lib/systemd/systemd"),
+    "/usr/bin/python3.11": elf(),
+    "/usr/bin/python3": Link("python3.11"),
+    "/usr/lib/x86_64-linux-gnu": None,
+    "/sbin": Link("usr/sbin"),
+    "/bin": Link("usr/bin"),
+    "/lib": Link("usr/lib"),
+    "/etc/systemd/system/multi-user.target.wants": None,
+    "/usr/local/bin": None,
+}
+
+BUSYBOX_TREE: dict[str, str | bytes | Link | Program | None] = {
+    "/bin/busybox": elf(content=b"BusyBox v1.35.0"),
+    "/sbin/init": Link("/bin/busybox"),
+    "/etc/inittab": "::sysinit:/etc/rc\n",
+    "/usr/bin/python3": elf(),
+    "/usr/lib/python3.11/os.py": "",
+}
+
+
+def tree_state(root: Path) -> dict[str, tuple[str, int, int, int, bytes]]:
+    """Every path under root with kind, mode, owner and content: what two trees are compared by."""
+    state = {}
+    for path in sorted(root.rglob("*")):
+        status = path.lstat()
+        kind = "l" if path.is_symlink() else "d" if path.is_dir() else "f"
+        content = (
+            str(path.readlink()).encode()
+            if kind == "l"
+            else path.read_bytes()
+            if kind == "f"
+            else b""
+        )
+        mode = 0 if kind == "l" else status.st_mode & 0o7777
+        state[str(path.relative_to(root))] = (kind, mode, status.st_uid, status.st_gid, content)
+    return state
