@@ -1,0 +1,1 @@
+"""Tests of the guest agent: its parts on the running Python, the whole on every interpreter."""

@@ -1,0 +1,81 @@
+"""Prints what the agent's pure functions make of fixed samples; run by every interpreter.
+
+Written in the agent's own subset of the language. ``test_portable`` compares
+the output with that of the Python that runs the tests.
+"""
+
+# mypy: ignore-errors
+# ruff: noqa: ANN001, ANN201, ANN204, ARG002, D101, D102, D103, D107, PERF203, PTH123, SIM115, UP004
+
+import sys
+
+sys.path.insert(0, sys.argv[1])
+
+from guest_agent import addresses, config, delivery, guest, http, jsonio, log, metrics
+
+
+def show(name, value):
+    sys.stdout.write(name + " " + jsonio.dumps(value) + "\n")
+
+
+def read(name):
+    source = open(sys.argv[2] + "/" + name, "rb")
+    try:
+        return source.read(100000)
+    finally:
+        source.close()
+
+
+def text_of(name):
+    return read(name).decode("ascii")
+
+
+def candidates(found):
+    return [[each.address, each.interface, each.temporary] for each in found]
+
+
+class Collect(object):
+    def __init__(self):
+        self.lines = []
+
+    def warning(self, text):
+        self.lines.append(text)
+
+    def changed(self, subject, text):
+        self.lines.append(text)
+
+
+def main():
+    show("floats", [0.0, 0.1, 1.0, 99.95, 33.333333, -2.5, 1e14, float("inf"), 100.0 / 3])
+    show("integers", [0, -1, 2**31, 2**40, 10**18, True, False, None])
+    show("text", ["plain", 'q"\\', "\n\t\x00\x1f\x7f", b"\xc3\xa4\xe2\x82\xac\xf0\x9f\x90\xa7"])
+    show("printable", log.printable("a\nb\x1b[0m\x7f"))
+    for name in sys.argv[3:]:
+        if name.startswith("ip-"):
+            show(name, candidates(addresses.parse_ip_address(text_of(name))))
+        elif name.startswith("ifconfig-"):
+            show(name, candidates(addresses.parse_ifconfig(text_of(name))))
+        elif name.startswith("route-get-"):
+            show(name, candidates(addresses.parse_route_get(text_of(name))))
+        elif name.startswith("meminfo-"):
+            show(name, metrics.parse_memory(read(name)))
+        elif name.startswith("stat-"):
+            counters = metrics.parse_cpu(read(name))
+            show(name, [counters, metrics.cpu_usage([0] * len(counters), counters)])
+    show("process", guest.parse_process(b"7 (a) (b c)) S 1 7 7 0"))
+    show("quote", delivery.quote("web 1/../\\x"))
+    show("status", [delivery.parse_status(b"HTTP/1.1 100 C\r\n\r\nHTTP/1.1 204 N\r\n")])
+    collect = Collect()
+    pairs = config.parse_pairs("A=1\r\nVM_ID='x y' # c\nPORT=x\nbad\n#c\nexport B=\"q\"", collect)
+    show("pairs", pairs)
+    settings = config.parse_settings(pairs, collect)
+    show("settings", [settings.vm_id, settings.port, collect.lines])
+    for head in (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"G\xe4T / HTTP/1.0\r\n\r\n", b"x\r\n\r\n"):
+        try:
+            request = http.parse_head(http.take_head(head)[0])
+            show("head", [request.method, request.path, request.keep_alive, request.is_old])
+        except http.RequestError as error:
+            show("head", list(error.args))
+
+
+main()

@@ -1,0 +1,264 @@
+"""How agents of every interpreter report their address, to real HTTP servers on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vmprovision.agent import delivery
+
+from .agents import Agent, Manager, black_hole, running_agent, running_manager
+from .interpreters import Interpreter, get_interpreter, interpreter_names
+from .test_process import ONE_OF_EACH, write_command
+from .test_pure import parse, run_now
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reporting:
+    """An agent, its manager and the file with the address it will find."""
+
+    agent: Agent
+    manager: Manager
+    address: Path
+
+
+@contextmanager
+def fake_address(folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+    """A file whose content is the guest's address, and the environment that makes it so."""
+    folder.mkdir(parents=True, exist_ok=True)
+    address = folder / "address"
+    address.write_text("10.9.0.1")
+    write_command(folder / "bin", "ip", f'echo "2: ens3  inet $(cat {address})/24 scope global"\n')
+    yield address, {"PATH": f"{folder}/bin:{os.environ['PATH']}"}
+
+
+@contextmanager
+def reporting_agent(
+    interpreter: Interpreter, program: Path, folder: Path, manager: Manager
+) -> Iterator[Reporting]:
+    """An agent that reports to the manager, whose /proc/net is a folder of ours."""
+    with fake_address(folder) as (address, environment):
+        (folder / "proc" / "net").mkdir(parents=True)
+        config = f"VM_ID=web 1/ü\nTOKEN=t0k3n\nMANAGER_URL=http://127.0.0.1:{manager.port}/base/\n"
+        arguments = ["--proc", str(folder / "proc")]
+        with running_agent(
+            *(interpreter, program, folder),
+            config=config,
+            environment=environment,
+            arguments=arguments,
+        ) as agent:
+            yield Reporting(agent=agent, manager=manager, address=address)
+
+
+@pytest.fixture(scope="session")
+def fleet(
+    tmp_path_factory: pytest.TempPathFactory, programs: dict[bool, Path]
+) -> Iterator[dict[str, Reporting]]:
+    """Reporting agents of all interpreters, started together so that their waits overlap.
+
+    Their managers answer 404, then 500, then 200.
+    """
+    with ExitStack() as stack:
+        found = {}
+        for name in interpreter_names():
+            try:
+                interpreter = get_interpreter(name)
+            except pytest.skip.Exception:
+                continue  # the test of this interpreter skips with the reason
+            manager = stack.enter_context(running_manager(404, 500, 200))
+            folder = tmp_path_factory.mktemp("fleet")
+            program = programs[interpreter.is_micropython]
+            found[name] = stack.enter_context(
+                reporting_agent(interpreter, program, folder, manager)
+            )
+        yield found
+
+
+@pytest.fixture
+def reporting(interpreter: Interpreter, fleet: dict[str, Reporting]) -> Reporting:
+    """The fleet's agent of this interpreter."""
+    return fleet[interpreter.name]
+
+
+def test_reports_are_what_managers_expect(reporting: Reporting) -> None:
+    """A report is a POST with the right path, headers and JSON body."""
+    report = reporting.manager.await_reports(1)[0]
+    assert report.method == "POST"
+    assert report.path == "/base/v1/vms/web%201%2F%C3%BC/guest-ip"
+    assert report.headers["Host"] == f"127.0.0.1:{reporting.manager.port}"
+    assert report.headers["Content-Type"] == "application/json"
+    assert report.headers["Authorization"] == "Bearer t0k3n"
+    assert report.body == b'{"guest_ip":"10.9.0.1"}'
+
+
+def test_refused_reports_are_repeated(reporting: Reporting) -> None:
+    """The first report comes after 3 s, and after a 404 and a 500 others follow every 5 s."""
+    reports = reporting.manager.await_reports(3)
+    assert 2.5 < reports[0].moment - reporting.agent.started < 6
+    for earlier, later in pairwise(reports[:3]):
+        assert 4.9 < later.moment - earlier.moment < 7
+    log = reporting.agent.await_log("reported 10.9.0.1")
+    assert log.count("the manager answered 404") == 1
+    assert log.count("the manager answered 500") == 1
+    assert "t0k3n" not in log
+
+
+@pytest.fixture(scope="session")
+def moved(fleet: dict[str, Reporting]) -> float:
+    """When the addresses of the whole fleet changed, after everyone had reported the first one."""
+    for reporting in fleet.values():
+        reporting.agent.await_log("reported 10.9.0.1", seconds=30)
+    for reporting in fleet.values():
+        reporting.address.write_text("10.9.0.77")
+        (reporting.address.parent / "proc" / "net" / "if_inet6").write_text("changed\n")
+    return time.monotonic()
+
+
+def test_a_new_address_is_reported_soon(reporting: Reporting, moved: float) -> None:
+    """After a success the next report is due in 30 s, but a change in the kernel brings it on."""
+    reporting.agent.await_log("reported 10.9.0.77", seconds=10)
+    bodies = [json.loads(report.body)["guest_ip"] for report in reporting.manager.reports]
+    first = reporting.manager.reports[bodies.index("10.9.0.77")]
+    assert first.moment - moved < 8
+
+
+@pytest.fixture(scope="session")
+def black_holed(
+    tmp_path_factory: pytest.TempPathFactory, programs: dict[bool, Path]
+) -> Iterator[dict[str, tuple[Agent, float]]]:
+    """Agents whose manager swallows packets, and the slowest answer of each meanwhile.
+
+    A second client of each stops in the middle of its request; the fixture
+    lasts until the agents have put up with that for long enough.
+    """
+    with ExitStack() as stack:
+        port = stack.enter_context(black_hole())
+        agents = {}
+        for name in interpreter_names():
+            try:
+                interpreter = get_interpreter(name)
+            except pytest.skip.Exception:
+                continue  # the test of this interpreter skips with the reason
+            folder = tmp_path_factory.mktemp("black-hole")
+            _, environment = stack.enter_context(fake_address(folder))
+            agents[name] = stack.enter_context(
+                running_agent(
+                    *(interpreter, programs[interpreter.is_micropython], folder),
+                    config=f"VM_ID=a\nMANAGER_URL=http://127.0.0.1:{port}\n",
+                    environment=environment,
+                )
+            )
+        slowest = dict.fromkeys(agents, 0.0)
+        dawdlers = [stack.enter_context(agent.connect()) for agent in agents.values()]
+        opened = time.monotonic()
+        for sock in dawdlers:
+            sock.sendall(b"GET /health HTTP/1.1\r\nHo")
+        while time.monotonic() - opened < 9 or not all(
+            "no answer in 5.0 s" in agent.log_text() for agent in agents.values()
+        ):
+            for name, agent in agents.items():
+                before = time.monotonic()
+                assert before - agent.started < 30, agent.log_text()
+                assert agent.get("/metrics").status == 200
+                slowest[name] = max(slowest[name], time.monotonic() - before)
+            time.sleep(0.05)
+        for sock in dawdlers:
+            assert sock.recv(1) == b""
+        assert 9 < time.monotonic() - opened < 13
+        yield {name: (agent, slowest[name]) for name, agent in agents.items()}
+
+
+def test_a_silent_manager_delays_no_answer(
+    interpreter: Interpreter, black_holed: dict[str, tuple[Agent, float]]
+) -> None:
+    """While a report hangs for its time limit, answers come within a second; dawdlers must go."""
+    agent, slowest = black_holed[interpreter.name]
+    assert slowest < 1
+    assert "Traceback" not in agent.log_text()
+
+
+@ONE_OF_EACH
+def test_https_goes_through_curl(interpreter: Interpreter, program: Path, tmp_path: Path) -> None:
+    """For https the token reaches curl on its input, not in its arguments, and 204 is a success."""
+    script = f'echo "$*" > {tmp_path}/arguments; cat > {tmp_path}/input; printf 204\n'
+    write_command(tmp_path / "bin", "curl", script)
+    write_command(tmp_path / "bin", "ip", "echo '2: ens3  inet 10.9.0.1/24 scope global'\n")
+    with running_agent(
+        *(interpreter, program, tmp_path),
+        config="VM_ID=a\nTOKEN=t0k3n\nMANAGER_URL=https://[fd00::1]:8443/x\n",
+        environment={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"},
+    ) as agent:
+        agent.await_log("reported 10.9.0.1")
+    assert "t0k3n" not in (tmp_path / "arguments").read_text()
+    given = (tmp_path / "input").read_text().splitlines()
+    assert 'url = "https://[fd00::1]:8443/x/v1/vms/a/guest-ip"' in given
+    assert 'header = "Authorization: Bearer t0k3n"' in given
+    assert 'data = "{\\"guest_ip\\":\\"10.9.0.1\\"}"' in given
+
+
+@pytest.mark.parametrize(
+    ("program", "place", "prefix"),
+    [("curl", 0, ()), ("wget", 1, ()), ("busybox", 2, ("busybox",))],
+)
+def test_real_programs_deliver(program: str, place: int, prefix: tuple[str, ...]) -> None:
+    """What curl, wget and the wget of busybox are told makes them send a valid report."""
+    if not shutil.which(program):
+        pytest.skip(f"{program} is not on this host")
+    token = "" if program == "busybox" else "TOKEN=t0k3n\n"
+    with running_manager(200) as manager:
+        settings, lines = parse(f"VM_ID=a b\n{token}MANAGER_URL=http://127.0.0.1:{manager.port}\n")
+        argv, stdin = delivery.programs(settings, "10.9.0.1")[place]
+        outcome = run_now((*prefix, *argv), seconds=10, stdin=stdin)
+        (report,) = manager.reports
+    assert lines == []
+    assert outcome.status == 0
+    assert report.path == "/v1/vms/a%20b/guest-ip"
+    assert report.body == b'{"guest_ip":"10.9.0.1"}'
+    assert report.headers["Content-Type"] == "application/json"
+    assert report.headers.get("Authorization") == ("Bearer t0k3n" if token else None)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_real_programs_tell_a_refusal(place: int) -> None:
+    """A 404 is no success for curl or wget."""
+    name = ("curl", "wget")[place]
+    if not shutil.which(name):
+        pytest.skip(f"{name} is not on this host")
+    with running_manager(404) as manager:
+        settings, _ = parse(f"VM_ID=a\nMANAGER_URL=http://127.0.0.1:{manager.port}\n")
+        argv, stdin = delivery.programs(settings, "10.9.0.1")[place]
+        outcome = run_now(argv, seconds=10, stdin=stdin)
+    assert outcome.status not in (0, None)
+
+
+@ONE_OF_EACH
+def test_a_manager_is_found_by_name(
+    interpreter: Interpreter, program: Path, tmp_path: Path
+) -> None:
+    """A host name in MANAGER_URL is looked up, and one that does not exist is only logged."""
+    with running_manager(200) as manager, fake_address(tmp_path) as (_, environment):
+        config = f"VM_ID=a\nMANAGER_URL=http://localhost:{manager.port}\n"
+        with running_agent(
+            interpreter, program, tmp_path / "good", config=config, environment=environment
+        ):
+            report = manager.await_reports(1)[0]
+        assert report.headers["Host"] == f"localhost:{manager.port}"
+        assert "Authorization" not in report.headers
+        config = "VM_ID=a\nMANAGER_URL=http://no-such-host.invalid\n"
+        with running_agent(
+            interpreter, program, tmp_path / "bad", config=config, environment=environment
+        ) as agent:
+            agent.await_log("no-such-host.invalid")
+            assert agent.get("/health").status == 200

@@ -1,0 +1,454 @@
+"""Every difference between the interpreters the agent runs on.
+
+The rest of the package is written in the subset that CPython 2.6 to 3.14 and
+MicroPython's unix port share, and asks this module for everything else.
+MicroPython has no os.path, environ, fork, pipe, kill, getpid, readlink,
+signal, getsockopt, shutdown or strftime, decodes UTF-8 only, and its socket
+addresses are opaque bytes; Python 2 has bytes for ``str`` and no monotonic
+clock.
+"""
+
+import errno
+import os
+import select
+import sys
+import time
+
+# CPython's socket and signal modules are wrappers that bring in enum, collections and selectors:
+# more than a megabyte that the agent would hold in every guest.
+try:
+    import _socket as socket
+except ImportError:  # MicroPython
+    import socket
+try:
+    import _signal as signal
+except ImportError:  # Python 2, Python 3.4 and earlier
+    try:
+        import signal
+    except ImportError:  # MicroPython
+        signal = None
+try:
+    import fcntl
+except ImportError:  # MicroPython
+    fcntl = None
+
+try:
+    INTEGERS = (int, long)
+    UNICODE = unicode
+except NameError:  # Python 3 and MicroPython
+    INTEGERS = (int,)
+    UNICODE = str
+
+SOCKET_ERRORS = (OSError, getattr(socket, "error", OSError), getattr(select, "error", OSError))
+try:
+    FILE_ERRORS = (OSError, IOError)
+except NameError:  # MicroPython
+    FILE_ERRORS = (OSError,)
+
+EAGAIN = errno.EAGAIN
+EACCES = errno.EACCES
+ENOENT = errno.ENOENT
+EINPROGRESS = errno.EINPROGRESS
+EADDRINUSE = errno.EADDRINUSE
+EINTR = getattr(errno, "EINTR", 4)
+EMFILE = getattr(errno, "EMFILE", 24)
+ENFILE = getattr(errno, "ENFILE", 23)
+
+IPPROTO_IPV6 = 41
+IPV6_V6ONLY = 26
+
+IS_MICROPYTHON = getattr(getattr(sys, "implementation", None), "name", "") == "micropython"
+CAN_FORK = hasattr(os, "fork")
+
+# MicroPython runs in a heap of half a megabyte: fewer clients, each worth up to 16 KiB of it.
+CONNECTION_LIMIT = 16 if IS_MICROPYTHON else 64
+
+# How long the server waits for a client to take a refusal (see server._Connection). Without
+# shutdown() a client that reads to the end of the stream waits as long, so it is short there.
+LINGER_SECONDS = 0.2 if IS_MICROPYTHON else 1.0
+
+# MicroPython allocates what read() is asked for, so files are read in pieces of this size.
+READ_SIZE = 4096
+COMMAND_OUTPUT_LIMIT = 16384 if IS_MICROPYTHON else 65536
+# Services often have no sbin folders in their PATH, and ip and ifconfig live there.
+COMMAND_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
+
+
+def runtime_name():
+    """The interpreter and its version, such as ``MicroPython 1.25.0``."""
+    implementation = getattr(sys, "implementation", None)
+    name = getattr(implementation, "name", "cpython")
+    if IS_MICROPYTHON:
+        return "MicroPython " + ".".join([str(part) for part in implementation.version[:3]])
+    shown = {"cpython": "CPython", "pypy": "PyPy"}.get(name, name)
+    return "%s %d.%d.%d" % ((shown,) + tuple(sys.version_info[:3]))
+
+
+def errno_of(error):
+    """The error number an OSError, IOError, socket.error or select.error carries, or None."""
+    if error.args and isinstance(error.args[0], INTEGERS):
+        return error.args[0]
+    return None
+
+
+def describe_error(error):
+    """One line about an exception for the log, without a traceback."""
+    code = errno_of(error)
+    if code is not None:
+        strerror = getattr(os, "strerror", None)
+        return strerror(code) if strerror else errno.errorcode.get(code, "errno %d" % code)
+    return "%s: %s" % (type(error).__name__, error)
+
+
+# --- text ---------------------------------------------------------------------------------------
+
+
+def to_text(data):
+    """Bytes as the interpreter's own ``str``; undecodable bytes become question marks."""
+    if isinstance(data, str):
+        return data
+    try:
+        return data.decode("utf-8")
+    except (UnicodeError, ValueError):
+        return "".join([chr(byte) if byte < 128 else "?" for byte in bytearray(data)])
+
+
+def to_bytes(text):
+    """Text as UTF-8 bytes; what is bytes already stays as it is."""
+    if isinstance(text, bytes):
+        return text
+    if IS_MICROPYTHON:
+        return text.encode()
+    # A lone surrogate (from the environment) has no UTF-8 form.
+    return text.encode("utf-8", "replace")
+
+
+def is_digits(text):
+    """Whether the text is ASCII digits only: Python 3's own isdigit() takes other scripts', too."""
+    return bool(text) and not text.strip("0123456789")
+
+
+def code_points(text):
+    """The Unicode code points (or UTF-16 units on a narrow build) of a ``str`` of any kind."""
+    if not isinstance(text, UNICODE):
+        text = text.decode("utf-8", "replace")
+    return [ord(character) for character in text]
+
+
+# --- clocks -------------------------------------------------------------------------------------
+
+
+class Clock(object):
+    """Seconds that only ever go forward, whatever happens to the wall clock.
+
+    A guest's wall clock jumps when time synchronisation starts; Python 2 has
+    no monotonic clock, but the kernel's ``times(2)`` behind os.times() is one.
+    """
+
+    def __init__(self):
+        self._elapsed = 0.0
+        self._last = self._raw()
+
+    def _raw(self):
+        if IS_MICROPYTHON:
+            return time.ticks_ms()
+        if hasattr(time, "monotonic"):
+            return time.monotonic()
+        return os.times()[4]
+
+    def __call__(self):
+        now = self._raw()
+        if IS_MICROPYTHON:
+            step = time.ticks_diff(now, self._last) / 1000.0
+        else:
+            step = now - self._last
+        self._last = now
+        if step > 0:
+            self._elapsed += step
+        return self._elapsed
+
+
+# --- files and processes ------------------------------------------------------------------------
+
+
+def list_names(path):
+    """The names in a directory, one at a time where the interpreter can."""
+    if hasattr(os, "ilistdir"):
+        return (entry[0] for entry in os.ilistdir(path))
+    return iter(os.listdir(path))
+
+
+def getenv(name):
+    """An environment variable, or None."""
+    return os.getenv(name)
+
+
+def read_link(path):
+    """Where a symbolic link points, or None where that cannot be told."""
+    try:
+        return os.readlink(path)
+    except (AttributeError, OSError):
+        return None
+
+
+def accept(listener):
+    """The next connection's socket."""
+    if hasattr(listener, "_accept"):  # Python 3's bare sockets give a descriptor
+        return socket.socket(fileno=listener._accept()[0])  # noqa: SLF001 -- see the import
+    return listener.accept()[0]
+
+
+def close_on_exec(sock):
+    """Keeps a socket out of the programs the agent starts."""
+    if fcntl:
+        flags = fcntl.fcntl(sock.fileno(), fcntl.F_GETFD)
+        fcntl.fcntl(sock.fileno(), fcntl.F_SETFD, flags | fcntl.FD_CLOEXEC)
+
+
+def _set_nonblocking(descriptor):
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_NONBLOCK)
+
+
+def unnamed_file(content=b""):
+    """A file open for writing and reading that has no name any more.
+
+    Nothing is left behind, and nothing in a shared directory can be replaced
+    by somebody else: mkdir refuses a name that exists, and only we may write
+    into the directory it makes. Raises OSError if no directory can be had.
+    """
+    shared = ("/run", "/var/run", "/dev/shm", "/tmp")  # noqa: S108 -- see above
+    for parent in (getenv("RUNTIME_DIRECTORY"),) + shared:
+        if not parent:
+            continue
+        name = "%s/.guest-agent-%d" % (parent, int(time.time() * 1000000))
+        try:
+            os.mkdir(name)
+        except OSError:
+            continue
+        try:
+            unnamed = open(name + "/f", "w+b")
+            os.remove(name + "/f")
+        finally:
+            os.rmdir(name)
+        unnamed.write(content)
+        unnamed.flush()
+        unnamed.seek(0)
+        return unnamed
+    raise OSError(EACCES, "no directory for temporary files")
+
+
+class ForkedChild(object):
+    """A program, or a function of ours, run in a child process without waiting for it.
+
+    ``poll()`` gives None while it runs, then ``(status, output)``; ``kill()``
+    ends it and everything it started. A function is called with no arguments
+    and returns bytes.
+    """
+
+    def __init__(self, argv=None, stdin=b"", function=None):
+        self._output = b""
+        # wget reads its configuration from a file, but not from a pipe.
+        source = unnamed_file(stdin) if stdin else open("/dev/null", "rb")
+        self._out, write_out = os.pipe()
+        _set_nonblocking(self._out)
+        self._pid = os.fork()
+        if self._pid == 0:
+            self._become(argv, function, source.fileno(), write_out)
+        source.close()
+        os.close(write_out)
+
+    def _become(self, argv, function, source, write_out):
+        status = 127
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+                signal.signal(number, signal.SIG_DFL)
+            os.setpgid(0, 0)
+            os.dup2(source, 0)
+            os.dup2(write_out, 1)
+            null = os.open("/dev/null", os.O_WRONLY)
+            os.dup2(null, 2)
+            os.closerange(3, 1024)
+            if function:
+                os.write(1, function())
+                status = 0
+            else:
+                environment = dict(os.environ)
+                environment.pop("TOKEN", None)
+                environment["LC_ALL"] = environment["LANG"] = "C"
+                environment["PATH"] = environment.get("PATH", "") + ":" + COMMAND_PATH
+                os.execvpe(argv[0], argv, environment)  # noqa: S606 -- that is safer than with one
+        finally:
+            os._exit(status)
+
+    def _drain(self):
+        while True:
+            try:
+                data = os.read(self._out, READ_SIZE)
+            except OSError:
+                return
+            if not data:
+                return
+            if len(self._output) < COMMAND_OUTPUT_LIMIT:
+                self._output += data
+
+    def poll(self):
+        self._drain()
+        pid, status = os.waitpid(self._pid, os.WNOHANG)
+        if pid == 0:
+            return None
+        self._drain()
+        os.close(self._out)
+        return (os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128, self._output)
+
+    def kill(self):
+        for kill in (os.killpg, os.kill):
+            try:
+                kill(self._pid, signal.SIGKILL)
+            except OSError:  # setpgid may not have happened yet
+                pass
+        os.waitpid(self._pid, 0)
+        os.close(self._out)
+
+
+class ShellChild(object):
+    """ForkedChild for an interpreter that has only os.system: the shell puts the job aside.
+
+    The job's input and output are unnamed files, which it reaches through
+    /proc/self/fd. The first line of the output is the program's process
+    number, the last is "=" and its exit status.
+    """
+
+    def __init__(self, argv, stdin=b""):
+        self._output = self._tail = b""
+        self._out = unnamed_file()
+        self._in = unnamed_file(stdin)
+        words = " ".join([self._quote(word) for word in argv])
+        job = (
+            "( exec </proc/self/fd/%d >>/proc/self/fd/%d 2>/dev/null; "
+            "exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; "
+            'unset TOKEN; LC_ALL=C; LANG=C; PATH="$PATH:%s"; '
+            "export LC_ALL LANG PATH; "
+            "sh -c 'echo $$; ulimit -f 512 2>/dev/null; exec \"$@\"' sh %s; "
+            "s=$?; echo; echo =$s ) &"
+        )
+        job %= (self._in.fileno(), self._out.fileno(), COMMAND_PATH, words)
+        os.system(job)  # noqa: S605 -- there is nothing else, and every word is quoted
+
+    def _quote(self, word):
+        return "'" + word.replace("'", "'\\''") + "'"
+
+    def _read(self):
+        while True:
+            data = self._out.read(READ_SIZE)
+            if not data:
+                return
+            if len(self._output) < COMMAND_OUTPUT_LIMIT:
+                self._output += data
+            self._tail = (self._tail + data)[-16:]
+
+    def poll(self):
+        self._read()
+        at = self._tail.rfind(b"\n=")
+        status = self._tail[at + 2 :]
+        if at < 0 or not status.endswith(b"\n"):
+            return None
+        self._close()
+        # The first line is the process number, the last one the status.
+        lines = self._output.split(b"\n")[1:]
+        if self._output.endswith(b"\n=" + status):
+            lines = lines[:-2]
+        return (int(status.strip()), b"\n".join(lines))
+
+    def kill(self):
+        self._read()
+        pid = self._output.split(b"\n")[0]
+        self._close()
+        if pid.isdigit():
+            os.system("kill -9 %d 2>/dev/null" % int(pid))  # noqa: S605 -- there is no os.kill
+
+    def _close(self):
+        self._out.close()
+        self._in.close()
+
+
+Child = ForkedChild if CAN_FORK else ShellChild
+
+
+# --- network ------------------------------------------------------------------------------------
+
+
+def resolve(host, port):
+    """The TCP addresses of a host: a list of ``(family, socket address)``.
+
+    Blocks while a name is looked up; numeric addresses never block. The host
+    goes in as bytes because CPython would import its idna codec for text.
+    """
+    found = socket.getaddrinfo(to_bytes(host), port, 0, socket.SOCK_STREAM)
+    return [(entry[0], entry[4]) for entry in found if entry[1] == socket.SOCK_STREAM]
+
+
+def lookup_function(host, port):
+    """A function for ForkedChild that looks a host up; ``parse_lookup`` reads what it gives."""
+
+    def look_up():
+        lines = ["%d %s" % (family, address[0]) for family, address in resolve(host, port)]
+        return to_bytes("".join([line + "\n" for line in lines]))
+
+    return look_up
+
+
+def parse_lookup(output, port):
+    """The ``(family, socket address)`` list that a ``lookup_function`` gave."""
+    words = [line.split() for line in to_text(output).split("\n")]
+    return [(int(pair[0]), (pair[1], port)) for pair in words if len(pair) == 2]
+
+
+def stop_sending(sock):
+    """Tells the peer that nothing more will come, where the interpreter can."""
+    if hasattr(sock, "shutdown"):
+        try:
+            sock.shutdown(1)
+        except SOCKET_ERRORS:
+            pass
+
+
+class Signals(object):
+    """Turns SIGTERM and SIGINT into ``stopped`` and SIGHUP into ``reload``.
+
+    ``fileno`` becomes readable when one arrives, so that a poll which Python
+    3.5 and later would silently restart (PEP 475) comes back; it is None on
+    MicroPython, where SIGTERM ends the process at once and SIGINT raises
+    KeyboardInterrupt.
+    """
+
+    def __init__(self):
+        self.stopped = False
+        self.reload = False
+        self.fileno = None
+        if not signal:
+            return
+        self.fileno, self._write = os.pipe()
+        for descriptor in (self.fileno, self._write):
+            _set_nonblocking(descriptor)
+            fcntl.fcntl(descriptor, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+        signal.set_wakeup_fd(self._write)
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+        signal.signal(signal.SIGHUP, self._reload)
+
+    def _stop(self, number, frame):
+        self.stopped = True
+
+    def _reload(self, number, frame):
+        self.reload = True
+
+    def clear(self):
+        """Empties the pipe behind ``fileno``."""
+        if self.fileno is None:
+            return
+        try:
+            os.read(self.fileno, 512)
+        except OSError:
+            pass

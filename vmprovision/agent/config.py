@@ -1,0 +1,166 @@
+"""The agent's configuration file: ``KEY=VALUE`` lines, as EnvironmentFile= of systemd.exec(5)."""
+
+from . import compat
+from .files import read_bounded
+
+DEFAULT_PATH = "/etc/guest-agent.conf"
+SIZE_LIMIT = 64 * 1024
+DEFAULT_PORT = 8080
+KEYS = ("VM_ID", "MANAGER_URL", "PORT", "LISTEN", "TOKEN", "INTERFACE", "LOG_FILE")
+
+
+class Settings(object):
+    """What the configuration says; None where it says nothing."""
+
+    def __init__(self):
+        self.vm_id = None
+        self.manager = None
+        self.port = DEFAULT_PORT
+        self.listen = None
+        self.token = None
+        self.interface = None
+        self.log_file = None
+
+
+class Url(object):
+    """The parts of a manager's URL; ``host`` has no brackets, ``prefix`` no trailing slash."""
+
+    def __init__(self, scheme, host, port, prefix):
+        self.scheme = scheme
+        self.host = host
+        self.port = port
+        self.prefix = prefix
+
+    def authority(self):
+        """The host and port as a Host header and a URL show them."""
+        host = "[%s]" % self.host.split("%")[0] if ":" in self.host else self.host
+        default = {"http": 80, "https": 443}[self.scheme]
+        return host if self.port == default else "%s:%d" % (host, self.port)
+
+
+def read_settings(path, log):
+    """Settings from a file, each bad value logged and replaced by its default.
+
+    A missing file gives the defaults. A file that may not be read (systemd's
+    DynamicUser=) gives what EnvironmentFile= put into the environment.
+    """
+    try:
+        open(path, "rb").close()
+    except compat.FILE_ERRORS as error:
+        if compat.errno_of(error) == compat.EACCES:
+            log.info("%s may not be read: using the environment" % path)
+            return parse_settings([(key, compat.getenv(key)) for key in KEYS], log)
+        log.info("no configuration: %s: %s" % (path, compat.describe_error(error)))
+        return Settings()
+    data = read_bounded(path, SIZE_LIMIT + 1)
+    if len(data) > SIZE_LIMIT:
+        log.warning("%s: only the first %d bytes are read" % (path, SIZE_LIMIT))
+        data = data[: data.rfind(b"\n", 0, SIZE_LIMIT) + 1]
+    return parse_settings(parse_pairs(compat.to_text(data), log), log)
+
+
+def parse_pairs(text, log):
+    """The ``(key, value)`` pairs of a configuration file's text, in order."""
+    pairs = []
+    mark = compat.to_text(b"\xef\xbb\xbf")  # the byte order mark some editors write
+    if text.startswith(mark):
+        text = text[len(mark) :]
+    for number, raw in enumerate(text.split("\n")):
+        line = raw.strip()  # of a carriage return, too
+        if not line or line.startswith("#"):
+            continue
+        key, equals, value = line.partition("=")
+        if key.startswith("export "):
+            key = key[7:]
+        if equals:
+            pairs.append((key.strip(), _unquote(value.strip())))
+        else:
+            log.warning("configuration line %d is not KEY=VALUE: ignored" % (number + 1))
+    return pairs
+
+
+def _unquote(value):
+    if value[:1] in ('"', "'"):
+        end = value.find(value[0], 1)
+        if end > 0:
+            return value[1:end]
+    if value.startswith("#"):
+        return ""
+    return value.split(" #")[0].split("\t#")[0].rstrip()
+
+
+def parse_settings(pairs, log):
+    """Settings from pairs; the last value of a key counts, an empty one is as none."""
+    settings = Settings()
+    parsers = {
+        "VM_ID": ("vm_id", parse_word),
+        "MANAGER_URL": ("manager", parse_url),
+        "PORT": ("port", parse_port),
+        "LISTEN": ("listen", parse_host),
+        "TOKEN": ("token", parse_token),
+        "INTERFACE": ("interface", parse_token),
+        "LOG_FILE": ("log_file", parse_word),
+    }
+    for key, value in pairs:
+        if key not in parsers:
+            log.changed("unknown " + key, "configuration key %s is unknown: ignored" % key)
+        elif value:
+            name, parse = parsers[key]
+            try:
+                setattr(settings, name, parse(value))
+            except ValueError as error:
+                # The value itself stays out of the log: it may be the token.
+                log.warning("configuration: %s %s: ignored" % (key, error.args[0]))
+    return settings
+
+
+def parse_word(value):
+    """The text, if it has no control characters."""
+    if not value or min(compat.code_points(value)) < 32:
+        raise ValueError("is empty or has control characters")
+    return value
+
+
+def parse_token(value):
+    """The text, if it is printable ASCII without spaces."""
+    if [code for code in compat.code_points(value) if not 33 <= code <= 126]:
+        raise ValueError("is not printable ASCII without spaces")
+    return value
+
+
+def parse_port(value):
+    """A TCP port from 0 (let the kernel choose) to 65535."""
+    if not compat.is_digits(value) or len(value) > 5 or int(value) > 65535:
+        raise ValueError("is not a port number")
+    return int(value)
+
+
+def parse_host(value):
+    """A host name or address, without the brackets of an IPv6 literal."""
+    if value.startswith("[") and value.endswith("]"):
+        value = value[1:-1]
+    if not value or value.startswith("-") or [c for c in "/?#@[]\"'\\<>" if c in value]:
+        raise ValueError("is not a host name or address")
+    return parse_token(value)
+
+
+def parse_url(value):
+    """A manager's URL: http or https, a host, optionally a port and a path."""
+    scheme, mark, rest = parse_token(value).partition("://")
+    scheme = scheme.lower()
+    if not mark or scheme not in ("http", "https"):
+        raise ValueError("is not an http:// or https:// URL")
+    authority, slash, path = rest.partition("/")
+    if [character for character in '@?#"\\' if character in rest]:
+        raise ValueError("has a part other than host, port and path")
+    host, port = authority, ""
+    if authority.startswith("["):
+        host, mark, port = authority[1:].partition("]")
+        if not mark or ":" not in host or port[:1] not in ("", ":"):
+            raise ValueError("has no valid IPv6 address in its brackets")
+        port = port[1:]
+    elif ":" in authority:
+        host, mark, port = authority.partition(":")
+    number = parse_port(port) if port else {"http": 80, "https": 443}[scheme]
+    prefix = (slash + path).rstrip("/")
+    return Url(scheme, parse_host(host).replace("%25", "%"), number, prefix)

@@ -1,0 +1,63 @@
+"""Describes the guest and the agent in it: what ``GET /info`` answers."""
+
+from . import __version__, compat
+from .files import read_bounded
+
+
+def parse_process(stat):
+    """A process's number, name and parent from /proc/PID/stat, or None.
+
+    The name stands in parentheses and may itself hold spaces and parentheses.
+    """
+    text = compat.to_text(stat)
+    opening, closing = text.find("("), text.rfind(")")
+    after = text[closing + 1 :].split()
+    pid = text[:opening].strip()
+    if opening < 0 or closing < opening or len(after) < 2:
+        return None
+    if not compat.is_digits(pid) or not compat.is_digits(after[1]):
+        return None
+    return {"pid": int(pid), "comm": text[opening + 1 : closing], "ppid": int(after[1])}
+
+
+def parse_cgroup(cgroup):
+    """This process's path in systemd's own or the unified hierarchy, or None.
+
+    The root of one says nothing if the other knows better.
+    """
+    named = unified = None
+    for line in compat.to_text(cgroup).split("\n"):
+        fields = line.split(":", 2)
+        if len(fields) == 3 and fields[1] == "name=systemd":
+            named = fields[2]
+        elif len(fields) == 3 and fields[0] == "0" and not fields[1]:
+            unified = fields[2]
+    return unified if unified and named in (None, "/") else named
+
+
+def describe(proc, addresses, vm_id):
+    """What ``GET /info`` answers; what /proc does not tell is None."""
+
+    def process(name):
+        return parse_process(read_bounded("%s/%s/stat" % (proc, name))) or {}
+
+    def kernel(name):
+        return compat.to_text(read_bounded(proc + "/sys/kernel/" + name)).strip() or None
+
+    own = process("self")
+    parent = process(own["ppid"]) if own.get("ppid") else {}
+    return {
+        "version": __version__,
+        "runtime": compat.runtime_name(),
+        "hostname": kernel("hostname"),
+        "kernel": kernel("osrelease"),
+        "addresses": addresses,
+        "vm_id": vm_id,
+        "init": {
+            "pid1": process("1").get("comm"),
+            "pid1_exe": compat.read_link(proc + "/1/exe"),
+            "pid": own.get("pid"),
+            "parent": {"pid": own.get("ppid"), "comm": parent.get("comm")},
+            "cgroup": parse_cgroup(read_bounded(proc + "/self/cgroup")),
+        },
+    }

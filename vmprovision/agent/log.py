@@ -1,0 +1,95 @@
+"""The agent's log: one ASCII line per event, on stderr or in a file of bounded size."""
+
+import os
+import sys
+import time
+
+from . import compat
+
+FILE_LIMIT = 1024 * 1024
+BURST = 20
+BURST_SECONDS = 60
+
+
+def printable(text):
+    """The text as one line of ASCII: what a peer or a file sent cannot forge log lines."""
+    codes = compat.code_points(text)
+    return "".join([chr(code) if 32 <= code < 127 else "\\u%04x" % code for code in codes])
+
+
+class Log(object):
+    """Writes to stderr, or appends to ``path`` and renames it to ``path``.1 beyond ``limit`` bytes.
+
+    The file is opened for each line, so an outside log rotation works too. A
+    line that cannot be written is dropped: logging never stops the agent.
+    """
+
+    def __init__(self, path=None, limit=FILE_LIMIT):
+        self._path = path
+        self._limit = limit
+        self._seen = {}
+        self._window = None
+        self._count = 0
+        self._clock = compat.Clock()
+
+    def send_to(self, path):
+        """Continues in another file, or on stderr when it cannot be opened."""
+        try:
+            open(path, "ab").close()
+        except compat.FILE_ERRORS as error:
+            text = "cannot open log file %s: %s" % (path, compat.describe_error(error))
+            self.changed("log file", text, self.warning)
+            return
+        self._path = path
+
+    def info(self, text):
+        self._write("info", text)
+
+    def warning(self, text):
+        self._write("warning", text)
+
+    def error(self, text):
+        self._write("error", text)
+
+    def changed(self, subject, text, write=None):
+        """Logs only if this is not what was last said about the subject."""
+        if self._seen.get(subject) != text:
+            self._seen[subject] = text
+            (write or self.info)(text)
+
+    def limited(self, text):
+        """Logs a warning that a client can provoke: at most 20 of those a minute."""
+        now = self._clock()
+        if self._window is None or now - self._window >= BURST_SECONDS:
+            if self._count > BURST:
+                self.warning("%d similar messages suppressed" % (self._count - BURST))
+            self._window = now
+            self._count = 0
+        self._count += 1
+        if self._count <= BURST:
+            self.warning(text)
+
+    def _write(self, level, text):
+        stamp = "%04d-%02d-%02dT%02d:%02d:%02dZ" % tuple(time.gmtime(int(time.time()))[:6])
+        line = "%s guest-agent: %s: %s\n" % (stamp, level, printable(text))
+        try:
+            if self._path:
+                self._append(line)
+            else:
+                sys.stderr.write(line)
+                if hasattr(sys.stderr, "flush"):
+                    sys.stderr.flush()
+        except (AttributeError, ValueError) + compat.FILE_ERRORS:
+            pass
+
+    def _append(self, line):
+        try:
+            if os.stat(self._path)[6] + len(line) > self._limit:
+                os.rename(self._path, self._path + ".1")
+        except OSError:
+            pass
+        out = open(self._path, "ab")
+        try:
+            out.write(compat.to_bytes(line))
+        finally:
+            out.close()

@@ -1,0 +1,149 @@
+"""The agent's command line and its one loop."""
+
+import sys
+import time
+
+from . import __version__, compat, config, guest, server
+from .log import Log
+from .metrics import Metrics
+from .reporting import Reporter
+
+USAGE = """\
+usage: guest-agent [--config FILE] [--port N] [--listen ADDR] [--log-file FILE]
+                   [--proc DIR] [--version] [--help]
+
+Answers /health, /metrics and /info over HTTP and reports this guest's address
+to its manager. Runs in the foreground.
+
+  --config FILE    read settings from FILE (default: /etc/guest-agent.conf)
+  --port N         listen on port N (default: PORT in the settings, or 8080)
+  --listen ADDR    listen on one address (default: all)
+  --log-file FILE  append the log to FILE instead of stderr
+  --proc DIR       read the kernel's figures from DIR (default: /proc)
+"""
+
+_OPTIONS = {
+    "--config": config.parse_word,
+    "--port": config.parse_port,
+    "--listen": config.parse_host,
+    "--log-file": config.parse_word,
+    "--proc": config.parse_word,
+}
+
+
+class UsageError(Exception):
+    """A command line that cannot be followed; the argument says why."""
+
+
+def parse_arguments(words):
+    """The options given, such as ``{"--port": 80}``.
+
+    Raises UsageError.
+    """
+    options = {}
+    words = list(words)
+    while words:
+        name, equals, value = words.pop(0).partition("=")
+        if name in ("--help", "-h", "--version") and not equals:
+            options[name] = True
+            continue
+        if name not in _OPTIONS:
+            raise UsageError("unknown argument: " + name)
+        if not equals:
+            if not words:
+                raise UsageError(name + " needs a value")
+            value = words.pop(0)
+        try:
+            options[name] = _OPTIONS[name](value)
+        except ValueError as error:
+            raise UsageError("%s %s" % (name, error.args[0]))
+    return options
+
+
+def main(argv):
+    """Runs the agent until it is told to stop; gives the exit status.
+
+    0 after a clean stop, 1 if it cannot listen, 2 for a wrong command line.
+    """
+    try:
+        options = parse_arguments(argv[1:])
+    except UsageError as error:
+        sys.stderr.write("guest-agent: %s\n%s" % (error.args[0], USAGE))
+        return 2
+    if "--version" in options:
+        sys.stdout.write("guest-agent %s (%s)\n" % (__version__, compat.runtime_name()))
+        return 0
+    if "--help" in options or "-h" in options:
+        sys.stdout.write(USAGE)
+        return 0
+    try:
+        return _run(options)
+    except KeyboardInterrupt:  # MicroPython's SIGINT
+        return 0
+
+
+def _read_settings(options, log):
+    settings = config.read_settings(options.get("--config", config.DEFAULT_PATH), log)
+    settings.port = options.get("--port", settings.port)
+    settings.listen = options.get("--listen", settings.listen)
+    settings.log_file = options.get("--log-file", settings.log_file)
+    if settings.log_file:
+        log.send_to(settings.log_file)
+    return settings
+
+
+def _run(options):
+    log = Log()
+    if "--log-file" in options:
+        log.send_to(options["--log-file"])
+    settings = _read_settings(options, log)
+    where = "%s port %d" % (settings.listen or "all addresses", settings.port)
+    try:
+        listener = server.open_listener(settings.listen, settings.port)
+    except Exception as error:  # gaierror is not one of SOCKET_ERRORS everywhere
+        text = "cannot listen on %s: %s" % (where, compat.describe_error(error))
+        log.error(text)  # noqa: TRY400 -- a line, never a traceback
+        return 1
+    log.info("version %s on %s, listening on %s" % (__version__, compat.runtime_name(), where))
+    signals = compat.Signals()
+    clock = compat.Clock()
+    proc = options.get("--proc", "/proc")
+    metrics = Metrics(proc, clock)
+    reporter = Reporter(settings, proc, log, clock)
+    routes = {
+        "/health": _health,
+        "/metrics": metrics.read,
+        "/info": lambda: guest.describe(proc, reporter.addresses, reporter.vm_id()),
+    }
+    serving = server.Server(listener, routes, log, clock, signals.fileno)
+
+    def reload():
+        log.info("reading the configuration again")
+        reporter.reconfigure(_read_settings(options, log))
+
+    try:
+        _loop((metrics, reporter, serving), clock, signals, reload, log)
+    finally:
+        reporter.close()
+        serving.close()
+        log.info("stopped")
+    return 0
+
+
+def _health():
+    return {"status": "healthy", "timestamp": int(time.time()), "version": __version__}
+
+
+def _loop(parts, clock, signals, reload, log):
+    """Lets every part do what is due, and the last one, the server, wait for clients until then."""
+    while not signals.stopped:
+        try:
+            now = clock()
+            parts[-1].wait(min([part.tick(now) for part in parts]) - now)
+            signals.clear()
+            if signals.reload:
+                signals.reload = False
+                reload()
+        except Exception as error:  # out of memory, say: an agent that is gone helps nobody
+            log.limited("in the loop: " + compat.describe_error(error))
+            time.sleep(1)

@@ -1,0 +1,180 @@
+"""Keeps the manager informed of the guest's address.
+
+A generator does one thing after the other and yields the seconds it wants to
+rest, so nothing here ever holds up the server: programs run in children that
+are looked at now and then, sockets do not block, and every wait has an end.
+The one exception is a manager's host *name* under MicroPython, whose lookup
+blocks. It is looked up at first and after a failed delivery only, and after a
+failed lookup not again before ten times its duration has passed.
+"""
+
+from . import addresses, compat
+from .delivery import deliver_by_program, deliver_by_socket
+from .tasks import Outcome, run_program
+
+FIRST_REPORT_SECONDS = 3.0
+RETRY_SECONDS = 5.0
+HEARTBEAT_SECONDS = 30.0
+WATCH_SECONDS = 5.0
+COMMAND_SECONDS = 3.0
+REPEAT_FAILURE_SECONDS = 600.0
+
+
+class Reporter(object):
+    """Finds the guest's addresses and reports the best one.
+
+    Three seconds after the start, every five seconds until the manager has
+    accepted this address, then every thirty; at once when addresses or routes
+    change. ``addresses`` always has what was found last, even without a
+    manager.
+    """
+
+    def __init__(self, settings, proc, log, clock):
+        self.addresses = []
+        self._settings = settings
+        self._proc = proc
+        self._log = log
+        self._clock = clock
+        self._fingerprint = None
+        self._accepted = None
+        self._failure = (None, 0.0)
+        self._targets = []  # the manager's socket addresses while they work
+        self._resolve_at = 0.0
+        self._flow = self._run()
+        self._due = clock()
+
+    def tick(self, now):
+        """Goes on if it is time; gives the time of the next call."""
+        if now < self._due:
+            return self._due
+        try:
+            pause = next(self._flow)
+        except Exception as error:
+            self._log.limited("reporting: " + compat.describe_error(error))
+            self._flow = self._run()
+            pause = RETRY_SECONDS
+        self._due = now + pause
+        return self._due
+
+    def vm_id(self):
+        """The guest's name at the manager, or None."""
+        return self._settings.vm_id
+
+    def close(self):
+        """Ends what is under way."""
+        self._flow.close()
+
+    def reconfigure(self, settings):
+        """Starts again with other settings."""
+        self._settings = settings
+        self._accepted = None
+        self._targets = []
+        self._flow.close()
+        self._flow = self._run()
+        self._due = self._clock()
+
+    def _run(self):
+        start = self._clock()
+        wanted = self._settings.vm_id and self._settings.manager
+        if not wanted:
+            self._log.info("not reporting addresses: VM_ID or MANAGER_URL is not set")
+        for pause in self._detect():
+            yield pause
+        yield max(0.0, start + FIRST_REPORT_SECONDS - self._clock())
+        while True:
+            for pause in self._detect():
+                yield pause
+            if wanted:
+                for pause in self._report():
+                    yield pause
+            settled = not wanted or (self.addresses and self._accepted == self.addresses[0])
+            for pause in self._rest(HEARTBEAT_SECONDS if settled else RETRY_SECONDS):
+                yield pause
+
+    def _rest(self, seconds):
+        """Waits, but only until the kernel's tables show a change."""
+        end = self._clock() + seconds
+        while self._clock() < end:
+            yield min(WATCH_SECONDS, end - self._clock())
+            if addresses.fingerprint(self._proc) != self._fingerprint:
+                return
+
+    def _detect(self):
+        """Goes through the ways to find addresses until one of them finds a good one."""
+        self._fingerprint = addresses.fingerprint(self._proc)
+        defaults = addresses.default_interfaces(self._proc)
+        interface = self._settings.interface
+        candidates = []
+        chosen, good = [], False
+        for argv, parse in zip(addresses.COMMANDS, addresses.PARSERS):
+            outcome = Outcome()
+            for pause in run_program(argv, COMMAND_SECONDS, outcome, self._clock):
+                yield pause
+            candidates += parse(compat.to_text(outcome.output))
+            chosen, good = addresses.choose(candidates, defaults, interface)
+            if good:
+                break
+        if not good:
+            candidates += addresses.read_kernel_tables(self._proc)
+            chosen, good = addresses.choose(candidates, defaults, interface)
+        self.addresses = chosen
+        where = " on " + interface if interface else ""
+        found = ", ".join(chosen) or "none"
+        self._log.changed("addresses", "addresses%s: %s" % (where, found))
+
+    def _report(self):
+        if not self.addresses:
+            return
+        address = self.addresses[0]
+        settings = self._settings
+        outcome = Outcome()
+        if settings.manager.scheme == "https":
+            flow = deliver_by_program(settings, address, outcome, self._clock)
+        else:
+            for pause in self._find_manager(outcome):
+                yield pause
+            flow = deliver_by_socket(settings, address, self._targets, outcome, self._clock)
+        if outcome.failure is None:
+            for pause in flow:
+                yield pause
+        if outcome.failure is None:
+            self._accepted = address
+            self._failure = (None, 0.0)
+            self._log.changed("report", "reported %s" % address)
+        else:
+            self._targets = []
+            self._tell_failure("reporting %s failed: %s" % (address, outcome.failure))
+
+    def _find_manager(self, outcome):
+        if self._targets:
+            return
+        host, port = self._settings.manager.host, self._settings.manager.port
+        literal = ":" in host or addresses.is_ipv4(host)
+        if literal or not compat.CAN_FORK:
+            before = self._clock()
+            if before < self._resolve_at:
+                outcome.failure = "%s could not be looked up" % host
+                return
+            try:
+                self._targets = compat.resolve(host, port)
+            except Exception as error:  # gaierror is not one of SOCKET_ERRORS everywhere
+                outcome.failure = "%s: %s" % (host, compat.describe_error(error))
+                after = self._clock()
+                self._resolve_at = after + 10 * (after - before)
+            return
+        lookup = Outcome()
+        look_up = compat.lookup_function(host, port)
+        for pause in run_program(None, COMMAND_SECONDS, lookup, self._clock, function=look_up):
+            yield pause
+        self._targets = compat.parse_lookup(lookup.output, port)
+        if not self._targets:
+            outcome.failure = "%s could not be looked up" % host
+
+    def _tell_failure(self, text):
+        """Logs a failure when it is new, and every ten minutes while it stays the same."""
+        last, since = self._failure
+        now = self._clock()
+        if text != last or now - since >= REPEAT_FAILURE_SECONDS:
+            self._failure = (text, now)
+            self._log.changed("report", None, lambda _: None)  # so that a success is news again
+            self._log.warning(text)

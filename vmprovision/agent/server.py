@@ -1,0 +1,265 @@
+"""The HTTP server: one poll over non-blocking sockets, no threads.
+
+A client can only hurt itself: every connection has a deadline, what it may
+send and what it may leave unread are bounded, and an exception while serving
+it closes it and nothing else.
+"""
+
+import select
+
+from . import compat, http
+from .compat import socket
+
+REQUEST_SECONDS = 10.0  # from a request's first byte to its last, and to take an answer
+IDLE_SECONDS = 30.0  # between two requests of a connection
+ACCEPT_PAUSE_SECONDS = 1.0
+PENDING_LIMIT = 16384
+ACCEPT_BURST = 16
+RECEIVE_SIZE = 4096
+GIVE_WAY_SECONDS = 1.0
+
+
+class _Connection(object):
+    def __init__(self, sock, now):
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.received = b""
+        self.pending = b""
+        self.skip = 0  # bytes of a request body still to be thrown away
+        self.closing = False  # after what is pending
+        # The client may still be sending: closing now would reset the
+        # connection and could destroy the answer before it is read (RFC 9112,
+        # section 9.6), so what arrives is thrown away for a moment.
+        self.lingering = False
+        self.served = False
+        self.since = now
+        self.deadline = now + REQUEST_SECONDS
+
+    def is_idle(self):
+        return not self.received and not self.pending and not self.skip and not self.lingering
+
+
+def open_listener(host, port):
+    """A listening socket on one address, or on all of them: IPv6 and IPv4 where possible.
+
+    Raises OSError (socket.error on Python 2) if the address cannot be had.
+    """
+    if host:
+        family, address = compat.resolve(host, port)[0]
+        return _listen(family, address, False)
+    try:
+        return _listen(socket.AF_INET6, compat.resolve("::", port)[0][1], True)
+    except compat.SOCKET_ERRORS as error:
+        if compat.errno_of(error) == compat.EADDRINUSE:
+            raise
+        # No IPv6 in this kernel, or switched off.
+        return _listen(socket.AF_INET, compat.resolve("0.0.0.0", port)[0][1], False)
+
+
+def _listen(family, address, dual):
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        compat.close_on_exec(sock)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if dual:
+            sock.setsockopt(compat.IPPROTO_IPV6, compat.IPV6_V6ONLY, 0)
+        sock.bind(address)
+        sock.listen(64)
+        sock.setblocking(False)
+    except Exception:
+        sock.close()
+        raise
+    return sock
+
+
+class Server(object):
+    """Serves ``routes``, a dict of path to a function that returns what to answer as JSON."""
+
+    def __init__(self, listener, routes, log, clock, wake=None):
+        self._listener = listener
+        self._routes = routes
+        self._log = log
+        self._clock = clock
+        self._wake = wake
+        self._connections = {}
+        self._poll = select.poll()
+        self._listener_fd = listener.fileno()
+        self._accept_at = None  # when to go on accepting after the system ran out of something
+        self._poll.register(self._listener_fd, select.POLLIN)
+        if wake is not None:
+            self._poll.register(wake, select.POLLIN)
+
+    def wait(self, seconds):
+        """Serves what arrives within the time; comes back early when anything did."""
+        try:
+            events = self._poll.poll(int(max(0.0, seconds) * 1000) + 1)
+        except compat.SOCKET_ERRORS as error:
+            if compat.errno_of(error) != compat.EINTR:
+                raise
+            return
+        accept = False
+        for event in events:
+            if event[0] == self._listener_fd:
+                accept = True
+            elif event[0] in self._connections:
+                self._serve(self._connections[event[0]])
+        if accept:  # last: who is already here comes before who may push him out
+            self._accept()
+
+    def tick(self, now):
+        """Closes what is overdue; gives the time of the next call that is needed."""
+        for connection in list(self._connections.values()):
+            if now >= connection.deadline:
+                self._drop(connection)
+        if self._accept_at is not None and now >= self._accept_at:
+            self._accept_at = None
+            self._poll.register(self._listener_fd, select.POLLIN)
+        times = [connection.deadline for connection in self._connections.values()]
+        if self._accept_at is not None:
+            times.append(self._accept_at)
+        return min(times) if times else now + IDLE_SECONDS
+
+    def close(self):
+        """Closes every connection and the listening socket."""
+        for connection in list(self._connections.values()):
+            self._drop(connection)
+        self._listener.close()
+
+    def _accept(self):
+        for _ in range(ACCEPT_BURST):
+            try:
+                sock = compat.accept(self._listener)
+            except compat.SOCKET_ERRORS as error:
+                code = compat.errno_of(error)
+                if code not in (compat.EAGAIN, compat.EINTR):
+                    self._log.limited("accept: " + compat.describe_error(error))
+                    self._pause_accepting()
+                return
+            try:
+                sock.setblocking(False)
+                compat.close_on_exec(sock)
+                if len(self._connections) >= compat.CONNECTION_LIMIT and not self._make_room():
+                    sock.close()
+                    continue
+                connection = _Connection(sock, self._clock())
+                self._connections[connection.fd] = connection
+                self._poll.register(connection.fd, select.POLLIN)
+            except Exception as error:
+                self._log.limited("accept: " + compat.describe_error(error))
+                sock.close()
+
+    def _pause_accepting(self):
+        # Out of descriptors or memory: the listener stays readable, so polling it would spin.
+        self._make_room()
+        self._poll.unregister(self._listener_fd)
+        self._accept_at = self._clock() + ACCEPT_PAUSE_SECONDS
+
+    def _make_room(self):
+        """Closes the connection that has been idle longest, else a request that dawdles."""
+        now = self._clock()
+        waiting = [each for each in self._connections.values() if each.is_idle()]
+        if not waiting:
+            waiting = [
+                each
+                for each in self._connections.values()
+                if each.lingering or now - each.since > GIVE_WAY_SECONDS
+            ]
+        if not waiting:
+            return False
+        self._drop(min(waiting, key=lambda each: each.since))
+        return True
+
+    def _serve(self, connection):
+        try:
+            if connection.pending:
+                self._send(connection)
+            else:
+                self._receive(connection)
+        except compat.SOCKET_ERRORS as error:
+            if compat.errno_of(error) not in (compat.EAGAIN, compat.EINTR):
+                self._drop(connection)  # a client that went away is not worth a line
+        except Exception as error:
+            self._drop(connection)
+            self._log.limited("while serving: " + compat.describe_error(error))
+
+    def _receive(self, connection):
+        data = connection.sock.recv(RECEIVE_SIZE)
+        if not data:
+            self._drop(connection)
+        elif not connection.lingering:
+            if connection.is_idle():
+                connection.since = self._clock()
+                connection.deadline = connection.since + REQUEST_SECONDS
+            connection.received += data
+            self._answer(connection)
+
+    def _answer(self, connection):
+        """Answers the requests received, as long as the client takes the answers."""
+        while not connection.closing and len(connection.pending) < PENDING_LIMIT:
+            if connection.skip:
+                skipped = min(connection.skip, len(connection.received))
+                connection.skip -= skipped
+                connection.received = connection.received[skipped:]
+                if connection.skip:
+                    break
+            try:
+                head, connection.received = http.take_head(connection.received)
+                if head is None:
+                    break
+                request = http.parse_head(head)
+            except http.RequestError as error:
+                connection.pending += http.render(error.args[0], {"error": error.args[1]})
+                connection.closing = connection.lingering = True
+                break
+            connection.skip = request.body_length
+            connection.pending += self._respond(request)
+            if not request.keep_alive:
+                connection.closing = True
+                connection.lingering = connection.skip > len(connection.received)
+        if connection.pending:
+            self._send(connection)
+
+    def _respond(self, request):
+        route = self._routes.get(request.path)
+        status, allow = 200, None
+        if route is None:
+            status, answer = 404, {"error": "not found"}
+        elif request.method not in (b"GET", b"HEAD"):
+            status, answer, allow = 405, {"error": "method not allowed"}, "GET, HEAD"
+        else:
+            try:
+                answer = route()
+            except Exception as error:
+                self._log.limited("%s: %s" % (request.path, compat.describe_error(error)))
+                status, answer = 500, {"error": "internal error"}
+        return http.render(status, answer, request, request.keep_alive, allow)
+
+    def _send(self, connection):
+        try:
+            sent = connection.sock.send(connection.pending)
+        except compat.SOCKET_ERRORS as error:
+            if compat.errno_of(error) not in (compat.EAGAIN, compat.EINTR):
+                raise
+            sent = 0
+        connection.pending = connection.pending[sent:]
+        if connection.pending:
+            self._poll.register(connection.fd, select.POLLOUT)
+            return
+        self._poll.register(connection.fd, select.POLLIN)
+        now = connection.since = self._clock()
+        if connection.lingering:
+            connection.deadline = now + compat.LINGER_SECONDS
+            compat.stop_sending(connection.sock)
+        elif connection.closing:
+            self._drop(connection)
+        elif connection.received or connection.skip:
+            connection.deadline = now + REQUEST_SECONDS
+            if connection.received:
+                self._answer(connection)
+        else:
+            connection.deadline = now + IDLE_SECONDS
+
+    def _drop(self, connection):
+        if self._connections.pop(connection.fd, None) is not None:
+            self._poll.unregister(connection.fd)
+            connection.sock.close()
