@@ -33,7 +33,11 @@ def elf(machine: int = 62, *, bits: int = 64, content: bytes = b"") -> Program:
     return Program((identity + struct.pack("<HH", 2, machine)).ljust(64, b"\0") + content)
 
 
-def make_tree(root: Path, files: Mapping[str, str | bytes | Link | Program | None]) -> Path:
+Content = str | bytes | Link | Program | None
+Tree = dict[str, Content]
+
+
+def make_tree(root: Path, files: Mapping[str, Content]) -> Path:
     """The tree under root; None makes a directory."""
     for name, what in files.items():
         path = root / name.lstrip("/")
@@ -52,7 +56,7 @@ def make_tree(root: Path, files: Mapping[str, str | bytes | Link | Program | Non
 
 OS_RELEASE = 'ID=debian\nPRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nVERSION_ID="12"\n'
 
-SYSTEMD_TREE: dict[str, str | bytes | Link | Program | None] = {
+SYSTEMD_TREE: Tree = {
     "/etc/os-release": OS_RELEASE,
     "/usr/lib/systemd/systemd": elf(),
     "/usr/sbin/init": Link("../lib/systemd/systemd"),
@@ -66,7 +70,7 @@ SYSTEMD_TREE: dict[str, str | bytes | Link | Program | None] = {
     "/usr/local/bin": None,
 }
 
-BUSYBOX_TREE: dict[str, str | bytes | Link | Program | None] = {
+BUSYBOX_TREE: Tree = {
     "/bin/busybox": elf(content=b"BusyBox v1.35.0"),
     "/sbin/init": Link("/bin/busybox"),
     "/etc/inittab": "::sysinit:/etc/rc\n",

@@ -60,6 +60,7 @@ EXIT_CODES: dict[type[errors.VmprovisionError], int] = {
     errors.ImageRecoveryError: 18,
     errors.ApplianceError: 20,
     errors.ApplianceTimeoutError: 21,
+    errors.CommandError: 22,
     errors.InspectionError: 30,
     errors.NoOperatingSystemError: 31,
     errors.SeveralOperatingSystemsError: 32,
@@ -100,9 +101,7 @@ ImageArgument = Annotated[
         help="A disk image, or a directory that holds an unpacked root filesystem.",
     ),
 ]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object instead of text.")
-]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 FormatOption = Annotated[
     str | None,
     typer.Option(
@@ -178,14 +177,18 @@ def _main(
     verbose: Annotated[
         int,
         typer.Option(
-            "--verbose", "-v", count=True, help="Log what is done; twice for every call.",
-            show_default=False, metavar="",
+            "--verbose",
+            "-v",
+            count=True,
+            help="Log what is done; twice for every call.",
+            show_default=False,
+            metavar="",
         ),
     ] = 0,
-    _shown: Annotated[
+    _shown: Annotated[  # noqa: FBT002 -- a flag
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
-    ] = False,  # noqa: FBT002 -- a flag
+    ] = False,
 ) -> None:
     levels = (logging.WARNING, logging.INFO, logging.DEBUG)
     logging.basicConfig(
@@ -297,9 +300,7 @@ def inject(  # noqa: PLR0913 -- one parameter an option
         return api.inject(image, options, source=source, output=output, control=control)
 
     report = _work(as_json, injected)
-    _present(
-        as_json, report.as_json(), lambda: show_changes(stdout, report, done="injected")
-    )
+    _present(as_json, report.as_json(), lambda: show_changes(stdout, report, done="injected"))
 
 
 @app.command()

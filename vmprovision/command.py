@@ -8,7 +8,7 @@ import shlex
 import subprocess
 from typing import TYPE_CHECKING
 
-from vmprovision.errors import VmprovisionError
+from vmprovision.errors import CommandError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,19 +17,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STDERR_TAIL = 600
-
-
-class CommandError(VmprovisionError):
-    """A host program is missing, failed or ran out of time.
-
-    Attributes:
-        stderr: all that the program printed on its standard error.
-    """
-
-    def __init__(self, message: str, *, stderr: str = "", hint: str = "") -> None:
-        """Keep the program's own words beside the message."""
-        super().__init__(message, hint=hint)
-        self.stderr = stderr
 
 
 def run(

@@ -92,7 +92,7 @@ def _binding() -> Finding:
 
 
 def _kernel() -> Finding:
-    """libguestfs's appliance is made with a kernel of the host, which must be readable."""
+    """Libguestfs's appliance is made with a kernel of the host, which must be readable."""
     kernels = sorted(Path("/boot").glob("vmlinuz-*")) + sorted(Path("/boot").glob("vmlinux-*"))
     named = os.environ.get("SUPERMIN_KERNEL")
     kernels = [Path(named)] if named else kernels
@@ -106,7 +106,9 @@ def _kernel() -> Finding:
             subject="kernel",
             ok=False,
             detail="there is no kernel with its modules in /boot and /lib/modules",
-            mend=_packages("linux-image-generic" if _is_ubuntu() else "linux-image-cloud-amd64", "kernel"),
+            mend=_packages(
+                "linux-image-generic" if _is_ubuntu() else "linux-image-cloud-amd64", "kernel"
+            ),
         )
     readable = [kernel for kernel in usable if os.access(kernel, os.R_OK)]
     if not readable:
@@ -170,9 +172,7 @@ def _space(directory: Path) -> Finding:
     try:
         free = shutil.disk_usage(directory).free
     except OSError as exc:
-        return Finding(
-            subject=f"space in {directory}", ok=False, detail=str(exc.strerror), mend=""
-        )
+        return Finding(subject=f"space in {directory}", ok=False, detail=str(exc.strerror), mend="")
     writable = os.access(directory, os.W_OK)
     detail = f"{free >> 20} MiB free" if writable else "not writable by this user"
     return Finding(

@@ -18,7 +18,7 @@ def printable(text: str) -> str:
     """Text of a guest that a terminal or a log can show: no control or format characters.
 
     Guests are hostile: their file names, release files and consoles may hold
-    escape sequences.  Line breaks become ``\\n`` as well.
+    escape sequences.  Line breaks are escaped as well.
     """
     return "".join(
         char if unicodedata.category(char)[0] not in "CZ" or char == " " else _escaped(char)
@@ -91,6 +91,19 @@ class ApplianceError(VmprovisionError):
 
 class ApplianceTimeoutError(ApplianceError):
     """A call into the appliance took longer than its time limit."""
+
+
+class CommandError(VmprovisionError):
+    """A host program is missing, failed or ran out of time.
+
+    Attributes:
+        stderr: all that the program printed on its standard error.
+    """
+
+    def __init__(self, message: str, *, stderr: str = "", hint: str = "") -> None:
+        """Keep the program's own words beside the message."""
+        super().__init__(message, hint=hint)
+        self.stderr = stderr
 
 
 class InspectionError(VmprovisionError):

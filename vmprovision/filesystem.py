@@ -222,7 +222,8 @@ class LocalFilesystem:
     def list_directory(self, path: PurePosixPath) -> list[str]:
         """As the Protocol has it."""
         try:
-            names = os.listdir(os.fsencode(self._at(resolve(self, path))))
+            # as bytes: a guest's names need not be valid UTF-8
+            names = os.listdir(os.fsencode(self._at(resolve(self, path))))  # noqa: PTH208
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as exc:
@@ -240,9 +241,8 @@ class LocalFilesystem:
     def write(self, path: PurePosixPath, content: bytes) -> None:
         """As the Protocol has it."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK
-        with _applying(path):
-            with os.fdopen(os.open(self._at(path), flags, 0o600), "wb") as file:
-                file.write(content)
+        with _applying(path), os.fdopen(os.open(self._at(path), flags, 0o600), "wb") as file:
+            file.write(content)
 
     def make_directory(self, path: PurePosixPath) -> None:
         """As the Protocol has it."""

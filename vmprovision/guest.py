@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmprovision.configuration import parse_configuration
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import PurePosixPath
+
     from vmprovision.receipt import Receipt
 
 InitSystem = Literal["systemd", "standalone"]
@@ -134,7 +135,7 @@ class GuestInfo:
     notes: tuple[str, ...] = ()
 
     def locate(self, path: PurePosixPath) -> PurePosixPath:
-        """Where a path really is in this guest: its longest known parent that is a link followed."""
+        """Where a path really is in this guest: its longest parent that is a link followed."""
         for parent in path.parents:
             if parent in self.links:
                 return self.links[parent] / path.relative_to(parent)

@@ -17,6 +17,7 @@ stands, and a name changes atomically:
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -24,7 +25,6 @@ import re
 import shutil
 import stat
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmprovision.command import CommandError, run
@@ -34,6 +34,7 @@ from vmprovision.diskformat import (
     check_references,
     determine_format,
     named_format,
+    qcow2_references,
 )
 from vmprovision.errors import (
     ImageError,
@@ -46,6 +47,7 @@ from vmprovision.imagelock import image_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from vmprovision.progress import Control
 
@@ -58,6 +60,7 @@ MERGING = ".vmprovision-merging"
 ROOM_NEEDED = 64 << 20
 MERGE_MARGIN = 4 << 20
 MERGE_SECONDS = 3600.0
+NAME_LIMIT = 255  # NAME_MAX of every filesystem that holds disk images
 
 Recovery = Literal["nothing", "discarded", "merged"]
 
@@ -93,8 +96,9 @@ class OpenImage:
             _write_new(self.drive, self.new, named if named in FORMATS else self.format)
             return
         control.step("merging the redo log")
-        _require_room(self.path, self.drive.stat().st_blocks * 512 + MERGE_MARGIN)
-        _merge(_seal(self.path, self.drive), self.path, self.format)
+        with _host_failures(self.path):
+            _require_room(self.path, self.drive.stat().st_blocks * 512 + MERGE_MARGIN)
+            _merge(_seal(self.path, self.drive), self.path, self.format)
 
 
 @contextlib.contextmanager
@@ -129,27 +133,35 @@ def open_image(  # noqa: PLR0913 -- the caller's options, each of its own kind
         _require_writable(image)
     if output is not None:
         _require_absent(output)
+    if write:
+        _require_short_name(output or image)
     with image_lock(image, write=write and output is None):
-        disk_format = determine_format(image, stated_format)
-        check_references(image, disk_format, allow_outside=allow_outside)
-        if not write:
-            yield _to_read(image, disk_format)
-            return
-        if output is None:
-            _recover(image, disk_format)
-        elif _pending(image):
-            raise _interrupted(image)
-        check_image(image, disk_format)
-        beside = output.absolute() if output else image
-        redo_log = beside.with_name(beside.name + OPEN)
-        _create_overlay(redo_log, image, disk_format)
+        with _host_failures(image):
+            disk_format = determine_format(image, stated_format)
+            check_references(image, disk_format, allow_outside=allow_outside)
+            if write:
+                opened = _to_write(image, disk_format, output)
+            else:
+                opened = _to_read(image, disk_format)
         try:
-            yield OpenImage(
-                path=image, format=disk_format, drive=redo_log, drive_format="qcow2", new=output
-            )
+            yield opened
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                redo_log.unlink()
+            if write:
+                with contextlib.suppress(OSError):  # the next run throws it away
+                    opened.drive.unlink()
+
+
+@contextlib.contextmanager
+def _host_failures(image: Path) -> Iterator[None]:
+    """Turn an ``OSError`` of the host into the error that names the image."""
+    try:
+        yield
+    except OSError as exc:
+        kind = ImageSpaceError if exc.errno in (errno.ENOSPC, errno.EDQUOT) else ImageError
+        raise kind(
+            f"{image} cannot be worked on: {exc.strerror} ({exc.filename or 'host'})",
+            hint="mend the cause and run the command again",
+        ) from exc
 
 
 def create_throwaway(disk: Path, image: OpenImage) -> None:
@@ -170,7 +182,7 @@ def recover_image(path: Path, *, stated_format: str | None, control: Control) ->
     control.step("looking for a redo log")
     image = _existing(path)
     _require_writable(image)
-    with image_lock(image, write=True):
+    with image_lock(image, write=True), _host_failures(image):
         return _recover(image, determine_format(image, stated_format))
 
 
@@ -210,6 +222,16 @@ def _require_absent(output: Path) -> None:
         raise ImageReadOnlyError(f"{output} cannot be created in its directory")
 
 
+def _require_short_name(image: Path) -> None:
+    """Refuse a name to which the longest of the redo log's suffixes cannot be added."""
+    longest = f"{SEALED}-{1 << 63}-{1 << 63}"
+    if len(os.fsencode(image.name)) + len(longest) > NAME_LIMIT:
+        raise ImageError(
+            f"the name of {image} is too long for a redo log beside it",
+            hint=f"give it a name of at most {NAME_LIMIT - len(longest)} bytes",
+        )
+
+
 def _to_read(image: Path, disk_format: str) -> OpenImage:
     """The image to read: through the finished redo log of an interrupted run, if there is one."""
     pending = _pending(image)
@@ -220,13 +242,30 @@ def _to_read(image: Path, disk_format: str) -> OpenImage:
     return OpenImage(path=image, format=disk_format, drive=pending, drive_format="qcow2")
 
 
+def _to_write(image: Path, disk_format: str, output: Path | None) -> OpenImage:
+    """The image behind a new redo log, what an interrupted run left dealt with."""
+    if output is None:
+        _recover(image, disk_format)
+    elif _pending(image):
+        raise _interrupted(image)
+    check_image(image, disk_format)
+    beside = output.absolute() if output else image
+    redo_log = beside.with_name(beside.name + OPEN)
+    _create_overlay(redo_log, image, disk_format)
+    return OpenImage(
+        path=image, format=disk_format, drive=redo_log, drive_format="qcow2", new=output
+    )
+
+
 def _create_overlay(redo_log: Path, image: Path, disk_format: str) -> None:
     _require_room(redo_log, ROOM_NEEDED)
     redo_log.unlink(missing_ok=True)
     try:
         run(
-            ["qemu-img", "create", "-q", "-f", "qcow2", "-F", disk_format]
-            + ["-b", _unlocked(image, disk_format), f"{redo_log}"],
+            [
+                *("qemu-img", "create", "-q", "-f", "qcow2", "-F", disk_format),
+                *("-b", _unlocked(image, disk_format), redo_log),
+            ],
             timeout=60,
         )
         redo_log.chmod(0o600)
@@ -260,6 +299,7 @@ def _seal(image: Path, redo_log: Path) -> Path:
 
 
 def _merge(sealed: Path, image: Path, disk_format: str) -> None:
+    _require_same_format(sealed, image, disk_format)
     merging = image.with_name(image.name + MERGING)
     sealed.rename(merging)
     _sync_directory(image.parent)
@@ -281,6 +321,21 @@ def _merge(sealed: Path, image: Path, disk_format: str) -> None:
         ) from exc
     merging.unlink()
     _sync_directory(image.parent)
+
+
+def _require_same_format(redo_log: Path, image: Path, disk_format: str) -> None:
+    """Refuse to merge as another format than the redo log was made for.
+
+    A person may say ``--format raw`` of anything, and merging would then write
+    over the image's own header.
+    """
+    backing = qcow2_references(redo_log).backing or ""
+    made_for = json.loads(backing.removeprefix("json:") or "{}").get("driver")
+    if made_for != disk_format:
+        raise ImageRecoveryError(
+            f"the redo log of {image} was made for a {made_for} image, not for {disk_format}",
+            hint=f"state the true format: --format {made_for}",
+        )
 
 
 def _recover(image: Path, disk_format: str) -> Recovery:
@@ -305,8 +360,8 @@ def _pending(image: Path) -> Path | None:
         ImageRecoveryError: there is one, for an image that has changed since.
     """
     merging = image.with_name(image.name + MERGING)
-    if merging.exists():
-        return merging
+    if merging.is_symlink() or merging.exists():
+        return _ours(merging, image)
     pattern = re.compile(re.escape(image.name + SEALED) + r"-(\d+)-(\d+)$")
     for entry in image.parent.iterdir():
         if match := pattern.match(entry.name):
@@ -317,8 +372,23 @@ def _pending(image: Path) -> Path | None:
                     f"the redo log {entry.name} no longer fits it",
                     hint=f"delete {entry} and inject again",
                 )
-            return entry
+            return _ours(entry, image)
     return None
+
+
+def _ours(redo_log: Path, image: Path) -> Path:
+    """The redo log, if it is a file of this user's or of the image's owner.
+
+    In a directory that all may write to, anybody could lay one beside the image.
+    """
+    status = redo_log.lstat()
+    owners = (os.geteuid(), image.stat().st_uid)
+    if not stat.S_ISREG(status.st_mode) or status.st_uid not in owners:
+        raise ImageRecoveryError(
+            f"{redo_log} looks like a redo log of {image} and belongs to somebody else",
+            hint="delete it, if you do not know where it comes from",
+        )
+    return redo_log
 
 
 def _interrupted(image: Path) -> ImageRecoveryError:
@@ -332,8 +402,10 @@ def _write_new(redo_log: Path, new: Path, disk_format: str) -> None:
     partial = new.with_name(new.name + ".vmprovision-new")
     try:
         run(
-            ["qemu-img", "convert", "-U", "-f", "qcow2", "-O", disk_format]
-            + [f"{redo_log}", f"{partial.absolute()}"],
+            [
+                *("qemu-img", "convert", "-U", "-f", "qcow2", "-O", disk_format),
+                *(redo_log, partial.absolute()),
+            ],
             timeout=MERGE_SECONDS,
         )
         handle = os.open(partial, os.O_RDONLY)

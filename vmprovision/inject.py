@@ -200,9 +200,7 @@ def recover(
         ImageRecoveryError: the redo log does not fit the image any more.
         ImageError: the image cannot be opened, locked or written.
     """
-    return recover_image(
-        Path(image), stated_format=source.format, control=control or Control()
-    )
+    return recover_image(Path(image), stated_format=source.format, control=control or Control())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -364,9 +362,7 @@ def _opened_image(
 
 
 @contextlib.contextmanager
-def _opened_directory(
-    path: Path, init: InitSystem | None, control: Control
-) -> Iterator[_Opened]:
+def _opened_directory(path: Path, init: InitSystem | None, control: Control) -> Iterator[_Opened]:
     with naming(path):
         control.step("inspecting the guest")
         filesystem = LocalFilesystem(path.resolve())

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, Union
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import PurePosixPath
 
     from vmprovision.filesystem import FileStatus, GuestReader
 
@@ -143,7 +143,7 @@ class Remove:
         return Condition(path=self.path, kind="absent")
 
 
-Operation = Union[MakeDirectory, WriteFile, Symlink, EditBlock, Remove]
+Operation = MakeDirectory | WriteFile | Symlink | EditBlock | Remove
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,9 +204,7 @@ def _ownership(condition: Condition, status: FileStatus) -> list[str]:
         found.append(f"{path}: mode {status.mode:04o}, should be {condition.mode:04o}")
     owner, wanted = (status.uid, status.gid), (condition.uid, condition.gid)
     if condition.uid is not None and owner != wanted:
-        found.append(
-            f"{path}: owner {owner[0]}:{owner[1]}, should be {wanted[0]}:{wanted[1]}"
-        )
+        found.append(f"{path}: owner {owner[0]}:{owner[1]}, should be {wanted[0]}:{wanted[1]}")
     return found
 
 

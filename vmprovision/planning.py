@@ -174,9 +174,7 @@ def plan_removal(guest: GuestInfo, found: Mapping[PurePosixPath, Found]) -> Plan
         PlanError: there is no agent, or something that was set aside is gone.
     """
     if guest.agent is None:
-        raise PlanError(
-            "the guest holds no agent of ours", hint=f"there is no {RECEIPT} in it"
-        )
+        raise PlanError("the guest holds no agent of ours", hint=f"there is no {RECEIPT} in it")
     restored = restorations(guest.agent.receipt.entries, found)
     own = [Remove(path=guest.locate(path)) for path in (*LOGS, RECEIPT)]
     directories = [o for o in restored if _is_directory(guest.agent.receipt, o.path)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -41,7 +40,6 @@ class Control:
 
     report: ProgressCallback = no_progress
     cancelled: threading.Event = field(default_factory=threading.Event)
-    started: float = field(default_factory=time.monotonic)
 
     def step(self, step: str, fraction: float | None = None) -> None:
         """Report a step, unless the caller has cancelled.

@@ -119,7 +119,11 @@ def prove(
         VmprovisionError: otherwise as ``inspect``.
     """
     path = Path(image)
-    options, source, control = options or ProofOptions(), source or ImageOptions(), control or Control()
+    options, source, control = (
+        options or ProofOptions(),
+        source or ImageOptions(),
+        control or Control(),
+    )
     with (
         naming(path),
         open_image(

@@ -58,7 +58,7 @@ class ReportListener:
         )
         self._thread.start()
 
-    def __enter__(self) -> ReportListener:
+    def __enter__(self) -> ReportListener:  # noqa: PYI034 -- typing.Self came with Python 3.11
         """Give the listener itself."""
         return self
 

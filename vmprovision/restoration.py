@@ -116,9 +116,7 @@ def with_receipt(
     written = WriteFile(path=RECEIPT, content=serialise_receipt(receipt), mode=0o600)
     restored = restorations(_stale_entries(earlier, receipt), found)
     return Plan(
-        operations=(
-            *directories, *folders, *kept, *restored, *rest[:-1], written, *rest[-1:]
-        ),
+        operations=(*directories, *folders, *kept, *restored, *rest[:-1], written, *rest[-1:]),
         notes=plan.notes,
     )
 
@@ -157,9 +155,7 @@ def _kept_entries(earlier: Receipt | None, entries: list[Entry]) -> list[Entry]:
     return [entry for entry in earlier.entries if entry.condition.path in needed - now]
 
 
-def restorations(
-    entries: Iterable[Entry], found: Mapping[PurePosixPath, Found]
-) -> list[Operation]:
+def restorations(entries: Iterable[Entry], found: Mapping[PurePosixPath, Found]) -> list[Operation]:
     """What brings back all that stood at these entries' paths: last first, directories at the end.
 
     Args:
@@ -182,9 +178,7 @@ def restorations(
     ]
 
 
-def restoration(
-    entry: Entry, now: Found, found: Mapping[PurePosixPath, Found]
-) -> list[Operation]:
+def restoration(entry: Entry, now: Found, found: Mapping[PurePosixPath, Found]) -> list[Operation]:
     """What brings back what stood at a path before; nothing where all is as it was.
 
     Args:

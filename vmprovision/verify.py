@@ -35,7 +35,5 @@ def verify_plan(plan: Plan, reader: GuestReader) -> None:
 def verify_receipt(receipt: Receipt, reader: GuestReader) -> list[str]:
     """Every way in which the guest differs from its receipt, guest path first; empty: none."""
     return [
-        mismatch
-        for entry in receipt.entries
-        for mismatch in mismatches(entry.condition, reader)
+        mismatch for entry in receipt.entries for mismatch in mismatches(entry.condition, reader)
     ]

@@ -1,0 +1,1 @@
+"""One contract over both implementations of a guest filesystem."""

@@ -23,7 +23,8 @@ DISK_SIZE = "64M"
 
 
 @pytest.fixture(scope="module")
-def _appliance_guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApplianceFilesystem]:
+def appliance_guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApplianceFilesystem]:
+    """An empty ext4 filesystem, mounted in an appliance that the module's tests share."""
     disk = tmp_path_factory.mktemp("contract") / "disk.qcow2"
     run(["qemu-img", "create", "-q", "-f", "qcow2", disk, DISK_SIZE], timeout=60)
     with launch([Drive(path=disk, format="qcow2")], control=Control()) as appliance:
@@ -42,7 +43,7 @@ def guest(
         (tmp_path / "work").mkdir()
         yield LocalFilesystem(tmp_path), P("/work")
         return
-    filesystem: ApplianceFilesystem = request.getfixturevalue("_appliance_guest")
+    filesystem: ApplianceFilesystem = request.getfixturevalue("appliance_guest")
     work = P("/") / request.node.name.split("[")[0]
     filesystem.make_directory(work)
     yield filesystem, work
@@ -167,33 +168,33 @@ def test_a_missing_parent_is_an_error_that_names_the_path(guest: Guest) -> None:
 
 
 @pytest.mark.appliance
-def test_names_that_are_no_utf8_are_left_out(_appliance_guest: ApplianceFilesystem) -> None:
+def test_names_that_are_no_utf8_are_left_out(appliance_guest: ApplianceFilesystem) -> None:
     """The binding decodes strictly; a hostile name must not stop inspection."""
-    appliance = _appliance_guest._appliance  # noqa: SLF001 -- to make a name that str cannot hold
-    _appliance_guest.make_directory(P("/names"))
-    _appliance_guest.write(P("/names/good"), b"")
+    appliance = appliance_guest._appliance  # noqa: SLF001 -- to make a name that str cannot hold
+    appliance_guest.make_directory(P("/names"))
+    appliance_guest.write(P("/names/good"), b"")
     appliance.call("debug", "sh", ["touch \"$(printf '/sysroot/names/bad\\377')\""])
     with pytest.raises(UnicodeDecodeError):
         appliance.call("ls", "/names")
-    assert _appliance_guest.list_directory(P("/names")) == ["good"]
+    assert appliance_guest.list_directory(P("/names")) == ["good"]
 
 
 @pytest.mark.appliance
-def test_labels_of_files_and_links_round_trip(_appliance_guest: ApplianceFilesystem) -> None:
+def test_labels_of_files_and_links_round_trip(appliance_guest: ApplianceFilesystem) -> None:
     """An SELinux label is written and read, on a link too."""
     label = "system_u:object_r:bin_t:s0"
-    _appliance_guest.write(P("/labelled"), b"")
-    _appliance_guest.symlink(P("/labelled-link"), "/labelled")
+    appliance_guest.write(P("/labelled"), b"")
+    appliance_guest.symlink(P("/labelled-link"), "/labelled")
     for path in (P("/labelled"), P("/labelled-link")):
-        assert _appliance_guest.label(path) is None
-        _appliance_guest.set_label(path, label)
-        assert _appliance_guest.label(path) == label
+        assert appliance_guest.label(path) is None
+        appliance_guest.set_label(path, label)
+        assert appliance_guest.label(path) == label
 
 
 @pytest.mark.appliance
-def test_a_full_filesystem_is_its_own_error(_appliance_guest: ApplianceFilesystem) -> None:
+def test_a_full_filesystem_is_its_own_error(appliance_guest: ApplianceFilesystem) -> None:
     """It says what to do."""
     with pytest.raises(GuestSpaceError, match="/big") as caught:
-        _appliance_guest.write(P("/big"), bytes(70 << 20))
+        appliance_guest.write(P("/big"), bytes(70 << 20))
     assert caught.value.hint
-    _appliance_guest.remove(P("/big"))
+    appliance_guest.remove(P("/big"))

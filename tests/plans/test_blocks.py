@@ -57,7 +57,9 @@ def test_stripping_gives_back_the_file(content: bytes) -> None:
 def test_other_lines_of_the_block_replace_the_old_ones() -> None:
     """An upgrade changes the block's lines in place of adding a second block."""
     old = insert_block(edit(b"old\n"), b"a\nexit 0\n")
-    assert insert_block(edit(b"new\n"), old) == b"a\n" + marked("guest-agent", b"new\n") + b"exit 0\n"
+    assert (
+        insert_block(edit(b"new\n"), old) == b"a\n" + marked("guest-agent", b"new\n") + b"exit 0\n"
+    )
 
 
 def test_an_empty_block_takes_all_of_them_out() -> None:

@@ -133,7 +133,12 @@ def test_settings_are_written_and_a_secret_is_for_root_only() -> None:
     plan = plan_injection(GUEST, ARCHIVE, options)
     configuration = file_at(plan, "/etc/guest-agent.conf")
     lines = [line for line in configuration.content.decode().splitlines() if line[0] != "#"]
-    assert lines == ["VM_ID=web-1", "MANAGER_URL=http://192.0.2.1:3000", "PORT=9000", "TOKEN=s3cret"]
+    assert lines == [
+        "VM_ID=web-1",
+        "MANAGER_URL=http://192.0.2.1:3000",
+        "PORT=9000",
+        "TOKEN=s3cret",
+    ]
     assert configuration.mode == 0o600
 
 
@@ -186,7 +191,8 @@ def test_a_guest_whose_init_nothing_tells_is_ambiguous() -> None:
     [("2.6", True), ("2.7", True), ("3.1", False), ("3.2", True), ("3.14", True), (None, True)],
 )
 def test_the_guest_needs_a_python_that_the_agent_is_written_for(
-    version: str | None, usable: bool
+    version: str | None,
+    usable: bool,  # noqa: FBT001 -- a case of the table above
 ) -> None:
     """CPython 2.6, 2.7 and 3.2 on run the agent; a guest with older ones only is refused."""
     interpreter = Interpreter(path=PurePosixPath("/usr/bin/python"), version=version)

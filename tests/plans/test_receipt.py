@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 import vmprovision
-from tests.trees import BUSYBOX_TREE, OS_RELEASE, SYSTEMD_TREE, Link, elf, make_tree, tree_state
+from tests.trees import (
+    BUSYBOX_TREE,
+    OS_RELEASE,
+    SYSTEMD_TREE,
+    Link,
+    Tree,
+    elf,
+    make_tree,
+    tree_state,
+)
 from vmprovision.errors import InspectionError, PlanError
 from vmprovision.receipt import parse_receipt, serialise_receipt
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 RECEIPT = "usr/local/lib/guest-agent/receipt.json"
-RC_LOCAL_TREE = {
+RC_LOCAL_TREE: Tree = {
     "/etc/os-release": OS_RELEASE,
     "/etc/rc.local": b"#!/bin/sh\necho hello\nexit 0",
     "/sbin/init": elf(content=b"nobody knows this program"),
@@ -23,13 +35,15 @@ RC_LOCAL_TREE = {
 
 
 @pytest.mark.parametrize("tree", [SYSTEMD_TREE, BUSYBOX_TREE, RC_LOCAL_TREE])
-def test_remove_brings_back_the_tree(tmp_path: Path, tree: dict[str, object]) -> None:
+def test_remove_brings_back_the_tree(tmp_path: Path, tree: Tree) -> None:
     """After inject and remove the tree is as it was, to byte, mode and owner."""
-    make_tree(tmp_path, tree)  # type: ignore[arg-type]  # a union of three trees
+    make_tree(tmp_path, tree)
     before = tree_state(tmp_path)
     report = vmprovision.inject(tmp_path, vmprovision.InjectOptions(vm_id="a"))
     during = tree_state(tmp_path)
-    touched = {path for path in before.keys() | during.keys() if before.get(path) != during.get(path)}
+    touched = {
+        path for path in before.keys() | during.keys() if before.get(path) != during.get(path)
+    }
     assert touched == {str(path).lstrip("/") for path in report.changed}
     assert not vmprovision.verify(tmp_path).mismatches
     vmprovision.remove(tmp_path)
@@ -164,7 +178,7 @@ def test_a_failed_injection_leaves_a_directory_as_it_was(tmp_path: Path) -> None
         {**SYSTEMD_TREE, "/etc/systemd/system/multi-user.target.wants/guest-agent.service/x": "y"},
     )
     before = tree_state(tmp_path)
-    with pytest.raises(vmprovision.ApplyError, match="guest-agent.service"):
+    with pytest.raises(vmprovision.ApplyError, match=r"guest-agent\.service"):
         vmprovision.inject(tmp_path)
     assert tree_state(tmp_path) == before
 
@@ -191,9 +205,7 @@ def test_the_receipt_survives_its_own_file(tmp_path: Path) -> None:
         lambda d: d.update(entries=[[[[]]]]),
     ],
 )
-def test_a_damaged_receipt_is_an_error_that_says_what_to_do(
-    tmp_path: Path, damage: object
-) -> None:
+def test_a_damaged_receipt_is_an_error_that_says_what_to_do(tmp_path: Path, damage: object) -> None:
     """A receipt comes from the guest: whatever is in it, the answer is one clear error."""
     make_tree(tmp_path, SYSTEMD_TREE)
     vmprovision.inject(tmp_path)

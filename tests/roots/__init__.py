@@ -1,0 +1,1 @@
+"""Inspection of release files and small trees, read from a directory."""

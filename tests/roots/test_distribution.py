@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 import vmprovision
-from tests.trees import SHARED, elf, make_tree
+from tests.trees import SHARED, Tree, elf, make_tree
 from vmprovision.filesystem import LocalFilesystem
 from vmprovision.inspection.distribution import inspect_distribution, parse_os_release
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 RELEASES = SHARED / "trees" / "release-files" / "distros"
 
@@ -89,5 +92,5 @@ def test_a_release_file_that_says_nothing_is_none(text: str) -> None:
 
 def test_programs_tell_the_architecture_of_the_userland(tmp_path: Path) -> None:
     """A 32-bit ARM userland is told by its programs, whatever kernel it has."""
-    files = {"/etc/os-release": "ID=debian\n", "/sbin/init": elf(40, bits=32)}
+    files: Tree = {"/etc/os-release": "ID=debian\n", "/sbin/init": elf(40, bits=32)}
     assert vmprovision.inspect(make_tree(tmp_path, files)).arch == "armv7l"

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 import vmprovision
-from tests.trees import (
-    BUSYBOX_TREE,
-    OS_RELEASE,
-    SHARED,
-    SYSTEMD_TREE,
-    Link,
-    Program,
-    elf,
-    make_tree,
-)
+from tests.trees import BUSYBOX_TREE, OS_RELEASE, SHARED, SYSTEMD_TREE, Link, Tree, elf, make_tree
 from vmprovision.filesystem import LocalFilesystem
 from vmprovision.inspection.pid1 import default_entry, find_pid1
 
+if TYPE_CHECKING:
+    from pathlib import Path
 
-def pid1_of(root: Path, files: dict[str, str | bytes | Link | Program | None]) -> str:
+
+def pid1_of(root: Path, files: Tree) -> str:
     """The program that a tree's kernel would start."""
     return find_pid1(LocalFilesystem(make_tree(root, files))).program
 
@@ -36,13 +30,13 @@ def test_links_are_followed_through_usr_merge(tmp_path: Path) -> None:
 
 def test_absolute_links_stay_inside_the_guest(tmp_path: Path) -> None:
     """An absolute link starts at the guest's root, not at the host's."""
-    files = {"/sbin/init": Link("/nowhere/busybox"), "/nowhere/busybox": elf()}
+    files: Tree = {"/sbin/init": Link("/nowhere/busybox"), "/nowhere/busybox": elf()}
     assert pid1_of(tmp_path, {**files, "/etc/os-release": OS_RELEASE}) == "busybox"
 
 
 def test_links_with_too_many_dots_stay_inside_the_guest(tmp_path: Path) -> None:
     """``..`` at the guest's root stays there."""
-    files = {"/sbin/init": Link("../../../../../../opt/dinit"), "/opt/dinit": elf()}
+    files: Tree = {"/sbin/init": Link("../../../../../../opt/dinit"), "/opt/dinit": elf()}
     assert pid1_of(tmp_path, files) == "dinit"
 
 
@@ -58,7 +52,7 @@ def test_a_circle_of_links_is_one_clear_error(tmp_path: Path) -> None:
 
 def test_directories_of_systemd_do_not_make_a_systemd_guest(tmp_path: Path) -> None:
     """Upstart guests have /etc/systemd and /lib/systemd/system as well."""
-    files: dict[str, str | bytes | Link | Program | None] = {
+    files: Tree = {
         "/etc/os-release": OS_RELEASE,
         "/etc/systemd/system": None,
         "/lib/systemd/systemd": elf(),
@@ -88,8 +82,8 @@ def test_a_plain_program_is_told_by_what_it_contains(
 
 
 def test_a_plain_program_is_told_by_its_package(tmp_path: Path) -> None:
-    """dpkg's file list names the owner, also where usr-merge moved the file."""
-    files = {
+    """Dpkg's file list names the owner, also where usr-merge moved the file."""
+    files: Tree = {
         "/usr/sbin/init": elf(content=b"x"),
         "/sbin": Link("usr/sbin"),
         "/var/lib/dpkg/info/sysvinit-core.list": "/.\n/sbin\n/sbin/init\n",
@@ -99,7 +93,7 @@ def test_a_plain_program_is_told_by_its_package(tmp_path: Path) -> None:
 
 def test_the_kernel_command_line_decides(tmp_path: Path) -> None:
     """``init=`` in the boot loader's default entry comes before /sbin/init."""
-    files = {
+    files: Tree = {
         **SYSTEMD_TREE,
         "/usr/bin/runit-init": elf(),
         "/boot/grub/grub.cfg": "menuentry 'a' {\n linux /vmlinuz root=/dev/vda1 "
@@ -118,7 +112,7 @@ def test_later_boot_entries_do_not_decide() -> None:
 
 def test_a_commented_option_and_rdinit_do_not_count(tmp_path: Path) -> None:
     """Only ``init=`` itself, in a line that is in force."""
-    files = {
+    files: Tree = {
         **SYSTEMD_TREE,
         "/boot/extlinux/extlinux.conf": "# append init=/bin/sh\nlabel a\n append rdinit=/bin/sh\n",
     }
@@ -127,7 +121,7 @@ def test_a_commented_option_and_rdinit_do_not_count(tmp_path: Path) -> None:
 
 def test_a_guest_without_init_may_be_dracuts_systemd(tmp_path: Path) -> None:
     """An initramfs of dracut starts systemd where no /sbin/init is there; that is likely only."""
-    files = {key: what for key, what in SYSTEMD_TREE.items() if key != "/usr/sbin/init"}
+    files: Tree = {key: what for key, what in SYSTEMD_TREE.items() if key != "/usr/sbin/init"}
     guest = vmprovision.inspect(make_tree(tmp_path, files))
     assert (guest.init.system, guest.init.confidence) == ("systemd", "likely")
 
@@ -142,7 +136,7 @@ def test_busybox_runs_what_its_inittab_says(tmp_path: Path) -> None:
 def test_busybox_that_starts_openrc_is_not_standalone(tmp_path: Path) -> None:
     """Alpine's services are OpenRC's, where OpenRC is there."""
     inittab = "::sysinit:/sbin/openrc sysinit\n::wait:/sbin/openrc default\n"
-    tree = {**BUSYBOX_TREE, "/etc/inittab": inittab}
+    tree: Tree = {**BUSYBOX_TREE, "/etc/inittab": inittab}
     without = vmprovision.inspect(make_tree(tmp_path / "without", tree))
     assert without.init.system == "standalone"
     with_openrc = vmprovision.inspect(make_tree(tmp_path / "with", {**tree, "/sbin/openrc": elf()}))
@@ -151,7 +145,7 @@ def test_busybox_that_starts_openrc_is_not_standalone(tmp_path: Path) -> None:
 
 def test_the_caller_may_know_better(tmp_path: Path) -> None:
     """--init standalone on a systemd guest hooks its rc.local, following its link."""
-    files = {
+    files: Tree = {
         **SYSTEMD_TREE,
         "/etc/rc.local": Link("rc.d/rc.local"),
         "/etc/rc.d/rc.local": "#!/bin/sh\n",
@@ -170,7 +164,7 @@ def test_the_caller_may_know_better(tmp_path: Path) -> None:
     ],
 )
 def test_systems_that_build_their_own_tree_are_refused(
-    tmp_path: Path, files: dict[str, str | bytes | Link | Program | None], words: str
+    tmp_path: Path, files: Tree, words: str
 ) -> None:
     """What would be written into them is lost or breaks them, so the error says what to do."""
     make_tree(tmp_path, {**files, "/sbin/init": elf()})

@@ -28,9 +28,7 @@ KVM = Path("/dev/kvm")
 PROBE_SECONDS = 8.0
 # QEMU's monitor protocol: the virtual CPUs are reset, and so the broken case
 # shows, before `query-status` can answer "running".
-PROBE_TALK = (
-    '{"execute":"qmp_capabilities"}\n{"execute":"query-status"}\n{"execute":"quit"}\n'
-)
+PROBE_TALK = '{"execute":"qmp_capabilities"}\n{"execute":"query-status"}\n{"execute":"quit"}\n'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

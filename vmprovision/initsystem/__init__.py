@@ -3,7 +3,8 @@
 A module offers ``NAME``; ``detect(reader, pid1)``, which gives the
 verdict where this init system runs the guest's services; and
 ``service_operations(service, verdict)``, pure, which gives what it needs, the
-enabling operation last; ``told`` and ``running_fault`` beside them.  ``docs/adding-an-init-system.md`` shows how to add one.
+enabling operation last; ``told`` and ``running_fault`` beside them.
+``docs/adding-an-init-system.md`` shows how to add one.
 """
 
 from __future__ import annotations
@@ -54,9 +55,7 @@ def judge_init(reader: GuestReader, pid1: Pid1, *, told: InitSystem | None) -> I
     for module in INIT_SYSTEMS:
         if verdict := module.detect(reader, pid1):
             return verdict
-    return InitVerdict(
-        system=None, pid1=pid1.program, confidence="certain", evidence=pid1.evidence
-    )
+    return InitVerdict(system=None, pid1=pid1.program, confidence="certain", evidence=pid1.evidence)
 
 
 def module_for(name: str) -> InitSystemModule:

@@ -97,7 +97,9 @@ def told(reader: GuestReader, pid1: Pid1) -> InitVerdict:
         )
     hook = found.hook if found else None
     candidates = (INITTAB,) if pid1.program == "busybox" else RC_LOCAL
-    hook = hook or next((real for path in candidates if (real := resolved_file(reader, path))), None)
+    hook = hook or next(
+        (real for path in candidates if (real := resolved_file(reader, path))), None
+    )
     return InitVerdict(
         system=NAME,
         pid1=pid1.program,

@@ -31,7 +31,7 @@ PROGRAMS = ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")
 
 
 def detect(reader: GuestReader, pid1: Pid1) -> InitVerdict | None:
-    """systemd is PID 1; or there is no other init, and systemd itself is there.
+    """Systemd is PID 1; or there is no other init, and systemd itself is there.
 
     An initramfs made by dracut starts ``systemd`` without any ``/sbin/init``.
     """

@@ -88,9 +88,7 @@ def _parse_redhat_release(text: str) -> Distribution | None:
     match = re.search(r"release\s+([\d.]+)", line)
     for words, identifier in _RED_HAT_FAMILY:
         if line.startswith(words):
-            return Distribution(
-                id=identifier, product_name=line, version=match[1] if match else ""
-            )
+            return Distribution(id=identifier, product_name=line, version=match[1] if match else "")
     return None
 
 
@@ -118,9 +116,7 @@ def _named(identifier: str, name: str) -> Callable[[str], Distribution | None]:
         line = _first_line(text)
         match = re.search(r"\d[\w.]*", line)
         product = line if re.search(r"[A-Za-z]{3}", line) else f"{name} {line}".strip()
-        return Distribution(
-            id=identifier, product_name=product, version=match[0] if match else ""
-        )
+        return Distribution(id=identifier, product_name=product, version=match[0] if match else "")
 
     return parse
 

@@ -137,7 +137,10 @@ def default_entry(text: str) -> str:
     ``grub-set-default`` chose another; the later ones are older kernels,
     recovery modes and, on Debian, the init systems that were replaced.
     """
-    starts = [m.start() for m in re.finditer(r"(?m)^\s*(?:menuentry|title|label|submenu)\s", text, re.I)]
+    starts = [
+        m.start()
+        for m in re.finditer(r"(?m)^\s*(?:menuentry|title|label|submenu)\s", text, re.IGNORECASE)
+    ]
     return text[: starts[1]] if len(starts) > 1 else text
 
 

@@ -1,0 +1,58 @@
+"""The agent as one file."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import zipfile
+from typing import TYPE_CHECKING
+
+from vmprovision.archive import build_archive
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import RunCli
+
+SIZE_LIMIT = 40 << 10
+
+
+def test_same_source_gives_same_bytes() -> None:
+    """Another process with another time zone, umask and hash seed builds the same archive."""
+    code = "from vmprovision.archive import build_archive; print(build_archive().sha256)"
+    digests = set()
+    for seed, zone in (("1", "UTC"), ("2", "Asia/Tokyo")):
+        done = subprocess.run(
+            [sys.executable, "-c", f"import os; os.umask(0o{seed}7); {code}"],
+            capture_output=True,
+            check=True,
+            text=True,
+            timeout=60,
+            env={**os.environ, "PYTHONHASHSEED": seed, "TZ": zone},
+        )
+        digests.add(done.stdout.strip())
+    assert digests == {build_archive().sha256}
+
+
+def test_the_archive_is_small_and_holds_source_only() -> None:
+    """At most 40 KB; nothing compiled, nothing of the host."""
+    content = build_archive().content
+    assert len(content) <= SIZE_LIMIT
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        names = archive.namelist()
+        assert archive.testzip() is None
+    assert "__main__.py" in names
+    assert all(name.endswith(".py") for name in names)
+
+
+def test_agent_build_writes_a_program(run_cli: RunCli, tmp_path: Path) -> None:
+    """`vmprovision agent build` gives a file that runs by itself."""
+    target = tmp_path / "guest-agent"
+    run_cli("agent", "build", "-o", target)
+    assert target.read_bytes() == build_archive().content
+    done = subprocess.run(
+        [target, "--version"], capture_output=True, check=True, text=True, timeout=60
+    )
+    assert build_archive().version in done.stdout
