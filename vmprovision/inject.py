@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmprovision.appliance.roots import mount_guest, recognise_system
@@ -25,7 +25,7 @@ from vmprovision.naming import naming
 from vmprovision.plan import Plan, is_satisfied
 from vmprovision.planning import InjectOptions, plan_injection, plan_removal
 from vmprovision.progress import Control
-from vmprovision.receipt import Entry, Found
+from vmprovision.receipt import Entry
 from vmprovision.reports import (
     ChangeReport,
     ImageOptions,
@@ -33,20 +33,20 @@ from vmprovision.reports import (
     PlanReport,
     VerifyReport,
 )
-from vmprovision.restoration import restoration, set_aside_path, survey, with_receipt
+from vmprovision.restoration import restoration, survey, with_receipt
 from vmprovision.verify import verify_plan, verify_receipt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import PurePosixPath
 
     from vmprovision.guest import GuestInfo, InitSystem
     from vmprovision.image import OpenImage
+    from vmprovision.receipt import Found
 
 log = logging.getLogger(__name__)
 
 NO_OPTIONS = InjectOptions()
-
-
 DEFAULT_IMAGE = ImageOptions()
 
 
@@ -85,7 +85,7 @@ def plan(
         VmprovisionError: as ``inject``.
     """
     with _opened(Path(image), source, options.init, control or Control()) as opened:
-        planned, _ = _plan_injection(opened, options)
+        planned = _plan_injection(opened, options)
         operations = tuple(
             PlannedOperation(
                 operation=operation, satisfied=is_satisfied(operation, opened.filesystem)
@@ -211,27 +211,25 @@ class _Opened:
     filesystem: GuestFilesystem
 
 
-def _plan_injection(
-    opened: _Opened, options: InjectOptions
-) -> tuple[Plan, dict[PurePosixPath, Found]]:
+def _plan_injection(opened: _Opened, options: InjectOptions) -> Plan:
     archive = build_archive()
     planned = plan_injection(opened.guest, archive, options)
     earlier = opened.guest.agent.receipt.entries if opened.guest.agent else ()
     paths = dict.fromkeys([*planned.paths, *(entry.condition.path for entry in earlier)])
     found = survey(paths, opened.filesystem)
-    return with_receipt(planned, opened.guest, found, archive.version), found
+    return with_receipt(planned, opened.guest, found, archive.version)
 
 
-def _plan_removal(opened: _Opened) -> tuple[Plan, dict[PurePosixPath, Found]]:
+def _plan_removal(opened: _Opened) -> Plan:
     agent = opened.guest.agent
     entries = agent.receipt.entries if agent else ()
     found = survey([entry.condition.path for entry in entries], opened.filesystem)
-    return plan_removal(opened.guest, found), found
+    return plan_removal(opened.guest, found)
 
 
 def _change(  # noqa: PLR0913 -- the options of inject and remove
     path: Path,
-    planner: Callable[[_Opened], tuple[Plan, dict[PurePosixPath, Found]]],
+    planner: Callable[[_Opened], Plan],
     *,
     source: ImageOptions,
     init: InitSystem | None,
@@ -260,8 +258,7 @@ def _change(  # noqa: PLR0913 -- the options of inject and remove
         ) as image,
     ):
         with _opened_image(image, source, init, control, write=True) as opened:
-            planned, _ = planner(opened)
-            report = _carry_out(output or path, opened, planned, control, agent_version)
+            report = _carry_out(output or path, opened, planner(opened), control, agent_version)
         if report.changed or output is not None:
             image.commit(control)
         return report
@@ -286,13 +283,13 @@ def _carry_out(
 def _change_directory(
     path: Path,
     opened: _Opened,
-    planner: Callable[[_Opened], tuple[Plan, dict[PurePosixPath, Found]]],
+    planner: Callable[[_Opened], Plan],
     control: Control,
     agent_version: str | None,
 ) -> ChangeReport:
     """As for an image; a directory has no redo log, so what was found is put back on failure."""
-    planned, found = planner(opened)
-    before = {**survey(planned.paths, opened.filesystem), **found}
+    planned = planner(opened)
+    before = survey(planned.paths, opened.filesystem)
     try:
         return _carry_out(path, opened, planned, control, agent_version)
     except BaseException:
@@ -303,17 +300,20 @@ def _change_directory(
 def _put_back(
     planned: Plan, before: dict[PurePosixPath, Found], filesystem: GuestFilesystem
 ) -> None:
-    contents = {set_aside_path(found): found for found in before.values() if found.sha256}
-    operations = [
-        undo
-        for operation in reversed(planned.operations)
-        for undo in restoration(
-            Entry(condition=operation.condition, before=before[operation.path]),
-            survey([operation.path], filesystem)[operation.path],
-            contents,
+    now = survey(planned.paths, filesystem)
+    entries = [
+        Entry(
+            condition=operation.condition,
+            before=replace(before[operation.path], kept=operation.path),
         )
+        for operation in planned.operations
     ]
-    apply_plan(Plan(operations=tuple(operations)), filesystem, Control())
+    undo = [
+        operation
+        for entry in reversed(entries)
+        for operation in restoration(entry, now[entry.condition.path], before)
+    ]
+    apply_plan(Plan(operations=tuple(undo)), filesystem, Control())
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from vmprovision.errors import PlanError, ProofError
 from vmprovision.image import create_throwaway, open_image
 from vmprovision.initsystem import module_for
 from vmprovision.inspection import inspect_guest
-from vmprovision.inspection.boot import find_boot_loader
+from vmprovision.inspection.boot import expects_classic_names, find_boot_loader
 from vmprovision.machine import (
     MANAGER_URL,
     BootSource,
@@ -56,7 +56,8 @@ class ProofOptions:
     """How a guest is to be booted.
 
     Attributes:
-        kernel: a kernel of the host, for a guest that has neither boot loader nor kernel.
+        kernel: a kernel of the host, for a guest that has neither boot loader nor kernel;
+            where it is given, it is used.
         initrd: the initrd that belongs to it.
         timeout: seconds for the boot and all checks together.
     """
@@ -187,13 +188,15 @@ def _boot_source(
     folder: Path,
     options: ProofOptions,
 ) -> tuple[BootSource, str]:
-    """The image's own boot loader; else its own kernel; else the given one."""
+    """The kernel that the caller gives; else the image's own boot loader, else its own kernel."""
     loader = find_boot_loader(
         appliance.call("pread_device", "/dev/sda", 512, 0), mounted.filesystem
     )
     if loader is not None and not options.kernel:
         return BootSource(firmware=loader.firmware), f"boot loader ({loader.name})"
     command_line = f"root={_kernel_root(mounted.root.device)} ro console=ttyS0"
+    if expects_classic_names(mounted.filesystem):
+        command_line += " net.ifnames=0"
     if options.kernel:
         return (
             BootSource(kernel=options.kernel, initrd=options.initrd, command_line=command_line),

@@ -40,8 +40,8 @@ class Found:
 
     Attributes:
         kind: ``absent``, ``file``, ``directory`` or ``symlink``.
-        content: of a file, while it is at hand; the receipt keeps ``sha256`` and
-            the path where the content was set aside.
+        content: of a file, while it is at hand; the receipt has ``sha256`` and ``kept``.
+        kept: the guest path at which the content of a file was set aside.
     """
 
     kind: str
@@ -52,6 +52,7 @@ class Found:
     target: str | None = None
     sha256: str | None = None
     content: bytes | None = None
+    kept: PurePosixPath | None = None
 
 
 ABSENT = Found(kind="absent")
@@ -160,6 +161,7 @@ def _parse_entry(entry: Mapping[str, Any]) -> Entry:
             label=_optional_text(before.get("label")),
             target=_optional_text(before.get("target")),
             sha256=_hash(before.get("sha256")),
+            kept=_path(before["kept"]) if "kept" in before else None,
         ),
     )
 

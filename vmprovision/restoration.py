@@ -7,6 +7,7 @@ on another host.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmprovision.errors import PlanError
@@ -73,11 +74,6 @@ def look_at(path: PurePosixPath, reader: GuestReader) -> Found:
     )
 
 
-def set_aside_path(found: Found) -> PurePosixPath:
-    """Where the content of a file that stood in our way is kept in the guest."""
-    return SET_ASIDE / str(found.sha256)
-
-
 def with_receipt(
     plan: Plan, guest: GuestInfo, found: Mapping[PurePosixPath, Found], agent_version: str
 ) -> Plan:
@@ -88,37 +84,33 @@ def with_receipt(
     enabling operation stays last.
     """
     earlier = guest.agent.receipt if guest.agent else None
+    folder = guest.locate(SET_ASIDE)
     wanted = [operation for operation in plan.operations if _is_wanted(operation, earlier, found)]
     entries = [
-        Entry(condition=operation.condition, before=_before(operation.path, earlier, found))
+        Entry(condition=operation.condition, before=_before(operation.path, folder, earlier, found))
         for operation in wanted
     ]
-    kept = [
-        WriteFile(
-            path=set_aside_path(entry.before),
-            content=entry.before.content,
-            mode=0o600,
+    copies = {
+        entry.before.kept: WriteFile(
+            path=entry.before.kept, content=entry.before.content, mode=0o600
         )
         for entry in entries
-        if entry.before.content is not None
-    ]
-    kept = list({operation.path: operation for operation in kept}.values())
-    aside = [Entry(condition=operation.condition, before=ABSENT) for operation in kept]
+        if entry.before.kept is not None and entry.before.content is not None
+    }
+    aside = [Entry(condition=copy.condition, before=ABSENT) for copy in copies.values()]
     aside += _kept_entries(earlier, [*entries, *aside])
-    folder = MakeDirectory(path=SET_ASIDE, mode=0o700)
-    folders = [folder] if aside else []
-    aside += [Entry(condition=folder.condition, before=ABSENT) for folder in folders]
+    folders = [MakeDirectory(path=folder, mode=0o700)] if aside else []
+    aside += [Entry(condition=made.condition, before=ABSENT) for made in folders]
     receipt = Receipt(
         agent_version=agent_version, init=str(guest.init.system), entries=(*aside, *entries)
     )
+    written = WriteFile(path=guest.locate(RECEIPT), content=serialise_receipt(receipt), mode=0o600)
     directories = [operation for operation in wanted if isinstance(operation, MakeDirectory)]
     rest = [operation for operation in wanted if not isinstance(operation, MakeDirectory)]
-    written = WriteFile(path=RECEIPT, content=serialise_receipt(receipt), mode=0o600)
-    restored = restorations(_stale_entries(earlier, receipt), found)
-    return Plan(
-        operations=(*directories, *folders, *kept, *restored, *rest[:-1], written, *rest[-1:]),
-        notes=plan.notes,
-    )
+    operations: list[Operation] = [*directories, *folders, *copies.values()]
+    operations += restorations(_stale_entries(earlier, receipt), found)
+    operations += [*rest[:-1], written, *rest[-1:]]
+    return Plan(operations=tuple(operations), notes=plan.notes)
 
 
 def _is_wanted(
@@ -131,11 +123,19 @@ def _is_wanted(
 
 
 def _before(
-    path: PurePosixPath, earlier: Receipt | None, found: Mapping[PurePosixPath, Found]
+    path: PurePosixPath,
+    folder: PurePosixPath,
+    earlier: Receipt | None,
+    found: Mapping[PurePosixPath, Found],
 ) -> Found:
-    """What stood at a path before the *first* injection."""
+    """What stood at a path before the *first* injection, and where its content is kept."""
     entry = earlier.entry_for(path) if earlier else None
-    return entry.before if entry else found[path]
+    return entry.before if entry else set_aside(found[path], folder)
+
+
+def set_aside(found: Found, folder: PurePosixPath) -> Found:
+    """The same, its content to be kept in this folder under its hash."""
+    return replace(found, kept=folder / str(found.sha256)) if found.sha256 else found
 
 
 def _stale_entries(earlier: Receipt | None, receipt: Receipt) -> list[Entry]:
@@ -151,8 +151,8 @@ def _kept_entries(earlier: Receipt | None, entries: list[Entry]) -> list[Entry]:
     if earlier is None:
         return []
     now = {entry.condition.path for entry in entries}
-    needed = {set_aside_path(entry.before) for entry in entries if entry.before.kind == "file"}
-    return [entry for entry in earlier.entries if entry.condition.path in needed - now]
+    needed = {entry.before.kept for entry in entries} - now
+    return [entry for entry in earlier.entries if entry.condition.path in needed]
 
 
 def restorations(entries: Iterable[Entry], found: Mapping[PurePosixPath, Found]) -> list[Operation]:
@@ -168,7 +168,8 @@ def restorations(entries: Iterable[Entry], found: Mapping[PurePosixPath, Found])
     order = list(reversed(list(entries)))
     files = [entry for entry in order if entry.condition.kind != "directory"]
     # the copies go when everything that they are copies of has been brought back
-    files.sort(key=lambda entry: entry.condition.path.parent == SET_ASIDE)
+    copies = {entry.before.kept for entry in order}
+    files.sort(key=lambda entry: entry.condition.path in copies)
     directories = [entry for entry in order if entry.condition.kind == "directory"]
     directories.sort(key=lambda entry: len(entry.condition.path.parts), reverse=True)
     return [
@@ -211,11 +212,11 @@ def restoration(entry: Entry, now: Found, found: Mapping[PurePosixPath, Found]) 
         ]
     if before.kind == "directory":
         return []
-    kept = found.get(set_aside_path(before), ABSENT)
+    kept = found.get(before.kept, ABSENT) if before.kept else ABSENT
     if kept.sha256 != before.sha256 or kept.content is None:
         raise PlanError(
             f"what stood at guest path {path} cannot be restored: its copy "
-            f"{set_aside_path(before)} is missing or was changed",
+            f"{before.kept} is missing or was changed",
             hint="restore the image from its own backup",
         )
     return [

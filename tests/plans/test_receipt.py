@@ -224,3 +224,21 @@ def test_removing_what_is_not_there_is_an_error(tmp_path: Path) -> None:
     for command in (vmprovision.remove, vmprovision.verify):
         with pytest.raises(PlanError, match="no agent"):
             command(tmp_path)
+
+
+def test_every_path_of_the_plan_is_the_real_one(tmp_path: Path) -> None:
+    """Where /usr/local is elsewhere, the receipt and what is set aside are there too."""
+    make_tree(
+        tmp_path,
+        {
+            **{name: what for name, what in SYSTEMD_TREE.items() if name != "/usr/local/bin"},
+            "/usr/local": Link("../var/usrlocal"),
+            "/var/usrlocal/bin/guest-agent": "somebody else's",
+        },
+    )
+    before = tree_state(tmp_path)
+    report = vmprovision.inject(tmp_path)
+    assert not [path for path in report.changed if path.is_relative_to("/usr/local")]
+    assert vmprovision.inject(tmp_path).changed == ()
+    vmprovision.remove(tmp_path)
+    assert tree_state(tmp_path) == before

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from vmprovision.filesystem import status_of
+from vmprovision.filesystem import read_text, status_of
 
 if TYPE_CHECKING:
     from vmprovision.filesystem import GuestReader
@@ -20,6 +21,7 @@ FIRMWARE = (
     "/usr/share/edk2/ovmf/OVMF_CODE.fd",
 )
 BOOT_CODE = slice(0, 440)
+NETWORK_FOLDERS = ("/etc/network/interfaces.d", "/etc/systemd/network", "/etc/netplan")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,3 +49,17 @@ def find_boot_loader(first_sector: bytes, reader: GuestReader) -> BootLoader | N
         if firmware and status_of(reader, PurePosixPath(path)) is not None:
             return BootLoader(name="UEFI", firmware=firmware)
     return None
+
+
+def expects_classic_names(reader: GuestReader) -> bool:
+    """Whether the guest's network configuration calls its card ``eth0``.
+
+    Such a guest is meant to be booted with ``net.ifnames=0`` (systemd.net-naming-scheme(7));
+    its boot loader would say so, and without one the command line has to be made up.
+    """
+    paths = [PurePosixPath("/etc/network/interfaces")]
+    for folder in NETWORK_FOLDERS:
+        names = reader.list_directory(PurePosixPath(folder))
+        paths += [PurePosixPath(folder) / name for name in names]
+    texts = [read_text(reader, path) or "" for path in paths]
+    return any(re.search(r"^[^#\n]*\beth0\b", text, re.MULTILINE) for text in texts)

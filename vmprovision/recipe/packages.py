@@ -15,8 +15,8 @@ import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmprovision.command import CommandError, run
-from vmprovision.errors import RecipeError
+from vmprovision.command import run
+from vmprovision.errors import CommandError, RecipeError
 from vmprovision.recipe.schema import FILES
 
 if TYPE_CHECKING:
