@@ -267,6 +267,8 @@ def _boot_and_check(
             checks.append(_check_init(information, subject.guest))
             control.step("waiting for the IP report")
             reports = listener.wait_for_reports(1, deadline=deadline, check=machine.check)
+            # anew: before, the agent may not have seen the address that it had just got
+            information = wait_for_http(f"{machine.agent_url}/info", deadline, machine)
             guest_ip, sentence = _check_report(reports, subject, information)
             checks.append(sentence)
     return ProofReport(

@@ -38,7 +38,7 @@ class Collect(log.Log):
 
     def __init__(self) -> None:
         """Begin with no lines."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # Python 2 runs it
         self.lines: list[str] = []
 
     def _write(self, level: str, text: str) -> None:

@@ -195,7 +195,6 @@ def test_a_guest_boots_answers_and_reports(
         deadline = begun + BOOT_SECONDS
         url = f"{machine.agent_url}/health"
         assert wait_for_http(url, deadline, machine) == {"reached": None}
-        print(f"{name}: HTTP answered after {time.monotonic() - begun:.1f} s")
         reports = listener.wait_for_reports(REPORTS, deadline=deadline, check=machine.check)
         assert [report.body["number"] for report in reports] == list(range(REPORTS))
         assert {report.path for report in reports} == {"/v1/vms/test/guest-ip"}

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,8 +27,15 @@ Accelerator = Literal["kvm", "tcg"]
 
 KVM = Path("/dev/kvm")
 PROBE_SECONDS = 8.0
-# QEMU's monitor protocol: the virtual CPUs are reset, and so the broken case
-# shows, before `query-status` can answer "running".
+# A PC's firmware of one act: its processor, told to, ends QEMU with this status.
+# So KVM has truly run an instruction; some QEMUs fail no earlier than that.
+#   mov al, 0x20; out 0xf4, al; hlt -- at the address where the processor starts
+FIRMWARE_SIZE = 1 << 16
+RESET_CODE = bytes.fromhex("b020e6f4f4").ljust(16, b"\0")
+TRIAL_STATUS = 0x20 << 1 | 1
+# Elsewhere the monitor has to do: the processors are reset before it can answer
+# that the machine runs.
+VIRT_MACHINES = ("aarch64", "armv7l", "riscv64")
 PROBE_TALK = '{"execute":"qmp_capabilities"}\n{"execute":"query-status"}\n{"execute":"quit"}\n'
 
 
@@ -98,24 +106,38 @@ def _remember(answer_file: Path, choice: AcceleratorChoice) -> None:
 
 
 def _try_kvm(qemu: Path) -> AcceleratorChoice:
+    try:
+        with tempfile.TemporaryDirectory(prefix="vmprovision-kvm-") as folder:
+            works, cause = _run_trial(qemu, Path(folder))
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        works, cause = False, str(exc)
+    if works:
+        return AcceleratorChoice(accelerator="kvm", reason="a trial machine ran on /dev/kvm")
+    return AcceleratorChoice(accelerator="tcg", reason=f"a trial of KVM failed: {cause}")
+
+
+def _run_trial(qemu: Path, folder: Path) -> tuple[bool, str]:
+    """Whether a machine ran on KVM, and what QEMU said if it did not."""
     argv = [str(qemu), "-accel", "kvm", "-cpu", "host", "-m", "32", "-nodefaults"]
     argv += ["-no-user-config", "-display", "none", "-qmp", "stdio"]
-    if qemu.name.removeprefix("qemu-system-") in ("aarch64", "arm", "riscv64"):
-        argv += ["-machine", "virt"]
-    try:
-        done = subprocess.run(  # noqa: S603 -- an argument list, never a shell
-            argv,
-            input=PROBE_TALK,
-            capture_output=True,
-            check=False,
-            encoding="utf-8",
-            errors="replace",
-            timeout=PROBE_SECONDS,
-        )
-    except (OSError, subprocess.TimeoutExpired) as exc:
-        return AcceleratorChoice(accelerator="tcg", reason=f"a trial of KVM failed: {exc}")
-    if done.returncode == 0 and '"running": true' in done.stdout:
-        return AcceleratorChoice(accelerator="kvm", reason="a trial machine ran on /dev/kvm")
+    is_pc = qemu.name.endswith(("x86_64", "i386", "qemu-kvm", "kvm"))
+    if is_pc and os.uname().machine in ("x86_64", "i686"):
+        firmware = folder / "firmware"
+        firmware.write_bytes(bytes(FIRMWARE_SIZE - len(RESET_CODE)) + RESET_CODE)
+        argv += ["-bios", str(firmware), "-device", "isa-debug-exit,iobase=0xf4,iosize=4"]
+        talk, wanted = "", TRIAL_STATUS
+    else:
+        argv += ["-machine", "virt"] if os.uname().machine in VIRT_MACHINES else []
+        talk, wanted = PROBE_TALK, 0
+    done = subprocess.run(  # noqa: S603 -- an argument list, never a shell
+        argv,
+        input=talk,
+        capture_output=True,
+        check=False,
+        encoding="utf-8",
+        errors="replace",
+        timeout=PROBE_SECONDS,
+    )
     words = done.stderr.strip().splitlines()
     cause = words[0] if words else f"QEMU ended with status {done.returncode}"
-    return AcceleratorChoice(accelerator="tcg", reason=f"a trial of KVM failed: {cause}")
+    return done.returncode == wanted and (bool(wanted) or '"running": true' in done.stdout), cause

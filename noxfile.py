@@ -1,0 +1,56 @@
+"""How the project is checked: ``nox`` checks the code and runs all tests.
+
+The sessions share one environment, the one that nox itself runs in: ``.venv``, as
+``./bootstrap test`` makes it.  The libguestfs binding belongs to the distribution's
+Python, so it stands on that one and sees the system's packages.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["lint", "tests"]
+
+AGENT = "vmprovision/agent"
+OLDEST_PYTHONS = ("2.6", "3.2")  # that a guest may have
+ASKED_FOR = ("long", "time.monotonic", "unicode")  # compat.py uses them only where they are
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, types, the import floors, and what old Pythons can run."""
+    _run(session, "ruff", "check")
+    _run(session, "ruff", "format", "--check")
+    _run(session, "mypy")
+    _run(session, "lint-imports", "--no-logo")
+    targets = [f"--target={version}-" for version in OLDEST_PYTHONS]
+    excluded = [f"--exclude={name}" for name in ASKED_FOR]
+    _run(session, "vermin", "--violations", "--no-tips", *targets, *excluded, AGENT)
+    session.run("shellcheck", "bootstrap", ".ci/run")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run every test: the quick ones first, then those with an appliance, then the boots."""
+    _run(session, "pytest", *session.posargs)
+
+
+@nox.session
+def agent(session: nox.Session) -> None:
+    """Test the guest agent on every interpreter of this host."""
+    _run(session, "pytest", "tests/agent", *session.posargs)
+
+
+@nox.session
+def boot(session: nox.Session) -> None:
+    """Run the tests that boot a guest."""
+    _run(session, "pytest", "-m", "boot", *session.posargs)
+
+
+def _run(session: nox.Session, program: str, *arguments: str) -> None:
+    """Run a program of this environment, whether or not that is activated."""
+    session.run(str(Path(sys.executable).with_name(program)), *arguments)

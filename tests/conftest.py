@@ -1,0 +1,125 @@
+"""What the tests share: the command line, a real image, and what to do where a thing is absent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+
+from vmprovision.doctor import examine_host
+from vmprovision.progress import Control
+from vmprovision.recipe import build_image
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+CLI_SECONDS = 600.0  # a loaded CI host without KVM
+DEBIAN_RECIPE = "debian-12-systemd"
+
+
+class RunCli(Protocol):
+    """Runs ``vmprovision`` as a user does, in a process of its own."""
+
+    def __call__(
+        self,
+        *args: str | Path,
+        check: bool = True,
+        env: Mapping[str, str] | None = None,
+        timeout: float = CLI_SECONDS,
+        cwd: Path | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """The finished process, with its standard output and error as text.
+
+        Args:
+            args: what follows ``vmprovision`` on the command line.
+            check: fail the test, with what was printed, unless the exit code is 0.
+            env: variables to set besides those of this process.
+            timeout: seconds after which the process is killed and the test fails.
+            cwd: where to run it, if not here.
+        """
+
+
+def require(condition: object, reason: str) -> None:
+    """Skip the test where this host lacks something; with ``CI`` set, fail it."""
+    if condition:
+        return
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the quick tests first, then those with an appliance, then the boots."""
+    items.sort(key=lambda item: [bool(item.get_closest_marker(m)) for m in ("boot", "appliance")])
+
+
+@pytest.fixture(scope="session")
+def _host_faults() -> list[str]:
+    """What ``vmprovision doctor`` finds missing here, with the command that mends it."""
+    return [
+        f"{finding.subject}: {finding.detail}; mend: {finding.mend}"
+        for finding in examine_host()
+        if finding.needed and not finding.ok
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _usable_host(request: pytest.FixtureRequest) -> None:
+    """Tests marked ``appliance`` or ``boot`` run only where libguestfs and QEMU can work."""
+    if any(request.node.get_closest_marker(name) for name in ("appliance", "boot")):
+        faults: list[str] = request.getfixturevalue("_host_faults")
+        require(not faults, "; ".join(faults))
+
+
+@pytest.fixture(scope="session")
+def run_cli() -> RunCli:
+    """A function that runs ``vmprovision`` with the arguments given."""
+
+    def run(
+        *args: str | Path,
+        check: bool = True,
+        env: Mapping[str, str] | None = None,
+        timeout: float = CLI_SECONDS,
+        cwd: Path | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "vmprovision", *map(str, args)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            text=True,
+            timeout=timeout,
+            env={**os.environ, **(env or {})},
+            cwd=cwd,
+        )
+        if check and done.returncode:
+            pytest.fail(f"exit code {done.returncode} of {done.args}\n{done.stdout}{done.stderr}")
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def debian_image_source() -> Path:
+    """The cached Debian image, for reading only: inspect it, or take ``fresh_debian``."""
+    for program in ("mmdebstrap", "extlinux"):
+        path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+        require(shutil.which(program, path=path), f"{program} is not installed")
+    return build_image(DEBIAN_RECIPE, control=Control())
+
+
+@pytest.fixture
+def fresh_debian(debian_image_source: Path, tmp_path: Path) -> Path:
+    """A copy of the Debian image that the test may write to."""
+    copy = tmp_path / "debian.qcow2"
+    subprocess.run(
+        ["cp", "--reflink=auto", "--sparse=always", debian_image_source, copy], check=True
+    )
+    copy.chmod(0o644)
+    return copy
