@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from vmprovision.errors import printable
@@ -101,7 +102,7 @@ def show_service(console: Console, operations: Sequence[tuple[Operation, bytes]]
 
 
 def _show_answer(console: Console, name: str, answer: dict[str, Any]) -> None:
-    _row(console, name, ", ".join(f"{key}={value}" for key, value in answer.items()))
+    _row(console, name, json.dumps(answer))
 
 
 def _show_target(console: Console, guest: GuestInfo) -> None:
