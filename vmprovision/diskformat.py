@@ -16,8 +16,9 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmprovision.command import CommandError, run
+from vmprovision.command import run
 from vmprovision.errors import (
+    CommandError,
     ImageCorruptError,
     ImageFormatError,
     ImageReferenceError,
@@ -191,8 +192,8 @@ def _qcow2_extensions(start: bytes, offset: int, end: int) -> dict[int, bytes]:
     return found
 
 
-def check_references(path: Path, disk_format: str, *, allow_outside: bool) -> None:
-    """Follow the chain of files that an image refers to, and refuse what may not be opened.
+def check_references(path: Path, disk_format: str, *, allow_outside: bool) -> tuple[Path, ...]:
+    """The chain of an image's backing files, each reference to another file looked at.
 
     Raises:
         ImageReferenceError: a reference is no plain file name, leads out of the
@@ -200,6 +201,7 @@ def check_references(path: Path, disk_format: str, *, allow_outside: bool) -> No
         ImageCorruptError: a header of the chain is damaged.
     """
     folder = path.parent.resolve()
+    chain: list[Path] = []
     current, current_format = path, disk_format
     for _ in range(CHAIN_LIMIT):
         references = _references(current, current_format)
@@ -209,15 +211,19 @@ def check_references(path: Path, disk_format: str, *, allow_outside: bool) -> No
             if current_format == "vmdk":
                 _refuse_nested_vmdk(current.parent / name)
         if references.backing is None:
-            return
+            return tuple(chain)
         if references.backing_format not in FORMATS:
             raise ImageReferenceError(
                 f"{current} names the backing file {references.backing} without a format we know",
                 hint="state it: qemu-img rebase -u -F FORMAT -b BACKING IMAGE",
             )
         current = current.parent / references.backing
+        chain.append(current)
         current_format = references.backing_format
-    raise ImageReferenceError(f"{path}: its chain of backing files has no end")
+    raise ImageReferenceError(
+        f"{path}: its chain of backing files has no end",
+        hint="look at it with qemu-img info -U, and mend or merge it",
+    )
 
 
 def _references(path: Path, disk_format: str) -> References:

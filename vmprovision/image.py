@@ -27,7 +27,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from vmprovision.command import CommandError, run
+from vmprovision.command import run
 from vmprovision.diskformat import (
     FORMATS,
     check_image,
@@ -37,6 +37,7 @@ from vmprovision.diskformat import (
     qcow2_references,
 )
 from vmprovision.errors import (
+    CommandError,
     ImageError,
     ImageNotFoundError,
     ImageReadOnlyError,
@@ -135,10 +136,12 @@ def open_image(  # noqa: PLR0913 -- the caller's options, each of its own kind
         _require_absent(output)
     if write:
         _require_short_name(output or image)
-    with image_lock(image, write=write and output is None):
+    with contextlib.ExitStack() as locks:
         with _host_failures(image):
+            locks.enter_context(image_lock(image, write=write and output is None))
             disk_format = determine_format(image, stated_format)
-            check_references(image, disk_format, allow_outside=allow_outside)
+            for backing in check_references(image, disk_format, allow_outside=allow_outside):
+                locks.enter_context(image_lock(backing, write=False))
             if write:
                 opened = _to_write(image, disk_format, output)
             else:

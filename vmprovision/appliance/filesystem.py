@@ -56,6 +56,10 @@ class ApplianceFilesystem:
             if exc.number in _ABSENT:
                 return None
             raise _unreadable(path, exc) from exc
+        except UnicodeEncodeError as exc:  # a receipt can name what no guest can hold
+            raise InspectionError(
+                f"guest path {path} is not valid UTF-8", hint="who wrote the receipt that names it?"
+            ) from exc
         mode = int(found["st_mode"])
         return FileStatus(
             kind=_KINDS.get(stat.S_IFMT(mode), "other"),
@@ -137,9 +141,15 @@ class ApplianceFilesystem:
             self._appliance.call("mkdir", str(path))
 
     def symlink(self, path: PurePosixPath, target: str) -> None:
-        """As the Protocol has it."""
+        """As the Protocol has it.
+
+        Alone of the calls used here, ``ln_s`` runs a program outside the guest's
+        root: through an absolute link among the path's parents it would make its
+        link in the appliance, and report success.
+        """
+        real = resolve(self, path.parent) / path.name
         with _applying(path):
-            self._appliance.call("ln_s", target, str(path))
+            self._appliance.call("ln_s", target, str(real))
 
     def remove(self, path: PurePosixPath) -> None:
         """As the Protocol has it."""
@@ -178,3 +188,5 @@ def _applying(path: PurePosixPath) -> Iterator[None]:
     except ApplianceCallError as exc:
         cause = os.strerror(exc.number) if exc.number else exc.message
         raise apply_failure(path, exc.number, cause) from exc
+    except UnicodeEncodeError as exc:
+        raise apply_failure(path, 0, "the name is not valid UTF-8") from exc

@@ -21,7 +21,7 @@ from vmprovision.errors import (
     SeveralOperatingSystemsError,
     UnsupportedGuestError,
 )
-from vmprovision.filesystem import read_text, status_of
+from vmprovision.filesystem import read_text, resolve, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,11 +54,13 @@ class Root:
         device: as libguestfs names it (``/dev/sda1``, ``btrfsvol:/dev/sda2/@``).
         system: what kind of operating system it is.
         name: what its release file calls it, or its kind.
+        subvolume: the btrfs subvolume that its own fstab mounts at ``/``, if it names one.
     """
 
     device: str
     system: OperatingSystem
     name: str
+    subvolume: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,14 +107,14 @@ def mount_guest(appliance: Appliance, *, wanted: str | None, readonly: bool) -> 
     for mountpoint, device, options in _wanted_mounts(read_text(reader, _FSTAB) or ""):
         found = _find_device(appliance, device, filesystems)
         if found is None:
-            notes.append(f"/etc/fstab mounts {device} on {mountpoint}; the image has no such device")
+            notes.append(
+                f"/etc/fstab mounts {device} on {mountpoint}; the image has no such device"
+            )
         elif _mount_extra(appliance, found, mountpoint, options, readonly=readonly):
             mountpoints[str(mountpoint)] = found
         else:
             notes.append(f"{found} cannot be mounted on {mountpoint}")
-    return MountedGuest(
-        filesystem=reader, root=root, mountpoints=mountpoints, notes=tuple(notes)
-    )
+    return MountedGuest(filesystem=reader, root=root, mountpoints=mountpoints, notes=tuple(notes))
 
 
 _FSTAB = PurePosixPath("/etc/fstab")
@@ -133,13 +135,19 @@ def _root_on(appliance: Appliance, device: str, filesystems: Mapping[str, str]) 
         reader = ApplianceFilesystem(appliance)
         if kind in ("ntfs", "vfat", "exfat"):
             return _windows_root(reader, device)
-        system = recognise_system(reader)
-        return Root(device=device, system=system, name=_name(reader)) if system else None
+        return _unix_root(reader, device)
     except InspectionError as exc:
         log.info("cannot read %s: %s", device, exc.message)
         return None
     finally:
         appliance.call("umount_all")
+
+
+def _unix_root(reader: GuestReader, device: str) -> Root | None:
+    system = recognise_system(reader)
+    if system is None:
+        return None
+    return Root(device=device, system=system, name=_name(reader), subvolume=_own_subvolume(reader))
 
 
 def _windows_root(reader: GuestReader, device: str) -> Root | None:
@@ -163,7 +171,7 @@ def recognise_system(reader: GuestReader) -> OperatingSystem | None:
     the kernel would start.
     """
     there = [name for name in reader.list_directory(PurePosixPath("/")) if name != "lost+found"]
-    if not there:
+    if not there or _is_usr(there):
         return None
     if "hurd" in there and _exists(reader, "/hurd/init"):
         return "hurd"
@@ -176,6 +184,11 @@ def recognise_system(reader: GuestReader) -> OperatingSystem | None:
     special = _exists(reader, "/nix/store") or _exists(reader, "/ostree/deploy")
     special = special or _exists(reader, "/gnu/store")
     return "linux" if released or starts or shell or special else None
+
+
+def _is_usr(names: Sequence[str]) -> bool:
+    """Whether this is a ``/usr`` of its own: its bin, sbin and lib look like a root's."""
+    return "usr" not in names and "share" in names
 
 
 _RELEASE = re.compile(r"(?:.+-release|.+_version|os-release|openwrt_release)$")
@@ -198,26 +211,45 @@ def _name(reader: GuestReader) -> str:
     return "Linux"
 
 
+def _own_subvolume(reader: GuestReader) -> str | None:
+    """The subvolume that a root's own fstab mounts at ``/``; its snapshots say the same."""
+    for line in (read_text(reader, _FSTAB) or "").splitlines():
+        fields = line.split()
+        if len(fields) > 3 and fields[1] == "/" and not line.startswith("#"):  # noqa: PLR2004
+            options = dict(option.partition("=")[::2] for option in fields[3].split(","))
+            return options.get("subvol", "").strip("/") or None
+    return None
+
+
 def _merge_btrfs(roots: Sequence[Root]) -> list[Root]:
     """The roots with btrfs's snapshots of the same system left out.
 
     ``list_filesystems`` names the default subvolume by its plain device, so where
-    the plain device is a root, that is the one that boots.
+    the plain device is a root, that is the one that boots; else the one that the
+    system's own fstab names, whatever older roots and snapshots are beside it.
     """
-    devices = {root.device for root in roots}
-    kept: list[Root] = []
-    taken: set[str] = set()
+    kept: dict[str, Root] = {}
     for root in roots:
-        if not root.device.startswith(BTRFS_PREFIX):
-            kept.append(root)
-            continue
-        device = "/".join(root.device.removeprefix(BTRFS_PREFIX).split("/")[:3])
-        if device in devices or device in taken:
-            log.info("%s is another subvolume of %s", root.device, device)
-            continue
-        kept.append(root)
-        taken.add(device)
-    return kept
+        device, subvolume = _split_btrfs(root.device)
+        other = kept.get(device)
+        if other is not None:
+            log.info("%s and %s are subvolumes of one filesystem", root.device, other.device)
+        named = subvolume is not None and subvolume == root.subvolume
+        if other is None or subvolume is None or (named and other.device != device):
+            kept[device] = root
+    return list(kept.values())
+
+
+def _split_btrfs(device: str) -> tuple[str, str | None]:
+    """``btrfsvol:/dev/sda2/@`` as ``/dev/sda2`` and ``@``; the subvolume None for other devices.
+
+    A logical volume's device has a directory more: ``/dev/VG/LV``.
+    """
+    if not device.startswith(BTRFS_PREFIX):
+        return device, None
+    parts = PurePosixPath(device.removeprefix(BTRFS_PREFIX)).parts
+    length = 3 if re.fullmatch(r"[shv]d[a-z]+\d*|md\d+", parts[2]) else 4
+    return str(PurePosixPath(*parts[:length])), "/".join(parts[length:])
 
 
 def _choose(
@@ -243,10 +275,9 @@ def _choose(
             f"the image holds {len(systems)} operating systems: {listed}",
             hint="choose one with --root DEVICE",
         )
-    encrypted = [device for device, kind in filesystems.items() if kind in ENCRYPTED]
-    if encrypted:
+    if encrypted := _encrypted_device(appliance):
         raise UnsupportedGuestError(
-            f"{encrypted[0]} is encrypted and no other filesystem holds an operating system",
+            f"{encrypted} is encrypted and no other filesystem holds an operating system",
             hint="inject before the disk is encrypted",
         )
     if _has_bsd_partition(appliance):
@@ -257,6 +288,19 @@ def _choose(
     raise NoOperatingSystemError(
         "no filesystem of the image holds an operating system", hint=f"filesystems seen: {seen}"
     )
+
+
+def _encrypted_device(appliance: Appliance) -> str | None:
+    """The first encrypted device; ``list_filesystems`` leaves them out."""
+    devices = (*appliance.call("list_partitions"), *appliance.call("list_devices"))
+    return next((device for device in devices if _kind(appliance, device) in ENCRYPTED), None)
+
+
+def _kind(appliance: Appliance, device: str) -> str:
+    try:
+        return str(appliance.call("vfs_type", device))
+    except ApplianceCallError:  # nothing that blkid(8) knows
+        return ""
 
 
 def _linux(root: Root) -> Root:
@@ -301,16 +345,22 @@ def _mount_extra(
     *,
     readonly: bool,
 ) -> bool:
-    kept = [option for option in options if option.startswith("subvol")]
+    """Mount one more filesystem of the guest; False where that cannot be done.
+
+    mount(8) runs in the appliance, not inside the guest's root: through a link
+    of the guest it would mount over the appliance's own directories, and the
+    guest's programs would run in their place.  So only a real directory will do.
+    """
     try:
-        appliance.call(
-            "mount_options",
-            ",".join(["ro" if readonly else "rw", *kept]),
-            device,
-            str(mountpoint),
-        )
-    except ApplianceCallError as exc:
-        log.warning("cannot mount %s on %s: %s", device, mountpoint, exc.message)
+        real = resolve(ApplianceFilesystem(appliance), mountpoint)
+        status = ApplianceFilesystem(appliance).lstat(real)
+        if status is None or status.kind != "directory":
+            return False
+        kept = [option for option in options if option.startswith("subvol")]
+        flags = ",".join(["ro" if readonly else "rw", *kept])
+        appliance.call("mount_options", flags, device, str(real))
+    except (ApplianceCallError, InspectionError) as exc:
+        log.info("cannot mount %s on %s: %s", device, mountpoint, exc.message)
         return False
     return True
 

@@ -1,0 +1,1 @@
+"""Real disk images through the real libguestfs and QEMU."""

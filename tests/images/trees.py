@@ -1,0 +1,131 @@
+"""What a guest holds, file by file, so that two states of an image can be compared."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from vmprovision.appliance.session import Drive, launch
+from vmprovision.progress import Control
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from vmprovision.appliance.session import Appliance
+
+TAR_SECONDS = 900.0
+XATTR = "SCHILY.xattr."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """One filesystem of an image: the device's part after ``/dev/sdX``, or all of its name."""
+
+    device: str
+    at: str = "/"
+    options: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Stands:
+    """What stands at one guest path; times are left out, since reading a file changes them."""
+
+    kind: str
+    mode: int
+    uid: int
+    gid: int
+    content: str
+    xattrs: str
+
+
+Tree = dict[str, Stands]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sight:
+    """An image to look into, and how its filesystems lie."""
+
+    path: Path
+    format: str
+    mounts: Sequence[Mount]
+
+
+def look_into(sights: Mapping[str, Sight], scratch: Path) -> dict[str, Tree]:
+    """The trees of several images, read in one appliance."""
+    drives = [
+        Drive(path=sight.path, format=sight.format, readonly=True) for sight in sights.values()
+    ]
+    trees = {}
+    with launch(drives, control=Control()) as appliance:
+        for number, (name, sight) in enumerate(sights.items()):
+            trees[name] = read_tree(appliance, number, sight.mounts, scratch)
+    return trees
+
+
+def read_tree(appliance: Appliance, drive: int, mounts: Sequence[Mount], scratch: Path) -> Tree:
+    """The tree on one drive of an appliance, all its filesystems mounted as the guest has them."""
+    for mount in mounts:
+        device = on_drive(drive, mount.device)
+        appliance.call("mount_options", f"ro,{mount.options}".rstrip(","), device, mount.at)
+    archive = scratch / f"tree-{drive}.tar"
+    try:
+        appliance.call("tar_out", "/", str(archive), xattrs=True, limit=TAR_SECONDS)
+        return tree_of(archive)
+    finally:
+        archive.unlink(missing_ok=True)
+        appliance.call("umount_all")
+
+
+def on_drive(drive: int, device: str) -> str:
+    """The appliance's name of a partition (``1``) or the whole (``""``) of a drive."""
+    return device if device.startswith("/") else f"/dev/sd{chr(ord('a') + drive)}{device}"
+
+
+def tree_of(archive: Path) -> Tree:
+    """The tree in a tar archive, which is read and never unpacked."""
+    tree: Tree = {}
+    with tarfile.open(archive) as opened:
+        for member in opened:
+            path = "/" + member.name.removeprefix(".").strip("/")
+            if member.islnk():  # another name of a file that came before
+                tree[path] = tree["/" + member.linkname.removeprefix(".").strip("/")]
+                continue
+            content = member.linkname
+            if member.isreg() and (stream := opened.extractfile(member)):
+                content = hashlib.sha256(stream.read()).hexdigest()
+            xattrs = sorted(
+                f"{key.removeprefix(XATTR)}={value}"
+                for key, value in member.pax_headers.items()
+                if key.startswith(XATTR)
+            )
+            tree[path] = Stands(
+                member.type.decode("ascii"),
+                member.mode,
+                member.uid,
+                member.gid,
+                content,
+                "\n".join(xattrs),
+            )
+    return tree
+
+
+def differences(before: Tree, after: Tree) -> dict[str, tuple[Stands | None, Stands | None]]:
+    """Every path at which two trees differ -> what stood there, and what stands there now."""
+    return {
+        path: (before.get(path), after.get(path))
+        for path in sorted(before.keys() | after.keys())
+        if before.get(path) != after.get(path)
+    }
+
+
+def as_json(tree: Tree) -> dict[str, Any]:
+    """A tree for ``json.dump``."""
+    return {path: asdict(stands) for path, stands in tree.items()}
+
+
+def from_json(document: dict[str, Any]) -> Tree:
+    """A tree that ``as_json`` made."""
+    return {path: Stands(**stands) for path, stands in document.items()}
