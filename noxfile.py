@@ -51,6 +51,12 @@ def boot(session: nox.Session) -> None:
     _run(session, "pytest", "-m", "boot", *session.posargs)
 
 
+@nox.session
+def slow(session: nox.Session) -> None:
+    """Run what the default run leaves out: more layouts, more moments of interruption."""
+    _run(session, "pytest", "-m", "slow", *session.posargs)
+
+
 def _run(session: nox.Session, program: str, *arguments: str) -> None:
     """Run a program of this environment, whether or not that is activated."""
     session.run(str(Path(sys.executable).with_name(program)), *arguments)

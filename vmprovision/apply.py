@@ -68,7 +68,8 @@ def _make_directory(operation: MakeDirectory, filesystem: GuestFilesystem) -> No
 
 
 def _write_file(operation: WriteFile, filesystem: GuestFilesystem) -> None:
-    _clear(operation, filesystem, keep="file")
+    # a new file: what stands there may have other names, and attributes of its own
+    _clear(operation, filesystem)
     filesystem.write(operation.path, operation.content)
     # the owner first: changing it clears the set-user-id and set-group-id bits
     filesystem.set_owner(operation.path, operation.uid, operation.gid)
@@ -78,19 +79,17 @@ def _write_file(operation: WriteFile, filesystem: GuestFilesystem) -> None:
 
 
 def _make_link(operation: Symlink, filesystem: GuestFilesystem) -> None:
-    _clear(operation, filesystem, keep=None)
+    _clear(operation, filesystem)
     filesystem.symlink(operation.path, operation.target)
     filesystem.set_owner(operation.path, operation.uid, operation.gid)
     if operation.label is not None:
         filesystem.set_label(operation.path, operation.label)
 
 
-def _clear(
-    operation: WriteFile | Symlink, filesystem: GuestFilesystem, *, keep: str | None
-) -> None:
-    """Take away what stands at the path and is of another kind; never a directory."""
+def _clear(operation: WriteFile | Symlink, filesystem: GuestFilesystem) -> None:
+    """Take away what stands at the path; never a directory."""
     status = filesystem.lstat(operation.path)
-    if status is None or status.kind == keep:
+    if status is None:
         return
     if status.kind == "directory":
         raise ApplyError(

@@ -42,6 +42,8 @@ from vmprovision.recipe import build_image, list_recipes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+log = logging.getLogger(__name__)
+
 FAILED = 1
 USAGE = 2
 MISMATCHED = 60
@@ -552,6 +554,13 @@ def _work(as_json: bool, job: Callable[[api.Control], Any]) -> Any:  # noqa: ANN
             return future.result()
     except errors.VmprovisionError as exc:
         _fail(as_json, exc)
+    except Exception as exc:
+        log.debug("unexpected", exc_info=exc)
+        fault = errors.VmprovisionError(
+            f"unexpected {type(exc).__name__}: {exc}",
+            hint="this is a fault of vmprovision: please report it with the output of -vv",
+        )
+        _fail(as_json, fault)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

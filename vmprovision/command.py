@@ -25,6 +25,7 @@ def run(
     timeout: float,
     environment: Mapping[str, str] | None = None,
     accept: Sequence[int] = (0,),
+    keep: Sequence[int] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Standard output and error of a finished host program, as text in the C locale.
 
@@ -35,6 +36,8 @@ def run(
         timeout: seconds after which the program is killed.
         environment: variables to set besides those of this process.
         accept: the exit statuses that are no failure.
+        keep: open files that the program holds too, so that a lock on one of them
+            lives as long as the program, even where this process is killed.
 
     Raises:
         CommandError: the program is missing, was killed at its time limit, or
@@ -52,6 +55,8 @@ def run(
             encoding="utf-8",
             errors="replace",
             timeout=timeout,
+            pass_fds=tuple(keep),
+            start_new_session=True,  # a terminal's Ctrl-C is for us to act upon
             env={**os.environ, "LC_ALL": "C", **(environment or {})},
         )
     except FileNotFoundError as exc:

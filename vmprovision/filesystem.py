@@ -123,7 +123,10 @@ def resolve(reader: GuestReader, path: PurePosixPath, *, last: bool = True) -> P
             continue
         links += 1
         if links > LINK_LIMIT:
-            raise InspectionError(f"guest path {path} leads through a circle of links")
+            raise InspectionError(
+                f"guest path {path} leads through a circle of links",
+                hint="mend the links in the guest",
+            )
         target = PurePosixPath(reader.readlink(here))
         if target.is_absolute():
             done = ROOT
@@ -160,7 +163,10 @@ def read_all(reader: GuestReader, path: PurePosixPath, limit: int) -> bytes:
     """
     content = reader.read(path, limit=limit + 1)
     if len(content) > limit:
-        raise InspectionError(f"guest file {path} is larger than the {limit} bytes allowed for it")
+        raise InspectionError(
+            f"guest file {path} is larger than the {limit} bytes allowed for it",
+            hint="move it out of the way in the guest",
+        )
     return content
 
 

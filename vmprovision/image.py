@@ -75,6 +75,7 @@ class OpenImage:
         format: its disk format.
         drive: what to give to the appliance: the redo log, or the image to read.
         drive_format: the format of ``drive``.
+        lock: the open file that bears the image's lock.
         new: the image that ``commit`` writes instead, or None.
     """
 
@@ -82,6 +83,7 @@ class OpenImage:
     format: str
     drive: Path
     drive_format: str
+    lock: int
     new: Path | None = None
 
     def commit(self, control: Control) -> None:
@@ -99,7 +101,7 @@ class OpenImage:
         control.step("merging the redo log")
         with _host_failures(self.path):
             _require_room(self.path, self.drive.stat().st_blocks * 512 + MERGE_MARGIN)
-            _merge(_seal(self.path, self.drive), self.path, self.format)
+            _merge(_seal(self.path, self.drive), self.path, self.format, self.lock)
 
 
 @contextlib.contextmanager
@@ -138,14 +140,14 @@ def open_image(  # noqa: PLR0913 -- the caller's options, each of its own kind
         _require_short_name(output or image)
     with contextlib.ExitStack() as locks:
         with _host_failures(image):
-            locks.enter_context(image_lock(image, write=write and output is None))
+            lock = locks.enter_context(image_lock(image, write=write and output is None))
             disk_format = determine_format(image, stated_format)
             for backing in check_references(image, disk_format, allow_outside=allow_outside):
                 locks.enter_context(image_lock(backing, write=False))
             if write:
-                opened = _to_write(image, disk_format, output)
+                opened = _to_write(image, disk_format, output, lock)
             else:
-                opened = _to_read(image, disk_format)
+                opened = _to_read(image, disk_format, lock)
         try:
             yield opened
         finally:
@@ -185,8 +187,8 @@ def recover_image(path: Path, *, stated_format: str | None, control: Control) ->
     control.step("looking for a redo log")
     image = _existing(path)
     _require_writable(image)
-    with image_lock(image, write=True), _host_failures(image):
-        return _recover(image, determine_format(image, stated_format))
+    with image_lock(image, write=True) as lock, _host_failures(image):
+        return _recover(image, determine_format(image, stated_format), lock)
 
 
 def _existing(path: Path) -> Path:
@@ -235,20 +237,22 @@ def _require_short_name(image: Path) -> None:
         )
 
 
-def _to_read(image: Path, disk_format: str) -> OpenImage:
+def _to_read(image: Path, disk_format: str, lock: int) -> OpenImage:
     """The image to read: through the finished redo log of an interrupted run, if there is one."""
     pending = _pending(image)
     if pending is None:
         check_image(image, disk_format)
-        return OpenImage(path=image, format=disk_format, drive=image, drive_format=disk_format)
+        return OpenImage(
+            path=image, format=disk_format, drive=image, drive_format=disk_format, lock=lock
+        )
     log.warning("%s: reading through the redo log of an interrupted run", image)
-    return OpenImage(path=image, format=disk_format, drive=pending, drive_format="qcow2")
+    return OpenImage(path=image, format=disk_format, drive=pending, drive_format="qcow2", lock=lock)
 
 
-def _to_write(image: Path, disk_format: str, output: Path | None) -> OpenImage:
+def _to_write(image: Path, disk_format: str, output: Path | None, lock: int) -> OpenImage:
     """The image behind a new redo log, what an interrupted run left dealt with."""
     if output is None:
-        _recover(image, disk_format)
+        _recover(image, disk_format, lock)
     elif _pending(image):
         raise _interrupted(image)
     check_image(image, disk_format)
@@ -256,7 +260,7 @@ def _to_write(image: Path, disk_format: str, output: Path | None) -> OpenImage:
     redo_log = beside.with_name(beside.name + OPEN)
     _create_overlay(redo_log, image, disk_format)
     return OpenImage(
-        path=image, format=disk_format, drive=redo_log, drive_format="qcow2", new=output
+        path=image, format=disk_format, drive=redo_log, drive_format="qcow2", lock=lock, new=output
     )
 
 
@@ -301,7 +305,7 @@ def _seal(image: Path, redo_log: Path) -> Path:
     return sealed
 
 
-def _merge(sealed: Path, image: Path, disk_format: str) -> None:
+def _merge(sealed: Path, image: Path, disk_format: str, lock: int) -> None:
     _require_same_format(sealed, image, disk_format)
     merging = image.with_name(image.name + MERGING)
     sealed.rename(merging)
@@ -315,7 +319,11 @@ def _merge(sealed: Path, image: Path, disk_format: str) -> None:
         },
     }
     try:
-        run(["qemu-img", "commit", "-q", "-d", _json_name(overlay)], timeout=MERGE_SECONDS)
+        run(
+            ["qemu-img", "commit", "-q", "-d", _json_name(overlay)],
+            timeout=MERGE_SECONDS,
+            keep=[lock],  # should this process be killed, nobody else gets the image until it ends
+        )
     except CommandError as exc:
         raise ImageRecoveryError(
             f"merging the redo log into {image} was interrupted: {exc.message}",
@@ -341,7 +349,7 @@ def _require_same_format(redo_log: Path, image: Path, disk_format: str) -> None:
         )
 
 
-def _recover(image: Path, disk_format: str) -> Recovery:
+def _recover(image: Path, disk_format: str, lock: int) -> Recovery:
     outcome: Recovery = "nothing"
     leftover = image.with_name(image.name + OPEN)
     if leftover.exists():  # we hold the image's lock, so nobody is writing it any more
@@ -352,7 +360,7 @@ def _recover(image: Path, disk_format: str) -> Recovery:
     if pending is None:
         return outcome
     log.warning("%s: completing an interrupted injection", image)
-    _merge(pending, image, disk_format)
+    _merge(pending, image, disk_format, lock)
     return "merged"
 
 
@@ -416,13 +424,24 @@ def _write_new(redo_log: Path, new: Path, disk_format: str) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-        os.link(partial, new)  # unlike a rename, this never replaces a file that came meanwhile
+        _put_in_place(partial, new)
         _sync_directory(new.absolute().parent)
     except (CommandError, OSError) as exc:
         cause = exc.message if isinstance(exc, CommandError) else exc.strerror
         raise ImageError(f"the new image {new} cannot be written: {cause}") from exc
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _put_in_place(partial: Path, new: Path) -> None:
+    """Give the finished file its name; a file that came there meanwhile is not replaced."""
+    try:
+        os.link(partial, new)
+    except OSError as exc:
+        if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        _require_absent(new)  # a filesystem without hard links
+        partial.rename(new)
 
 
 def _require_room(beside: Path, needed: int) -> None:

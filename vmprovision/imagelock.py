@@ -33,8 +33,11 @@ _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
 @contextlib.contextmanager
-def image_lock(path: Path, *, write: bool) -> Iterator[None]:
+def image_lock(path: Path, *, write: bool) -> Iterator[int]:
     """Hold the image against writers, and with ``write`` against readers of QEMU's kind too.
+
+    Gives the open file that bears the lock: a program that inherits it holds the
+    image as well, until both have ended.
 
     Raises:
         ImageLockedError: another program holds it.
@@ -52,7 +55,7 @@ def image_lock(path: Path, *, write: bool) -> Iterator[None]:
         raise
     try:
         _take(handle, path, write=write)
-        yield
+        yield handle
     finally:
         os.close(handle)
 

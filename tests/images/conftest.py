@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     from tests.conftest import RunCli
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Name the marker of what a change of the code seldom breaks and takes long to try."""
-    config.addinivalue_line("markers", "slow: more of the same; minutes")
-
-
 @pytest.fixture(scope="session")
 def disks() -> Disks:
     """The disks of ``layouts.py``; the first time they are made, which takes some minutes."""

@@ -45,6 +45,8 @@ def _hostile(root: Path) -> None:
     shutil.rmtree(root / "usr/local/bin", ignore_errors=True)
     (root / "usr/local/bin").symlink_to("/../../../../../var/programs")
     (root / "var/programs").mkdir(parents=True)
+    (root / "var/keep").write_text("a file with another name where the agent goes\n")
+    os.link(root / "var/keep", root / "var/programs/guest-agent")
 
 
 @pytest.fixture

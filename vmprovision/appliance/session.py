@@ -184,6 +184,7 @@ def _launch_once(drives: Sequence[Drive], control: Control, *, kvm: bool) -> tup
         if not kvm:
             handle.set_backend_setting("force_tcg", "1")
         handle.set_network(False)
+        handle.set_pgroup(True)
         handle.config("-name", mark)
         handle.set_event_callback(
             lambda _event, _handle, text, _numbers: messages.append(str(text).strip()),
