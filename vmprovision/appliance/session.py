@@ -37,6 +37,7 @@ LAUNCH_SECONDS = 240.0  # 8 s on an idle host without KVM; a loaded CI host is f
 CALL_SECONDS = 300.0
 WATCH_SECONDS = 0.1
 MESSAGES_KEPT = 40
+LAUNCHES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +127,27 @@ def launch(drives: Sequence[Drive], *, control: Control) -> Iterator[Appliance]:
 
 
 def _start(drives: Sequence[Drive], control: Control) -> tuple[Any, _Watchdog]:
+    """A launched handle in which the drives have libguestfs's names, in their order.
+
+    When udev is late in the appliance, its daemon gives the kernel's own names,
+    in which the appliance's root is one of the disks and ours come after it.
+    """
+    expected = [f"/dev/sd{chr(ord('a') + number)}" for number in range(len(drives))]
+    for _ in range(LAUNCHES):
+        handle, watchdog = _launch_on_what_works(drives, control)
+        named = handle.list_devices()
+        if named == expected:
+            return handle, watchdog
+        log.warning("the appliance calls its disks %s; starting another one", named)
+        watchdog.stop()
+        handle.close()
+    raise ApplianceError(
+        "the appliance does not name its disks in their order",
+        hint="the host is overloaded: try again when it is less so",
+    )
+
+
+def _launch_on_what_works(drives: Sequence[Drive], control: Control) -> tuple[Any, _Watchdog]:
     qemu = qemu_program()
     choice = choose_accelerator(qemu)
     try:
