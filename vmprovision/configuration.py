@@ -33,6 +33,12 @@ def parse_configuration(content: bytes) -> dict[str, str]:
     return settings
 
 
+def port_in(settings: Mapping[str, str]) -> int:
+    """The port that the agent takes from its settings: the default one for a wrong value."""
+    value = settings.get("PORT", "")
+    return int(value) if value.isdecimal() and 0 < int(value) < 1 << 16 else DEFAULT_PORT
+
+
 def update_configuration(content: bytes, changes: Mapping[str, str]) -> bytes:
     """The file with these settings changed in place or added; every other line as it was."""
     left = dict(changes)

@@ -24,11 +24,6 @@ LINK_LIMIT = 40  # as the kernel's own (path_resolution(7))
 TEXT_LIMIT = 1 << 20
 
 FileKind = Literal["file", "directory", "symlink", "other"]
-_KINDS: dict[int, FileKind] = {
-    stat.S_IFREG: "file",
-    stat.S_IFDIR: "directory",
-    stat.S_IFLNK: "symlink",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +35,16 @@ class FileStatus:
     uid: int
     gid: int
     size: int
+
+
+def kind_of(mode: int) -> FileKind:
+    """What kind of file an ``st_mode`` (inode(7)) is of."""
+    kinds: dict[int, FileKind] = {
+        stat.S_IFREG: "file",
+        stat.S_IFDIR: "directory",
+        stat.S_IFLNK: "symlink",
+    }
+    return kinds.get(stat.S_IFMT(mode), "other")
 
 
 class GuestReader(Protocol):
@@ -198,7 +203,7 @@ class LocalFilesystem:
             raise InspectionError(f"cannot read guest path {path}: {exc}") from exc
         own = os.geteuid() != 0
         return FileStatus(
-            kind=_KINDS.get(stat.S_IFMT(status.st_mode), "other"),
+            kind=kind_of(status.st_mode),
             mode=stat.S_IMODE(status.st_mode),
             uid=0 if own and status.st_uid == os.geteuid() else status.st_uid,
             gid=0 if own and status.st_gid == os.getegid() else status.st_gid,

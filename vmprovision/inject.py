@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import PurePosixPath
 
+    from vmprovision.archive import Archive
     from vmprovision.guest import GuestInfo, InitSystem
     from vmprovision.image import OpenImage
     from vmprovision.receipt import Found
@@ -85,7 +86,7 @@ def plan(
         VmprovisionError: as ``inject``.
     """
     with _opened(Path(image), source, options.init, control or Control()) as opened:
-        planned = _plan_injection(opened, options)
+        planned = _plan_injection(opened, build_archive(), options)
         operations = tuple(
             PlannedOperation(
                 operation=operation, satisfied=is_satisfied(operation, opened.filesystem)
@@ -126,14 +127,15 @@ def inject(
         VerificationError: what was written is not what is there.
         CancelledError: ``control.cancelled`` was set.
     """
+    archive = build_archive()
     return _change(
         Path(image),
-        lambda opened: _plan_injection(opened, options),
+        lambda opened: _plan_injection(opened, archive, options),
         source=source,
         init=options.init,
         output=Path(output) if output is not None else None,
         control=control or Control(),
-        agent_version=build_archive().version,
+        agent_version=archive.version,
     )
 
 
@@ -211,8 +213,7 @@ class _Opened:
     filesystem: GuestFilesystem
 
 
-def _plan_injection(opened: _Opened, options: InjectOptions) -> Plan:
-    archive = build_archive()
+def _plan_injection(opened: _Opened, archive: Archive, options: InjectOptions) -> Plan:
     planned = plan_injection(opened.guest, archive, options)
     earlier = opened.guest.agent.receipt.entries if opened.guest.agent else ()
     paths = dict.fromkeys([*planned.paths, *(entry.condition.path for entry in earlier)])

@@ -13,27 +13,23 @@ from vmprovision.configuration import (
     check_token,
     check_vm_id,
     parse_configuration,
+    port_in,
     update_configuration,
 )
 from vmprovision.errors import AmbiguousInitError, PlanError, UnsupportedGuestError
 from vmprovision.guest import InitVerdict
 from vmprovision.initsystem import module_for
 from vmprovision.plan import (
+    Condition,
     EditBlock,
     Operation,
     Plan,
-    Remove,
     Symlink,
     WriteFile,
     directories_for,
     marked,
 )
-from vmprovision.receipt import (
-    AGENT,
-    CONFIGURATION,
-    LOGS,
-    RECEIPT,
-)
+from vmprovision.receipt import ABSENT, AGENT, CONFIGURATION, LOGS, RECEIPT, Entry
 from vmprovision.rendering import Service, render
 from vmprovision.restoration import restorations
 
@@ -43,7 +39,7 @@ if TYPE_CHECKING:
 
     from vmprovision.archive import Archive
     from vmprovision.guest import GuestInfo, InitSystem
-    from vmprovision.receipt import Found, Receipt
+    from vmprovision.receipt import Found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +74,7 @@ def plan_injection(guest: GuestInfo, archive: Archive, options: InjectOptions) -
     _refuse_downgrade(guest, archive)
     content = _configuration(guest, options)
     settings = parse_configuration(content)
-    service = Service(port=_port(settings))
+    service = Service(port=port_in(settings))
     secret = "TOKEN" in settings
     files: list[Operation] = [
         WriteFile(path=AGENT, content=archive.content, mode=0o755),
@@ -148,11 +144,6 @@ def _configuration(guest: GuestInfo, options: InjectOptions) -> bytes:
     return render("agent/guest-agent.conf.j2", settings=changes)
 
 
-def _port(settings: Mapping[str, str]) -> int:
-    value = settings.get("PORT", "")
-    return int(value) if value.isdigit() and 0 < int(value) < 1 << 16 else DEFAULT_PORT
-
-
 def _notes(guest: GuestInfo) -> tuple[str, ...]:
     notes = list(guest.notes)
     if guest.selinux and guest.selinux.mode == "enforcing":
@@ -175,16 +166,13 @@ def plan_removal(guest: GuestInfo, found: Mapping[PurePosixPath, Found]) -> Plan
     """
     if guest.agent is None:
         raise PlanError("the guest holds no agent of ours", hint=f"there is no {RECEIPT} in it")
-    restored = restorations(guest.agent.receipt.entries, found)
-    own = [Remove(path=guest.locate(path)) for path in (*LOGS, RECEIPT)]
-    directories = [o for o in restored if _is_directory(guest.agent.receipt, o.path)]
-    files = [o for o in restored if o not in directories]
-    return Plan(operations=(*files, *own, *directories))
-
-
-def _is_directory(receipt: Receipt, path: PurePosixPath) -> bool:
-    entry = receipt.entry_for(path)
-    return entry is not None and entry.condition.kind == "directory"
+    # what no receipt lists, itself included, comes first in it, and so goes last
+    unlisted = [
+        Entry(condition=Condition(path=guest.locate(path), kind="file"), before=ABSENT)
+        for path in (RECEIPT, *LOGS)
+    ]
+    entries = [*unlisted, *guest.agent.receipt.entries]
+    return Plan(operations=tuple(restorations(entries, found)))
 
 
 def render_service(init: str, port: int | None = None) -> list[tuple[Operation, bytes]]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmprovision.appliance.roots import MountedGuest, mount_guest
 from vmprovision.appliance.session import Drive, launch
-from vmprovision.configuration import DEFAULT_PORT, parse_configuration, update_configuration
+from vmprovision.configuration import parse_configuration, port_in, update_configuration
 from vmprovision.errors import PlanError, ProofError
 from vmprovision.image import create_throwaway, open_image
 from vmprovision.initsystem import module_for
@@ -239,7 +239,7 @@ def _boot_and_check(
 ) -> ProofReport:
     begun = time.monotonic()
     deadline = begun + options.timeout
-    port = int(subject.settings.get("PORT", DEFAULT_PORT))
+    port = port_in(subject.settings)
     with (
         ReportListener() as listener,
         boot(

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 import pytest
 
 from vmprovision.archive import Archive
+from vmprovision.configuration import port_in
 from vmprovision.errors import AmbiguousInitError, PlanError, UnsupportedGuestError
 from vmprovision.guest import (
     Distribution,
@@ -160,6 +161,14 @@ def test_what_options_leave_open_stays_as_it_is_in_the_guest() -> None:
     assert after == b"# mine\nVM_ID=new\nMANAGER_URL=http://192.0.2.1\nEXTRA=1"
     untouched = plan_injection(guest, ARCHIVE, InjectOptions())
     assert file_at(untouched, "/etc/guest-agent.conf").content == before
+
+
+@pytest.mark.parametrize(
+    ("value", "port"), [("81", 81), ("abc", 8080), ("", 8080), ("0", 8080), ("65536", 8080)]
+)
+def test_a_wrong_port_in_the_guest_is_the_default_one(value: str, port: int) -> None:
+    """As the agent itself takes it, so neither a plan nor a proof fails over it."""
+    assert port_in({"PORT": value}) == port
 
 
 def test_a_newer_agent_is_not_downgraded() -> None:

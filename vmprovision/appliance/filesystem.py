@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from vmprovision.appliance.session import ApplianceCallError
 from vmprovision.errors import InspectionError
 from vmprovision.filesystem import (
-    FileKind,
     FileStatus,
     apply_failure,
+    kind_of,
     resolve,
     valid_names,
 )
@@ -34,11 +34,6 @@ if TYPE_CHECKING:
 CHUNK = 2 << 20  # libguestfs's messages hold 4 MiB
 SELINUX = "security.selinux"
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
-_KINDS: dict[int, FileKind] = {
-    stat.S_IFREG: "file",
-    stat.S_IFDIR: "directory",
-    stat.S_IFLNK: "symlink",
-}
 
 
 class ApplianceFilesystem:
@@ -62,7 +57,7 @@ class ApplianceFilesystem:
             ) from exc
         mode = int(found["st_mode"])
         return FileStatus(
-            kind=_KINDS.get(stat.S_IFMT(mode), "other"),
+            kind=kind_of(mode),
             mode=stat.S_IMODE(mode),
             uid=int(found["st_uid"]),
             gid=int(found["st_gid"]),

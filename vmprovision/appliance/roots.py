@@ -104,7 +104,7 @@ def mount_guest(appliance: Appliance, *, wanted: str | None, readonly: bool) -> 
     reader = ApplianceFilesystem(appliance)
     mountpoints = {"/": root.device}
     notes = []
-    for mountpoint, device, options in _wanted_mounts(read_text(reader, _FSTAB) or ""):
+    for device, mountpoint, options in _wanted_mounts(reader):
         found = _find_device(appliance, device, filesystems)
         if found is None:
             notes.append(
@@ -213,12 +213,23 @@ def _name(reader: GuestReader) -> str:
 
 def _own_subvolume(reader: GuestReader) -> str | None:
     """The subvolume that a root's own fstab mounts at ``/``; its snapshots say the same."""
+    for _, mountpoint, options in _fstab_entries(reader):
+        if mountpoint == PurePosixPath("/"):
+            named = dict(option.partition("=")[::2] for option in options)
+            return named.get("subvol", "").strip("/") or None
+    return None
+
+
+def _fstab_entries(reader: GuestReader) -> list[tuple[str, PurePosixPath, list[str]]]:
+    """Device, mountpoint and options of each line of the guest's fstab(5) that mounts something."""
+    entries = []
     for line in (read_text(reader, _FSTAB) or "").splitlines():
         fields = line.split()
-        if len(fields) > 3 and fields[1] == "/" and not line.startswith("#"):  # noqa: PLR2004
-            options = dict(option.partition("=")[::2] for option in fields[3].split(","))
-            return options.get("subvol", "").strip("/") or None
-    return None
+        if line.lstrip().startswith("#") or len(fields) < 2 or fields[1][0] != "/":  # noqa: PLR2004
+            continue
+        options = fields[3].split(",") if len(fields) > 3 else []  # noqa: PLR2004
+        entries.append((fields[0].strip('"'), PurePosixPath(fields[1]), options))
+    return entries
 
 
 def _merge_btrfs(roots: Sequence[Root]) -> list[Root]:
@@ -365,19 +376,16 @@ def _mount_extra(
     return True
 
 
-def _wanted_mounts(fstab: str) -> list[tuple[PurePosixPath, str, list[str]]]:
-    """Mountpoint, device and options of the lines of fstab(5) that matter, parents first."""
-    found = []
-    for line in fstab.splitlines():
-        fields = line.split("#")[0].split() if line.lstrip().startswith("#") else line.split()
-        if len(fields) < 2 or not fields[1].startswith("/"):  # noqa: PLR2004 -- device, directory
-            continue
-        mountpoint = PurePosixPath(fields[1])
-        options = fields[3].split(",") if len(fields) > 3 else []  # noqa: PLR2004
-        bind = "bind" in options or "rbind" in options or fields[0] in ("tmpfs", "overlay", "none")
-        if mountpoint in MOUNTED and not bind:
-            found.append((mountpoint, fields[0].strip('"'), options))
-    return sorted(found, key=lambda entry: len(entry[0].parts))
+def _wanted_mounts(reader: GuestReader) -> list[tuple[str, PurePosixPath, list[str]]]:
+    """Those of the guest's fstab that matter, parents first."""
+    wanted = [
+        (device, mountpoint, options)
+        for device, mountpoint, options in _fstab_entries(reader)
+        if mountpoint in MOUNTED
+        and device not in ("tmpfs", "overlay", "none")
+        and not {"bind", "rbind"} & set(options)
+    ]
+    return sorted(wanted, key=lambda entry: len(entry[1].parts))
 
 
 def _find_device(appliance: Appliance, name: str, filesystems: Mapping[str, str]) -> str | None:
