@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -417,3 +418,37 @@ def test_an_unwritable_log_file_is_survived(
         assert agent.get("/health").status == 200
         assert agent.log_text().count("cannot open log file") == 1
         assert "listening on" in agent.log_text()
+
+
+@pytest.mark.parametrize("interpreter", list(find_cpythons()), indirect=True)
+def test_root_becomes_the_user_it_is_told_to_be(
+    interpreter: Interpreter, program: Path, tmp_path: Path
+) -> None:
+    """--user: settings that only root may read count, and nothing of root is left afterwards."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    log = tmp_path / "agent.log"
+    arguments = ["--user", "nobody", "--log-file", str(log)]
+    secret = tmp_path / "agent.conf"
+    secret.touch(mode=0o600)
+    with running_agent(
+        *(interpreter, program, tmp_path), config="VM_ID=kept\n", arguments=arguments
+    ) as agent:
+        assert json.loads(agent.get("/info").body)["vm_id"] == "kept"
+        assert isinstance(json.loads(agent.get("/metrics").body)["memory_total_kb"], int)
+        status = Path(f"/proc/{agent.run.pid}/status").read_text()
+        assert re.search(r"(?m)^Uid:\t65534\t65534\t65534\t65534$", status)
+        assert re.search(r"(?m)^Groups:\s*$", status)
+        assert re.search(r"(?m)^CapEff:\t0+$", status)
+    assert log.stat().st_uid == 65534
+    assert "Traceback" not in agent.log_text()
+
+
+def test_without_the_right_to_change_it_stays_who_it_is(
+    interpreter: Interpreter, program: Path, tmp_path: Path
+) -> None:
+    """--user where it cannot be followed for want of root, or by MicroPython, is no failure."""
+    if os.geteuid() == 0 and interpreter.name != "micropython":
+        pytest.skip("root can become another user")
+    with running_agent(interpreter, program, tmp_path, arguments=["--user", "nobody"]) as agent:
+        assert agent.get("/health").status == 200

@@ -59,6 +59,7 @@ IPV6_V6ONLY = 26
 
 IS_MICROPYTHON = getattr(getattr(sys, "implementation", None), "name", "") == "micropython"
 CAN_FORK = hasattr(os, "fork")
+CAN_CHANGE_USER = hasattr(os, "setuid") and hasattr(os, "setgroups")
 
 # MicroPython runs in a heap of half a megabyte: fewer clients, each worth up to 16 KiB of it.
 CONNECTION_LIMIT = 16 if IS_MICROPYTHON else 64
@@ -166,6 +167,30 @@ class Clock(object):
         if step > 0:
             self._elapsed += step
         return self._elapsed
+
+
+# --- privileges ---------------------------------------------------------------------------------
+
+
+class PrivilegeError(Exception):
+    """Root's rights could not be given up; the argument says why."""
+
+
+def is_root():
+    """Whether this process may become another user."""
+    return os.geteuid() == 0
+
+
+def become(uid, gid):
+    """Become this user and group for good, without supplementary groups. Raises PrivilegeError."""
+    try:
+        os.setgroups([])
+        os.setgid(gid)
+        os.setuid(uid)
+    except OSError:
+        raise PrivilegeError("cannot become user %d: %s" % (uid, describe_error(sys.exc_info()[1])))
+    if os.geteuid() != uid or os.getuid() != uid:
+        raise PrivilegeError("cannot become user %d" % uid)
 
 
 # --- files and processes ------------------------------------------------------------------------

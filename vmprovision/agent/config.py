@@ -38,18 +38,37 @@ class Url(object):
         return host if self.port == default else "%s:%d" % (host, self.port)
 
 
+def is_out_of_reach(path):
+    """Whether the file is there and this process may not read it."""
+    try:
+        open(path, "rb").close()
+    except compat.FILE_ERRORS as error:
+        return compat.errno_of(error) == compat.EACCES
+    return False
+
+
+def find_user(name):
+    """The (uid, gid) of a user by passwd(5); 65534, which is nobody's, where there is none."""
+    for line in compat.to_text(read_bounded("/etc/passwd", SIZE_LIMIT)).split("\n"):
+        fields = line.split(":")
+        if len(fields) > 3 and fields[0] == name:
+            if compat.is_digits(fields[2]) and compat.is_digits(fields[3]):
+                return int(fields[2]), int(fields[3])
+    return 65534, 65534
+
+
 def read_settings(path, log):
     """Settings from a file, each bad value logged and replaced by its default.
 
     A missing file gives the defaults. A file that may not be read (systemd's
     DynamicUser=) gives what EnvironmentFile= put into the environment.
     """
+    if is_out_of_reach(path):
+        log.info("%s may not be read: using the environment" % path)
+        return parse_settings([(key, compat.getenv(key)) for key in KEYS], log)
     try:
         open(path, "rb").close()
     except compat.FILE_ERRORS as error:
-        if compat.errno_of(error) == compat.EACCES:
-            log.info("%s may not be read: using the environment" % path)
-            return parse_settings([(key, compat.getenv(key)) for key in KEYS], log)
         log.info("no configuration: %s: %s" % (path, compat.describe_error(error)))
         return Settings()
     data = read_bounded(path, SIZE_LIMIT + 1)

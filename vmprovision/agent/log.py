@@ -20,6 +20,8 @@ def printable(text):
 class Log(object):
     """Writes to stderr, or appends to ``path`` and renames it to ``path``.1 beyond ``limit`` bytes.
 
+    Where the folder belongs to another user it cannot be renamed, and begins anew instead.
+
     The file is opened for each line, so an outside log rotation works too. A
     line that cannot be written is dropped: logging never stops the agent.
     """
@@ -41,6 +43,14 @@ class Log(object):
             self.changed("log file", text, self.warning)
             return
         self._path = path
+
+    def give_to(self, uid, gid):
+        """Lets a user write to the file after this process has become that user."""
+        try:
+            if self._path:
+                os.chown(self._path, uid, gid)
+        except OSError:
+            pass  # its lines are dropped then, as every line is that cannot be written
 
     def info(self, text):
         self._write("info", text)
@@ -83,12 +93,14 @@ class Log(object):
             pass
 
     def _append(self, line):
+        mode = "ab"
         try:
             if os.stat(self._path)[6] + len(line) > self._limit:
+                mode = "wb"  # where its folder is not ours to rename in, it begins anew
                 os.rename(self._path, self._path + ".1")
         except OSError:
             pass
-        out = open(self._path, "ab")
+        out = open(self._path, mode)
         try:
             out.write(compat.to_bytes(line))
         finally:

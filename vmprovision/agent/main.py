@@ -10,7 +10,7 @@ from .reporting import Reporter
 
 USAGE = """\
 usage: guest-agent [--config FILE] [--port N] [--listen ADDR] [--log-file FILE]
-                   [--proc DIR] [--version] [--help]
+                   [--user NAME] [--proc DIR] [--version] [--help]
 
 Answers /health, /metrics and /info over HTTP and reports this guest's address
 to its manager. Runs in the foreground.
@@ -19,6 +19,7 @@ to its manager. Runs in the foreground.
   --port N         listen on port N (default: PORT in the settings, or 8080)
   --listen ADDR    listen on one address (default: all)
   --log-file FILE  append the log to FILE instead of stderr
+  --user NAME      become this user once settings are read and the port is open
   --proc DIR       read the kernel's figures from DIR (default: /proc)
 """
 
@@ -27,6 +28,7 @@ _OPTIONS = {
     "--port": config.parse_port,
     "--listen": config.parse_host,
     "--log-file": config.parse_word,
+    "--user": config.parse_word,
     "--proc": config.parse_word,
 }
 
@@ -105,6 +107,12 @@ def _run(options):
         log.error(text)  # noqa: TRY400 -- a line, never a traceback
         return 1
     log.info("version %s on %s, listening on %s" % (__version__, compat.runtime_name(), where))
+    try:
+        _give_up_privileges(options.get("--user"), log)
+    except compat.PrivilegeError as error:
+        log.error(error.args[0])  # noqa: TRY400 -- a line, never a traceback
+        listener.close()
+        return 1
     signals = compat.Signals()
     clock = compat.Clock()
     proc = options.get("--proc", "/proc")
@@ -119,6 +127,9 @@ def _run(options):
 
     def reload():
         log.info("reading the configuration again")
+        if config.is_out_of_reach(options.get("--config", config.DEFAULT_PATH)):
+            log.warning("the configuration may not be read any more: restart the agent instead")
+            return
         reporter.reconfigure(_read_settings(options, log))
 
     try:
@@ -128,6 +139,19 @@ def _run(options):
         serving.close()
         log.info("stopped")
     return 0
+
+
+def _give_up_privileges(user, log):
+    """Become this user for good, if one is named and this is root. Raises PrivilegeError."""
+    if user is None:
+        return
+    if not compat.CAN_CHANGE_USER:
+        log.warning("this interpreter cannot become %s: it stays the user that it is" % user)
+        return
+    if compat.is_root():
+        uid, gid = config.find_user(user)
+        log.give_to(uid, gid)
+        compat.become(uid, gid)
 
 
 def _health():
