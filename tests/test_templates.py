@@ -72,7 +72,7 @@ def test_preset_names_the_unit() -> None:
 
 def test_busybox_understands_the_inittab_line() -> None:
     """Four fields: a console of its own, all runlevels, respawn, and an absolute command."""
-    lines = rendered("standalone", "inittab").decode().splitlines()
+    lines = rendered("busybox", "inittab").decode().splitlines()
     (entry,) = [line for line in lines if not line.startswith("#")]
     console, levels, action, command = entry.split(":", 3)
     assert (console, levels, action) == ("null", "", "respawn")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vmprovision.configuration import parse_configuration
 
@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
     from vmprovision.receipt import Receipt
 
-InitSystem = Literal["systemd", "standalone"]
-INIT_SYSTEMS: tuple[InitSystem, ...] = ("systemd", "standalone")
+InitSystem = Literal[
+    "systemd", "openrc", "sysv", "upstart", "runit", "dinit", "s6", "finit", "busybox", "standalone"
+]
+INIT_SYSTEMS: tuple[InitSystem, ...] = get_args(InitSystem)
 Confidence = Literal["certain", "likely", "told"]
 
 
@@ -61,6 +63,8 @@ class InitVerdict:
         evidence: sentences for a person.
         hook: the file through which boot starts commands, for init systems that
             have no place for services of their own.
+        dialect: which of the init system's ways this guest has, where they differ;
+            the init system's module says which there are.
     """
 
     system: InitSystem | None
@@ -68,6 +72,7 @@ class InitVerdict:
     confidence: Confidence
     evidence: tuple[str, ...]
     hook: PurePosixPath | None = None
+    dialect: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +160,7 @@ class GuestInfo:
                 "confidence": self.init.confidence,
                 "evidence": list(self.init.evidence),
                 "hook": str(self.init.hook) if self.init.hook else None,
+                "dialect": self.init.dialect or None,
             },
             "interpreters": [
                 {

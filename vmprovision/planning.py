@@ -184,8 +184,15 @@ def render_service(init: str, port: int | None = None) -> list[tuple[Operation, 
     module = module_for(init)
     service = Service(port=check_port(port if port is not None else DEFAULT_PORT))
     verdicts = [
-        InitVerdict(system=module.NAME, pid1=init, confidence="told", evidence=(), hook=hook)
-        for hook in module.HOOKS
+        InitVerdict(
+            system=module.NAME,
+            pid1=init,
+            confidence="told",
+            evidence=(),
+            hook=hook,
+            dialect=dialect,
+        )
+        for dialect, hook in module.VARIANTS
     ]
     operations = [o for verdict in verdicts for o in module.service_operations(service, verdict)]
     return [(operation, _shown(operation)) for operation in operations]

@@ -25,6 +25,8 @@ class Service:
         configuration: absolute guest path of its settings.
         log: where it writes when its init system keeps no log.
         port: the TCP port that it listens on.
+        user: whom the agent becomes once it has read its settings and opened its port,
+            where the init system has no way of its own to run it without privileges.
     """
 
     name: str = "guest-agent"
@@ -33,6 +35,7 @@ class Service:
     configuration: str = str(CONFIGURATION)
     log: str = str(LOGS[0])
     port: int = DEFAULT_PORT
+    user: str = "nobody"
 
     @property
     def privileged_port(self) -> bool:

@@ -61,7 +61,7 @@ def test_a_busybox_guest_is_proven_by_its_own_kernel(busybox: Path) -> None:
     vmprovision.inject(busybox)
     report = vmprovision.prove(busybox)
     assert report.booted_by.startswith("own kernel")
-    assert report.init == "standalone"
+    assert report.init == "busybox"
     assert report.information["init"]["parent"]["pid"] == 1
 
 

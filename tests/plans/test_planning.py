@@ -31,7 +31,7 @@ RC_LOCAL = InitVerdict(
     hook=PurePosixPath("/etc/rc.local"),
 )
 INITTAB = InitVerdict(
-    system="standalone",
+    system="busybox",
     pid1="busybox",
     confidence="certain",
     evidence=("seen",),

@@ -59,7 +59,10 @@ def test_directories_of_systemd_do_not_make_a_systemd_guest(tmp_path: Path) -> N
         "/sbin/init": elf(content=b"com.ubuntu.Upstart"),
     }
     guest = vmprovision.inspect(make_tree(tmp_path, files))
-    assert (guest.init.system, guest.init.pid1) == (None, "upstart")
+    assert (guest.init.system, guest.init.pid1) == (None, "upstart")  # it has no jobs
+    make_tree(tmp_path, {"/etc/init/rc.conf": "start on runlevel\n"})
+    guest = vmprovision.inspect(tmp_path)
+    assert (guest.init.system, guest.init.pid1) == ("upstart", "upstart")
 
 
 @pytest.mark.parametrize(
@@ -127,20 +130,20 @@ def test_a_guest_without_init_may_be_dracuts_systemd(tmp_path: Path) -> None:
 
 
 def test_busybox_runs_what_its_inittab_says(tmp_path: Path) -> None:
-    """BusyBox with an inittab of its own is the standalone case, hooked there."""
+    """BusyBox with an inittab of its own runs the services itself, hooked there."""
     guest = vmprovision.inspect(make_tree(tmp_path, BUSYBOX_TREE))
-    assert (guest.init.system, guest.init.pid1) == ("standalone", "busybox")
+    assert (guest.init.system, guest.init.pid1) == ("busybox", "busybox")
     assert str(guest.init.hook) == "/etc/inittab"
 
 
-def test_busybox_that_starts_openrc_is_not_standalone(tmp_path: Path) -> None:
+def test_busybox_that_starts_openrc_does_not_run_services_itself(tmp_path: Path) -> None:
     """Alpine's services are OpenRC's, where OpenRC is there."""
     inittab = "::sysinit:/sbin/openrc sysinit\n::wait:/sbin/openrc default\n"
     tree: Tree = {**BUSYBOX_TREE, "/etc/inittab": inittab}
     without = vmprovision.inspect(make_tree(tmp_path / "without", tree))
-    assert without.init.system == "standalone"
+    assert without.init.system == "busybox"
     with_openrc = vmprovision.inspect(make_tree(tmp_path / "with", {**tree, "/sbin/openrc": elf()}))
-    assert with_openrc.init.system is None
+    assert with_openrc.init.system == "openrc"
 
 
 def test_the_caller_may_know_better(tmp_path: Path) -> None:

@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vmprovision.errors import PlanError
 from vmprovision.guest import InitVerdict
-from vmprovision.initsystem import standalone, systemd
+from vmprovision.initsystem import (
+    busybox,
+    dinit,
+    finit,
+    openrc,
+    runit,
+    s6,
+    standalone,
+    systemd,
+    sysv,
+    upstart,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +40,7 @@ class InitSystemModule(Protocol):
     """What each module of this package offers."""
 
     NAME: InitSystem
-    HOOKS: tuple[PurePosixPath | None, ...]
+    VARIANTS: tuple[tuple[str, PurePosixPath | None], ...]
 
     def detect(self, reader: GuestReader, pid1: Pid1) -> InitVerdict | None:
         """The verdict, where this init system runs the guest's services."""
@@ -45,7 +56,19 @@ class InitSystemModule(Protocol):
 
 
 # Asked in this order; the fallback is last, since it takes what nobody else knows.
-INIT_SYSTEMS: tuple[InitSystemModule, ...] = (systemd, standalone)
+# sysv before upstart: Red Hat's Upstart runs SysV scripts.
+INIT_SYSTEMS: tuple[InitSystemModule, ...] = (
+    systemd,
+    openrc,
+    sysv,
+    upstart,
+    runit,
+    dinit,
+    s6,
+    finit,
+    busybox,
+    standalone,
+)
 
 
 def judge_init(reader: GuestReader, pid1: Pid1, *, told: InitSystem | None) -> InitVerdict:

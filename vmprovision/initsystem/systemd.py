@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from vmprovision.rendering import Service
 
 NAME: InitSystem = "systemd"
-
-HOOKS: tuple[PurePosixPath | None, ...] = (None,)  # it has a place of its own for services
+# (dialect, hook) of every way in which it may be met
+VARIANTS: tuple[tuple[str, PurePosixPath | None], ...] = (("", None),)
 UNITS = PurePosixPath("/etc/systemd/system")
 PRESETS = PurePosixPath("/etc/systemd/system-preset")
 PROGRAMS = ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")

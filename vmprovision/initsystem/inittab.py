@@ -1,0 +1,35 @@
+"""What ``/etc/inittab`` says of who runs services: inittab(5), and BusyBox's dialect of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from vmprovision.filesystem import read_text, resolved_file
+
+if TYPE_CHECKING:
+    from vmprovision.filesystem import GuestReader
+
+INITTAB = PurePosixPath("/etc/inittab")
+OPENRC = ("/sbin/openrc", "/usr/sbin/openrc", "/usr/bin/openrc", "/sbin/rc")
+_NAMES_OPENRC = re.compile(r"(?m)^[^#\n]*(?:\bopenrc\b|/sbin/rc\b)")
+
+
+def read_inittab(reader: GuestReader) -> str:
+    """The lines of the inittab that are in force; empty where there is none."""
+    lines = (read_text(reader, INITTAB) or "").splitlines()
+    return "\n".join(line for line in lines if line.strip() and not line.lstrip().startswith("#"))
+
+
+def names_openrc(text: str) -> bool:
+    """Whether a line that is no comment names OpenRC."""
+    return bool(_NAMES_OPENRC.search(text))
+
+
+def starts_openrc(reader: GuestReader, inittab: str) -> bool:
+    """Whether an inittab names OpenRC, and OpenRC is really there.
+
+    Alpine's minimal root filesystem has the inittab and not the program.
+    """
+    return names_openrc(inittab) and any(resolved_file(reader, path) for path in OPENRC)

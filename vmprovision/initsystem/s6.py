@@ -1,0 +1,110 @@
+"""s6: lines in ``/etc/s6/rc.local``, else a service directory that s6-svscan watches.
+
+s6-linux-init(8), s6-svscan(8), s6-supervise(8).  The database of s6-rc is compiled
+by the guest's own tool, which cannot run offline, so it is left alone.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from vmprovision.filesystem import read_text, resolve, resolved_file, status_of
+from vmprovision.guest import InitSystem, InitVerdict
+from vmprovision.plan import EditBlock, Operation, WriteFile
+from vmprovision.rendering import render
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vmprovision.filesystem import GuestReader
+    from vmprovision.guest import Pid1
+    from vmprovision.rendering import Service
+
+NAME: InitSystem = "s6"
+RC_LOCAL = PurePosixPath("/etc/s6/rc.local")
+# s6-linux-init(8) copies its `run-image` to /run, where s6-svscan watches `service`.
+BASE = PurePosixPath("/etc/s6-linux-init/current")
+SCANDIR = BASE / "run-image/service"
+VARIANTS: tuple[tuple[str, PurePosixPath | None], ...] = (
+    ("rc.local", RC_LOCAL),
+    ("scandir", SCANDIR),
+)
+EXECUTABLE = 0o755
+
+
+def detect(reader: GuestReader, pid1: Pid1) -> InitVerdict | None:
+    """s6-linux-init is PID 1, and there is a place that it reads without being compiled."""
+    if pid1.program != "s6":
+        return None
+    if hook := resolved_file(reader, str(RC_LOCAL)):
+        dialect, evidence = "rc.local", f"{hook} is there for commands to run at boot"
+    elif found := _scandir(reader, pid1):
+        dialect, hook = "scandir", found
+        evidence = f"{hook} is what s6-svscan watches once it is copied to /run"
+    else:
+        return None
+    return InitVerdict(
+        system=NAME,
+        pid1="s6",
+        confidence="likely" if dialect == "rc.local" else "certain",
+        evidence=(*pid1.evidence, f"{pid1.path} starts s6", evidence),
+        hook=hook,
+        dialect=dialect,
+    )
+
+
+def _scandir(reader: GuestReader, pid1: Pid1) -> PurePosixPath | None:
+    """The image of s6-svscan's directory, where the init script or the default has it."""
+    script = (read_text(reader, pid1.path) if pid1.path else None) or ""
+    named = re.search(r"s6-linux-init\s(?:[^\n]*?\s)?-c\s*[\"']?(/[^\s\"']+)", script)
+    base = PurePosixPath(named[1]) if named else BASE
+    path = resolve(reader, base / "run-image/service")
+    status = status_of(reader, path)
+    return path if status is not None and status.kind == "directory" else None
+
+
+def told(reader: GuestReader, pid1: Pid1) -> InitVerdict:
+    """The caller says that s6 runs the services: rc.local, else its scan directory."""
+    scandir = None if resolved_file(reader, str(RC_LOCAL)) else _scandir(reader, pid1)
+    return InitVerdict(
+        system=NAME,
+        pid1=pid1.program,
+        confidence="told",
+        evidence=("the caller named s6", *pid1.evidence),
+        hook=scandir or resolve(reader, RC_LOCAL),
+        dialect="scandir" if scandir else "rc.local",
+    )
+
+
+def running_fault(running: Mapping[str, Any], verdict: InitVerdict) -> str | None:
+    """What speaks against the agent having been started by s6; None where nothing does."""
+    if running.get("pid1") == "systemd":
+        return "process 1 is 'systemd'"
+    parent = running.get("parent") or {}
+    if verdict.dialect == "scandir" and parent.get("comm") != "s6-supervise":
+        return f"its parent is not s6-supervise but {parent.get('comm')!r:.80}"
+    return None
+
+
+def service_operations(service: Service, verdict: InitVerdict) -> list[Operation]:
+    """The block in rc.local, or the one script of a service directory."""
+    if verdict.dialect == "scandir":
+        return [
+            WriteFile(
+                path=(verdict.hook or SCANDIR) / service.name / "run",
+                content=render("s6/run.j2", service=service),
+                mode=EXECUTABLE,
+            )
+        ]
+    return [
+        EditBlock(
+            path=verdict.hook or RC_LOCAL,
+            name=service.name,
+            content=render("s6/rc.local.j2", service=service),
+            before="exit 0",
+            prologue=b"#!/bin/sh\n",
+            mode=0o111,
+        )
+    ]

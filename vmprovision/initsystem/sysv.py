@@ -1,0 +1,142 @@
+"""SysV runlevels: a script in ``init.d`` and its links, in Red Hat's dialect and in Debian's.
+
+LSB init scripts, chkconfig(8), insserv(8).  The script is the same; the folders are
+not.  Debian's ``rc`` starts by the makefiles ``.depend.*`` that insserv makes, where
+they are there, and ignores links that they do not name: startpar takes further
+``TARGETS`` lines, so a block with one is added.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from vmprovision.filesystem import resolved_file, status_of
+from vmprovision.guest import InitSystem, InitVerdict
+from vmprovision.initsystem.inittab import read_inittab
+from vmprovision.plan import EditBlock, Operation, Symlink, WriteFile
+from vmprovision.rendering import render
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vmprovision.filesystem import GuestReader
+    from vmprovision.guest import Pid1
+    from vmprovision.rendering import Service
+
+NAME: InitSystem = "sysv"
+
+VARIANTS: tuple[tuple[str, PurePosixPath | None], ...] = (
+    ("redhat", None),
+    ("debian", None),
+    ("debian-startpar", None),
+)
+START_LEVELS, STOP_LEVELS = (2, 3, 4, 5), (0, 1, 6)
+REDHAT_SCRIPTS = PurePosixPath("/etc/rc.d/init.d")
+REDHAT_RC = "/etc/rc.d/rc"
+REDHAT_JOB = "/etc/init/rc.conf"  # RHEL 6's Upstart runs the runlevels' scripts by it
+DEBIAN_SCRIPTS = PurePosixPath("/etc/init.d")
+DEPENDENCIES = (".depend.boot", ".depend.start", ".depend.stop")
+LEGACY_ORDER = DEBIAN_SCRIPTS / ".legacy-bootordering"
+STARTPAR = ("/bin/startpar", "/sbin/startpar", "/usr/bin/startpar", "/lib/startpar/startpar")
+_RUNS_RC = re.compile(r"(?m)^[^#\n]*(/etc/(?:rc\.d|init\.d)/rc)\s+\d")
+
+
+def detect(reader: GuestReader, pid1: Pid1) -> InitVerdict | None:
+    """Sysvinit's inittab runs the runlevels' scripts, or Red Hat's Upstart does."""
+    why = _why(reader, pid1)
+    if why is None:
+        return None
+    return InitVerdict(
+        system=NAME,
+        pid1=pid1.program,
+        confidence="certain",
+        evidence=(*pid1.evidence, why),
+        dialect=_dialect(reader),
+    )
+
+
+def _why(reader: GuestReader, pid1: Pid1) -> str | None:
+    if pid1.program == "sysvinit":
+        match = _RUNS_RC.search(read_inittab(reader))
+        return f"/etc/inittab runs {match[1]} for each runlevel" if match else None
+    if pid1.program != "upstart" or not _is_redhat(reader):
+        return None
+    if resolved_file(reader, REDHAT_JOB) and resolved_file(reader, REDHAT_RC):
+        return f"{REDHAT_JOB} runs {REDHAT_RC} for each runlevel"
+    return None
+
+
+def _is_redhat(reader: GuestReader) -> bool:
+    status = status_of(reader, REDHAT_SCRIPTS)
+    return status is not None and status.kind == "directory"
+
+
+def _dialect(reader: GuestReader) -> str:
+    if _is_redhat(reader):
+        return "redhat"
+    # sysv-rc's own condition: three files that are not empty, and no word against it
+    sizes = [status_of(reader, DEBIAN_SCRIPTS / name) for name in DEPENDENCIES]
+    by_dependency = all(status is not None and status.size for status in sizes)
+    if (
+        by_dependency
+        and status_of(reader, LEGACY_ORDER) is None
+        and any(resolved_file(reader, path) for path in STARTPAR)
+    ):
+        return "debian-startpar"
+    return "debian"
+
+
+def told(reader: GuestReader, pid1: Pid1) -> InitVerdict:
+    """The caller says that runlevels' scripts run the services."""
+    return InitVerdict(
+        system=NAME,
+        pid1=pid1.program,
+        confidence="told",
+        evidence=("the caller named sysv", *pid1.evidence),
+        dialect=_dialect(reader),
+    )
+
+
+def running_fault(running: Mapping[str, Any], _verdict: InitVerdict) -> str | None:
+    """What speaks against the agent having been started by the script; None: nothing does."""
+    if running.get("pid1") == "systemd":
+        return "process 1 is systemd"
+    parent = running.get("parent")
+    name = parent.get("comm") if isinstance(parent, dict) else None
+    if name != "guest-agent":
+        return f"its parent is not the script's loop but {parent!r:.120}"
+    return None
+
+
+def service_operations(service: Service, verdict: InitVerdict) -> list[Operation]:
+    """The script and its links, those that start it last; then what startpar reads."""
+    redhat = verdict.dialect == "redhat"
+    scripts = REDHAT_SCRIPTS if redhat else DEBIAN_SCRIPTS
+    levels = scripts.parent
+    operations: list[Operation] = [
+        WriteFile(
+            path=scripts / service.name,
+            content=render("sysv/guest-agent.j2", service=service),
+            mode=0o755,
+        )
+    ]
+    for start, numbers in (("K01", STOP_LEVELS), ("S99", START_LEVELS)):
+        operations += [
+            Symlink(
+                path=levels / f"rc{number}.d" / f"{start}{service.name}",
+                target=f"../init.d/{service.name}",
+            )
+            for number in numbers
+        ]
+    if verdict.dialect == "debian-startpar":
+        operations += [
+            EditBlock(
+                path=scripts / name,
+                name=service.name,
+                content=render("sysv/depend.j2", service=service),
+            )
+            for name in (".depend.stop", ".depend.start")
+        ]
+    return operations
