@@ -65,6 +65,25 @@ def test_a_busybox_guest_is_proven_by_its_own_kernel(busybox: Path) -> None:
     assert report.information["init"]["parent"]["pid"] == 1
 
 
+@pytest.mark.parametrize(
+    ("recipe", "system", "pid1"),
+    [("debian-12-sysvinit", "sysv", "sysvinit"), ("debian-12-openrc", "openrc", "sysvinit")],
+)
+def test_a_guest_of_another_init_system_is_proven(
+    tmp_path: Path, recipe: str, system: str, pid1: str
+) -> None:
+    """Its init system starts the agent at boot, which then is root no more."""
+    disk = tmp_path / "guest.qcow2"
+    build_image(recipe, output=disk, control=Control())
+    verdict = vmprovision.inject(disk).guest.init
+    assert (verdict.system, verdict.pid1, verdict.confidence) == (system, pid1, "certain")
+    report = vmprovision.prove(disk)
+    assert report.init == system
+    assert report.information["init"]["pid1"] == "init"
+    # a process that is root's could say what process 1 is
+    assert report.information["init"]["pid1_exe"] is None
+
+
 def test_a_guest_without_a_kernel_is_proven_by_a_given_one(busybox: Path, tmp_path: Path) -> None:
     """--kernel and --initrd boot an image that has neither boot loader nor kernel."""
     kernel, initrd = tmp_path / "vmlinuz", tmp_path / "initrd"
