@@ -17,6 +17,8 @@ nox.options.sessions = ["lint", "tests"]
 
 AGENT = "vmprovision/agent"
 OLDEST_PYTHONS = ("2.6", "3.2")  # that a guest may have
+# A worker for each core; an appliance or a guest takes a core and half a gigabyte.
+SIDE_BY_SIDE = ("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal")
 ASKED_FOR = ("long", "time.monotonic", "unicode")  # compat.py uses them only where they are
 
 
@@ -36,25 +38,25 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run every test: the quick ones first, then those with an appliance, then the boots."""
-    _run(session, "pytest", *session.posargs)
+    _run(session, "pytest", *SIDE_BY_SIDE, *session.posargs)
 
 
 @nox.session
 def agent(session: nox.Session) -> None:
     """Test the guest agent on every interpreter of this host."""
-    _run(session, "pytest", "tests/agent", *session.posargs)
+    _run(session, "pytest", *SIDE_BY_SIDE, "tests/agent", *session.posargs)
 
 
 @nox.session
 def boot(session: nox.Session) -> None:
     """Run the tests that boot a guest."""
-    _run(session, "pytest", "-m", "boot", *session.posargs)
+    _run(session, "pytest", *SIDE_BY_SIDE, "-m", "boot", *session.posargs)
 
 
 @nox.session
 def slow(session: nox.Session) -> None:
     """Run what the default run leaves out: more layouts, more moments of interruption."""
-    _run(session, "pytest", "-m", "slow", *session.posargs)
+    _run(session, "pytest", *SIDE_BY_SIDE, "-m", "slow", *session.posargs)
 
 
 def _run(session: nox.Session, program: str, *arguments: str) -> None:
