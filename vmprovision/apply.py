@@ -57,14 +57,16 @@ def _apply(operation: Operation, filesystem: GuestFilesystem) -> None:
 
 def _make_directory(operation: MakeDirectory, filesystem: GuestFilesystem) -> None:
     status = filesystem.lstat(operation.path)
-    if status is not None:
+    if status is None:
+        filesystem.make_directory(operation.path)
+        filesystem.set_mode(operation.path, operation.mode)
+        filesystem.set_owner(operation.path, operation.uid, operation.gid)
+    elif status.kind != "directory":
         raise ApplyError(
             f"guest path {operation.path} is a {status.kind}, a directory is needed there",
             hint="move it out of the way in the guest",
         )
-    filesystem.make_directory(operation.path)
-    filesystem.set_mode(operation.path, operation.mode)
-    filesystem.set_owner(operation.path, operation.uid, operation.gid)
+    _set_label(operation, filesystem)
 
 
 def _write_file(operation: WriteFile, filesystem: GuestFilesystem) -> None:
@@ -74,14 +76,19 @@ def _write_file(operation: WriteFile, filesystem: GuestFilesystem) -> None:
     # the owner first: changing it clears the set-user-id and set-group-id bits
     filesystem.set_owner(operation.path, operation.uid, operation.gid)
     filesystem.set_mode(operation.path, operation.mode)
-    if operation.label is not None:
-        filesystem.set_label(operation.path, operation.label)
+    _set_label(operation, filesystem)
 
 
 def _make_link(operation: Symlink, filesystem: GuestFilesystem) -> None:
     _clear(operation, filesystem)
     filesystem.symlink(operation.path, operation.target)
     filesystem.set_owner(operation.path, operation.uid, operation.gid)
+    _set_label(operation, filesystem)
+
+
+def _set_label(
+    operation: MakeDirectory | WriteFile | Symlink | EditBlock, filesystem: GuestFilesystem
+) -> None:
     if operation.label is not None:
         filesystem.set_label(operation.path, operation.label)
 
@@ -105,6 +112,7 @@ def _edit_block(operation: EditBlock, filesystem: GuestFilesystem) -> None:
         filesystem.write(operation.path, insert_block(operation, operation.prologue))
         filesystem.set_owner(operation.path, 0, 0)
         filesystem.set_mode(operation.path, 0o644 | operation.mode)
+        _set_label(operation, filesystem)
         return
     if status.kind != "file":
         raise ApplyError(f"guest path {operation.path} is a {status.kind}, a file is needed there")

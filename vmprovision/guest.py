@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import PurePosixPath
 
+    from vmprovision.filecontexts import FileContexts
     from vmprovision.receipt import Receipt
 
 InitSystem = Literal[
@@ -86,10 +87,21 @@ class Interpreter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SELinuxPolicy:
-    """The guest's SELinux configuration: selinux(8)'s ``/etc/selinux/config``."""
+    """The guest's SELinux configuration: selinux(8)'s ``/etc/selinux/config``.
+
+    Attributes:
+        contexts: which label the policy gives to which path; None where that
+            cannot be found out.
+        obstacle: why files cannot get their labels from here, as the end of a
+            sentence; empty where they can.
+        takes_labels: whether labels can be written to its filesystem at all.
+    """
 
     mode: Literal["enforcing", "permissive", "disabled"]
     policy: str
+    contexts: FileContexts | None = None
+    obstacle: str = ""
+    takes_labels: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +182,11 @@ class GuestInfo:
                 }
                 for interpreter in self.interpreters
             ],
-            "selinux": {"mode": self.selinux.mode, "policy": self.selinux.policy}
+            "selinux": {
+                "mode": self.selinux.mode,
+                "policy": self.selinux.policy,
+                "obstacle": self.selinux.obstacle or None,
+            }
             if self.selinux
             else None,
             "kernels": [str(kernel.path) for kernel in self.kernels],

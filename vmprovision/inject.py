@@ -21,6 +21,7 @@ from vmprovision.errors import NoOperatingSystemError, PlanError
 from vmprovision.filesystem import GuestFilesystem, LocalFilesystem
 from vmprovision.image import Recovery, open_image, recover_image
 from vmprovision.inspection import inspect_guest
+from vmprovision.labelling import AUTORELABEL
 from vmprovision.naming import naming
 from vmprovision.plan import Plan, is_satisfied
 from vmprovision.planning import InjectOptions, plan_injection, plan_removal
@@ -217,6 +218,8 @@ def _plan_injection(opened: _Opened, archive: Archive, options: InjectOptions) -
     planned = plan_injection(opened.guest, archive, options)
     earlier = opened.guest.agent.receipt.entries if opened.guest.agent else ()
     paths = dict.fromkeys([*planned.paths, *(entry.condition.path for entry in earlier)])
+    if opened.guest.selinux:
+        paths[AUTORELABEL] = None
     found = survey(paths, opened.filesystem)
     return with_receipt(planned, opened.guest, found, archive.version)
 

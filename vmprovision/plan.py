@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from vmprovision.filesystem import FileStatus, GuestReader
 
-ConditionKind = Literal["directory", "file", "symlink", "block", "absent"]
+ConditionKind = Literal["directory", "file", "symlink", "block", "request", "absent"]
 FILE_LIMIT = 64 << 20  # nothing that we put into a guest, or set aside there, is larger
 
 
@@ -28,11 +28,14 @@ class Condition:
     Attributes:
         kind: ``directory`` (there is one), ``file`` (with this hash), ``symlink``
             (to this target), ``block`` (a file with this block of lines in it,
-            once), ``absent`` (nothing is there, or a directory that others fill).
+            once), ``request`` (a file that the guest takes away when it has done
+            what it asks for, so whatever is there is right), ``absent`` (nothing is
+            there, or a directory that others fill).
         mode: permission bits; for ``block`` those that must be set at least;
             None where any will do.
         sha256: of a file's content, or of a block's lines with their markers.
         name: of a block, as it stands in its markers.
+        label: the SELinux label; None where any will do.
     """
 
     path: PurePosixPath
@@ -43,21 +46,23 @@ class Condition:
     sha256: str | None = None
     target: str | None = None
     name: str | None = None
+    label: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MakeDirectory:
-    """A directory is at path; one that is there already stays as it is."""
+    """A directory is at path; one that is there already keeps its mode and owner."""
 
     path: PurePosixPath
     mode: int = 0o755
     uid: int = 0
     gid: int = 0
+    label: str | None = None
 
     @property
     def condition(self) -> Condition:
         """The end condition."""
-        return Condition(path=self.path, kind="directory")
+        return Condition(path=self.path, kind="directory", label=self.label)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +86,7 @@ class WriteFile:
             uid=self.uid,
             gid=self.gid,
             sha256=digest(self.content),
+            label=self.label,
         )
 
 
@@ -97,7 +103,7 @@ class Symlink:
     @property
     def condition(self) -> Condition:
         """The end condition."""
-        return Condition(path=self.path, kind="symlink", target=self.target)
+        return Condition(path=self.path, kind="symlink", target=self.target, label=self.label)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +119,7 @@ class EditBlock:
             there is such a line; otherwise to the end of the file.
         prologue: what a file that is not there yet begins with.
         mode: permission bits that are set besides those the file has.
+        label: the SELinux label of a file that is not there yet; others keep theirs.
     """
 
     path: PurePosixPath
@@ -121,6 +128,7 @@ class EditBlock:
     before: str | None = None
     prologue: bytes = b""
     mode: int = 0
+    label: str | None = None
 
     @property
     def condition(self) -> Condition:
@@ -171,16 +179,12 @@ def is_satisfied(operation: Operation, reader: GuestReader) -> bool:
 
 def mismatches(condition: Condition, reader: GuestReader) -> list[str]:
     """Every way in which the guest differs from the condition, guest path first; empty: none."""
+    if condition.kind == "request":
+        return []
     path = condition.path
     status = reader.lstat(path)
-    if condition.kind == "absent":
-        if status is None or (status.kind == "directory" and reader.list_directory(path)):
-            return []
-        return [f"{path}: a {status.kind} is there, nothing should be"]
-    if status is None:
-        if condition.kind == "block" and condition.sha256 == digest(b""):
-            return []
-        return [f"{path}: missing"]
+    if status is None or condition.kind == "absent":
+        return _presence(condition, status, reader)
     expected = "file" if condition.kind == "block" else condition.kind
     if status.kind != expected:
         return [f"{path}: a {status.kind} is there, should be a {expected}"]
@@ -191,7 +195,26 @@ def mismatches(condition: Condition, reader: GuestReader) -> list[str]:
             found.append(f"{path}: leads to {target}, should lead to {condition.target}")
     elif condition.kind in ("file", "block"):
         found += _content(condition, status, reader)
-    return found
+    return found + _label(condition, reader)
+
+
+def _presence(condition: Condition, status: FileStatus | None, reader: GuestReader) -> list[str]:
+    path = condition.path
+    if status is None:
+        no_block = condition.kind == "block" and condition.sha256 == digest(b"")
+        return [] if no_block or condition.kind == "absent" else [f"{path}: missing"]
+    if status.kind == "directory" and reader.list_directory(path):
+        return []
+    return [f"{path}: a {status.kind} is there, nothing should be"]
+
+
+def _label(condition: Condition, reader: GuestReader) -> list[str]:
+    if condition.label is None:
+        return []
+    label = reader.label(condition.path)
+    if label == condition.label:
+        return []
+    return [f"{condition.path}: label {label or 'missing'}, should be {condition.label}"]
 
 
 def _ownership(condition: Condition, status: FileStatus) -> list[str]:
@@ -308,6 +331,8 @@ def describe(operation: Operation) -> dict[str, Any]:
         described |= {"size": len(operation.content), "sha256": digest(operation.content)}
     if isinstance(operation, Symlink):
         described["target"] = operation.target
+    if not isinstance(operation, Remove) and operation.label is not None:
+        described["label"] = operation.label
     if isinstance(operation, EditBlock):
         described |= {"block": operation.name, "adds_mode": f"{operation.mode:04o}"}
     return described

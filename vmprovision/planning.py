@@ -85,7 +85,7 @@ def plan_injection(guest: GuestInfo, archive: Archive, options: InjectOptions) -
     located = [replace(operation, path=guest.locate(operation.path)) for operation in files]
     receipt = guest.locate(RECEIPT)
     directories: list[Operation] = list(directories_for([*(o.path for o in located), receipt]))
-    return Plan(operations=(*directories, *located), notes=_notes(guest))
+    return Plan(operations=(*directories, *located), notes=guest.notes)
 
 
 def _refuse_unsupported(guest: GuestInfo) -> None:
@@ -142,16 +142,6 @@ def _configuration(guest: GuestInfo, options: InjectOptions) -> bytes:
         return update_configuration(guest.agent.configuration, changes)
     changes.setdefault("PORT", str(DEFAULT_PORT))
     return render("agent/guest-agent.conf.j2", settings=changes)
-
-
-def _notes(guest: GuestInfo) -> tuple[str, ...]:
-    notes = list(guest.notes)
-    if guest.selinux and guest.selinux.mode == "enforcing":
-        notes.append(
-            "the guest enforces SELinux: this version writes no labels, so relabel the new files "
-            "with restorecon, or boot once with autorelabel=1"
-        )
-    return tuple(notes)
 
 
 def plan_removal(guest: GuestInfo, found: Mapping[PurePosixPath, Found]) -> Plan:

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from vmprovision.errors import printable
-from vmprovision.plan import EditBlock, MakeDirectory, Operation, Symlink, WriteFile
+from vmprovision.plan import EditBlock, MakeDirectory, Operation, Remove, Symlink, WriteFile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +33,8 @@ def show_guest(console: Console, guest: GuestInfo) -> None:
     _row(console, "interpreters", ", ".join(pythons) or "none")
     selinux = guest.selinux
     _row(console, "selinux", f"{selinux.mode} ({selinux.policy})" if selinux else "none")
+    if selinux and selinux.obstacle:
+        console.print(f"{'':<14}- {printable(selinux.obstacle)}")
     _row(console, "agent", f"version {guest.agent.version}" if guest.agent else "none")
     for note in guest.notes:
         _row(console, "note", note)
@@ -122,6 +124,13 @@ def _row(console: Console, name: str, value: str) -> None:
 
 
 def _sentence(operation: Operation) -> str:
+    sentence = _statement(operation)
+    if not isinstance(operation, Remove) and operation.label is not None:
+        sentence += f", label {operation.label}"
+    return sentence
+
+
+def _statement(operation: Operation) -> str:
     if isinstance(operation, MakeDirectory):
         return f"directory {operation.path}, mode {operation.mode:04o}"
     if isinstance(operation, WriteFile):

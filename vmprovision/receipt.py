@@ -30,7 +30,7 @@ LOGS = (PurePosixPath("/var/log/guest-agent.log"), PurePosixPath("/var/log/guest
 
 SCHEMA = 1
 ENTRY_LIMIT = 1000
-_CONDITION_KINDS = ("directory", "file", "symlink", "block")
+_CONDITION_KINDS = ("directory", "file", "symlink", "block", "request")
 _FOUND_KINDS = ("absent", "file", "directory", "symlink")
 
 
@@ -152,6 +152,7 @@ def _parse_entry(entry: Mapping[str, Any]) -> Entry:
             sha256=_hash(entry.get("sha256")),
             target=_optional_text(entry.get("target")),
             name=_optional_text(entry.get("name")),
+            label=_optional_text(entry.get("label")),
         ),
         before=Found(
             kind=_one_of(before["kind"], _FOUND_KINDS),

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 from vmprovision.errors import PlanError
 from vmprovision.filesystem import read_all
+from vmprovision.labelling import AUTORELABEL, find_labels, request_relabelling
 from vmprovision.plan import (
     FILE_LIMIT,
+    Condition,
     EditBlock,
     MakeDirectory,
     Operation,
@@ -80,37 +82,41 @@ def with_receipt(
     """The plan completed for a guest in which this was found: set aside, restore, receipt.
 
     Directories that are there already and not by us are left out.  What an
-    earlier injection put where this one puts nothing is restored first.  The
-    enabling operation stays last.
+    earlier injection put where this one puts nothing is restored first.  All that
+    is made gets its SELinux label.  The enabling operation stays last.
     """
     earlier = guest.agent.receipt if guest.agent else None
     folder = guest.locate(SET_ASIDE)
     wanted = [operation for operation in plan.operations if _is_wanted(operation, earlier, found)]
-    entries = [
-        Entry(condition=operation.condition, before=_before(operation.path, folder, earlier, found))
-        for operation in wanted
-    ]
+    before = {o.path: _before(o.path, folder, earlier, found) for o in wanted}
     copies = {
-        entry.before.kept: WriteFile(
-            path=entry.before.kept, content=entry.before.content, mode=0o600
-        )
-        for entry in entries
-        if entry.before.kept is not None and entry.before.content is not None
+        what.kept: WriteFile(path=what.kept, content=what.content, mode=0o600)
+        for what in before.values()
+        if what.kept is not None and what.content is not None
     }
-    aside = [Entry(condition=copy.condition, before=ABSENT) for copy in copies.values()]
+    made = MakeDirectory(path=folder, mode=0o700)
+    own = WriteFile(path=guest.locate(RECEIPT), content=b"", mode=0o600)
+    labels = find_labels(guest.selinux, [*wanted, made, *copies.values(), own], found)
+    requests, notes = request_relabelling(guest.selinux, labels, wanted, found)
+
+    wanted = [labels.give(operation) for operation in wanted]
+    entries = [Entry(condition=o.condition, before=before[o.path]) for o in wanted]
+    aside = [Entry(condition=labels.give(o).condition, before=ABSENT) for o in copies.values()]
     aside += _kept_entries(earlier, [*entries, *aside])
-    folders = [MakeDirectory(path=folder, mode=0o700)] if aside else []
-    aside += [Entry(condition=made.condition, before=ABSENT) for made in folders]
+    folders = [labels.give(made)] if aside else []
+    aside += [Entry(condition=o.condition, before=ABSENT) for o in folders]
+    if requests or (labels.obstacle and earlier and earlier.entry_for(AUTORELABEL)):
+        aside.append(Entry(condition=Condition(path=AUTORELABEL, kind="request"), before=ABSENT))
     receipt = Receipt(
         agent_version=agent_version, init=str(guest.init.system), entries=(*aside, *entries)
     )
-    written = WriteFile(path=guest.locate(RECEIPT), content=serialise_receipt(receipt), mode=0o600)
+    written = replace(labels.give(own), content=serialise_receipt(receipt))
     directories = [operation for operation in wanted if isinstance(operation, MakeDirectory)]
     rest = [operation for operation in wanted if not isinstance(operation, MakeDirectory)]
-    operations: list[Operation] = [*directories, *folders, *copies.values()]
+    operations: list[Operation] = [*directories, *folders, *map(labels.give, copies.values())]
     operations += restorations(_stale_entries(earlier, receipt), found)
-    operations += [*rest[:-1], written, *rest[-1:]]
-    return Plan(operations=tuple(operations), notes=plan.notes)
+    operations += [*requests, *rest[:-1], written, *rest[-1:]]
+    return Plan(operations=tuple(operations), notes=(*plan.notes, *notes))
 
 
 def _is_wanted(

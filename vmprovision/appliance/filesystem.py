@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 from vmprovision.appliance.session import ApplianceCallError
 from vmprovision.errors import InspectionError
 from vmprovision.filesystem import (
+    ROOT,
+    SELINUX,
     FileStatus,
     apply_failure,
     kind_of,
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from vmprovision.appliance.session import Appliance
 
 CHUNK = 2 << 20  # libguestfs's messages hold 4 MiB
-SELINUX = "security.selinux"
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 
 
@@ -119,6 +120,14 @@ class ApplianceFilesystem:
         except ApplianceCallError:
             return None  # no label, or a filesystem that has none
         return bytes(raw).rstrip(b"\0").decode("utf-8", errors="replace")
+
+    def takes_labels(self) -> bool:
+        """As the Protocol has it."""
+        try:
+            self._appliance.call("lgetxattr", str(ROOT), SELINUX)
+        except ApplianceCallError as exc:
+            return exc.number == errno.ENODATA
+        return True
 
     def write(self, path: PurePosixPath, content: bytes) -> None:
         """As the Protocol has it."""

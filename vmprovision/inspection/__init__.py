@@ -16,8 +16,9 @@ from vmprovision.initsystem import judge_init
 from vmprovision.inspection.distribution import inspect_distribution
 from vmprovision.inspection.elf import architecture_of
 from vmprovision.inspection.interpreters import find_interpreters
-from vmprovision.inspection.layout import find_kernels, find_links, inspect_selinux
+from vmprovision.inspection.layout import find_kernels, find_links
 from vmprovision.inspection.pid1 import find_pid1
+from vmprovision.inspection.selinux import inspect_selinux
 from vmprovision.plan import FILE_LIMIT
 from vmprovision.receipt import CONFIGURATION, RECEIPT, parse_receipt
 

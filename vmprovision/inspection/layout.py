@@ -1,14 +1,13 @@
-"""How the guest's tree is laid out: links among the directories in use, kernels, SELinux."""
+"""How the guest's tree is laid out: links among the directories in use, kernels."""
 
 from __future__ import annotations
 
 import re
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from vmprovision.filesystem import read_text, resolve, status_of
-from vmprovision.guest import Kernel, SELinuxPolicy
-from vmprovision.inspection.distribution import parse_assignments
+from vmprovision.filesystem import resolve, status_of
+from vmprovision.guest import Kernel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,20 +86,3 @@ def find_kernels(reader: GuestReader) -> tuple[Kernel, ...]:
 def _kernel_order(kernel: Kernel) -> tuple[list[tuple[int, str]], str]:
     parts = re.findall(r"\d+|[a-z]+", kernel.version)
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts], kernel.version
-
-
-def inspect_selinux(reader: GuestReader) -> SELinuxPolicy | None:
-    """The SELinux configuration, where a policy to go with it is installed too."""
-    text = read_text(reader, PurePosixPath("/etc/selinux/config"))
-    if text is None:
-        return None
-    values = parse_assignments(text)
-    policy = values.get("SELINUXTYPE", "targeted")
-    contexts = PurePosixPath("/etc/selinux") / policy.replace("/", "") / "contexts/files"
-    if status_of(reader, contexts / "file_contexts") is None:
-        return None
-    modes: dict[str, Literal["enforcing", "permissive"]] = {
-        "enforcing": "enforcing",
-        "permissive": "permissive",
-    }
-    return SELinuxPolicy(mode=modes.get(values.get("SELINUX", ""), "disabled"), policy=policy)

@@ -1,0 +1,67 @@
+"""The guest's SELinux policy: its configuration, and the rules by which files get labels.
+
+``/etc/selinux/config`` (selinux(8)) names a policy; the rules stand in its
+``contexts/files`` (selabel_file(5)).  A guest without the first costs one look.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Literal
+
+from vmprovision.filecontexts import FileContextsError, parse_file_contexts
+from vmprovision.filesystem import read_text, resolve, status_of
+from vmprovision.guest import SELinuxPolicy
+from vmprovision.inspection.distribution import parse_assignments
+
+if TYPE_CHECKING:
+    from vmprovision.filecontexts import FileContexts
+    from vmprovision.filesystem import GuestReader
+
+CONTEXTS_LIMIT = 4 << 20  # Debian's have 350 KB, Fedora's 500 KB
+_MODES: dict[str, Literal["enforcing", "permissive", "disabled"]] = {
+    "enforcing": "enforcing",
+    "permissive": "permissive",
+}
+_RULES = ("file_contexts", "file_contexts.homedirs", "file_contexts.local")
+
+
+def inspect_selinux(reader: GuestReader) -> SELinuxPolicy | None:
+    """The SELinux configuration, where a policy to go with it is installed too."""
+    text = read_text(reader, PurePosixPath("/etc/selinux/config"))
+    if text is None:
+        return None
+    values = parse_assignments(text)
+    policy = values.get("SELINUXTYPE", "targeted").strip().replace("/", "")
+    folder = PurePosixPath("/etc/selinux") / policy / "contexts/files"
+    if not any(status_of(reader, folder / name) for name in (_RULES[0], f"{_RULES[0]}.bin")):
+        return None
+    mode = _MODES.get(values.get("SELINUX", "").strip().lower(), "disabled")
+    if not reader.takes_labels():
+        obstacle = "labels cannot be written to its filesystem from here"
+        return SELinuxPolicy(mode=mode, policy=policy, obstacle=obstacle, takes_labels=False)
+    try:
+        return SELinuxPolicy(mode=mode, policy=policy, contexts=_read_contexts(reader, folder))
+    except FileContextsError as exc:
+        return SELinuxPolicy(mode=mode, policy=policy, obstacle=f"its rules are not usable: {exc}")
+
+
+def _read_contexts(reader: GuestReader, folder: PurePosixPath) -> FileContexts:
+    if status_of(reader, folder / _RULES[0]) is None:
+        raise FileContextsError(f"only the compiled {folder / _RULES[0]}.bin is there")
+    return parse_file_contexts(
+        [_read(reader, folder / name) for name in _RULES],
+        local=_read(reader, folder / "file_contexts.subs"),
+        distribution=_read(reader, folder / "file_contexts.subs_dist"),
+    )
+
+
+def _read(reader: GuestReader, path: PurePosixPath) -> str:
+    """A file of rules, each byte a character; empty where there is none."""
+    real = resolve(reader, path)
+    status = reader.lstat(real)
+    if status is None or status.kind != "file":
+        return ""
+    if status.size > CONTEXTS_LIMIT:
+        raise FileContextsError(f"{path} is larger than {CONTEXTS_LIMIT} bytes")
+    return reader.read(real, limit=CONTEXTS_LIMIT).decode("latin-1")
