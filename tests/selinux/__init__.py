@@ -1,0 +1,1 @@
+"""SELinux labels, compared with what libselinux itself says."""
