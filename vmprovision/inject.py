@@ -26,7 +26,7 @@ from vmprovision.naming import naming
 from vmprovision.plan import Plan, is_satisfied
 from vmprovision.planning import InjectOptions, plan_injection, plan_removal
 from vmprovision.progress import Control
-from vmprovision.receipt import Entry
+from vmprovision.receipt import RECEIPT, Entry
 from vmprovision.reports import (
     ChangeReport,
     ImageOptions,
@@ -219,7 +219,7 @@ def _plan_injection(opened: _Opened, archive: Archive, options: InjectOptions) -
     earlier = opened.guest.agent.receipt.entries if opened.guest.agent else ()
     paths = dict.fromkeys([*planned.paths, *(entry.condition.path for entry in earlier)])
     if opened.guest.selinux:
-        paths[AUTORELABEL] = None
+        paths |= dict.fromkeys([AUTORELABEL, opened.guest.locate(RECEIPT)])
     found = survey(paths, opened.filesystem)
     return with_receipt(planned, opened.guest, found, archive.version)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from vmprovision.pathpattern import PatternError
 from vmprovision.plan import EditBlock, MakeDirectory, Remove, Symlink, WriteFile
@@ -20,12 +20,10 @@ if TYPE_CHECKING:
 
     from vmprovision.filecontexts import LabelledKind
     from vmprovision.guest import SELinuxPolicy
-    from vmprovision.plan import Operation
+    from vmprovision.plan import Condition, Operation
     from vmprovision.receipt import Found
 
 AUTORELABEL = PurePosixPath("/.autorelabel")
-
-_Made = TypeVar("_Made", bound=MakeDirectory | WriteFile | Symlink | EditBlock | Remove)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +33,16 @@ class Labels:
     by_path: Mapping[PurePosixPath, str] = field(default_factory=dict)
     obstacle: str = ""
 
-    def give(self, operation: _Made) -> _Made:
+    def give(self, operation: Operation) -> Operation:
         """The operation with its label; as it is where there is none for it."""
         label = self.by_path.get(operation.path)
         if label is None or isinstance(operation, Remove):
             return operation
         return replace(operation, label=label)
+
+    def recorded(self, operation: Operation) -> Condition:
+        """What the receipt says of an operation: of labels only those by the guest's rules."""
+        return (operation if self.obstacle else self.give(operation)).condition
 
 
 def find_labels(

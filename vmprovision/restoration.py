@@ -99,23 +99,24 @@ def with_receipt(
     labels = find_labels(guest.selinux, [*wanted, made, *copies.values(), own], found)
     requests, notes = request_relabelling(guest.selinux, labels, wanted, found)
 
-    wanted = [labels.give(operation) for operation in wanted]
-    entries = [Entry(condition=o.condition, before=before[o.path]) for o in wanted]
-    aside = [Entry(condition=labels.give(o).condition, before=ABSENT) for o in copies.values()]
+    entries = [Entry(condition=labels.recorded(o), before=before[o.path]) for o in wanted]
+    aside = [Entry(condition=labels.recorded(o), before=ABSENT) for o in copies.values()]
     aside += _kept_entries(earlier, [*entries, *aside])
-    folders = [labels.give(made)] if aside else []
-    aside += [Entry(condition=o.condition, before=ABSENT) for o in folders]
+    folders = [made] if aside else []
+    aside += [Entry(condition=labels.recorded(o), before=ABSENT) for o in folders]
     if requests or (labels.obstacle and earlier and earlier.entry_for(AUTORELABEL)):
         aside.append(Entry(condition=Condition(path=AUTORELABEL, kind="request"), before=ABSENT))
     receipt = Receipt(
         agent_version=agent_version, init=str(guest.init.system), entries=(*aside, *entries)
     )
-    written = replace(labels.give(own), content=serialise_receipt(receipt))
+    written = replace(own, content=serialise_receipt(receipt))
     directories = [operation for operation in wanted if isinstance(operation, MakeDirectory)]
     rest = [operation for operation in wanted if not isinstance(operation, MakeDirectory)]
-    operations: list[Operation] = [*directories, *folders, *map(labels.give, copies.values())]
-    operations += restorations(_stale_entries(earlier, receipt), found)
-    operations += [*requests, *rest[:-1], written, *rest[-1:]]
+    stale = restorations(_stale_entries(earlier, receipt), found)
+    first: list[Operation] = [*directories, *folders, *copies.values()]
+    operations = [labels.give(operation) for operation in first]
+    operations += [*stale, *requests]
+    operations += [labels.give(o) for o in (*rest[:-1], written, *rest[-1:])]
     return Plan(operations=tuple(operations), notes=(*plan.notes, *notes))
 
 

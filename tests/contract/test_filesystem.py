@@ -25,9 +25,12 @@ DISK_SIZE = "64M"
 @pytest.fixture(scope="module")
 def appliance_guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApplianceFilesystem]:
     """An empty ext4 filesystem, mounted in an appliance that the module's tests share."""
-    disk = tmp_path_factory.mktemp("contract") / "disk.qcow2"
-    run(["qemu-img", "create", "-q", "-f", "qcow2", disk, DISK_SIZE], timeout=60)
-    with launch([Drive(path=disk, format="qcow2")], control=Control()) as appliance:
+    folder = tmp_path_factory.mktemp("contract")
+    disks = [folder / "disk.qcow2", folder / "another.qcow2"]
+    for disk in disks:
+        run(["qemu-img", "create", "-q", "-f", "qcow2", disk, DISK_SIZE], timeout=60)
+    drives = [Drive(path=disk, format="qcow2") for disk in disks]
+    with launch(drives, control=Control()) as appliance:
         appliance.call("mkfs", "ext4", "/dev/sda")
         appliance.call("mount", "/dev/sda", "/")
         yield ApplianceFilesystem(appliance)
@@ -189,6 +192,21 @@ def test_labels_of_files_and_links_round_trip(appliance_guest: ApplianceFilesyst
         assert appliance_guest.label(path) is None
         appliance_guest.set_label(path, label)
         assert appliance_guest.label(path) == label
+
+
+@pytest.mark.appliance
+def test_filesystems_say_whether_they_take_labels(appliance_guest: ApplianceFilesystem) -> None:
+    """One of Linux's own does; FAT has no place for them."""
+    assert appliance_guest.takes_labels()
+    appliance = appliance_guest._appliance  # noqa: SLF001 -- to mount something else for a moment
+    appliance.call("umount_all")
+    try:
+        appliance.call("mkfs", "vfat", "/dev/sdb")
+        appliance.call("mount", "/dev/sdb", "/")
+        assert not appliance_guest.takes_labels()
+    finally:
+        appliance.call("umount_all")
+        appliance.call("mount", "/dev/sda", "/")
 
 
 @pytest.mark.appliance
