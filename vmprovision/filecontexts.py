@@ -28,6 +28,7 @@ _OTHER_KINDS = ("-b", "-c", "-p", "-s")
 NO_LABEL = "<<none>>"
 _LABEL = re.compile(r"[!-~]+(:[!-~]+){2,}")
 _LABEL_LIMIT = 1024
+RULE_LIMIT = 50_000  # Fedora's policy has some 7,000
 
 # What stands literally before the first character that means something else.
 _PREFIX = re.compile(r"(?:[^\\.^$?*+|\[({]|\\[^0-9A-Za-z])*")
@@ -99,9 +100,11 @@ def parse_file_contexts(
         distribution: ``file_contexts.subs_dist``.
 
     Raises:
-        FileContextsError: there are none, or a line is not as it should be.
+        FileContextsError: there are none or too many, or a line is not as it should be.
     """
     lines = [line for text in texts for line in text.split("\n")]
+    if len(lines) > RULE_LIMIT:
+        raise FileContextsError(f"there are more than {RULE_LIMIT} lines")
     rules = [rule for line in reversed(lines) if (rule := _parse_rule(line))]
     if not rules:
         raise FileContextsError("there are none")
@@ -144,9 +147,8 @@ def _literal_prefix(pattern: str) -> tuple[str, bool]:
 
 def _is_split(pattern: str) -> bool:
     """Whether there may be a ``|`` outside all parentheses."""
-    bare = re.sub(r"\\.|\[\^?\]?[^]]*\]", "", pattern)
     depth = 0
-    for character in bare:
+    for character in re.sub(r"\\.", "", pattern):
         depth += (character == "(") - (character == ")")
         if character == "|" and depth <= 0:
             return True
