@@ -28,7 +28,7 @@ _OTHER_KINDS = ("-b", "-c", "-p", "-s")
 NO_LABEL = "<<none>>"
 _LABEL = re.compile(r"[!-~]+(:[!-~]+){2,}")
 _LABEL_LIMIT = 1024
-RULE_LIMIT = 50_000  # Fedora's policy has some 7,000
+LINE_LIMIT = 50_000  # Fedora's policy has some 7,000
 
 # What stands literally before the first character that means something else.
 _PREFIX = re.compile(r"(?:[^\\.^$?*+|\[({]|\\[^0-9A-Za-z])*")
@@ -102,9 +102,7 @@ def parse_file_contexts(
     Raises:
         FileContextsError: there are none or too many, or a line is not as it should be.
     """
-    lines = [line for text in texts for line in text.split("\n")]
-    if len(lines) > RULE_LIMIT:
-        raise FileContextsError(f"there are more than {RULE_LIMIT} lines")
+    lines = _lines("\n".join(texts))
     rules = [rule for line in reversed(lines) if (rule := _parse_rule(line))]
     if not rules:
         raise FileContextsError("there are none")
@@ -114,6 +112,13 @@ def parse_file_contexts(
         local=_parse_substitutions(local),
         distribution=_parse_substitutions(distribution),
     )
+
+
+def _lines(text: str) -> list[str]:
+    lines = text.split("\n")
+    if len(lines) > LINE_LIMIT:
+        raise FileContextsError(f"there are more than {LINE_LIMIT} lines")
+    return lines
 
 
 def _parse_rule(line: str) -> Rule | None:
@@ -156,7 +161,7 @@ def _is_split(pattern: str) -> bool:
 
 
 def _parse_substitutions(text: str) -> Substitutions:
-    lines = [line.split() for line in text.split("\n")]
+    lines = [line.split() for line in _lines(text)]
     pairs = [(f[0], f[1]) for f in lines if len(f) > 1 and not f[0].startswith("#")]
     return tuple(reversed(pairs))
 

@@ -13,7 +13,7 @@ import pytest
 import vmprovision
 from tests.conftest import require
 from tests.trees import SYSTEMD_TREE, Tree, make_tree, tree_state
-from vmprovision.filecontexts import RULE_LIMIT
+from vmprovision.filecontexts import LINE_LIMIT
 from vmprovision.filesystem import SELINUX, LocalFilesystem
 from vmprovision.inspection.selinux import CONTEXTS_LIMIT, inspect_selinux
 
@@ -175,7 +175,7 @@ UNUSABLE: dict[str, Tree] = {
     "no rules": {RULES: "# nothing\n"},
     "a damaged line": {RULES: "/.*\n"},
     "too large": {RULES: "#" * (CONTEXTS_LIMIT + 1)},
-    "too many": {RULES: "/x\tu:r:t\n" * (RULE_LIMIT + 1)},
+    "too many": {RULES: "/x\tu:r:t\n" * (LINE_LIMIT + 1)},
     "a pattern that we do not know": {RULES: "/usr/(?!x).*\tu:r:t\n"},
     "patterns that take for ever": {RULES: HOSTILE * 100},
 }
