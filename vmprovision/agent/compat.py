@@ -208,6 +208,15 @@ def getenv(name):
     return os.getenv(name)
 
 
+def exists(path):
+    """Whether there is something at the path."""
+    try:
+        os.stat(path)
+    except OSError:
+        return False
+    return True
+
+
 def read_link(path):
     """Where a symbolic link points, or None where that cannot be told."""
     try:

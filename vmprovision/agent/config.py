@@ -7,12 +7,19 @@ DEFAULT_PATH = "/etc/guest-agent.conf"
 SIZE_LIMIT = 64 * 1024
 DEFAULT_PORT = 8080
 KEYS = ("VM_ID", "MANAGER_URL", "PORT", "LISTEN", "TOKEN", "INTERFACE", "LOG_FILE")
+SOURCE = "configuration"  # what /info calls this file
 
 
 class Settings(object):
-    """What the configuration says; None where it says nothing."""
+    """What the configuration says; None where it says nothing.
+
+    ``identity`` has the text of VM_ID and MANAGER_URL, by their names in lower
+    case, and where each comes from.
+    """
 
     def __init__(self):
+        nowhere = {"value": None, "source": None}
+        self.identity = {"vm_id": nowhere, "manager_url": nowhere}
         self.vm_id = None
         self.manager = None
         self.port = DEFAULT_PORT
@@ -112,7 +119,7 @@ def parse_settings(pairs, log):
     """Settings from pairs; the last value of a key counts, an empty one is as none."""
     settings = Settings()
     parsers = {
-        "VM_ID": ("vm_id", parse_word),
+        "VM_ID": ("vm_id", parse_vm_id),
         "MANAGER_URL": ("manager", parse_url),
         "PORT": ("port", parse_port),
         "LISTEN": ("listen", parse_host),
@@ -127,6 +134,8 @@ def parse_settings(pairs, log):
             name, parse = parsers[key]
             try:
                 setattr(settings, name, parse(value))
+                if key.lower() in settings.identity:
+                    settings.identity[key.lower()] = {"value": value, "source": SOURCE}
             except ValueError as error:
                 # The value itself stays out of the log: it may be the token.
                 log.warning("configuration: %s %s: ignored" % (key, error.args[0]))
@@ -145,6 +154,20 @@ def parse_token(value):
     if [code for code in compat.code_points(value) if not 33 <= code <= 126]:
         raise ValueError("is not printable ASCII without spaces")
     return value
+
+
+def parse_outside(value):
+    """The text, if it is short and can stand between quotes: for what no file of ours says."""
+    if len(value) > 1024 or [character for character in "'\"\\" if character in value]:
+        raise ValueError("is too long or has quotes or backslashes")
+    return parse_token(value)
+
+
+def parse_vm_id(value):
+    """The text, if it has at most 128 characters."""
+    if len(value) > 128:
+        raise ValueError("is longer than 128 characters")
+    return parse_word(value)
 
 
 def parse_port(value):

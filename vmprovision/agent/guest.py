@@ -35,7 +35,7 @@ def parse_cgroup(cgroup):
     return unified if unified and named in (None, "/") else named
 
 
-def describe(proc, addresses, vm_id):
+def describe(proc, addresses, settings):
     """What ``GET /info`` answers; what /proc does not tell is None."""
 
     def process(name):
@@ -52,7 +52,8 @@ def describe(proc, addresses, vm_id):
         "hostname": kernel("hostname"),
         "kernel": kernel("osrelease"),
         "addresses": addresses,
-        "vm_id": vm_id,
+        "vm_id": settings.vm_id,
+        "identity": settings.identity,
         "init": {
             "pid1": process("1").get("comm"),
             "pid1_exe": compat.read_link(proc + "/1/exe"),

@@ -3,23 +3,27 @@
 import sys
 import time
 
-from . import __version__, compat, config, guest, server
+from . import __version__, compat, config, guest, identity, server
 from .log import Log
 from .metrics import Metrics
 from .reporting import Reporter
 
 USAGE = """\
-usage: guest-agent [--config FILE] [--port N] [--listen ADDR] [--log-file FILE]
-                   [--user NAME] [--proc DIR] [--version] [--help]
+usage: guest-agent [identify] [--config FILE] [--port N] [--listen ADDR]
+                   [--log-file FILE] [--user NAME] [--root DIR] [--proc DIR]
+                   [--version] [--help]
 
 Answers /health, /metrics and /info over HTTP and reports this guest's address
 to its manager. Runs in the foreground.
 
+  identify         leave what only root may read of this machine's identity in
+                   /run/guest-agent.identity for an agent that is not root
   --config FILE    read settings from FILE (default: /etc/guest-agent.conf)
   --port N         listen on port N (default: PORT in the settings, or 8080)
   --listen ADDR    listen on one address (default: all)
   --log-file FILE  append the log to FILE instead of stderr
   --user NAME      become this user once settings are read and the port is open
+  --root DIR       find /proc, /sys and /run below DIR
   --proc DIR       read the kernel's figures from DIR (default: /proc)
 """
 
@@ -29,6 +33,7 @@ _OPTIONS = {
     "--listen": config.parse_host,
     "--log-file": config.parse_word,
     "--user": config.parse_word,
+    "--root": config.parse_word,
     "--proc": config.parse_word,
 }
 
@@ -67,8 +72,9 @@ def main(argv):
 
     0 after a clean stop, 1 if it cannot listen, 2 for a wrong command line.
     """
+    word = argv[1] if argv[1:] and argv[1] in _WORDS else None
     try:
-        options = parse_arguments(argv[1:])
+        options = parse_arguments(argv[2 if word else 1 :])
     except UsageError as error:
         sys.stderr.write("guest-agent: %s\n%s" % (error.args[0], USAGE))
         return 2
@@ -78,10 +84,24 @@ def main(argv):
     if "--help" in options or "-h" in options:
         sys.stdout.write(USAGE)
         return 0
+    if word:
+        return _WORDS[word](options)
     try:
         return _run(options)
     except KeyboardInterrupt:  # MicroPython's SIGINT
         return 0
+
+
+def _identify(options):
+    try:
+        identity.hand_over(options.get("--root", ""))
+    except compat.FILE_ERRORS as error:
+        sys.stderr.write("guest-agent: %s\n" % compat.describe_error(error))
+        return 1
+    return 0
+
+
+_WORDS = {"identify": _identify}
 
 
 def _read_settings(options, log):
@@ -99,6 +119,10 @@ def _run(options):
     if "--log-file" in options:
         log.send_to(options["--log-file"])
     settings = _read_settings(options, log)
+    root = options.get("--root", "")
+    proc = options.get("--proc", root + "/proc")
+    known = identity.Identity(root, proc, log)
+    known.complete(settings)
     where = "%s port %d" % (settings.listen or "all addresses", settings.port)
     try:
         listener = server.open_listener(settings.listen, settings.port)
@@ -115,13 +139,12 @@ def _run(options):
         return 1
     signals = compat.Signals()
     clock = compat.Clock()
-    proc = options.get("--proc", "/proc")
     metrics = Metrics(proc, clock)
-    reporter = Reporter(settings, proc, log, clock)
+    reporter = Reporter(settings, known, proc, log, clock)
     routes = {
         "/health": _health,
         "/metrics": metrics.read,
-        "/info": lambda: guest.describe(proc, reporter.addresses, reporter.vm_id()),
+        "/info": lambda: guest.describe(proc, reporter.addresses, reporter.settings),
     }
     serving = server.Server(listener, routes, log, clock, signals.fileno)
 
@@ -130,7 +153,9 @@ def _run(options):
         if config.is_out_of_reach(options.get("--config", config.DEFAULT_PATH)):
             log.warning("the configuration may not be read any more: restart the agent instead")
             return
-        reporter.reconfigure(_read_settings(options, log))
+        changed = _read_settings(options, log)
+        known.complete(changed)
+        reporter.reconfigure(changed)
 
     try:
         _loop((metrics, reporter, serving), clock, signals, reload, log)

@@ -29,9 +29,10 @@ class Reporter(object):
     manager.
     """
 
-    def __init__(self, settings, proc, log, clock):
+    def __init__(self, settings, identity, proc, log, clock):
         self.addresses = []
-        self._settings = settings
+        self.settings = settings
+        self._identity = identity
         self._proc = proc
         self._log = log
         self._clock = clock
@@ -56,17 +57,13 @@ class Reporter(object):
         self._due = now + pause
         return self._due
 
-    def vm_id(self):
-        """The guest's name at the manager, or None."""
-        return self._settings.vm_id
-
     def close(self):
         """Ends what is under way."""
         self._flow.close()
 
     def reconfigure(self, settings):
         """Starts again with other settings."""
-        self._settings = settings
+        self.settings = settings
         self._accepted = None
         self._targets = []
         self._flow.close()
@@ -75,21 +72,29 @@ class Reporter(object):
 
     def _run(self):
         start = self._clock()
-        wanted = self._settings.vm_id and self._settings.manager
-        if not wanted:
-            self._log.info("not reporting addresses: VM_ID or MANAGER_URL is not set")
+        self._is_wanted()
         for pause in self._detect():
             yield pause
         yield max(0.0, start + FIRST_REPORT_SECONDS - self._clock())
         while True:
             for pause in self._detect():
                 yield pause
+            wanted = self._is_wanted()
             if wanted:
                 for pause in self._report():
                     yield pause
             settled = not wanted or (self.addresses and self._accepted == self.addresses[0])
             for pause in self._rest(HEARTBEAT_SECONDS if settled else RETRY_SECONDS):
                 yield pause
+
+    def _is_wanted(self):
+        """Whether this guest has a name and a manager; looked for until it has been accepted."""
+        if self._accepted is None:
+            self._identity.complete(self.settings)
+        if self.settings.vm_id and self.settings.manager:
+            return True
+        self._log.changed("report", "not reporting addresses: VM_ID or MANAGER_URL is not set")
+        return False
 
     def _rest(self, seconds):
         """Waits, but only until the kernel's tables show a change."""
@@ -103,7 +108,7 @@ class Reporter(object):
         """Goes through the ways to find addresses until one of them finds a good one."""
         self._fingerprint = addresses.fingerprint(self._proc)
         defaults = addresses.default_interfaces(self._proc)
-        interface = self._settings.interface
+        interface = self.settings.interface
         candidates = []
         chosen, good = [], False
         for argv, parse in zip(addresses.COMMANDS, addresses.PARSERS):
@@ -126,7 +131,7 @@ class Reporter(object):
         if not self.addresses:
             return
         address = self.addresses[0]
-        settings = self._settings
+        settings = self.settings
         outcome = Outcome()
         if settings.manager.scheme == "https":
             flow = deliver_by_program(settings, address, outcome, self._clock)
@@ -148,7 +153,7 @@ class Reporter(object):
     def _find_manager(self, outcome):
         if self._targets:
             return
-        host, port = self._settings.manager.host, self._settings.manager.port
+        host, port = self.settings.manager.host, self.settings.manager.port
         literal = ":" in host or addresses.is_ipv4(host)
         if literal or not compat.CAN_FORK:
             before = self._clock()

@@ -1,0 +1,148 @@
+"""Tells which machine this is, where one injected image serves many.
+
+What the configuration does not say is looked for outside the image, under one
+name everywhere, ``guest_agent.vm_id`` and ``guest_agent.manager_url``: on the
+kernel's command line, in SMBIOS (OEM Strings, type 11 of DSP0134), among
+systemd's credentials (systemd.exec(5)) and in QEMU's fw_cfg (below ``opt/``).
+A machine without any name there is called by cloud-init's instance id, else by
+its SMBIOS UUID. Whoever runs the machine sets these; they are read as text that
+may be anything.
+"""
+
+from . import compat, config
+from .files import read_bounded
+
+PREFIX = "guest_agent."
+HANDOVER = "/run/guest-agent.identity"
+VARIABLE = "GUEST_AGENT_"  # before the names in it
+_PROTECTED = ("SMBIOS_VM_ID", "SMBIOS_MANAGER_URL", "FW_CFG_VM_ID", "FW_CFG_MANAGER_URL", "UUID")
+_PARTS = (("VM_ID", "vm_id", config.parse_vm_id), ("MANAGER_URL", "manager", config.parse_url))
+
+# What cloud-init calls machines that nobody gave a name.
+_SHARED_NAMES = ("nocloud", "iid-local01", "iid-datasource", "iid-datasource-none")
+# What vendors left in boards instead of a UUID.
+_SHARED_UUIDS = ("03000200-0400-0500-0006-000700080009", "00020003-0004-0005-0006-000700080009")
+
+
+def oem_strings(tables):
+    """The strings of every OEM Strings structure in SMBIOS tables, as text."""
+    found = []
+    at = 0
+    while at + 4 <= len(tables):
+        kind, length = bytearray(tables[at : at + 2])
+        end = tables.find(b"\0\0", at + length)
+        if length < 4 or end < 0:
+            break
+        if kind == 11:
+            found += [compat.to_text(each) for each in tables[at + length : end].split(b"\0")]
+        at = end + 2
+    return found
+
+
+def pick(words, key):
+    """The value that the last ``guest_agent.KEY=VALUE`` of some words gives a key, or None."""
+    start = PREFIX + key.lower() + "="
+    values = [word[len(start) :].strip('"') for word in words if word.startswith(start)]
+    return values[-1] if values else None
+
+
+def parse_uuid(text):
+    """A system UUID in lower case, or None if other machines may have the same."""
+    uuid = text.strip().lower()
+    digits = uuid.replace("-", "")
+    if len(uuid) != 36 or len(digits) != 32 or digits.strip("0123456789abcdef"):
+        return None
+    # All zeros, all ones, 12345678-1234-...: no version 1 to 8 UUID has so few different digits.
+    return None if len(set(digits)) < 4 or uuid in _SHARED_UUIDS else uuid
+
+
+def read_protected(root):
+    """What only root may read, as a dict of text by the names in ``_PROTECTED``."""
+    found = {}
+    firmware = root + "/sys/firmware/"
+    tables = read_bounded(firmware + "dmi/tables/DMI") or b"".join(
+        [read_bounded(firmware + "dmi/entries/11-%d/raw" % number) for number in range(4)]
+    )
+    words = oem_strings(tables)
+    for key in ("VM_ID", "MANAGER_URL"):
+        found["SMBIOS_" + key] = pick(words, key)
+        path = firmware + "qemu_fw_cfg/by_name/opt/" + PREFIX + key.lower() + "/raw"
+        found["FW_CFG_" + key] = compat.to_text(read_bounded(path, 2048)).strip("\0\n ")
+    uuid = read_bounded(root + "/sys/class/dmi/id/product_uuid", 64)
+    found["UUID"] = parse_uuid(compat.to_text(uuid))
+    for name in [name for name in found if not found[name]]:
+        del found[name]
+    return found
+
+
+def hand_over(root):
+    """Writes what only root may read as a systemd EnvironmentFile= for an agent that is not root.
+
+    Raises OSError (IOError on Python 2).
+    """
+    lines = []
+    for name, value in sorted(read_protected(root).items()):
+        try:
+            lines.append("%s%s='%s'\n" % (VARIABLE, name, config.parse_outside(value)))
+        except ValueError:
+            pass  # the agent could not use it either
+    target = open(root + HANDOVER, "wb")
+    try:
+        target.write(compat.to_bytes("".join(lines)))
+    finally:
+        target.close()
+
+
+class Identity(object):
+    """Completes settings by what is known of this machine; made while the agent is still root."""
+
+    def __init__(self, root, proc, log):
+        self._root = root
+        self._proc = proc
+        self._log = log
+        self._protected = read_protected(root)
+        for name in _PROTECTED:
+            self._protected.setdefault(name, compat.getenv(VARIABLE + name))
+
+    def complete(self, settings):
+        """Sets what the configuration left open, each from the first source that has it."""
+        for key, name, parse in _PARTS:
+            if settings.identity[key.lower()]["source"] == config.SOURCE:
+                continue
+            for source, value in self._candidates(key):
+                try:
+                    if not value:
+                        continue
+                    parsed = parse(config.parse_outside(value))
+                except ValueError as error:
+                    text = "%s from %s %s: ignored" % (key, source, error.args[0])
+                    self._log.changed(key + source, text, self._log.warning)
+                    continue
+                setattr(settings, name, parsed)
+                settings.identity[key.lower()] = {"value": value, "source": source}
+                self._log.changed(key, "%s is %s, from %s" % (key, value, source))
+                break
+
+    def _candidates(self, key):
+        words = compat.to_text(read_bounded(self._proc + "/cmdline", 8192)).split()
+        yield "kernel command line", pick(words, key)
+        yield "SMBIOS OEM string", self._protected["SMBIOS_" + key]
+        directory = compat.getenv("CREDENTIALS_DIRECTORY")
+        if directory:
+            path = "%s/%s%s" % (directory, PREFIX, key.lower())
+            yield "systemd credential", compat.to_text(read_bounded(path, 2048)).strip()
+        yield "fw_cfg", self._protected["FW_CFG_" + key]
+        if key == "VM_ID":
+            yield "cloud-init", self._instance()
+            if not self._is_being_named():
+                yield "SMBIOS UUID", self._protected["UUID"]
+
+    def _instance(self):
+        # Not /var/lib/cloud: what an image was captured with would name every clone.
+        name = compat.to_text(read_bounded(self._root + "/run/cloud-init/.instance-id", 256))
+        return None if name.strip() in _SHARED_NAMES else name.strip()
+
+    def _is_being_named(self):
+        """Whether cloud-init has begun and not ended: the machine may yet get a name from it."""
+        run = self._root + "/run/cloud-init/"
+        return compat.exists(run + "enabled") and not compat.exists(run + "result.json")
