@@ -415,7 +415,7 @@ def test_a_full_configuration() -> None:
         'LISTEN = "[::1]"\nexport TOKEN=abc#def\nINTERFACE=ens3\nLOG_FILE=/var/log/a b\n'
     )
     assert lines == []
-    assert (settings.vm_id, settings.port, settings.listen) == ("web-1", 9000, "::1")
+    assert (settings.vm_id, settings.port, settings.listen) == ("web-1", 9000, ["[::1]"])
     assert (settings.token, settings.interface, settings.log_file) == (
         *("abc#def", "ens3", "/var/log/a b"),
     )
@@ -492,7 +492,7 @@ def test_the_command_line() -> None:
     """Options take their value from the next word or after an equals sign."""
     assert main.parse_arguments(["--port", "80", "--listen=::1", "--log-file", "-"]) == {
         "--port": 80,
-        "--listen": "::1",
+        "--listen": ["::1"],
         "--log-file": "-",
     }
 

@@ -48,6 +48,7 @@ except NameError:  # MicroPython
 EAGAIN = errno.EAGAIN
 EACCES = errno.EACCES
 ENOENT = errno.ENOENT
+ECONNREFUSED = errno.ECONNREFUSED
 EINPROGRESS = errno.EINPROGRESS
 EADDRINUSE = errno.EADDRINUSE
 EINTR = getattr(errno, "EINTR", 4)
@@ -56,6 +57,7 @@ ENFILE = getattr(errno, "ENFILE", 23)
 
 IPPROTO_IPV6 = 41
 IPV6_V6ONLY = 26
+AF_VSOCK = 40
 
 IS_MICROPYTHON = getattr(getattr(sys, "implementation", None), "name", "") == "micropython"
 CAN_FORK = hasattr(os, "fork")
@@ -226,10 +228,49 @@ def read_link(path):
 
 
 def accept(listener):
-    """The next connection's socket."""
+    """The next connection's socket and its peer's packed IP address, None where it has none."""
     if hasattr(listener, "_accept"):  # Python 3's bare sockets give a descriptor
-        return socket.socket(fileno=listener._accept()[0])  # noqa: SLF001 -- see the import
-    return listener.accept()[0]
+        descriptor, peer = listener._accept()  # noqa: SLF001 -- see the import
+        sock = socket.socket(fileno=descriptor)
+    else:
+        sock, peer = listener.accept()
+    if hasattr(socket, "sockaddr"):  # MicroPython
+        address = socket.sockaddr(peer)
+        inet = address[0] in (socket.AF_INET, socket.AF_INET6)
+        return sock, address[1] if inet else None
+    if isinstance(peer, tuple) and isinstance(peer[0], str):
+        return sock, pack_address(peer[0].split("%")[0])
+    return sock, None
+
+
+def pack_address(text):
+    """An IPv4 or IPv6 address as four or sixteen bytes, or None if it is none."""
+    try:
+        return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+    except SOCKET_ERRORS + (ValueError, UnicodeError):
+        return None
+
+
+def unix_address(path):
+    """What ``bind`` and ``connect`` take for a Unix socket, by unix(7)."""
+    if not IS_MICROPYTHON:
+        return path
+    return (1).to_bytes(2, sys.byteorder) + to_bytes(path) + b"\0"
+
+
+def vsock_address(cid, port):
+    """What ``bind`` takes for vsock(7). Raises ValueError where this interpreter knows none."""
+    if IS_MICROPYTHON:
+        numbers = (port).to_bytes(4, sys.byteorder) + (cid).to_bytes(4, sys.byteorder)
+        return (AF_VSOCK).to_bytes(2, sys.byteorder) + b"\0\0" + numbers + b"\0\0\0\0"
+    if not hasattr(socket, "AF_VSOCK"):
+        raise ValueError("vsock needs Python 3.7 or later")
+    return (cid, port)
+
+
+def set_umask(mask):
+    """Sets which rights new files do not get; gives the former ones, None where there is none."""
+    return os.umask(mask) if hasattr(os, "umask") else None
 
 
 def close_on_exec(sock):

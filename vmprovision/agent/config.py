@@ -1,12 +1,14 @@
 """The agent's configuration file: ``KEY=VALUE`` lines, as EnvironmentFile= of systemd.exec(5)."""
 
-from . import compat
+from . import access, compat
 from .files import read_bounded
 
 DEFAULT_PATH = "/etc/guest-agent.conf"
 SIZE_LIMIT = 64 * 1024
 DEFAULT_PORT = 8080
-KEYS = ("VM_ID", "MANAGER_URL", "PORT", "LISTEN", "TOKEN", "INTERFACE", "LOG_FILE")
+KEYS = ("VM_ID", "MANAGER_URL", "PORT", "LISTEN", "TOKEN", "READ_TOKEN", "ALLOW")
+KEYS += ("INTERFACE", "LOG_FILE")
+ANY_CID = 0xFFFFFFFF
 SOURCE = "configuration"  # what /info calls this file
 
 
@@ -23,8 +25,10 @@ class Settings(object):
         self.vm_id = None
         self.manager = None
         self.port = DEFAULT_PORT
-        self.listen = None
+        self.listen = []
         self.token = None
+        self.read_token = None
+        self.allow = None
         self.interface = None
         self.log_file = None
 
@@ -115,6 +119,9 @@ def _unquote(value):
     return value.split(" #")[0].split("\t#")[0].rstrip()
 
 
+_CLOSED = {"ALLOW": [], "READ_TOKEN": ""}  # nobody is in it, and nothing is equal to it
+
+
 def parse_settings(pairs, log):
     """Settings from pairs; the last value of a key counts, an empty one is as none."""
     settings = Settings()
@@ -122,8 +129,10 @@ def parse_settings(pairs, log):
         "VM_ID": ("vm_id", parse_vm_id),
         "MANAGER_URL": ("manager", parse_url),
         "PORT": ("port", parse_port),
-        "LISTEN": ("listen", parse_host),
+        "LISTEN": ("listen", parse_doors),
         "TOKEN": ("token", parse_token),
+        "READ_TOKEN": ("read_token", parse_token),
+        "ALLOW": ("allow", access.parse_allow),
         "INTERFACE": ("interface", parse_token),
         "LOG_FILE": ("log_file", parse_word),
     }
@@ -137,6 +146,8 @@ def parse_settings(pairs, log):
                 if key.lower() in settings.identity:
                     settings.identity[key.lower()] = {"value": value, "source": SOURCE}
             except ValueError as error:
+                if key in _CLOSED:  # who meant to shut somebody out must not let everybody in
+                    setattr(settings, name, _CLOSED[key])
                 # The value itself stays out of the log: it may be the token.
                 log.warning("configuration: %s %s: ignored" % (key, error.args[0]))
     return settings
@@ -184,6 +195,42 @@ def parse_host(value):
     if not value or value.startswith("-") or [c for c in "/?#@[]\"'\\<>" if c in value]:
         raise ValueError("is not a host name or address")
     return parse_token(value)
+
+
+def parse_doors(value):
+    """The list of where to listen: addresses, ``unix:PATH`` and ``vsock:[CID:]PORT``."""
+    doors = value.replace(",", " ").split()
+    for door in doors:
+        if door.startswith("unix:"):
+            path, mode = parse_unix(door)
+            if path[:1] != "/" or len(path) > 107 or not 0 <= mode <= 511:
+                raise ValueError("has a Unix socket without an absolute path")
+        elif door.startswith("vsock:"):
+            parse_vsock(door)
+        else:
+            parse_host(door)
+    return doors
+
+
+def parse_unix(door):
+    """The path and the mode of ``unix:PATH`` or ``unix:PATH:MODE``, which is octal."""
+    path, colon, mode = door[5:].rpartition(":")
+    if not colon:
+        return mode, 432  # 0660
+    if not mode or mode.strip("01234567"):
+        raise ValueError("has a mode that is not octal")
+    return path, int(mode, 8)
+
+
+def parse_vsock(door):
+    """The context identifier and the port of ``vsock:PORT`` or ``vsock:CID:PORT``."""
+    numbers = door.split(":")[1:]
+    if len(numbers) > 2 or [n for n in numbers if not compat.is_digits(n) or len(n) > 10]:
+        raise ValueError("has a vsock door without a port number")
+    cid = int(numbers[0]) if len(numbers) > 1 else ANY_CID
+    if max(cid, int(numbers[-1])) > ANY_CID:
+        raise ValueError("has a vsock number beyond 32 bits")
+    return cid, int(numbers[-1])
 
 
 def parse_url(value):

@@ -9,6 +9,7 @@ BODY_LIMIT = 65536
 REASONS = {
     200: "OK",
     400: "Bad Request",
+    401: "Unauthorized",
     404: "Not Found",
     405: "Method Not Allowed",
     413: "Content Too Large",
@@ -29,11 +30,12 @@ class RequestError(Exception):
 
 
 class Request(object):
-    """One request's head: method and path as text, and what follows it."""
+    """One request's head: method, path as text, lists of values by lower-case field name."""
 
-    def __init__(self, method, path, keep_alive, is_old, body_length):
+    def __init__(self, method, path, fields, keep_alive, is_old, body_length):  # noqa: PLR0913, PLR0917
         self.method = method
         self.path = path
+        self.fields = fields
         self.keep_alive = keep_alive
         self.is_old = is_old
         self.body_length = body_length
@@ -79,7 +81,7 @@ def parse_head(head):
     keep_alive = b"keep-alive" in options if is_old else True
     if b"close" in options:
         keep_alive = False
-    return Request(method, _path_of(target), keep_alive, is_old, body_length)
+    return Request(method, _path_of(target), fields, keep_alive, is_old, body_length)
 
 
 def _parse_request_line(line):
@@ -149,6 +151,8 @@ def render(status, answer, request=None, keep_alive=False, allow=None):
     ]
     if allow:
         lines.append("Allow: " + allow)
+    if status == 401:
+        lines.append("WWW-Authenticate: Bearer")
     if not keep_alive:
         lines.append("Connection: close")
     elif request.is_old:

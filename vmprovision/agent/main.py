@@ -3,14 +3,14 @@
 import sys
 import time
 
-from . import __version__, compat, config, guest, identity, server
+from . import __version__, access, compat, config, guest, identity, server
 from .log import Log
 from .metrics import Metrics
 from .reporting import Reporter
 
 USAGE = """\
-usage: guest-agent [identify] [--config FILE] [--port N] [--listen ADDR]
-                   [--log-file FILE] [--user NAME] [--root DIR] [--proc DIR]
+usage: guest-agent [identify] [--config FILE] [--port N] [--listen WHERE]
+                   [--allow NETS] [--log-file FILE] [--user NAME] [--root DIR] [--proc DIR]
                    [--version] [--help]
 
 Answers /health, /metrics and /info over HTTP and reports this guest's address
@@ -20,7 +20,9 @@ to its manager. Runs in the foreground.
                    /run/guest-agent.identity for an agent that is not root
   --config FILE    read settings from FILE (default: /etc/guest-agent.conf)
   --port N         listen on port N (default: PORT in the settings, or 8080)
-  --listen ADDR    listen on one address (default: all)
+  --listen WHERE   listen on addresses, unix:PATH or vsock:PORT, separated by
+                   commas (default: all addresses)
+  --allow NETS     serve these addresses and networks only, and the guest itself
   --log-file FILE  append the log to FILE instead of stderr
   --user NAME      become this user once settings are read and the port is open
   --root DIR       find /proc, /sys and /run below DIR
@@ -30,7 +32,8 @@ to its manager. Runs in the foreground.
 _OPTIONS = {
     "--config": config.parse_word,
     "--port": config.parse_port,
-    "--listen": config.parse_host,
+    "--listen": config.parse_doors,
+    "--allow": access.parse_allow,
     "--log-file": config.parse_word,
     "--user": config.parse_word,
     "--root": config.parse_word,
@@ -108,6 +111,7 @@ def _read_settings(options, log):
     settings = config.read_settings(options.get("--config", config.DEFAULT_PATH), log)
     settings.port = options.get("--port", settings.port)
     settings.listen = options.get("--listen", settings.listen)
+    settings.allow = options.get("--allow", settings.allow)
     settings.log_file = options.get("--log-file", settings.log_file)
     if settings.log_file:
         log.send_to(settings.log_file)
@@ -123,9 +127,10 @@ def _run(options):
     proc = options.get("--proc", root + "/proc")
     known = identity.Identity(root, proc, log)
     known.complete(settings)
-    where = "%s port %d" % (settings.listen or "all addresses", settings.port)
+    doors = ", ".join(settings.listen) or "all addresses"
+    where = "%s port %d" % (doors, settings.port)
     try:
-        listener = server.open_listener(settings.listen, settings.port)
+        listeners = server.open_listeners(settings.listen, settings.port)
     except Exception as error:  # gaierror is not one of SOCKET_ERRORS everywhere
         text = "cannot listen on %s: %s" % (where, compat.describe_error(error))
         log.error(text)  # noqa: TRY400 -- a line, never a traceback
@@ -135,7 +140,6 @@ def _run(options):
         _give_up_privileges(options.get("--user"), log)
     except compat.PrivilegeError as error:
         log.error(error.args[0])  # noqa: TRY400 -- a line, never a traceback
-        listener.close()
         return 1
     signals = compat.Signals()
     clock = compat.Clock()
@@ -146,7 +150,7 @@ def _run(options):
         "/metrics": metrics.read,
         "/info": lambda: guest.describe(proc, reporter.addresses, reporter.settings),
     }
-    serving = server.Server(listener, routes, log, clock, signals.fileno)
+    serving = server.Server(listeners, routes, settings, log, clock, signals.fileno)
 
     def reload():
         log.info("reading the configuration again")
@@ -156,6 +160,7 @@ def _run(options):
         changed = _read_settings(options, log)
         known.complete(changed)
         reporter.reconfigure(changed)
+        serving.settings = changed
 
     try:
         _loop((metrics, reporter, serving), clock, signals, reload, log)

@@ -5,9 +5,10 @@ send and what it may leave unread are bounded, and an exception while serving
 it closes it and nothing else.
 """
 
+import os
 import select
 
-from . import compat, http
+from . import access, compat, config, http
 from .compat import socket
 
 REQUEST_SECONDS = 10.0  # from a request's first byte to its last, and to take an answer
@@ -39,24 +40,60 @@ class _Connection(object):
         return not self.received and not self.pending and not self.skip and not self.lingering
 
 
-def open_listener(host, port):
-    """A listening socket on one address, or on all of them: IPv6 and IPv4 where possible.
+def open_listeners(doors, port):
+    """Listening sockets, one for each door, or one for all addresses where none is given.
 
-    Raises OSError (socket.error on Python 2) if the address cannot be had.
+    Raises OSError (socket.error on Python 2) or ValueError if one cannot be had.
     """
-    if host:
-        family, address = compat.resolve(host, port)[0]
-        return _listen(family, address, False)
+    listeners = []
     try:
-        return _listen(socket.AF_INET6, compat.resolve("::", port)[0][1], True)
+        for door in doors or [""]:
+            listeners += [_open(door, port)]
+    except Exception:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
+
+
+def _open(door, port):
+    if door.startswith("unix:"):
+        return _listen_on_path(*config.parse_unix(door))
+    if door.startswith("vsock:"):
+        return _listen(compat.AF_VSOCK, compat.vsock_address(*config.parse_vsock(door)))
+    if door:
+        family, address = compat.resolve(config.parse_host(door), port)[0]
+        return _listen(family, address)
+    try:  # IPv6 and IPv4
+        return _listen(socket.AF_INET6, compat.resolve("::", port)[0][1], dual=True)
     except compat.SOCKET_ERRORS as error:
         if compat.errno_of(error) == compat.EADDRINUSE:
             raise
         # No IPv6 in this kernel, or switched off.
-        return _listen(socket.AF_INET, compat.resolve("0.0.0.0", port)[0][1], False)
+        return _listen(socket.AF_INET, compat.resolve("0.0.0.0", port)[0][1])
 
 
-def _listen(family, address, dual):
+def _listen_on_path(path, mode):
+    """A Unix socket in the place of one that nobody listens on any more, but of nothing else."""
+    address = compat.unix_address(path)
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        probe.connect(address)
+    except compat.SOCKET_ERRORS as error:
+        # A file that is no socket refuses connections, too.
+        if compat.errno_of(error) == compat.ECONNREFUSED and os.stat(path)[0] & 0xF000 == 0xC000:
+            os.remove(path)
+    finally:
+        probe.close()
+    mask = compat.set_umask(0o777 & ~mode)
+    try:
+        return _listen(socket.AF_UNIX, address)
+    finally:
+        if mask is not None:
+            compat.set_umask(mask)
+
+
+def _listen(family, address, dual=False):
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         compat.close_on_exec(sock)
@@ -73,19 +110,24 @@ def _listen(family, address, dual):
 
 
 class Server(object):
-    """Serves ``routes``, a dict of path to a function that returns what to answer as JSON."""
+    """Serves ``routes``, a dict of path to a function that returns what to answer as JSON.
 
-    def __init__(self, listener, routes, log, clock, wake=None):
-        self._listener = listener
+    ``settings`` says who may ask; it may be replaced while serving.
+    """
+
+    def __init__(self, listeners, routes, settings, log, clock, wake=None):  # noqa: PLR0913, PLR0917
+        self.settings = settings
+        self._listeners = {}
+        for listener in listeners:
+            self._listeners[listener.fileno()] = listener
         self._routes = routes
         self._log = log
         self._clock = clock
         self._wake = wake
         self._connections = {}
         self._poll = select.poll()
-        self._listener_fd = listener.fileno()
         self._accept_at = None  # when to go on accepting after the system ran out of something
-        self._poll.register(self._listener_fd, select.POLLIN)
+        self._watch_listeners()
         if wake is not None:
             self._poll.register(wake, select.POLLIN)
 
@@ -97,14 +139,14 @@ class Server(object):
             if compat.errno_of(error) != compat.EINTR:
                 raise
             return
-        accept = False
+        ready = []
         for event in events:
-            if event[0] == self._listener_fd:
-                accept = True
+            if event[0] in self._listeners:
+                ready.append(self._listeners[event[0]])
             elif event[0] in self._connections:
                 self._serve(self._connections[event[0]])
-        if accept:  # last: who is already here comes before who may push him out
-            self._accept()
+        for listener in ready:  # last: who is already here comes before who may push him out
+            self._accept(listener)
 
     def tick(self, now):
         """Closes what is overdue; gives the time of the next call that is needed."""
@@ -113,7 +155,7 @@ class Server(object):
                 self._drop(connection)
         if self._accept_at is not None and now >= self._accept_at:
             self._accept_at = None
-            self._poll.register(self._listener_fd, select.POLLIN)
+            self._watch_listeners()
         times = [connection.deadline for connection in self._connections.values()]
         if self._accept_at is not None:
             times.append(self._accept_at)
@@ -123,12 +165,17 @@ class Server(object):
         """Closes every connection and the listening socket."""
         for connection in list(self._connections.values()):
             self._drop(connection)
-        self._listener.close()
+        for listener in self._listeners.values():
+            listener.close()
 
-    def _accept(self):
+    def _watch_listeners(self):
+        for descriptor in self._listeners:
+            self._poll.register(descriptor, select.POLLIN)
+
+    def _accept(self, listener):
         for _ in range(ACCEPT_BURST):
             try:
-                sock = compat.accept(self._listener)
+                sock, peer = compat.accept(listener)
             except compat.SOCKET_ERRORS as error:
                 code = compat.errno_of(error)
                 if code not in (compat.EAGAIN, compat.EINTR):
@@ -138,6 +185,10 @@ class Server(object):
             try:
                 sock.setblocking(False)
                 compat.close_on_exec(sock)
+                if not access.is_allowed(self.settings.allow, peer):
+                    self._log.limited("a client that ALLOW does not name was turned away")
+                    sock.close()
+                    continue
                 if len(self._connections) >= compat.CONNECTION_LIMIT and not self._make_room():
                     sock.close()
                     continue
@@ -151,7 +202,8 @@ class Server(object):
     def _pause_accepting(self):
         # Out of descriptors or memory: the listener stays readable, so polling it would spin.
         self._make_room()
-        self._poll.unregister(self._listener_fd)
+        for descriptor in self._listeners:
+            self._poll.unregister(descriptor)
         self._accept_at = self._clock() + ACCEPT_PAUSE_SECONDS
 
     def _make_room(self):
@@ -222,7 +274,9 @@ class Server(object):
     def _respond(self, request):
         route = self._routes.get(request.path)
         status, allow = 200, None
-        if route is None:
+        if not self._may_read(request.fields.get(b"authorization", ())):
+            status, answer = 401, {"error": "a token is required"}
+        elif route is None:
             status, answer = 404, {"error": "not found"}
         elif request.method not in (b"GET", b"HEAD"):
             status, answer, allow = 405, {"error": "method not allowed"}, "GET, HEAD"
@@ -233,6 +287,12 @@ class Server(object):
                 self._log.limited("%s: %s" % (request.path, compat.describe_error(error)))
                 status, answer = 500, {"error": "internal error"}
         return http.render(status, answer, request, request.keep_alive, allow)
+
+    def _may_read(self, shown):
+        wanted = self.settings.read_token
+        if wanted is None:
+            return True
+        return access.shows(shown, wanted) or access.shows(shown, self.settings.token)
 
     def _send(self, connection):
         try:

@@ -26,7 +26,7 @@ from vmprovision.machine.options import (
 from vmprovision.machine.watch import Watch, channel_options, open_channels, start_qemu
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from vmprovision.machine.options import BootSource
@@ -92,6 +92,7 @@ def boot(  # noqa: PLR0913 -- all but the disk by name
     memory_mb: int = 512,
     seconds: float = 900.0,
     console_log: Path | None = None,
+    firmware: Sequence[str] = (),
 ) -> Iterator[Machine]:
     """A machine that boots the disk; ended with the block.
 
@@ -108,6 +109,8 @@ def boot(  # noqa: PLR0913 -- all but the disk by name
         memory_mb: the guest's memory in MiB.
         seconds: how long the machine may run, whatever happens.
         console_log: a file that gets the console's first 16 MiB as it is.
+        firmware: options of qemu-system(1) by which the machine tells the guest who it
+            is: ``-uuid``, ``-smbios``, ``-fw_cfg``.
 
     Raises:
         ProofError: QEMU is missing or did not start.
@@ -125,6 +128,7 @@ def boot(  # noqa: PLR0913 -- all but the disk by name
         options = [
             *board_options(hardware, accelerator, memory_mb),
             *boot_options(source),
+            *firmware,
             *disk_options(disk, disk_format),
             *network_options(agent_port, manager),
             *channel_options(channels),

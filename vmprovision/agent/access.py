@@ -1,0 +1,58 @@
+"""Decides who may ask: by the address a connection comes from, and by the bearer token shown."""
+
+from . import compat
+
+_MAPPED = b"\0" * 10 + b"\xff\xff"  # before an IPv4 address on an IPv6 socket (RFC 4291)
+
+
+def parse_allow(value):
+    """The networks in a list of addresses and CIDRs: pairs of packed address and prefix length.
+
+    Raises ValueError.
+    """
+    networks = []
+    for word in value.replace(",", " ").split():
+        address, slash, length = word.partition("/")
+        packed = compat.pack_address(address)
+        if packed is None or (slash and (not compat.is_digits(length) or len(length) > 3)):
+            raise ValueError("has something that is neither an address nor a network")
+        bits = int(length) if slash else len(packed) * 8
+        if bits > len(packed) * 8:
+            raise ValueError("has a prefix that is too long")
+        if packed.startswith(_MAPPED) and bits >= 96:
+            packed, bits = packed[12:], bits - 96
+        networks.append((packed, bits))
+    return networks
+
+
+def _holds(network, packed):
+    base, bits = network
+    whole, rest = divmod(bits, 8)
+    if len(base) != len(packed) or base[:whole] != packed[:whole]:
+        return False
+    return not rest or (bytearray(base)[whole] ^ bytearray(packed)[whole]) >> (8 - rest) == 0
+
+
+_SELF = parse_allow("127.0.0.0/8 ::1")
+
+
+def is_allowed(allow, packed):
+    """Whether a peer may connect; the guest itself always may, as may who has no IP address."""
+    if allow is None or packed is None:
+        return True
+    if packed.startswith(_MAPPED):
+        packed = packed[12:]
+    return bool([network for network in _SELF + allow if _holds(network, packed)])
+
+
+def shows(values, token):
+    """Whether the Authorization fields of a request are one that has this token (RFC 6750)."""
+    if not token or len(values) != 1 or values[0][:7].lower() != b"bearer ":
+        return False
+    shown = bytearray(values[0][7:].strip())
+    wanted = bytearray(compat.to_bytes(token))
+    # As long for a wrong token as for the right one, whatever it has in common with that.
+    difference = len(shown) ^ len(wanted)
+    for place, byte in enumerate(shown):
+        difference |= byte ^ wanted[place % len(wanted)]
+    return difference == 0
