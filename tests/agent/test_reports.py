@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from contextlib import ExitStack, contextmanager
@@ -13,9 +14,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vmprovision.agent import delivery
+from vmprovision.agent import compat, delivery
+from vmprovision.agent.reporting import Retries
+from vmprovision.agent.tasks import Outcome
 
-from .agents import Agent, Manager, black_hole, running_agent, running_manager
+from .agents import Agent, Manager, black_hole, free_port, running_agent, running_manager
 from .interpreters import Interpreter, get_interpreter, interpreter_names
 from .test_process import ONE_OF_EACH, write_command
 from .test_pure import parse, run_now
@@ -104,11 +107,11 @@ def test_reports_are_what_managers_expect(reporting: Reporting) -> None:
 
 
 def test_refused_reports_are_repeated(reporting: Reporting) -> None:
-    """The first report comes after 3 s, and after a 404 and a 500 others follow every 5 s."""
+    """The first report comes after 3 s, and after a 404 and a 500 others follow within 5 s."""
     reports = reporting.manager.await_reports(3)
     assert 2.5 < reports[0].moment - reporting.agent.started < 6
     for earlier, later in pairwise(reports[:3]):
-        assert 4.9 < later.moment - earlier.moment < 7
+        assert 3.9 < later.moment - earlier.moment < 7
     log = reporting.agent.await_log("reported 10.9.0.1")
     assert log.count("the manager answered 404") == 1
     assert log.count("the manager answered 500") == 1
@@ -210,13 +213,17 @@ def test_https_goes_through_curl(interpreter: Interpreter, program: Path, tmp_pa
 
 @pytest.mark.parametrize(
     ("program", "place", "prefix"),
-    [("curl", 0, ()), ("wget", 1, ()), ("busybox", 2, ("busybox",))],
+    [
+        *(("curl", 0, ()), ("wget", 1, ()), ("busybox", 2, ("busybox",))),
+        *(("nc", -1, ()), ("busybox", -1, ("busybox",))),
+    ],
+    ids=["curl", "wget", "busybox-wget", "nc", "busybox-nc"],
 )
 def test_real_programs_deliver(program: str, place: int, prefix: tuple[str, ...]) -> None:
-    """What curl, wget and the wget of busybox are told makes them send a valid report."""
+    """What curl, wget, nc and those of busybox are told makes them send a valid report."""
     if not shutil.which(program):
         pytest.skip(f"{program} is not on this host")
-    token = "" if program == "busybox" else "TOKEN=t0k3n\n"
+    token = "" if place == 2 else "TOKEN=t0k3n\n"
     with running_manager(200) as manager:
         settings, lines = parse(f"VM_ID=a b\n{token}MANAGER_URL=http://127.0.0.1:{manager.port}\n")
         argv, stdin = delivery.programs(settings, "10.9.0.1")[place]
@@ -224,6 +231,9 @@ def test_real_programs_deliver(program: str, place: int, prefix: tuple[str, ...]
         (report,) = manager.reports
     assert lines == []
     assert outcome.status == 0
+    assert not any("t0k3n" in word for word in argv)
+    if place == -1:
+        assert delivery.parse_status(outcome.output) == 200
     assert report.path == "/v1/vms/a%20b/guest-ip"
     assert report.body == b'{"guest_ip":"10.9.0.1"}'
     assert report.headers["Content-Type"] == "application/json"
@@ -241,6 +251,87 @@ def test_real_programs_tell_a_refusal(place: int) -> None:
         argv, stdin = delivery.programs(settings, "10.9.0.1")[place]
         outcome = run_now(argv, seconds=10, stdin=stdin)
     assert outcome.status not in (0, None)
+
+
+NO_PROGRAM = "exit 127\n"
+
+
+@pytest.mark.parametrize("left", ["curl", "wget", "busybox-wget", "nc"])
+def test_programs_are_tried_in_turn(left: str, tmp_path: Path) -> None:
+    """The first of curl, wget and nc that the guest has delivers; a refusal is none."""
+    real = shutil.which("busybox" if left in ("busybox-wget", "nc") else left)
+    if not real:
+        pytest.skip(f"{left} is not on this host")
+    applet = left.rpartition("-")[2]
+    for name in ("curl", "wget", "nc"):
+        run = f'exec {real} {applet if "busybox" in real else ""} "$@"\n'
+        write_command(tmp_path / "bin", name, run if name == applet else NO_PROGRAM)
+    path = os.environ["PATH"]
+    for status, failure in ((200, None), (404, "404|refused")):
+        with running_manager(status) as manager:
+            settings, _ = parse(f"VM_ID=a\nMANAGER_URL=http://127.0.0.1:{manager.port}\n")
+            outcome = Outcome()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("PATH", f"{tmp_path}/bin:{path}")
+                clock = time.monotonic
+                for pause in delivery.deliver_by_program(settings, "10.9.0.1", outcome, clock):
+                    time.sleep(pause)
+        if failure and left != "busybox-wget":  # it does not tell what the server said
+            assert re.search(failure, outcome.failure or "")
+        assert (outcome.failure is None) is (failure is None)
+        assert [report.body for report in manager.reports] == [b'{"guest_ip":"10.9.0.1"}']
+
+
+@ONE_OF_EACH
+def test_what_sockets_cannot_a_program_may(
+    interpreter: Interpreter, program: Path, tmp_path: Path
+) -> None:
+    """A host name that only a program can look up is reported to through it."""
+    write_command(tmp_path / "bin", "curl", f'echo "$*" >> {tmp_path}/ran\nprintf 200\n')
+    write_command(tmp_path / "bin", "ip", "echo '2: ens3  inet 10.9.0.1/24 scope global'\n")
+    with running_agent(
+        *(interpreter, program, tmp_path),
+        config="VM_ID=a\nMANAGER_URL=http://no-such-host.invalid\n",
+        environment={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"},
+    ) as agent:
+        agent.await_log("reported 10.9.0.1", seconds=40)
+    assert (tmp_path / "ran").read_text()
+
+
+@ONE_OF_EACH
+def test_no_program_is_started_for_a_manager_that_is_down(
+    interpreter: Interpreter, program: Path, tmp_path: Path
+) -> None:
+    """Where nobody listens, curl would find nobody either."""
+    write_command(tmp_path / "bin", "curl", f"touch {tmp_path}/ran\n")
+    write_command(tmp_path / "bin", "ip", "echo '2: ens3  inet 10.9.0.1/24 scope global'\n")
+    with running_agent(
+        *(interpreter, program, tmp_path),
+        config=f"VM_ID=a\nMANAGER_URL=http://127.0.0.1:{free_port()}\n",
+        environment={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"},
+    ) as agent:
+        agent.await_log("reporting 10.9.0.1 failed")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_retries_become_rarer_after_a_minute() -> None:
+    """Five seconds for a minute of failures, then twice as long each, up to a minute."""
+    retries = Retries()
+    now, pauses = 100.0, []
+    for _ in range(20):
+        pauses.append(retries.next(now))
+        now += pauses[-1]
+    assert pauses == [5.0] * 13 + [10.0, 20.0, 40.0] + [60.0] * 4
+    retries.begin()
+    assert retries.next(now) == 5.0
+
+
+def test_chance_differs() -> None:
+    """Pauses are shortened by what the kernel draws, and by the clock where it draws nothing."""
+    drawn = {compat.chance("/proc") for _ in range(50)}
+    assert len(drawn) > 45
+    assert all(0 <= each < 1 for each in drawn)
+    assert 0 <= compat.chance("/nonexistent") < 1
 
 
 @ONE_OF_EACH

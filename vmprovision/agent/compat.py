@@ -52,6 +52,9 @@ ECONNREFUSED = errno.ECONNREFUSED
 EINPROGRESS = errno.EINPROGRESS
 EADDRINUSE = errno.EADDRINUSE
 EINTR = getattr(errno, "EINTR", 4)
+# The manager, or the way to it, is down; MicroPython names only some of these.
+UNREACHED = (errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH)
+UNREACHED += (getattr(errno, "ENETUNREACH", 101), getattr(errno, "EPIPE", 32))
 EMFILE = getattr(errno, "EMFILE", 24)
 ENFILE = getattr(errno, "ENFILE", 23)
 
@@ -169,6 +172,18 @@ class Clock(object):
         if step > 0:
             self._elapsed += step
         return self._elapsed
+
+
+def chance(proc):
+    """A number from 0 to below 1 that differs from call to call and from machine to machine."""
+    try:
+        source = open(proc + "/sys/kernel/random/uuid", "rb")
+        try:
+            return int(source.read(8), 16) / 4294967296.0
+        finally:
+            source.close()
+    except FILE_ERRORS + (ValueError,):
+        return time.time() % 1
 
 
 # --- privileges ---------------------------------------------------------------------------------

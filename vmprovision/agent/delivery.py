@@ -1,4 +1,4 @@
-"""Delivers one address report to the manager: over a socket, or for https by curl or wget."""
+"""Delivers one address report to the manager: over a socket, or by curl, wget or nc."""
 
 from . import __version__, compat, jsonio
 from .compat import socket
@@ -66,9 +66,11 @@ def parse_status(data):
 def deliver_by_socket(settings, address, targets, outcome, clock):
     """Posts the report to the first of the targets that takes the connection.
 
-    All of them together have five seconds.
+    All of them together have five seconds. ``outcome.hopeless`` then tells whether a program
+    would fare no better: the manager has answered, or nothing at its address does.
     """
     end = clock() + SECONDS
+    outcome.hopeless = bool(targets)
     for place, target in enumerate(targets):
         share = max(0.0, end - clock()) / (len(targets) - place)
         outcome.failure = None
@@ -121,6 +123,7 @@ def _post(target, request, seconds, outcome, clock):
         outcome.failure = "no answer in %.1f s" % SECONDS
     except compat.SOCKET_ERRORS as error:
         outcome.failure = compat.describe_error(error)
+        outcome.hopeless = outcome.hopeless and compat.errno_of(error) in compat.UNREACHED
     finally:
         sock.close()
 
@@ -130,17 +133,14 @@ def _quoted(text):
 
 
 def programs(settings, address):
-    """The ``(argv, input)`` pairs to try for https, in order.
+    """The ``(argv, input)`` pairs to try, in order; nc for http only.
 
     What is secret goes through the input: arguments are visible to every
     user of the guest. The wget of busybox takes only arguments, so it is
     tried only if there is no token.
     """
-    url = "%s://%s%s" % (
-        settings.manager.scheme,
-        settings.manager.authority(),
-        report_path(settings),
-    )
+    manager = settings.manager
+    url = "%s://%s%s" % (manager.scheme, manager.authority(), report_path(settings))
     body = jsonio.dumps({"guest_ip": address})
     headers = ["Content-Type: application/json"]
     if settings.token:
@@ -151,39 +151,61 @@ def programs(settings, address):
     wget = ["header = " + header for header in headers] + ["post_data = " + body]
     seconds = "%d" % SECONDS
     tried = [
-        (("curl", "-q", "-fsS", "-m", seconds, "-K", "-"), curl),
+        (("curl", "-q", "-fsS", "-m", seconds, "-K", "-"), _lines(curl)),
         (
             ("wget", "--config=/dev/stdin", "-q", "--max-redirect=0", "-t", "1")
             + ("-T", seconds, "-O", "/dev/null", url),
-            wget,
+            _lines(wget),
         ),
     ]
     if not settings.token:
         busybox = ("wget", "-q", "-O", "/dev/null", "--header", headers[0])
-        tried.append((busybox + ("--post-data", body, url), []))
-    return [
-        (argv, compat.to_bytes("".join([line + "\n" for line in lines]))) for argv, lines in tried
-    ]
+        tried.append((busybox + ("--post-data", body, url), b""))
+    if manager.scheme == "http":
+        argv = ("nc", "-w", seconds, manager.host, "%d" % manager.port)
+        tried.append((argv, render_report(settings, address)))
+    return tried
+
+
+def _lines(lines):
+    return compat.to_bytes("".join([line + "\n" for line in lines]))
 
 
 def deliver_by_program(settings, address, outcome, clock):
-    """Posts the report with the first of curl and wget that the guest has."""
+    """Posts the report with the first of curl, wget and nc that gets an answer.
+
+    A failure that the outcome already has stays if none of them does.
+    """
+    failure = None
+    useless = []
     for argv, stdin in programs(settings, address):
+        if argv[0] in useless:
+            continue
         ran = Outcome()
         for pause in run_program(argv, SECONDS + 1, ran, clock, stdin):
             yield pause
-        code = ran.output.strip()
+        status = _status_from(argv[0], ran)
+        if status is not None:
+            outcome.failure = _judge(status)
+            return
+        if argv[0] == "wget" and ran.status == 8:  # "server issued an error response"
+            outcome.failure = "the manager refused the report"
+            return
         if ran.status is None:
-            outcome.failure = "%s: no answer in %.1f s" % (argv[0], SECONDS)
-            return
-        if argv[0] == "curl" and code.isdigit() and int(code):
-            outcome.failure = _judge(int(code))
-            return
-        if argv[0] == "wget" and ran.status == 0:
-            outcome.failure = None
-            return
-        outcome.failure = "%s ended with status %d" % (argv[0], ran.status)
-        if ran.status not in (1, 2, 127):  # not there, or an option it does not know
-            return
-    if outcome.failure.endswith(" 127"):
-        outcome.failure = "https needs curl or wget"
+            failure = failure or "%s: no answer in %.1f s" % (argv[0], SECONDS)
+        elif ran.status != 127:
+            failure = failure or "%s ended with status %d" % (argv[0], ran.status)
+        if ran.status not in (1, 2, 127):  # it is there, and knows its options
+            useless.append(argv[0])
+    if not outcome.failure:
+        outcome.failure = failure or "https needs curl or wget"
+
+
+def _status_from(program, ran):
+    """The HTTP status that a program got, or None where it did not say."""
+    if program == "curl":
+        code = ran.output.strip()
+        return int(code) or None if code.isdigit() else None
+    if program == "wget":
+        return 200 if ran.status == 0 else None
+    return parse_status(ran.output) or None

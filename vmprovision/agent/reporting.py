@@ -14,10 +14,34 @@ from .tasks import Outcome, run_program
 
 FIRST_REPORT_SECONDS = 3.0
 RETRY_SECONDS = 5.0
+EAGER_SECONDS = 60.0  # of failing, before retries become rarer
+RETRY_LIMIT_SECONDS = 60.0
 HEARTBEAT_SECONDS = 30.0
+JITTER = 0.2  # the share by which a pause may be shorter, so that clones do not march in step
 WATCH_SECONDS = 5.0
 COMMAND_SECONDS = 3.0
 REPEAT_FAILURE_SECONDS = 600.0
+
+
+class Retries(object):
+    """The pauses between retries: five seconds for a minute, then twice as long each, up to one."""
+
+    def __init__(self):
+        self._since = None
+        self._pause = RETRY_SECONDS
+
+    def begin(self):
+        """Begins anew: something has changed, or all went well."""
+        self._since = None
+        self._pause = RETRY_SECONDS
+
+    def next(self, now):
+        """The pause after a failure at this time."""
+        if self._since is None:
+            self._since = now
+        elif now - self._since > EAGER_SECONDS:
+            self._pause = min(self._pause * 2, RETRY_LIMIT_SECONDS)
+        return self._pause
 
 
 class Reporter(object):
@@ -25,8 +49,9 @@ class Reporter(object):
 
     Three seconds after the start, every five seconds until the manager has
     accepted this address, then every thirty; at once when addresses or routes
-    change. ``addresses`` always has what was found last, even without a
-    manager.
+    change. After a minute of failures each pause is twice as long as the one
+    before, up to a minute; every pause is up to a fifth shorter, by chance.
+    ``addresses`` always has what was found last, even without a manager.
     """
 
     def __init__(self, settings, identity, proc, log, clock):
@@ -39,6 +64,7 @@ class Reporter(object):
         self._fingerprint = None
         self._accepted = None
         self._failure = (None, 0.0)
+        self._retries = Retries()
         self._targets = []  # the manager's socket addresses while they work
         self._resolve_at = 0.0
         self._flow = self._run()
@@ -66,6 +92,7 @@ class Reporter(object):
         self.settings = settings
         self._accepted = None
         self._targets = []
+        self._retries.begin()
         self._flow.close()
         self._flow = self._run()
         self._due = self._clock()
@@ -84,7 +111,8 @@ class Reporter(object):
                 for pause in self._report():
                     yield pause
             settled = not wanted or (self.addresses and self._accepted == self.addresses[0])
-            for pause in self._rest(HEARTBEAT_SECONDS if settled else RETRY_SECONDS):
+            seconds = HEARTBEAT_SECONDS if settled else self._retries.next(self._clock())
+            for pause in self._rest(seconds * (1 - JITTER * compat.chance(self._proc))):
                 yield pause
 
     def _is_wanted(self):
@@ -102,6 +130,7 @@ class Reporter(object):
         while self._clock() < end:
             yield min(WATCH_SECONDS, end - self._clock())
             if addresses.fingerprint(self._proc) != self._fingerprint:
+                self._retries.begin()
                 return
 
     def _detect(self):
@@ -133,18 +162,21 @@ class Reporter(object):
         address = self.addresses[0]
         settings = self.settings
         outcome = Outcome()
-        if settings.manager.scheme == "https":
-            flow = deliver_by_program(settings, address, outcome, self._clock)
-        else:
+        if settings.manager.scheme == "http":
             for pause in self._find_manager(outcome):
                 yield pause
-            flow = deliver_by_socket(settings, address, self._targets, outcome, self._clock)
-        if outcome.failure is None:
-            for pause in flow:
-                yield pause
+            if outcome.failure is None:
+                flow = deliver_by_socket(settings, address, self._targets, outcome, self._clock)
+                for pause in flow:
+                    yield pause
+        if outcome.failure or settings.manager.scheme == "https":
+            if not outcome.hopeless:
+                for pause in deliver_by_program(settings, address, outcome, self._clock):
+                    yield pause
         if outcome.failure is None:
             self._accepted = address
             self._failure = (None, 0.0)
+            self._retries.begin()
             self._log.changed("report", "reported %s" % address)
         else:
             self._targets = []

@@ -4,12 +4,16 @@ from . import compat
 
 
 class Outcome(object):
-    """What a task leaves for its caller; ``failure`` is None if it went well."""
+    """What a task leaves for its caller; ``failure`` is None if it went well.
+
+    ``hopeless`` is set where another way would fail likewise.
+    """
 
     def __init__(self):
         self.status = None
         self.output = b""
         self.failure = None
+        self.hopeless = False
 
 
 def pauses(seconds, clock):
