@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import os
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmprovision.archive import build_archive
+import pytest
+
+from vmprovision import agent
+from vmprovision.archive import build_archive, condense
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.conftest import RunCli
 
 SIZE_LIMIT = 40 << 10
@@ -56,3 +59,26 @@ def test_agent_build_writes_a_program(run_cli: RunCli, tmp_path: Path) -> None:
         [target, "--version"], capture_output=True, check=True, text=True, timeout=60
     )
     assert build_archive().version in done.stdout
+
+
+def structure(source: str) -> str:
+    """What Python understands of a source, docstrings apart."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
+            node
+        ):
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.dump(tree)
+
+
+@pytest.mark.parametrize(
+    "module", sorted(Path(agent.__file__).parent.glob("*.py")), ids=lambda module: module.stem
+)
+def test_condensed_source_means_the_same(module: Path) -> None:
+    """Nothing but comments, docstrings and blank lines is left out of the archive."""
+    source = module.read_text("ascii")
+    condensed = condense(source)
+    assert structure(condensed) == structure(source)
+    assert len(condensed) < len(source)
+    assert not [line for line in condensed.splitlines() if line.lstrip().startswith("# ")]

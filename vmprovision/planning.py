@@ -74,7 +74,7 @@ def plan_injection(guest: GuestInfo, archive: Archive, options: InjectOptions) -
     _refuse_downgrade(guest, archive)
     content = _configuration(guest, options)
     settings = parse_configuration(content)
-    service = Service(port=port_in(settings))
+    service = Service(port=port_in(settings), vsock="vsock:" in settings.get("LISTEN", ""))
     secret = "TOKEN" in settings
     files: list[Operation] = [
         WriteFile(path=AGENT, content=archive.content, mode=0o755),

@@ -27,6 +27,7 @@ class Service:
         port: the TCP port that it listens on.
         user: whom the agent becomes once it has read its settings and opened its port,
             where the init system has no way of its own to run it without privileges.
+        vsock: whether it listens on vsock(7).
     """
 
     name: str = "guest-agent"
@@ -36,6 +37,7 @@ class Service:
     log: str = str(LOGS[0])
     port: int = DEFAULT_PORT
     user: str = "nobody"
+    vsock: bool = False
 
     @property
     def privileged_port(self) -> bool:
