@@ -7,7 +7,7 @@ DEFAULT_PATH = "/etc/guest-agent.conf"
 SIZE_LIMIT = 64 * 1024
 DEFAULT_PORT = 8080
 KEYS = ("VM_ID", "MANAGER_URL", "PORT", "LISTEN", "TOKEN", "READ_TOKEN", "ALLOW")
-KEYS += ("INTERFACE", "LOG_FILE")
+KEYS += ("ALLOW_CONFIGURE", "INTERFACE", "LOG_FILE")
 ANY_CID = 0xFFFFFFFF
 SOURCE = "configuration"  # what /info calls this file
 
@@ -29,6 +29,7 @@ class Settings(object):
         self.token = None
         self.read_token = None
         self.allow = None
+        self.configure = False
         self.interface = None
         self.log_file = None
 
@@ -133,6 +134,7 @@ def parse_settings(pairs, log):
         "TOKEN": ("token", parse_token),
         "READ_TOKEN": ("read_token", parse_token),
         "ALLOW": ("allow", access.parse_allow),
+        "ALLOW_CONFIGURE": ("configure", parse_flag),
         "INTERFACE": ("interface", parse_token),
         "LOG_FILE": ("log_file", parse_word),
     }
@@ -165,6 +167,13 @@ def parse_token(value):
     if [code for code in compat.code_points(value) if not 33 <= code <= 126]:
         raise ValueError("is not printable ASCII without spaces")
     return value
+
+
+def parse_flag(value):
+    """True for yes, False for no."""
+    if value not in ("yes", "no"):
+        raise ValueError("is neither yes nor no")
+    return value == "yes"
 
 
 def parse_outside(value):

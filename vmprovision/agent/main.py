@@ -150,7 +150,14 @@ def _run(options):
         "/metrics": metrics.read,
         "/info": lambda: guest.describe(proc, reporter.addresses, reporter.settings),
     }
-    serving = server.Server(listeners, routes, settings, log, clock, signals.fileno)
+
+    def configure(body, outcome):
+        from . import configure  # noqa: PLC0415 -- rare, and a heap of half a megabyte is small
+
+        return configure.configure(body, root, outcome, clock)
+
+    actions = {"/configure-interface": configure}
+    serving = server.Server(listeners, routes, actions, settings, log, clock, signals.fileno)
 
     def reload():
         log.info("reading the configuration again")

@@ -8,9 +8,11 @@ it closes it and nothing else.
 import os
 import select
 
-from . import access, compat, config, http
+from . import access, compat, config, http, jsonio, tasks
 from .compat import socket
 
+WORK_SECONDS = 120.0
+ORDER_LIMIT = 4096
 REQUEST_SECONDS = 10.0  # from a request's first byte to its last, and to take an answer
 IDLE_SECONDS = 30.0  # between two requests of a connection
 ACCEPT_PAUSE_SECONDS = 1.0
@@ -26,6 +28,7 @@ class _Connection(object):
         self.fd = sock.fileno()
         self.received = b""
         self.pending = b""
+        self.request = None  # one whose body is awaited, or that is being worked on
         self.skip = 0  # bytes of a request body still to be thrown away
         self.closing = False  # after what is pending
         # The client may still be sending: closing now would reset the
@@ -37,7 +40,8 @@ class _Connection(object):
         self.deadline = now + REQUEST_SECONDS
 
     def is_idle(self):
-        return not self.received and not self.pending and not self.skip and not self.lingering
+        busy = self.received or self.pending or self.skip or self.lingering or self.request
+        return not busy
 
 
 def open_listeners(doors, port):
@@ -112,15 +116,21 @@ def _listen(family, address, dual=False):
 class Server(object):
     """Serves ``routes``, a dict of path to a function that returns what to answer as JSON.
 
-    ``settings`` says who may ask; it may be replaced while serving.
+    ``actions`` is a dict of path to a function that changes the guest, one at a
+    time: it takes a request's body and an Outcome and gives a task, after which
+    the output is what to answer. ``settings`` says who may ask; it may be
+    replaced while serving.
     """
 
-    def __init__(self, listeners, routes, settings, log, clock, wake=None):  # noqa: PLR0913, PLR0917
+    def __init__(self, listeners, routes, actions, settings, log, clock, wake=None):  # noqa: PLR0913, PLR0917
         self.settings = settings
         self._listeners = {}
         for listener in listeners:
             self._listeners[listener.fileno()] = listener
         self._routes = routes
+        self._actions = actions
+        self._task = None  # (connection, flow, outcome) of the action that is under way
+        self._task_due = 0.0
         self._log = log
         self._clock = clock
         self._wake = wake
@@ -153,12 +163,16 @@ class Server(object):
         for connection in list(self._connections.values()):
             if now >= connection.deadline:
                 self._drop(connection)
+        if self._task and now >= self._task_due:
+            self._advance(now)
         if self._accept_at is not None and now >= self._accept_at:
             self._accept_at = None
             self._watch_listeners()
         times = [connection.deadline for connection in self._connections.values()]
         if self._accept_at is not None:
             times.append(self._accept_at)
+        if self._task:
+            times.append(self._task_due)
         return min(times) if times else now + IDLE_SECONDS
 
     def close(self):
@@ -167,6 +181,8 @@ class Server(object):
             self._drop(connection)
         for listener in self._listeners.values():
             listener.close()
+        if self._task:
+            self._task[1].close()
 
     def _watch_listeners(self):
         for descriptor in self._listeners:
@@ -243,33 +259,101 @@ class Server(object):
                 connection.since = self._clock()
                 connection.deadline = connection.since + REQUEST_SECONDS
             connection.received += data
-            self._answer(connection)
+            if (
+                len(connection.received) > PENDING_LIMIT
+            ):  # it goes on while its order is carried out
+                self._drop(connection)
+            else:
+                self._answer(connection)
 
     def _answer(self, connection):
         """Answers the requests received, as long as the client takes the answers."""
         while not connection.closing and len(connection.pending) < PENDING_LIMIT:
-            if connection.skip:
-                skipped = min(connection.skip, len(connection.received))
-                connection.skip -= skipped
-                connection.received = connection.received[skipped:]
-                if connection.skip:
-                    break
-            try:
-                head, connection.received = http.take_head(connection.received)
-                if head is None:
-                    break
-                request = http.parse_head(head)
-            except http.RequestError as error:
-                connection.pending += http.render(error.args[0], {"error": error.args[1]})
-                connection.closing = connection.lingering = True
+            take = self._take_order if connection.request else self._take_request
+            if not take(connection):
                 break
-            connection.skip = request.body_length
-            connection.pending += self._respond(request)
-            if not request.keep_alive:
-                connection.closing = True
-                connection.lingering = connection.skip > len(connection.received)
         if connection.pending:
             self._send(connection)
+
+    def _take_request(self, connection):
+        """Answers the next request, or makes an order of it; False if there is no whole one."""
+        if connection.skip:
+            skipped = min(connection.skip, len(connection.received))
+            connection.skip -= skipped
+            connection.received = connection.received[skipped:]
+            if connection.skip:
+                return False
+        try:
+            head, connection.received = http.take_head(connection.received)
+            if head is None:
+                return False
+            request = http.parse_head(head)
+        except http.RequestError as error:
+            connection.pending += http.render(error.args[0], {"error": error.args[1]})
+            connection.closing = connection.lingering = True
+            return True
+        if request.path in self._actions and request.body_length <= ORDER_LIMIT:
+            connection.request = request
+            return True
+        connection.skip = request.body_length
+        connection.pending += self._respond(request)
+        if not request.keep_alive:
+            connection.closing = True
+            connection.lingering = connection.skip > len(connection.received)
+        return True
+
+    def _take_order(self, connection):
+        """Begins what a request with a whole body asks for; False if there is nothing to answer."""
+        request = connection.request
+        is_begun = self._task and self._task[0] is connection
+        if is_begun or len(connection.received) < request.body_length:
+            return False
+        body = connection.received[: request.body_length]
+        connection.received = connection.received[request.body_length :]
+        refusal = self._refusal(request)
+        if refusal:
+            self._finish(connection, *refusal)
+            return True
+        outcome = tasks.Outcome()
+        self._task = (connection, self._actions[request.path](body, outcome), outcome)
+        self._task_due = self._clock()
+        connection.deadline = self._task_due + WORK_SECONDS
+        return False
+
+    def _refusal(self, request):
+        """The status and the answer for a request that may not change the guest, else None."""
+        if request.method != b"POST":
+            return 405, {"error": "method not allowed"}
+        if not self.settings.configure or not self.settings.token:
+            return 403, {"error": "not allowed: it takes ALLOW_CONFIGURE=yes and TOKEN"}
+        if not access.shows(request.fields.get(b"authorization", ()), self.settings.token):
+            return 401, {"error": "TOKEN is required"}
+        return (503, {"error": "another change is under way"}) if self._task else None
+
+    def _finish(self, connection, status, answer):
+        request, connection.request = connection.request, None
+        allow = "POST" if status == 405 else None
+        connection.pending += http.render(status, answer, request, request.keep_alive, allow)
+        connection.closing = not request.keep_alive
+
+    def _advance(self, now):
+        """Goes on with the action that is under way, even if who asked for it has gone."""
+        connection, flow, outcome = self._task
+        try:
+            pause = next(flow)
+        except StopIteration:
+            status, answer = 200, outcome.output
+        except Exception as error:
+            self._log.limited("%s: %s" % (connection.request.path, compat.describe_error(error)))
+            status, answer = 500, {"error": "internal error"}
+        else:
+            self._task_due = now + pause
+            return
+        self._task = None
+        self._log.info("%s: %s" % (connection.request.path, jsonio.dumps(answer)))
+        if self._connections.get(connection.fd) is connection:
+            self._finish(connection, status, answer)
+            self._serve(connection)
 
     def _respond(self, request):
         route = self._routes.get(request.path)

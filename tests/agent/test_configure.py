@@ -1,0 +1,292 @@
+"""What ``POST /configure-interface`` does, in network namespaces with real interfaces."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from vmprovision.agent import configure
+
+from .agents import parse_response, receive_all, running_agent, stop
+from .interpreters import one_of_each
+from .test_process import write_command
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from .interpreters import Interpreter
+
+    Ask = Callable[..., tuple[int, dict[str, Any]]]
+
+TOKEN = "t0k3n"
+ENABLED = "ALLOW_CONFIGURE=yes\nTOKEN=t0k3n\n"
+ONE_OF_EACH = pytest.mark.parametrize("interpreter", one_of_each(), indirect=True)
+# eth0 is the guest's interface, and its other end is on the outside.
+IP = shutil.which("ip") or "/sbin/ip"
+SETUP = (
+    f"{IP} link set lo up; {IP} link add eth0 type veth peer name outside && "
+    f"{IP} link set outside up && mount -t sysfs none /sys && "
+)
+
+
+def exchange(path: Path, body: str, token: str | None = TOKEN) -> tuple[int, dict[str, Any]]:
+    """The status and the answer to an order that goes through a Unix socket."""
+    lines = ["POST /configure-interface HTTP/1.1", "Host: guest", "Connection: close"]
+    lines += [f"Authorization: Bearer {token}"] if token else []
+    lines += [f"Content-Length: {len(body)}", "", body]
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(60)
+        sock.connect(str(path))
+        sock.sendall("\r\n".join(lines).encode())
+        response = parse_response(receive_all(sock))
+    answer: dict[str, Any] = json.loads(response.body)
+    return response.status, answer
+
+
+class Guest:
+    """An agent in a network namespace of its own."""
+
+    def __init__(self, folder: Path, pid: int) -> None:
+        """Takes the process that holds the namespace."""
+        self.path = folder / "agent.sock"
+        self._enter = ("nsenter", f"--target={pid}", "--net")
+
+    def order(self, **wanted: str | None) -> dict[str, Any]:
+        """The answer to an order that is allowed."""
+        status, answer = exchange(self.path, json.dumps(wanted))
+        assert status == 200
+        return answer
+
+    def run(self, *argv: str) -> str:
+        """What a program says in the namespace."""
+        command = [*self._enter, *argv]
+        return subprocess.run(
+            command, capture_output=True, check=True, text=True, timeout=20
+        ).stdout
+
+
+@contextmanager
+def running_guest(
+    interpreter: Interpreter,
+    program: Path,
+    folder: Path,
+    *,
+    config: str = ENABLED,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Guest]:
+    """An agent in a network namespace with an interface; reached through a Unix socket."""
+    probe = ["unshare", "-nm", "sh", "-c", SETUP + "true"]
+    if os.geteuid() != 0 or subprocess.run(probe, check=False, capture_output=True).returncode:
+        pytest.skip("only root can make network namespaces")
+    folder.mkdir(exist_ok=True)
+    (folder / "agent.conf").write_text(config)
+    argv = [*interpreter.argv, str(program), "--config", f"{folder}/agent.conf"]
+    argv += ["--listen", f"unix:{folder}/agent.sock"]
+    with (folder / "stderr").open("wb") as stderr:
+        run = subprocess.Popen(
+            ["unshare", "-nm", "sh", "-c", SETUP + 'exec "$@"', "sh", *argv],
+            stdin=subprocess.DEVNULL,
+            stdout=stderr,
+            stderr=stderr,
+            env={**os.environ, **(environment or {})},
+        )
+    try:
+        deadline = time.monotonic() + 20
+        while "listening on" not in (folder / "stderr").read_text():
+            assert time.monotonic() < deadline, (folder / "stderr").read_text()
+            time.sleep(0.05)
+        yield Guest(folder, run.pid)
+    finally:
+        stop(run)
+
+
+@ONE_OF_EACH
+def test_an_address_is_set(interpreter: Interpreter, program: Path, tmp_path: Path) -> None:
+    """The interface has the address and the route, and after a second order only the new ones."""
+    with running_guest(interpreter, program, tmp_path) as guest:
+        answer = guest.order(interface="eth0", static_ip="10.7.0.5/24", gateway="10.7.0.1")
+        assert answer == {
+            "success": True,
+            "interface": "eth0",
+            "mode": "static",
+            "ip": "10.7.0.5/24",
+            "gateway": "10.7.0.1",
+        }
+        assert "10.7.0.5/24" in guest.run("ip", "-4", "addr", "show", "dev", "eth0")
+        assert "via 10.7.0.1 dev eth0" in guest.run("ip", "route")
+        # of the same network: the kernel lets the second one go with the first
+        guest.order(interface="eth0", static_ip="10.7.0.6/24", gateway="10.7.0.2")
+        shown = guest.run("ip", "-4", "addr", "show", "dev", "eth0")
+        assert "10.7.0.6/24" in shown
+        assert "10.7.0.5" not in shown
+        assert guest.run("ip", "route").count("default") == 1
+        assert "via 10.7.0.2 dev eth0" in guest.run("ip", "route")
+        answer = guest.order(interface="eth0", static_ip="fd00:7::5/64", gateway="fd00:7::1")
+        assert answer["success"]
+        assert "fd00:7::5/64" in guest.run("ip", "-6", "addr", "show", "dev", "eth0")
+        assert "10.7.0.6/24" in guest.run("ip", "-4", "addr", "show", "dev", "eth0")
+
+
+@ONE_OF_EACH
+@pytest.mark.parametrize("tools", ["busybox ip", "ifconfig"])
+def test_old_tools_set_an_address(
+    interpreter: Interpreter, program: Path, tmp_path: Path, tools: str
+) -> None:
+    """The ip of busybox does, and ifconfig with route where there is no ip at all."""
+    busybox = shutil.which("busybox")
+    if not busybox:
+        pytest.skip("busybox is not on this host")
+    for name in ("ip", "ifconfig", "route"):
+        missing = name == "ip" and tools == "ifconfig"
+        script = "exit 127\n" if missing else f'exec {busybox} {name} "$@"\n'
+        write_command(tmp_path / "bin", name, script)
+    environment = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    with running_guest(interpreter, program, tmp_path, environment=environment) as guest:
+        answer = guest.order(interface="eth0", static_ip="10.7.0.5/20", gateway="10.7.0.1")
+        assert answer["success"], answer
+        assert "10.7.0.5/20" in guest.run("ip", "-4", "addr", "show", "dev", "eth0")
+        assert "via 10.7.0.1 dev eth0" in guest.run("ip", "route")
+
+
+@ONE_OF_EACH
+def test_an_address_is_leased(interpreter: Interpreter, program: Path, tmp_path: Path) -> None:
+    """Without static_ip a DHCP client asks; here that of busybox asks that of busybox."""
+    busybox = shutil.which("busybox")
+    if not busybox:
+        pytest.skip("busybox is not on this host")
+    set_address = '[ "$1" != bound ] || ip addr add $ip/$mask dev $interface\n'
+    write_command(tmp_path / "bin", "lease", set_address)
+    udhcpc = f'exec {busybox} udhcpc -f -q -s {tmp_path}/bin/lease "$@"\n'
+    write_command(tmp_path / "bin", "udhcpc", udhcpc)
+    for name in ("dhclient", "dhcpcd"):
+        write_command(tmp_path / "bin", name, "exit 127\n")
+    environment = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    (tmp_path / "leases").touch()
+    (tmp_path / "udhcpd.conf").write_text(
+        "start 10.7.0.50\nend 10.7.0.50\ninterface outside\noption subnet 255.255.255.0\n"
+        f"lease_file {tmp_path}/leases\npidfile {tmp_path}/udhcpd.pid\n"
+    )
+    with running_guest(interpreter, program, tmp_path, environment=environment) as guest:
+        guest.run("ip", "addr", "add", "10.7.0.1/24", "dev", "outside")
+        enter = guest._enter  # noqa: SLF001 -- the server must not be waited for
+        server = subprocess.Popen([*enter, busybox, "udhcpd", "-f", f"{tmp_path}/udhcpd.conf"])
+        try:
+            answer = guest.order(interface="eth0")
+        finally:
+            stop(server)
+        expected = {"success": True, "interface": "eth0", "mode": "dhcp", "dhcp_client": "udhcpc"}
+        assert answer == expected
+        assert "10.7.0.50" in guest.run("ip", "-4", "addr", "show", "dev", "eth0")
+
+
+@ONE_OF_EACH
+def test_wrong_orders_change_nothing(
+    interpreter: Interpreter, program: Path, tmp_path: Path
+) -> None:
+    """What is no interface, address or gateway of this guest is refused in words."""
+    with running_guest(interpreter, program, tmp_path) as guest:
+        before = guest.run("ip", "addr")
+        for wanted, word in (
+            ({"interface": "eth9"}, "no interface"),
+            ({"interface": "../eth0"}, "not the name"),
+            ({"interface": "-h"}, "not the name"),
+            ({}, "not the name"),
+            ({"interface": "eth0", "static_ip": "10.7.0.5"}, "static_ip"),
+            ({"interface": "eth0", "static_ip": "10.7.0.5/33"}, "static_ip"),
+            ({"interface": "eth0", "static_ip": "127.0.0.1/8"}, "static_ip"),
+            ({"interface": "eth0", "static_ip": "$(reboot)/8"}, "static_ip"),
+            ({"interface": "eth0", "static_ip": "10.7.0.5/24", "gateway": "fd00::1"}, "gateway"),
+            ({"interface": "eth0", "gateway": "10.7.0.1"}, "static_ip"),
+        ):
+            answer = guest.order(**wanted)
+            assert answer["success"] is False
+            assert word in answer["error"]
+        for body in ("", "[]", "{", '{"interface":1}', '{"a":"b"} x', "{'a':'b'}", '{"a"', '{"a":'):
+            assert exchange(guest.path, body)[1]["success"] is False
+        assert guest.run("ip", "addr") == before
+
+
+@pytest.mark.parametrize(
+    ("config", "token", "status"),
+    [
+        ("", "t0k3n", 403),
+        ("TOKEN=t0k3n\n", "t0k3n", 403),
+        ("ALLOW_CONFIGURE=yes\n", "t0k3n", 403),
+        (ENABLED, None, 401),
+        (ENABLED, "t0k3", 401),
+        (ENABLED + "READ_TOKEN=r3ad\n", "r3ad", 401),
+    ],
+)
+@ONE_OF_EACH
+def test_strangers_change_nothing(  # noqa: PLR0913, PLR0917 -- fixtures and cases
+    interpreter: Interpreter,
+    program: Path,
+    tmp_path: Path,
+    config: str,
+    token: str | None,
+    status: int,
+) -> None:
+    """It takes the setting and the token; a reader's token does not do."""
+    listen = f"127.0.0.1,unix:{tmp_path}/agent.sock"
+    with running_agent(interpreter, program, tmp_path, config=config, listen=listen) as agent:
+        body = '{"interface":"none"}'
+        assert exchange(tmp_path / "agent.sock", body, token)[0] == status
+        assert agent.run.poll() is None
+
+
+@ONE_OF_EACH
+def test_others_are_served_while_an_order_is_carried_out(
+    interpreter: Interpreter, program: Path, tmp_path: Path
+) -> None:
+    """A slow DHCP client holds up nobody; a second order must wait; who leaves stops nothing."""
+    script = f"touch {tmp_path}/begun; sleep 2; touch {tmp_path}/ended\n"
+    write_command(tmp_path / "bin", "dhclient", script)
+    write_command(tmp_path / "bin", "ip", "exit 0\n")
+    environment = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    path = tmp_path / "agent.sock"
+    with running_agent(
+        *(interpreter, program, tmp_path),
+        config=ENABLED,
+        listen=f"127.0.0.1,unix:{path}",
+        environment=environment,
+    ) as agent:
+        body = '{"interface":"lo"}'
+        head = f"POST /configure-interface HTTP/1.1\r\nHost: g\r\nContent-Length: {len(body)}\r\n"
+        with agent.connect() as slow:
+            slow.sendall(f"{head}Authorization: Bearer t0k3n\r\n\r\n{body}".encode())
+            deadline = time.monotonic() + 10
+            while not (tmp_path / "begun").exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            before = time.monotonic()
+            assert agent.get("/health").status == 200
+            assert exchange(path, body)[0] == 503
+            assert time.monotonic() - before < 1
+        agent.await_log('"dhcp_client":"dhclient"')
+        assert (tmp_path / "ended").exists()
+        assert agent.get("/health").status == 200
+
+
+def test_json_that_is_understood() -> None:
+    """Objects of strings and nulls, as any client writes them."""
+    text = ' {"a" : "b","c":null , "interface":"eth0"}\n'
+    assert configure.parse_object(text) == {"a": "b", "c": None, "interface": "eth0"}
+    assert configure.parse_object("{}") == {}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "}", '{"a"}', '{"a":}', '{"a":"b",}', '{"a":"b"}{', '{"a":{}}', '{a:"b"}']
+)
+def test_json_that_is_refused(text: str) -> None:
+    """Whatever else there is."""
+    with pytest.raises(configure.RefusalError):
+        configure.parse_object(text)
