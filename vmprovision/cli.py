@@ -161,6 +161,36 @@ TokenOption = Annotated[
         "configuration is then readable for root only.",
     ),
 ]
+ReadTokenOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="A file with the bearer token that the agent demands of whoever reads from it.",
+    ),
+]
+ListenOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WHERE",
+        help="Where the agent listens: addresses, unix:/PATH, vsock:PORT, separated by commas.",
+    ),
+]
+AllowOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NETS",
+        help="The addresses and networks that may ask the agent, separated by commas.",
+    ),
+]
+ConfigureOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--allow-configure/--no-allow-configure",
+        help="Whether the guest's network may be changed through the agent by whoever has the "
+        "token; the agent stays root then.",
+        show_default=False,
+    ),
+]
 
 
 def run() -> None:
@@ -230,6 +260,10 @@ def plan(  # noqa: PLR0913 -- one parameter an option
     manager_url: ManagerOption = None,
     port: PortOption = None,
     token_file: TokenOption = None,
+    read_token_file: ReadTokenOption = None,
+    listen: ListenOption = None,
+    allow: AllowOption = None,
+    allow_configure: ConfigureOption = None,
     init: InitOption = None,
     disk_format: FormatOption = None,
     root: RootOption = None,
@@ -243,7 +277,17 @@ def plan(  # noqa: PLR0913 -- one parameter an option
     source = _source(disk_format, root, allow_backing)
 
     def planned(control: api.Control) -> api.PlanReport:
-        options = _options(vm_id, manager_url, port, token_file, init)
+        options = api.InjectOptions(
+            vm_id=vm_id,
+            manager_url=manager_url,
+            port=port,
+            token=_read_token(token_file),
+            read_token=_read_token(read_token_file),
+            listen=listen,
+            allow=allow,
+            allow_configure=allow_configure,
+            init=_init(init),
+        )
         return api.plan(image, options, source=source, control=control)
 
     report = _work(as_json, planned)
@@ -258,6 +302,10 @@ def inject(  # noqa: PLR0913 -- one parameter an option
     manager_url: ManagerOption = None,
     port: PortOption = None,
     token_file: TokenOption = None,
+    read_token_file: ReadTokenOption = None,
+    listen: ListenOption = None,
+    allow: AllowOption = None,
+    allow_configure: ConfigureOption = None,
     init: InitOption = None,
     output: Annotated[
         Path | None,
@@ -288,6 +336,10 @@ def inject(  # noqa: PLR0913 -- one parameter an option
             manager_url=manager_url,
             port=port,
             token_file=token_file,
+            read_token_file=read_token_file,
+            listen=listen,
+            allow=allow,
+            allow_configure=allow_configure,
             init=init,
             disk_format=disk_format,
             root=root,
@@ -298,7 +350,17 @@ def inject(  # noqa: PLR0913 -- one parameter an option
     source = _source(disk_format, root, allow_backing)
 
     def injected(control: api.Control) -> api.ChangeReport:
-        options = _options(vm_id, manager_url, port, token_file, init)
+        options = api.InjectOptions(
+            vm_id=vm_id,
+            manager_url=manager_url,
+            port=port,
+            token=_read_token(token_file),
+            read_token=_read_token(read_token_file),
+            listen=listen,
+            allow=allow,
+            allow_configure=allow_configure,
+            init=_init(init),
+        )
         return api.inject(image, options, source=source, output=output, control=control)
 
     report = _work(as_json, injected)
@@ -508,23 +570,9 @@ def _init(name: str | None) -> Any:  # noqa: ANN401 -- checked against the names
     return module_for(name).NAME if name is not None else None
 
 
-def _options(
-    vm_id: str | None,
-    manager_url: str | None,
-    port: int | None,
-    token_file: Path | None,
-    init: str | None,
-) -> api.InjectOptions:
-    return api.InjectOptions(
-        vm_id=vm_id,
-        manager_url=manager_url,
-        port=port,
-        token=_read_token(token_file) if token_file is not None else None,
-        init=_init(init),
-    )
-
-
-def _read_token(path: Path) -> str:
+def _read_token(path: Path | None) -> str | None:
+    if path is None:
+        return None
     try:
         return path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as exc:

@@ -6,6 +6,7 @@ same file, so values are kept to characters that mean the same to all of them.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DEFAULT_PORT = 8080
+_UNIX_DOOR = re.compile(r"unix:/[^:]{1,106}(:0?[0-7]{3})?$")
+_VSOCK_DOOR = re.compile(r"vsock:(\d{1,10}:)?\d{1,10}$")
 _PLAIN = re.compile(r"[A-Za-z0-9._~:/?#\[\]@!()*+,;=%-]*$")
 _VM_ID = re.compile(r"[A-Za-z0-9._~:@+-]{1,128}$")
 _ASSIGNMENT = re.compile(rb"\s*([A-Za-z_][A-Za-z0-9_]*)\s*=(.*)$")
@@ -105,6 +108,50 @@ def check_port(value: int) -> int:
     if not 0 < value < 1 << 16:
         raise PlanError(f"{value} is not a TCP port", hint="use 1 to 65535")
     return value
+
+
+def check_listen(value: str) -> str:
+    """Where the agent listens: addresses, ``unix:PATH[:MODE]`` and ``vsock:[CID:]PORT``.
+
+    Raises:
+        PlanError: one of them is none of these.
+    """
+    doors = [door.strip() for door in value.split(",")]
+    for door in doors:
+        known = _UNIX_DOOR.match(door) or _VSOCK_DOOR.match(door)
+        if not _PLAIN.match(door) or not (known or _is_network(door.strip("[]"), prefix=False)):
+            raise PlanError(
+                f"the agent cannot listen on {door!r}",
+                hint="give addresses, unix:/PATH or vsock:PORT, separated by commas",
+            )
+    return ",".join(doors)
+
+
+def check_allow(value: str) -> str:
+    """The addresses and networks that may ask the agent.
+
+    Raises:
+        PlanError: one of them is none.
+    """
+    networks = [network.strip() for network in value.split(",")]
+    for network in networks:
+        if not _is_network(network, prefix=True):
+            raise PlanError(
+                f"{network!r} is neither an address nor a network",
+                hint="give them as 192.0.2.1 or 2001:db8::/32, separated by commas",
+            )
+    return ",".join(networks)
+
+
+def _is_network(value: str, *, prefix: bool) -> bool:
+    address, slash, length = value.partition("/")
+    try:
+        version = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    if not slash:
+        return True
+    return prefix and length.isdecimal() and int(length) <= version.max_prefixlen
 
 
 def check_token(value: str) -> str:

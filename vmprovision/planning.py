@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from vmprovision.configuration import (
     DEFAULT_PORT,
+    check_allow,
+    check_listen,
     check_manager_url,
     check_port,
     check_token,
@@ -50,7 +52,14 @@ class InjectOptions:
         vm_id: the guest's name at the manager.
         manager_url: where the agent reports its address: ``http://HOST:PORT``.
         port: the TCP port that the agent listens on, 8080 at first.
-        token: the bearer token that the agent shows to the manager.
+        token: the bearer token that the agent shows to the manager, and demands of whoever
+            wants to change the guest.
+        read_token: the bearer token that the agent demands of whoever wants to read.
+        listen: where the agent listens, all addresses at first; several are separated by
+            commas: addresses, ``unix:/PATH``, ``vsock:PORT``.
+        allow: the addresses and networks that may ask, separated by commas; all at first.
+        allow_configure: whether ``POST /configure-interface`` may change the guest's
+            network, for which the agent stays root; needs a token.
         init: the init system, where the caller knows better than the evidence.
     """
 
@@ -58,6 +67,10 @@ class InjectOptions:
     manager_url: str | None = None
     port: int | None = None
     token: str | None = None
+    read_token: str | None = None
+    listen: str | None = None
+    allow: str | None = None
+    allow_configure: bool | None = None
     init: InitSystem | None = None
 
 
@@ -74,8 +87,8 @@ def plan_injection(guest: GuestInfo, archive: Archive, options: InjectOptions) -
     _refuse_downgrade(guest, archive)
     content = _configuration(guest, options)
     settings = parse_configuration(content)
-    service = Service(port=port_in(settings), vsock="vsock:" in settings.get("LISTEN", ""))
-    secret = "TOKEN" in settings
+    service = _service(settings)
+    secret = "TOKEN" in settings or "READ_TOKEN" in settings
     files: list[Operation] = [
         WriteFile(path=AGENT, content=archive.content, mode=0o755),
         WriteFile(path=CONFIGURATION, content=content, mode=0o600 if secret else 0o644),
@@ -86,6 +99,21 @@ def plan_injection(guest: GuestInfo, archive: Archive, options: InjectOptions) -
     receipt = guest.locate(RECEIPT)
     directories: list[Operation] = list(directories_for([*(o.path for o in located), receipt]))
     return Plan(operations=(*directories, *located), notes=guest.notes)
+
+
+def _service(settings: Mapping[str, str]) -> Service:
+    """What the init system must know of the settings."""
+    configures = settings.get("ALLOW_CONFIGURE") == "yes"
+    if configures and "TOKEN" not in settings:
+        raise PlanError(
+            "nobody may configure interfaces without a token",
+            hint="give one with --token-file",
+        )
+    return Service(
+        port=port_in(settings),
+        user="root" if configures else "nobody",
+        vsock="vsock:" in settings.get("LISTEN", ""),
+    )
 
 
 def _refuse_unsupported(guest: GuestInfo) -> None:
@@ -138,6 +166,14 @@ def _configuration(guest: GuestInfo, options: InjectOptions) -> bytes:
         changes["PORT"] = str(check_port(options.port))
     if options.token is not None:
         changes["TOKEN"] = check_token(options.token)
+    if options.read_token is not None:
+        changes["READ_TOKEN"] = check_token(options.read_token)
+    if options.listen is not None:
+        changes["LISTEN"] = check_listen(options.listen)
+    if options.allow is not None:
+        changes["ALLOW"] = check_allow(options.allow)
+    if options.allow_configure is not None:
+        changes["ALLOW_CONFIGURE"] = "yes" if options.allow_configure else "no"
     if guest.agent and guest.agent.configuration:
         return update_configuration(guest.agent.configuration, changes)
     changes.setdefault("PORT", str(DEFAULT_PORT))

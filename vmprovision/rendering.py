@@ -26,7 +26,8 @@ class Service:
         log: where it writes when its init system keeps no log.
         port: the TCP port that it listens on.
         user: whom the agent becomes once it has read its settings and opened its port,
-            where the init system has no way of its own to run it without privileges.
+            where the init system has no way of its own to run it without privileges; root
+            where it may configure interfaces.
         vsock: whether it listens on vsock(7).
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import PurePosixPath
 
@@ -150,6 +151,68 @@ def test_a_privileged_port_gets_the_one_capability() -> None:
     privileged = file_at(plan_injection(GUEST, ARCHIVE, InjectOptions(port=80)), unit).content
     assert b"CAP_NET_BIND_SERVICE" not in plain
     assert b"AmbientCapabilities=CAP_NET_BIND_SERVICE" in privileged
+
+
+def test_doors_and_access_are_settings() -> None:
+    """Each option is a line, and a reader's token makes the file a secret, too."""
+    options = InjectOptions(
+        read_token="r3ad",
+        listen="127.0.0.1, unix:/run/guest-agent/a:0666",
+        allow="192.0.2.0/24,::1",
+    )
+    plan = plan_injection(GUEST, ARCHIVE, options)
+    configuration = file_at(plan, "/etc/guest-agent.conf")
+    lines = configuration.content.decode().splitlines()
+    assert "READ_TOKEN=r3ad" in lines
+    assert "LISTEN=127.0.0.1,unix:/run/guest-agent/a:0666" in lines
+    assert "ALLOW=192.0.2.0/24,::1" in lines
+    assert configuration.mode == 0o600
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        InjectOptions(listen="unix:relative"),
+        InjectOptions(listen="127.0.0.1/8"),
+        InjectOptions(listen="vsock:x"),
+        InjectOptions(listen="unix:/a b"),
+        InjectOptions(listen="::1,"),
+        InjectOptions(allow="10.0.0.0/33"),
+        InjectOptions(allow="everybody"),
+        InjectOptions(allow=""),
+        InjectOptions(read_token="two words"),
+    ],
+    ids=str,
+)
+def test_doors_and_access_that_are_none(options: InjectOptions) -> None:
+    """What the agent would not understand does not get into a guest."""
+    with pytest.raises(PlanError):
+        plan_injection(GUEST, ARCHIVE, options)
+
+
+def test_only_a_service_that_may_configure_stays_root() -> None:
+    """And it takes a token; systemd leaves it a few of root's capabilities."""
+    options = InjectOptions(token="t0k3n", allow_configure=True)
+    unit = "/etc/systemd/system/guest-agent.service"
+    text = file_at(plan_injection(GUEST, ARCHIVE, options), unit).content.decode()
+    assert "DynamicUser=yes" not in text
+    (bounding,) = re.findall(r"(?m)^CapabilityBoundingSet=(.*)$", text)
+    assert "CAP_NET_ADMIN" in bounding.split()
+    assert "CAP_SYS_ADMIN" not in bounding
+    script = plan_injection(replace(GUEST, init=RC_LOCAL), ARCHIVE, options).operations[-1]
+    assert isinstance(script, EditBlock)
+    assert b"--user root" in script.content
+    with pytest.raises(PlanError, match="token"):
+        plan_injection(GUEST, ARCHIVE, InjectOptions(allow_configure=True))
+
+
+def test_vsock_is_allowed_to_those_who_listen_on_it() -> None:
+    """The unit's list of address families has it only then."""
+    unit = "/etc/systemd/system/guest-agent.service"
+    plain = file_at(plan_injection(GUEST, ARCHIVE, InjectOptions()), unit).content
+    vsock = file_at(plan_injection(GUEST, ARCHIVE, InjectOptions(listen="vsock:80")), unit).content
+    assert b"AF_VSOCK" not in plain
+    assert b"AF_VSOCK\n" in vsock
 
 
 def test_what_options_leave_open_stays_as_it_is_in_the_guest() -> None:
