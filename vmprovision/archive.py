@@ -14,10 +14,20 @@ import tokenize
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vmprovision import agent
-from vmprovision.plan import digest
-from vmprovision.rendering import render
+from vmprovision.configuration import DEFAULT_PORT
+from vmprovision.guest import InitVerdict
+from vmprovision.initsystem import INIT_SYSTEMS
+from vmprovision.plan import EditBlock, Symlink, WriteFile, digest, marked
+from vmprovision.rendering import Service, render
+
+if TYPE_CHECKING:
+    from pathlib import PurePosixPath
+
+    from vmprovision.guest import InitSystem
+    from vmprovision.plan import Operation
 
 PACKAGE = "guest_agent"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can hold
@@ -50,6 +60,7 @@ def build_archive() -> Archive:
     for path in sorted(source.glob("*.py")):
         if path.name != "__main__.py":
             members[f"{PACKAGE}/{path.name}"] = condense(path.read_text("ascii")).encode()
+    members[f"{PACKAGE}/services.py"] = _services()
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, content in sorted(members.items()):
@@ -57,6 +68,51 @@ def build_archive() -> Archive:
     version: str = agent.__version__
     launcher = render("agent/launcher.sh.j2", version=version)
     return Archive(content=launcher + buffer.getvalue(), version=version)
+
+
+def _services() -> bytes:
+    """A module with what each init system gets, for ``guest-agent install``.
+
+    Only what takes files, links and lines of one file: s6 may need its compiler,
+    and startpar's makefiles are made by Debian's own ``update-rc.d``.
+    """
+    begin, end = (line.encode() for line in marked(Service().name, b"").decode().splitlines())
+    services = {
+        f"{module.NAME} {dialect}".strip(): [
+            _as_tuple(operation)
+            for operation in module.service_operations(
+                Service(), _verdict(module.NAME, dialect, hook)
+            )
+        ]
+        for module in INIT_SYSTEMS
+        for dialect, hook in reversed(module.VARIANTS)
+        if module.NAME != "s6" and dialect != "debian-startpar"
+    }
+    names = {
+        "CONFIGURATION": render("agent/guest-agent.conf.j2", settings={"PORT": DEFAULT_PORT}),
+        "BEGIN": begin,
+        "END": end,
+        "SERVICES": services,
+    }
+    return "".join(f"{name} = {value!r}\n" for name, value in names.items()).encode("ascii")
+
+
+def _verdict(system: InitSystem, dialect: str, hook: PurePosixPath | None) -> InitVerdict:
+    return InitVerdict(
+        system=system, pid1="", confidence="told", evidence=(), hook=hook, dialect=dialect
+    )
+
+
+def _as_tuple(operation: Operation) -> tuple[str, str, int, bytes | str]:
+    """Kind, path, mode, and the content or the link's target."""
+    path = str(operation.path)
+    if isinstance(operation, WriteFile):
+        return "file", path, operation.mode, operation.content
+    if isinstance(operation, EditBlock):
+        return "block", path, operation.mode, operation.content
+    if isinstance(operation, Symlink):
+        return "link", path, 0, operation.target
+    raise TypeError(f"no service needs {operation}")
 
 
 def condense(source: str) -> str:

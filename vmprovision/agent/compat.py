@@ -194,8 +194,8 @@ class PrivilegeError(Exception):
 
 
 def is_root():
-    """Whether this process may become another user."""
-    return os.geteuid() == 0
+    """Whether this process is root, as far as the interpreter can tell."""
+    return not hasattr(os, "geteuid") or os.geteuid() == 0
 
 
 def become(uid, gid):

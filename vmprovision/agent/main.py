@@ -9,13 +9,16 @@ from .metrics import Metrics
 from .reporting import Reporter
 
 USAGE = """\
-usage: guest-agent [identify] [--config FILE] [--port N] [--listen WHERE]
+usage: guest-agent install | uninstall
+       guest-agent [identify] [--config FILE] [--port N] [--listen WHERE]
                    [--allow NETS] [--log-file FILE] [--user NAME] [--root DIR] [--proc DIR]
                    [--version] [--help]
 
 Answers /health, /metrics and /info over HTTP and reports this guest's address
 to its manager. Runs in the foreground.
 
+  install          put the agent into this system: the file, settings, a service
+  uninstall        stop it and take away what install put there
   identify         leave what only root may read of this machine's identity in
                    /run/guest-agent.identity for an agent that is not root
   --config FILE    read settings from FILE (default: /etc/guest-agent.conf)
@@ -70,12 +73,16 @@ def parse_arguments(words):
     return options
 
 
-def main(argv):
+def main(argv):  # noqa: PLR0911 -- one for each way to be called
     """Runs the agent until it is told to stop; gives the exit status.
 
     0 after a clean stop, 1 if it cannot listen, 2 for a wrong command line.
     """
     word = argv[1] if argv[1:] and argv[1] in _WORDS else None
+    if word in ("install", "uninstall") and not argv[2:]:
+        from . import install  # noqa: PLC0415 -- rare, and large
+
+        return install.main(word, argv)
     try:
         options = parse_arguments(argv[2 if word else 1 :])
     except UsageError as error:
@@ -104,7 +111,12 @@ def _identify(options):
     return 0
 
 
-_WORDS = {"identify": _identify}
+def _refuse(_options):
+    sys.stderr.write("guest-agent: install and uninstall take no options\n")
+    return 2
+
+
+_WORDS = {"identify": _identify, "install": _refuse, "uninstall": _refuse}
 
 
 def _read_settings(options, log):
