@@ -146,6 +146,50 @@ def test_busybox_that_starts_openrc_does_not_run_services_itself(tmp_path: Path)
     assert with_openrc.init.system == "openrc"
 
 
+SYSVINIT: Tree = {
+    "/etc/os-release": OS_RELEASE,
+    "/sbin/init": elf(content=b"INIT: version %s booting /etc/inittab"),
+}
+
+
+@pytest.mark.parametrize(
+    ("files", "system", "dialect"),
+    [
+        (
+            {"/etc/inittab": "rc:2345:wait:/etc/rc.d/rc.M\n", "/etc/rc.d/rc.M": "#!/bin/sh\n"},
+            "slackware",
+            "",
+        ),
+        (
+            {
+                "/etc/inittab": "l3:3:wait:/etc/init.d/rc 3\n",
+                "/etc/init.d/rc3.d": None,
+                "/etc/rc.d": Link("init.d"),
+            },
+            "sysv",
+            "suse",
+        ),
+        (
+            {"/etc/inittab": "l3:3:wait:/etc/rc.d/init.d/rc 3\n", "/etc/rc.d/init.d": None},
+            "sysv",
+            "redhat",
+        ),
+        (
+            {"/sbin/init": elf(content=b"/etc/preinit"), "/etc/rc.common": "#!/bin/sh\n"},
+            "procd",
+            "",
+        ),
+        ({"/etc/inittab": "rc:2:wait:/etc/rc.multi\n"}, None, ""),
+    ],
+)
+def test_sysvinit_runs_what_its_inittab_says(
+    tmp_path: Path, files: Tree, system: str | None, dialect: str
+) -> None:
+    """Slackware, SUSE, Linux From Scratch and OpenWrt are told apart; others are not guessed."""
+    verdict = vmprovision.inspect(make_tree(tmp_path, {**SYSVINIT, **files})).init
+    assert (verdict.system, verdict.dialect) == (system, dialect)
+
+
 def test_the_caller_may_know_better(tmp_path: Path) -> None:
     """--init standalone on a systemd guest hooks its rc.local, following its link."""
     files: Tree = {
