@@ -15,7 +15,18 @@ if TYPE_CHECKING:
     from vmprovision.receipt import Receipt
 
 InitSystem = Literal[
-    "systemd", "openrc", "sysv", "upstart", "runit", "dinit", "s6", "finit", "busybox", "standalone"
+    "systemd",
+    "openrc",
+    "sysv",
+    "slackware",
+    "upstart",
+    "runit",
+    "dinit",
+    "s6",
+    "finit",
+    "procd",
+    "busybox",
+    "standalone",
 ]
 INIT_SYSTEMS: tuple[InitSystem, ...] = get_args(InitSystem)
 Confidence = Literal["certain", "likely", "told"]

@@ -82,6 +82,35 @@ SYSV_LINKS = [
                 "/etc/runlevels/default/guest-agent -> /etc/init.d/guest-agent",
             ],
         ),
+        (
+            "sysv",
+            "suse-startpar",
+            [
+                "/etc/init.d/guest-agent 0755",
+                *(f"/etc/init.d/rc{n}.d/K01guest-agent -> ../guest-agent" for n in (3, 5)),
+                *(f"/etc/init.d/rc{n}.d/S99guest-agent -> ../guest-agent" for n in (3, 5)),
+                "/etc/init.d/.depend.stop block",
+                "/etc/init.d/.depend.start block",
+            ],
+        ),
+        (
+            "slackware",
+            "",
+            [
+                "/etc/rc.d/rc.guest-agent 0755",
+                "/etc/rc.d/rc.local_shutdown block",
+                "/etc/rc.d/rc.local block",
+            ],
+        ),
+        (
+            "procd",
+            "",
+            [
+                "/etc/init.d/guest-agent 0755",
+                "/etc/rc.d/K01guest-agent -> ../init.d/guest-agent",
+                "/etc/rc.d/S99guest-agent -> ../init.d/guest-agent",
+            ],
+        ),
         ("upstart", "", ["/etc/init/guest-agent.conf 0644"]),
         (
             "dinit",
@@ -131,6 +160,8 @@ SCRIPTS = [
     ("openrc", "runscript"),
     *[("runit", dialect) for dialect, _ in module_for("runit").VARIANTS],
     ("s6", "scandir"),
+    ("slackware", ""),
+    ("procd", ""),
 ]
 
 

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 import vmprovision
-from tests.trees import BUSYBOX_TREE, OS_RELEASE, SHARED, SYSTEMD_TREE, Link, Tree, elf, make_tree
+from tests.trees import (
+    BUSYBOX_TREE,
+    OS_RELEASE,
+    SHARED,
+    SYSTEMD_TREE,
+    Link,
+    Program,
+    Tree,
+    elf,
+    make_tree,
+)
+from vmprovision.errors import AmbiguousInitError
 from vmprovision.filesystem import LocalFilesystem
 from vmprovision.inspection.pid1 import default_entry, find_pid1
 
@@ -40,14 +51,48 @@ def test_links_with_too_many_dots_stay_inside_the_guest(tmp_path: Path) -> None:
     assert pid1_of(tmp_path, files) == "dinit"
 
 
-def test_a_circle_of_links_is_one_clear_error(tmp_path: Path) -> None:
-    """Inspection ends, and says which path it was."""
-    make_tree(
-        tmp_path,
-        {"/etc/os-release": OS_RELEASE, "/sbin/init": Link("/sbin/b"), "/sbin/b": Link("init")},
-    )
-    with pytest.raises(vmprovision.InspectionError, match="/sbin/init"):
-        vmprovision.inspect(tmp_path)
+@pytest.mark.parametrize("link", ["/sbin/b", "/usr/lib/systemd/systemd"])
+def test_an_init_that_cannot_be_started_is_passed_over(tmp_path: Path, link: str) -> None:
+    """A circle of links, a dangling one: the kernel tries the next, and so is told here."""
+    files: Tree = {"/sbin/init": Link(link), "/sbin/b": Link("init"), "/bin/init": elf()}
+    make_tree(tmp_path, {"/etc/os-release": OS_RELEASE, **files, "/opt/dinit": elf()})
+    (tmp_path / "bin/init").unlink()
+    make_tree(tmp_path, {"/bin/init": Link("/opt/dinit")})
+    found = find_pid1(LocalFilesystem(tmp_path))
+    assert found.program == "dinit"
+    assert found.evidence[0].startswith("/sbin/init leads")
+
+
+def test_a_dangling_init_beside_a_shell_is_never_guessed(tmp_path: Path) -> None:
+    """With /usr on another filesystem only a shell is left, and inject asks for --init."""
+    files: Tree = {"/sbin/init": Link("/usr/lib/systemd/systemd"), "/bin/sh": elf()}
+    make_tree(tmp_path, {**files, "/etc/os-release": OS_RELEASE, "/etc/rc.local": "#!/bin/sh\n"})
+    with pytest.raises(AmbiguousInitError, match="/usr on a filesystem") as caught:
+        vmprovision.plan(tmp_path)
+    assert "--init" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("script", "program"),
+    [
+        ('exec >/dev/console\nexec /usr/lib/systemd/systemd "$@"\n', "systemd"),
+        ("pivot_root . mnt\nexec /usr/sbin/chroot . /sbin/real-init $@\n", "sysvinit"),
+        ("[ -e /x ] && exec /usr/lib/systemd/systemd\nexec /opt/dinit\n", "script"),
+        ("# exec /opt/dinit\nexec /bin/sh\n", "script"),
+        ("exec /sbin/init\n", "script"),
+    ],
+)
+def test_a_script_is_what_it_hands_over_to(tmp_path: Path, script: str, program: str) -> None:
+    """Wrappers of containers and overlays exec the real init; two of them decide nothing."""
+    files: Tree = {
+        "/sbin/init": Program(f"#!/bin/sh\n{script}".encode()),
+        "/sbin/real-init": elf(content=b"/etc/inittab"),
+        "/usr/lib/systemd/systemd": elf(),
+        "/usr/sbin/chroot": elf(),
+        "/opt/dinit": elf(),
+        "/bin/sh": elf(),
+    }
+    assert pid1_of(tmp_path, files) == program
 
 
 def test_directories_of_systemd_do_not_make_a_systemd_guest(tmp_path: Path) -> None:
@@ -144,6 +189,50 @@ def test_busybox_that_starts_openrc_does_not_run_services_itself(tmp_path: Path)
     assert without.init.system == "busybox"
     with_openrc = vmprovision.inspect(make_tree(tmp_path / "with", {**tree, "/sbin/openrc": elf()}))
     assert with_openrc.init.system == "openrc"
+
+
+SYSVINIT: Tree = {
+    "/etc/os-release": OS_RELEASE,
+    "/sbin/init": elf(content=b"INIT: version %s booting /etc/inittab"),
+}
+
+
+@pytest.mark.parametrize(
+    ("files", "system", "dialect"),
+    [
+        (
+            {"/etc/inittab": "rc:2345:wait:/etc/rc.d/rc.M\n", "/etc/rc.d/rc.M": "#!/bin/sh\n"},
+            "slackware",
+            "",
+        ),
+        (
+            {
+                "/etc/inittab": "l3:3:wait:/etc/init.d/rc 3\n",
+                "/etc/init.d/rc3.d": None,
+                "/etc/rc.d": Link("init.d"),
+            },
+            "sysv",
+            "suse",
+        ),
+        (
+            {"/etc/inittab": "l3:3:wait:/etc/rc.d/init.d/rc 3\n", "/etc/rc.d/init.d": None},
+            "sysv",
+            "redhat",
+        ),
+        (
+            {"/sbin/init": elf(content=b"/etc/preinit"), "/etc/rc.common": "#!/bin/sh\n"},
+            "procd",
+            "",
+        ),
+        ({"/etc/inittab": "rc:2:wait:/etc/rc.multi\n"}, None, ""),
+    ],
+)
+def test_sysvinit_runs_what_its_inittab_says(
+    tmp_path: Path, files: Tree, system: str | None, dialect: str
+) -> None:
+    """Slackware, SUSE, Linux From Scratch and OpenWrt are told apart; others are not guessed."""
+    verdict = vmprovision.inspect(make_tree(tmp_path, {**SYSVINIT, **files})).init
+    assert (verdict.system, verdict.dialect) == (system, dialect)
 
 
 def test_the_caller_may_know_better(tmp_path: Path) -> None:

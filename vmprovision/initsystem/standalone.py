@@ -24,7 +24,8 @@ NAME: InitSystem = "standalone"
 
 RC_LOCAL = ("/etc/rc.d/rc.local", "/etc/rc.local")
 # PID 1 programs of which nobody else's module is the right answer.
-UNCLAIMED = ("unknown", "script", "shell", "toybox", "minit")
+# A bare shell is none of them: it runs nothing at boot.
+UNCLAIMED = ("unknown", "script", "toybox", "minit")
 VARIANTS: tuple[tuple[str, PurePosixPath | None], ...] = (("", PurePosixPath(RC_LOCAL[-1])),)
 EXECUTABLE = 0o111
 

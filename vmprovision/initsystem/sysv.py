@@ -1,9 +1,11 @@
-"""SysV runlevels: a script in ``init.d`` and its links, in Red Hat's dialect and in Debian's.
+"""SysV runlevels: a script in ``init.d`` and its links, as Red Hat, Debian and SUSE have them.
 
 LSB init scripts, chkconfig(8), insserv(8).  The script is the same; the folders are
 not.  Debian's ``rc`` starts by the makefiles ``.depend.*`` that insserv makes, where
 they are there, and ignores links that they do not name: startpar takes further
-``TARGETS`` lines, so a block with one is added.
+``TARGETS`` lines, so a block with one is added.  SUSE (init.d(7)) keeps the runlevels
+below ``/etc/init.d``, uses 3 and 5 only, and has the links that stop a service in the
+runlevel that is left; its ``rc`` reads the same makefiles.
 """
 
 from __future__ import annotations
@@ -31,8 +33,11 @@ VARIANTS: tuple[tuple[str, PurePosixPath | None], ...] = (
     ("redhat", None),
     ("debian", None),
     ("debian-startpar", None),
+    ("suse", None),
+    ("suse-startpar", None),
 )
 START_LEVELS, STOP_LEVELS = (2, 3, 4, 5), (0, 1, 6)
+SUSE_LEVELS = (3, 5)
 REDHAT_SCRIPTS = PurePosixPath("/etc/rc.d/init.d")
 REDHAT_RC = "/etc/rc.d/rc"
 REDHAT_JOB = "/etc/init/rc.conf"  # RHEL 6's Upstart runs the runlevels' scripts by it
@@ -40,7 +45,8 @@ DEBIAN_SCRIPTS = PurePosixPath("/etc/init.d")
 DEPENDENCIES = (".depend.boot", ".depend.start", ".depend.stop")
 LEGACY_ORDER = DEBIAN_SCRIPTS / ".legacy-bootordering"
 STARTPAR = ("/bin/startpar", "/sbin/startpar", "/usr/bin/startpar", "/lib/startpar/startpar")
-_RUNS_RC = re.compile(r"(?m)^[^#\n]*(/etc/(?:rc\.d|init\.d)/rc)\s+\d")
+# Linux From Scratch has it in /etc/rc.d/init.d
+_RUNS_RC = re.compile(r"(?m)^[^#\n]*(/etc/(?:rc\.d|init\.d|rc\.d/init\.d)/rc)\s+\d")
 
 
 def detect(reader: GuestReader, pid1: Pid1) -> InitVerdict | None:
@@ -73,19 +79,28 @@ def _is_redhat(reader: GuestReader) -> bool:
     return status is not None and status.kind == "directory"
 
 
+def _is_suse(reader: GuestReader) -> bool:
+    status = status_of(reader, DEBIAN_SCRIPTS / "rc3.d")
+    return status is not None and status.kind == "directory"
+
+
 def _dialect(reader: GuestReader) -> str:
+    if _is_suse(reader):  # asked first: SUSE's /etc/rc.d is a link to /etc/init.d
+        return "suse-startpar" if _by_dependency(reader) else "suse"
     if _is_redhat(reader):
         return "redhat"
+    return "debian-startpar" if _by_dependency(reader) else "debian"
+
+
+def _by_dependency(reader: GuestReader) -> bool:
+    """Whether boot goes by the makefiles of insserv."""
     # sysv-rc's own condition: three files that are not empty, and no word against it
     sizes = [status_of(reader, DEBIAN_SCRIPTS / name) for name in DEPENDENCIES]
-    by_dependency = all(status is not None and status.size for status in sizes)
-    if (
-        by_dependency
+    return (
+        all(status is not None and status.size for status in sizes)
         and status_of(reader, LEGACY_ORDER) is None
         and any(resolved_file(reader, path) for path in STARTPAR)
-    ):
-        return "debian-startpar"
-    return "debian"
+    )
 
 
 def told(reader: GuestReader, pid1: Pid1) -> InitVerdict:
@@ -112,25 +127,16 @@ def running_fault(running: Mapping[str, Any], _verdict: InitVerdict) -> str | No
 
 def service_operations(service: Service, verdict: InitVerdict) -> list[Operation]:
     """The script and its links, those that start it last; then what startpar reads."""
-    redhat = verdict.dialect == "redhat"
-    scripts = REDHAT_SCRIPTS if redhat else DEBIAN_SCRIPTS
-    levels = scripts.parent
+    scripts = REDHAT_SCRIPTS if verdict.dialect == "redhat" else DEBIAN_SCRIPTS
     operations: list[Operation] = [
         WriteFile(
             path=scripts / service.name,
             content=render("sysv/guest-agent.j2", service=service),
             mode=0o755,
-        )
+        ),
+        *_links(service, verdict.dialect, scripts),
     ]
-    for start, numbers in (("K01", STOP_LEVELS), ("S99", START_LEVELS)):
-        operations += [
-            Symlink(
-                path=levels / f"rc{number}.d" / f"{start}{service.name}",
-                target=f"../init.d/{service.name}",
-            )
-            for number in numbers
-        ]
-    if verdict.dialect == "debian-startpar":
+    if verdict.dialect.endswith("-startpar"):
         operations += [
             EditBlock(
                 path=scripts / name,
@@ -140,3 +146,18 @@ def service_operations(service: Service, verdict: InitVerdict) -> list[Operation
             for name in (".depend.stop", ".depend.start")
         ]
     return operations
+
+
+def _links(service: Service, dialect: str, scripts: PurePosixPath) -> list[Operation]:
+    suse = dialect.startswith("suse")
+    levels = scripts if suse else scripts.parent
+    target = f"../{service.name}" if suse else f"../init.d/{service.name}"
+    orders = (
+        ("K01", SUSE_LEVELS if suse else STOP_LEVELS),
+        ("S99", SUSE_LEVELS if suse else START_LEVELS),
+    )
+    return [
+        Symlink(path=levels / f"rc{number}.d" / f"{order}{service.name}", target=target)
+        for order, numbers in orders
+        for number in numbers
+    ]

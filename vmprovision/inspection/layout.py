@@ -24,6 +24,8 @@ DIRECTORIES = (
     "/etc/finit.d/enabled",
     "/etc/init",
     "/etc/init.d",
+    "/etc/init.d/rc3.d",
+    "/etc/init.d/rc5.d",
     "/etc/rc.d",
     "/etc/rc.d/init.d",
     *(f"/etc/rc.d/rc{level}.d" for level in range(7)),

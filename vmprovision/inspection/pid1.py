@@ -13,7 +13,7 @@ import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from vmprovision.errors import printable
+from vmprovision.errors import InspectionError, printable
 from vmprovision.filesystem import read_text, resolve
 from vmprovision.guest import Pid1
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 KERNEL_ORDER = ("/sbin/init", "/etc/init", "/bin/init", "/bin/sh")
 PROGRAM_LIMIT = 8 << 20
+EXECUTABLE = 0o111
+SCRIPT_DEPTH = 4
+SCRIPT_LIMIT = 64 << 10
 
 # Each holds the command line of the entry that boots unless a person chooses another.
 BOOT_FILES = (
@@ -89,16 +92,36 @@ def find_pid1(reader: GuestReader) -> Pid1:
     """The program that the guest's kernel starts."""
     evidence: list[str] = []
     for start in _starting_points(reader, evidence):
-        real = resolve(reader, start)
-        status = reader.lstat(real)
-        if status is None or status.kind != "file":
+        real = _program_at(reader, start, evidence)
+        if real is None:
             continue
-        if real != start:
-            evidence.append(f"{start} leads to {real}")
-        program = _identify(reader, start, real, evidence)
-        return Pid1(program=program, path=real, evidence=tuple(evidence))
+        program, path = _identify(reader, start, real, evidence)
+        return Pid1(program=program, path=path, evidence=tuple(evidence))
     evidence.append(f"none of {', '.join(KERNEL_ORDER)} is there")
     return Pid1(program="none", path=None, evidence=tuple(evidence))
+
+
+def _program_at(
+    reader: GuestReader, start: PurePosixPath, evidence: list[str]
+) -> PurePosixPath | None:
+    """Where the program that the kernel starts by this path really is; None: it cannot start it."""
+    try:
+        real = resolve(reader, start)
+    except InspectionError:
+        evidence.append(f"{start} leads through a circle of links")
+        return None
+    status = reader.lstat(real)
+    if status is None and real == start:
+        return None
+    if real != start:
+        evidence.append(f"{start} leads to {real}")
+    if status is None:
+        evidence.append(f"{real} is not there; is /usr on a filesystem of its own?")
+        return None
+    if status.kind != "file" or not status.mode & EXECUTABLE:
+        evidence.append(f"{real} is no executable file")
+        return None
+    return real
 
 
 def _starting_points(reader: GuestReader, evidence: list[str]) -> list[PurePosixPath]:
@@ -151,34 +174,64 @@ def _option_in(text: str) -> PurePosixPath | None:
 
 
 def _identify(
-    reader: GuestReader, start: PurePosixPath, real: PurePosixPath, evidence: list[str]
-) -> str:
+    reader: GuestReader,
+    start: PurePosixPath,
+    real: PurePosixPath,
+    evidence: list[str],
+    depth: int = SCRIPT_DEPTH,
+) -> tuple[str, PurePosixPath]:
+    """What a program is, and where: for a script, what it hands over to."""
     name = real.name
     if name.startswith("busybox"):
-        return "busybox"
+        return "busybox", real
     if name in _BY_NAME and not (_BY_NAME[name] == "shell" and start.name == "init"):
-        return _BY_NAME[name]
+        return _BY_NAME[name], real
     content = reader.read(real, limit=PROGRAM_LIMIT)
     if content.startswith(b"#!"):
-        return _identify_script(content, real, evidence)
+        return _identify_script(reader, content, real, evidence, depth)
     for package, program in _BY_PACKAGE.items():
         if _owns(reader, package, (start, real)):
             evidence.append(f"{start} belongs to the package {package}")
-            return program
+            return program, real
     for words, program in _BY_CONTENT:
         if words in content:
             evidence.append(f"{real} contains {words.decode()!r}")
-            return program
+            return program, real
     evidence.append(f"nothing identifies the program {real}")
-    return "unknown"
+    return "unknown", real
 
 
-def _identify_script(content: bytes, real: PurePosixPath, evidence: list[str]) -> str:
+def _identify_script(
+    reader: GuestReader, content: bytes, real: PurePosixPath, evidence: list[str], depth: int
+) -> tuple[str, PurePosixPath]:
     if b"s6-linux-init" in content:
         evidence.append(f"{real} is a script that starts s6-linux-init")
-        return "s6"
-    evidence.append(f"{real} is a script")
-    return "script"
+        return "s6", real
+    found: dict[str, tuple[PurePosixPath, list[str]]] = {}
+    for path in _successors(content) if depth else ():
+        sentences: list[str] = []
+        target = _program_at(reader, path, sentences)
+        if target is None or target == real:
+            continue
+        program, where = _identify(reader, path, target, sentences, depth - 1)
+        if program not in ("shell", "unknown", "script"):
+            found.setdefault(program, (where, sentences))
+    if len(found) == 1:
+        program, (where, sentences) = found.popitem()
+        evidence += [f"{real} is a script that hands over to {where}", *sentences]
+        return program, where
+    names = f", which hands over to {' or '.join(found)}" if found else ""
+    evidence.append(f"{real} is a script{names}")
+    return "script", real
+
+
+def _successors(content: bytes) -> list[PurePosixPath]:
+    """Programs that a script may ``exec``: the absolute paths in such commands."""
+    text = content[:SCRIPT_LIMIT].decode("utf-8", "replace")
+    commands = re.findall(r"(?m)^[^#\n]*\bexec\s+([^\n;&|]*)", text)
+    words = [word.strip("\"'") for command in commands for word in command.split()]
+    paths = dict.fromkeys(word for word in words if re.match(r"/(?!dev/|proc/)[\w./+-]+$", word))
+    return [PurePosixPath(printable(path)) for path in paths]
 
 
 def _owns(reader: GuestReader, package: str, paths: tuple[PurePosixPath, ...]) -> bool:
