@@ -56,7 +56,7 @@ def write_recipe(folder: Path, content: str = SMALL, name: str = "small") -> Pat
 @pytest.mark.parametrize("recipe", list_recipes(), ids=lambda recipe: recipe.name)
 def test_shipped_recipes_agree_with_themselves(recipe: Recipe) -> None:
     """The root filesystem that fstab and the command line name is the one that is made."""
-    fstab = (recipe.folder / "files/etc/fstab").read_text(encoding="utf-8")
+    fstab = recipe.files()["etc/fstab"].read_text(encoding="utf-8")
     assert fstab.startswith(f"UUID={recipe.disk.uuid} / {recipe.disk.filesystem} ")
     assert f"root=UUID={recipe.disk.uuid} " in recipe.disk.command_line
     assert "console=ttyS0" in recipe.disk.command_line
@@ -128,13 +128,19 @@ def test_an_unknown_recipe_is_told_with_those_that_exist(tmp_path: Path, name: s
 def test_the_key_follows_the_content_only(tmp_path: Path) -> None:
     """Another file, name or byte gives another key; another place or date does not."""
     first = parse_recipe(write_recipe(tmp_path / "one"))
-    same = parse_recipe(write_recipe(tmp_path / "two"))
+    folder = write_recipe(tmp_path / "two")
+    same = parse_recipe(folder)
     assert first.key() == same.key()
-    (same.folder / "files/etc").mkdir(parents=True)
-    (same.folder / "files/etc/motd").write_bytes(b"hello")
+    (folder / "files/etc").mkdir(parents=True)
+    (folder / "files/etc/motd").write_bytes(b"hello")
     with_file = same.key()
-    (same.folder / "files/etc/motd").rename(same.folder / "files/etc/mot")
-    assert len({first.key(), with_file, same.key()}) == 3
+    (folder / "files/etc/motd").rename(folder / "files/etc/mot")
+    renamed = same.key()
+    (folder / "files/etc/mot").write_bytes(b"hallo")
+    other = parse_recipe(
+        write_recipe(tmp_path / "three", SMALL.replace("size_mb = 32", "size_mb = 33"))
+    )
+    assert len({first.key(), with_file, renamed, same.key(), other.key()}) == 5
 
 
 def test_files_belong_to_root_and_scripts_can_run(tmp_path: Path) -> None:
