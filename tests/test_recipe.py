@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import shutil
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.conftest import require
+from vmprovision.appliance.session import Drive, launch
 from vmprovision.errors import CancelledError, RecipeError
 from vmprovision.progress import Control
 from vmprovision.recipe import build_image, find_recipe, list_recipes, parse_recipe
@@ -80,6 +83,11 @@ def test_shipped_recipes_are_listed_by_name() -> None:
         ('"busybox-static"', '"--simulate"', "packages cannot hold '--simulate'"),
         ('leave_out = ["/*"]', 'leave_out = ["doc"]', "leave_out cannot hold 'doc'"),
         ("[disk]", "surprise = 1\n[disk]", "surprise is no key of a recipe"),
+        ("[disk]", "updates = 1\n[disk]", "updates must be true or false"),
+        ("[disk]", "tarball = 'a.tar'\n[disk]", "tarball must be a table"),
+        ("[disk]", "[tarball]\nname = '../a.tar'\n[disk]", "tarball.name cannot be"),
+        ("[disk]", "[tarball]\nname = 'a.zip'\n[disk]", "tarball.name cannot be"),
+        ("[disk]", "[tarball]\nname = 'a.tar'\n[disk]", "tarball.sha256 is missing"),
         ("size_mb = 32", "size_mb = true", "disk.size_mb must be a whole number"),
         ("size_mb = 32", "size_mb = 8", "disk.size_mb must be a whole number from 32"),
         (f'uuid = "{UUID}"', 'uuid = "none"', "disk.uuid is 'none', which is not a UUID"),
@@ -105,6 +113,41 @@ def test_extlinux_wants_a_filesystem_that_it_can_read(tmp_path: Path) -> None:
     content = SMALL.replace('bootloader = "none"', 'bootloader = "extlinux"')
     with pytest.raises(RecipeError, match="metadata_csum"):
         parse_recipe(write_recipe(tmp_path, content.replace('"gpt"', '"mbr"')))
+
+
+def test_a_recipe_says_only_what_differs(tmp_path: Path) -> None:
+    """Lists are added to and the disk is merged; all else replaces, and so does a file."""
+    base = write_recipe(tmp_path, name="_base")
+    own = write_recipe(
+        tmp_path,
+        'extends = "_base"\nsuite = "trixie"\npackages = ["kmod"]\n[disk]\nsize_mb = 64\n',
+        name="own",
+    )
+    for folder, names in ((base, ("etc/motd", "etc/hosts")), (own, ("etc/motd",))):
+        for name in names:
+            path = folder / "files" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(folder.name, encoding="ascii")
+    recipe = parse_recipe(own)
+    assert (recipe.suite, recipe.packages) == ("trixie", ("busybox-static", "kmod"))
+    assert (recipe.disk.size_mb, recipe.disk.uuid) == (64, UUID)
+    found = {place: path.read_text(encoding="ascii") for place, path in recipe.files().items()}
+    assert found == {"etc/hosts": "_base", "etc/motd": "own"}
+    assert [recipe.name for recipe in list_recipes(tmp_path)] == ["own"]
+
+
+@pytest.mark.parametrize(
+    ("extends", "complaint"),
+    [("'other'", "extends 'own', which extends"), ("'../own'", "cannot be"), ("7", "cannot be")],
+)
+def test_recipes_that_extend_in_a_circle_are_refused(
+    tmp_path: Path, extends: str, complaint: str
+) -> None:
+    """So is a base that is a path, or no name at all."""
+    own = write_recipe(tmp_path, f"extends = {extends}\n", name="own")
+    write_recipe(tmp_path, "extends = 'own'\n", name="other")
+    with pytest.raises(RecipeError, match=re.escape(complaint)):
+        parse_recipe(own)
 
 
 def test_links_among_the_files_are_refused(tmp_path: Path) -> None:
@@ -182,6 +225,17 @@ def test_a_host_without_debian_mirrors_uses_the_default() -> None:
     assert parse_index_targets(printed, "bookworm") == []
 
 
+def test_a_release_without_support_is_taken_from_its_own_archive() -> None:
+    """Its security archive lists files that it no longer has; unstable never had one."""
+    printed = (
+        "http://mirror.example/debian/\tDebian\ttrixie\tmain\t$(SIGNED_BY)\n"
+        "https://mirror.example/security/\tDebian\ttrixie-security\tmain\t$(SIGNED_BY)\n"
+    )
+    for suite, updates in (("bullseye", False), ("sid", True)):
+        lines = parse_index_targets(printed, suite, updates=updates)
+        assert lines == [f"deb http://mirror.example/debian/ {suite} main"]
+
+
 def test_only_what_reaches_the_mirror_is_passed_on() -> None:
     """Of the host's apt settings, hooks and directories stay out."""
     for line in host_apt_settings():
@@ -209,6 +263,72 @@ def test_a_cancelled_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         build_image("small", control=control, recipes=tmp_path / "recipes")
     left = [path.suffix for path in (tmp_path / "cache/images").iterdir()]
     assert left == [".lock"]
+
+
+def with_tarball(folder: Path, members: dict[str, bytes | str | None]) -> tuple[Path, Path]:
+    """A folder of one recipe whose tarball has these members (bytes: a file, text: a link)."""
+    tarball = folder / "root.tar.gz"
+    with tarfile.open(tarball, "w:gz", format=tarfile.GNU_FORMAT) as archive:
+        for name, what in members.items():
+            member = tarfile.TarInfo(name)
+            if isinstance(what, bytes):
+                member.size = len(what)
+            else:
+                member.type = tarfile.DIRTYPE if what is None else tarfile.SYMTYPE
+                member.linkname = what or ""
+            member.mode = 0o755
+            archive.addfile(member, io.BytesIO(what) if isinstance(what, bytes) else None)
+    digest = hashlib.sha256(tarball.read_bytes()).hexdigest()
+    named = f'[tarball]\nname = "{tarball.name}"\nsha256 = "{digest}"\n\n[disk]'
+    return write_recipe(folder, SMALL.replace("[disk]", named)), tarball
+
+
+def test_a_tarball_must_be_there_and_be_the_right_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is made of a file that is not what the recipe was written for."""
+    monkeypatch.setenv("VMPROVISION_CACHE", str(tmp_path / "cache"))
+    _, tarball = with_tarball(tmp_path, {"etc": None})
+    with pytest.raises(RecipeError, match=r"needs root\.tar\.gz") as caught:
+        build_image("small", control=Control(), recipes=tmp_path)
+    assert "--tarball" in caught.value.hint
+    tarball.write_bytes(tarball.read_bytes() + b"\0")
+    with pytest.raises(RecipeError, match="is not what recipe small names"):
+        build_image("small", control=Control(), recipes=tmp_path, tarball=tmp_path)
+    assert [path.suffix for path in (tmp_path / "cache/images").iterdir()] == [".lock"]
+
+
+@pytest.mark.boot
+@pytest.mark.appliance
+def test_a_tarball_is_unpacked_where_it_can_do_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names that climb and links that lead out stay inside; the recipe's files lie on top."""
+    require(shutil.which("mmdebstrap"), "mmdebstrap is not installed")
+    monkeypatch.setenv("VMPROVISION_CACHE", str(tmp_path / "cache"))
+    members: dict[str, bytes | str | None] = {
+        "etc": None,
+        "etc/issue": b"theirs",
+        "etc/motd": b"theirs",
+        "bin": str(tmp_path),
+        "../../climbed": b"",
+        "out": str(tmp_path),
+        "out/through": b"",
+    }
+    folder, _ = with_tarball(tmp_path, members)
+    (folder / "files/etc").mkdir(parents=True)
+    (folder / "files/etc/motd").write_bytes(b"ours")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    disk = build_image("small", control=Control(), recipes=tmp_path, tarball=tmp_path)
+    after = sorted(path.name for path in tmp_path.iterdir())
+    assert after == sorted([*before, "cache"])
+    with launch([Drive(path=disk, format="qcow2", readonly=True)], control=Control()) as appliance:
+        appliance.call("mount_ro", "/dev/sda1", "/")
+        assert appliance.call("read_file", "/etc/issue") == b"theirs"
+        assert appliance.call("read_file", "/etc/motd") == b"ours"
+        assert appliance.call("is_dir", "/bin")
+        assert appliance.call("is_file", "/bin/busybox")
+        assert appliance.call("is_file", "/climbed")
 
 
 @pytest.mark.boot
