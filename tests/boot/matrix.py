@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import sys
 import tempfile
 import time
@@ -40,6 +41,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs/support-matrix.md"
 TARBALLS = SHARED / "alpine"
 BOOT_SECONDS = 240.0
+JOBS = min(os.cpu_count() or 1, 4)  # a guest keeps one core busy and takes half a gigabyte
 FAILED = "**failed**"
 EMPTY = "\N{EN DASH}"
 HEAD = """\
@@ -184,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", nargs="*", help="try only these, and do not write the page")
-    parser.add_argument("--jobs", type=int, default=1, help="so many guests at a time")
+    parser.add_argument("--jobs", type=int, default=JOBS, help="so many guests at a time")
     asked = parser.parse_args(arguments)
     recipes = [r for r in list_recipes() if not asked.recipe or r.name in asked.recipe]
 
