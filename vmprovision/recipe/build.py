@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from vmprovision.appliance.session import Drive, launch
+from vmprovision.appliance.session import ApplianceCallError, Drive, launch
 from vmprovision.cache import cache_directory
 from vmprovision.command import run
 from vmprovision.errors import RecipeError
@@ -184,10 +184,17 @@ def _fill_disk(
     device = _make_filesystem(appliance, layout)
     appliance.call("mount", device, "/")
     if root is not None and recipe.tarball is not None:
-        # `tar_in` follows links that stand in the filesystem: this one is empty.
-        _unpack(appliance, root, recipe.tarball.compression)
-    # Nor does it here: this archive names every directory that it writes into, and
-    # tar(1) puts a directory in the place of a link.
+        # `tar_in` follows links that stand in the filesystem: this one is empty, and
+        # tar(1) refuses names that climb and those that lead through the archive's own links.
+        try:
+            _unpack(appliance, root, recipe.tarball.compression)
+        except ApplianceCallError as exc:
+            raise RecipeError(
+                f"{recipe.tarball.name} could not be unpacked: {exc.message}",
+                hint="a root filesystem's names stay inside it and lead through none of its links",
+            ) from exc
+    # Nor are links followed here: this archive names every directory that it writes
+    # into, and tar(1) puts a directory in the place of a link.
     _unpack(appliance, tar, None)
     for path in (*HOST_TRACES, *recipe.remove):
         appliance.call("rm_rf", path)
