@@ -65,7 +65,8 @@ def choose_accelerator(qemu: Path, *, remember: bool = True) -> AcceleratorChoic
         return known
     choice = _try_kvm(qemu)
     log.info("using %s: %s", choice.accelerator, choice.reason)
-    _remember(answer_file, choice)
+    if remember:  # a trial is not to hide what a real machine has shown meanwhile
+        _remember(answer_file, choice)
     return choice
 
 
