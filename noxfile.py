@@ -53,6 +53,12 @@ def boot(session: nox.Session) -> None:
     _run(session, "pytest", *SIDE_BY_SIDE, "-m", "boot", *session.posargs)
 
 
+@nox.session(name="boot-matrix")
+def boot_matrix(session: nox.Session) -> None:
+    """Boot every recipe, look at every real tree, and write docs/support-matrix.md."""
+    _run(session, "python", "-m", "tests.boot.matrix", *session.posargs)
+
+
 @nox.session
 def slow(session: nox.Session) -> None:
     """Run what the default run leaves out: more layouts, more moments of interruption."""

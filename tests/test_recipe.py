@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import shutil
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.conftest import require
+from vmprovision.appliance.session import Drive, launch
 from vmprovision.errors import CancelledError, RecipeError
 from vmprovision.progress import Control
 from vmprovision.recipe import build_image, find_recipe, list_recipes, parse_recipe
@@ -56,7 +59,7 @@ def write_recipe(folder: Path, content: str = SMALL, name: str = "small") -> Pat
 @pytest.mark.parametrize("recipe", list_recipes(), ids=lambda recipe: recipe.name)
 def test_shipped_recipes_agree_with_themselves(recipe: Recipe) -> None:
     """The root filesystem that fstab and the command line name is the one that is made."""
-    fstab = (recipe.folder / "files/etc/fstab").read_text(encoding="utf-8")
+    fstab = recipe.files()["etc/fstab"].read_text(encoding="utf-8")
     assert fstab.startswith(f"UUID={recipe.disk.uuid} / {recipe.disk.filesystem} ")
     assert f"root=UUID={recipe.disk.uuid} " in recipe.disk.command_line
     assert "console=ttyS0" in recipe.disk.command_line
@@ -80,6 +83,11 @@ def test_shipped_recipes_are_listed_by_name() -> None:
         ('"busybox-static"', '"--simulate"', "packages cannot hold '--simulate'"),
         ('leave_out = ["/*"]', 'leave_out = ["doc"]', "leave_out cannot hold 'doc'"),
         ("[disk]", "surprise = 1\n[disk]", "surprise is no key of a recipe"),
+        ("[disk]", "updates = 1\n[disk]", "updates must be true or false"),
+        ("[disk]", "tarball = 'a.tar'\n[disk]", "tarball must be a table"),
+        ("[disk]", "[tarball]\nname = '../a.tar'\n[disk]", "tarball.name cannot be"),
+        ("[disk]", "[tarball]\nname = 'a.zip'\n[disk]", "tarball.name cannot be"),
+        ("[disk]", "[tarball]\nname = 'a.tar'\n[disk]", "tarball.sha256 is missing"),
         ("size_mb = 32", "size_mb = true", "disk.size_mb must be a whole number"),
         ("size_mb = 32", "size_mb = 8", "disk.size_mb must be a whole number from 32"),
         (f'uuid = "{UUID}"', 'uuid = "none"', "disk.uuid is 'none', which is not a UUID"),
@@ -107,6 +115,41 @@ def test_extlinux_wants_a_filesystem_that_it_can_read(tmp_path: Path) -> None:
         parse_recipe(write_recipe(tmp_path, content.replace('"gpt"', '"mbr"')))
 
 
+def test_a_recipe_says_only_what_differs(tmp_path: Path) -> None:
+    """Lists are added to and the disk is merged; all else replaces, and so does a file."""
+    base = write_recipe(tmp_path, name="_base")
+    own = write_recipe(
+        tmp_path,
+        'extends = "_base"\nsuite = "trixie"\npackages = ["kmod"]\n[disk]\nsize_mb = 64\n',
+        name="own",
+    )
+    for folder, names in ((base, ("etc/motd", "etc/hosts")), (own, ("etc/motd",))):
+        for name in names:
+            path = folder / "files" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(folder.name, encoding="ascii")
+    recipe = parse_recipe(own)
+    assert (recipe.suite, recipe.packages) == ("trixie", ("busybox-static", "kmod"))
+    assert (recipe.disk.size_mb, recipe.disk.uuid) == (64, UUID)
+    found = {place: path.read_text(encoding="ascii") for place, path in recipe.files().items()}
+    assert found == {"etc/hosts": "_base", "etc/motd": "own"}
+    assert [recipe.name for recipe in list_recipes(tmp_path)] == ["own"]
+
+
+@pytest.mark.parametrize(
+    ("extends", "complaint"),
+    [("'other'", "extends 'own', which extends"), ("'../own'", "cannot be"), ("7", "cannot be")],
+)
+def test_recipes_that_extend_in_a_circle_are_refused(
+    tmp_path: Path, extends: str, complaint: str
+) -> None:
+    """So is a base that is a path, or no name at all."""
+    own = write_recipe(tmp_path, f"extends = {extends}\n", name="own")
+    write_recipe(tmp_path, "extends = 'own'\n", name="other")
+    with pytest.raises(RecipeError, match=re.escape(complaint)):
+        parse_recipe(own)
+
+
 def test_links_among_the_files_are_refused(tmp_path: Path) -> None:
     """A wheel would carry a copy of the target, so a link cannot be part of a recipe."""
     folder = write_recipe(tmp_path)
@@ -128,13 +171,19 @@ def test_an_unknown_recipe_is_told_with_those_that_exist(tmp_path: Path, name: s
 def test_the_key_follows_the_content_only(tmp_path: Path) -> None:
     """Another file, name or byte gives another key; another place or date does not."""
     first = parse_recipe(write_recipe(tmp_path / "one"))
-    same = parse_recipe(write_recipe(tmp_path / "two"))
+    folder = write_recipe(tmp_path / "two")
+    same = parse_recipe(folder)
     assert first.key() == same.key()
-    (same.folder / "files/etc").mkdir(parents=True)
-    (same.folder / "files/etc/motd").write_bytes(b"hello")
+    (folder / "files/etc").mkdir(parents=True)
+    (folder / "files/etc/motd").write_bytes(b"hello")
     with_file = same.key()
-    (same.folder / "files/etc/motd").rename(same.folder / "files/etc/mot")
-    assert len({first.key(), with_file, same.key()}) == 3
+    (folder / "files/etc/motd").rename(folder / "files/etc/mot")
+    renamed = same.key()
+    (folder / "files/etc/mot").write_bytes(b"hallo")
+    other = parse_recipe(
+        write_recipe(tmp_path / "three", SMALL.replace("size_mb = 32", "size_mb = 33"))
+    )
+    assert len({first.key(), with_file, renamed, same.key(), other.key()}) == 5
 
 
 def test_files_belong_to_root_and_scripts_can_run(tmp_path: Path) -> None:
@@ -176,6 +225,17 @@ def test_a_host_without_debian_mirrors_uses_the_default() -> None:
     assert parse_index_targets(printed, "bookworm") == []
 
 
+def test_a_release_without_support_is_taken_from_its_own_archive() -> None:
+    """Its security archive lists files that it no longer has; unstable never had one."""
+    printed = (
+        "http://mirror.example/debian/\tDebian\ttrixie\tmain\t$(SIGNED_BY)\n"
+        "https://mirror.example/security/\tDebian\ttrixie-security\tmain\t$(SIGNED_BY)\n"
+    )
+    for suite, updates in (("bullseye", False), ("sid", True)):
+        lines = parse_index_targets(printed, suite, updates=updates)
+        assert lines == [f"deb http://mirror.example/debian/ {suite} main"]
+
+
 def test_only_what_reaches_the_mirror_is_passed_on() -> None:
     """Of the host's apt settings, hooks and directories stay out."""
     for line in host_apt_settings():
@@ -203,6 +263,85 @@ def test_a_cancelled_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         build_image("small", control=control, recipes=tmp_path / "recipes")
     left = [path.suffix for path in (tmp_path / "cache/images").iterdir()]
     assert left == [".lock"]
+
+
+def with_tarball(folder: Path, members: dict[str, bytes | str | None]) -> tuple[Path, Path]:
+    """A folder of one recipe whose tarball has these members (bytes: a file, text: a link)."""
+    tarball = folder / "root.tar.gz"
+    with tarfile.open(tarball, "w:gz", format=tarfile.GNU_FORMAT) as archive:
+        for name, what in members.items():
+            member = tarfile.TarInfo(name)
+            if isinstance(what, bytes):
+                member.size = len(what)
+            else:
+                member.type = tarfile.DIRTYPE if what is None else tarfile.SYMTYPE
+                member.linkname = what or ""
+            member.mode = 0o755
+            archive.addfile(member, io.BytesIO(what) if isinstance(what, bytes) else None)
+    digest = hashlib.sha256(tarball.read_bytes()).hexdigest()
+    named = f'[tarball]\nname = "{tarball.name}"\nsha256 = "{digest}"\n\n[disk]'
+    return write_recipe(folder, SMALL.replace("[disk]", named)), tarball
+
+
+def test_a_tarball_must_be_there_and_be_the_right_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is made of a file that is not what the recipe was written for."""
+    monkeypatch.setenv("VMPROVISION_CACHE", str(tmp_path / "cache"))
+    _, tarball = with_tarball(tmp_path, {"etc": None})
+    with pytest.raises(RecipeError, match=r"needs root\.tar\.gz") as caught:
+        build_image("small", control=Control(), recipes=tmp_path)
+    assert "--tarball" in caught.value.hint
+    tarball.write_bytes(tarball.read_bytes() + b"\0")
+    with pytest.raises(RecipeError, match="is not what recipe small names"):
+        build_image("small", control=Control(), recipes=tmp_path, tarball=tmp_path)
+    assert [path.suffix for path in (tmp_path / "cache/images").iterdir()] == [".lock"]
+
+
+@pytest.mark.boot
+@pytest.mark.appliance
+def test_a_tarball_is_unpacked_where_it_can_do_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link that leads out is a link of the guest's, and the recipe's files lie on top."""
+    require(shutil.which("mmdebstrap"), "mmdebstrap is not installed")
+    monkeypatch.setenv("VMPROVISION_CACHE", str(tmp_path / "cache"))
+    members: dict[str, bytes | str | None] = {
+        "etc": None,
+        "etc/issue": b"theirs",
+        "etc/motd": b"theirs",
+        "bin": str(tmp_path),
+    }
+    folder, _ = with_tarball(tmp_path, members)
+    (folder / "files/etc").mkdir(parents=True)
+    (folder / "files/etc/motd").write_bytes(b"ours")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    disk = build_image("small", control=Control(), recipes=tmp_path, tarball=tmp_path)
+    after = sorted(path.name for path in tmp_path.iterdir())
+    assert after == sorted([*before, "cache"])
+    with launch([Drive(path=disk, format="qcow2", readonly=True)], control=Control()) as appliance:
+        appliance.call("mount_ro", "/dev/sda1", "/")
+        assert appliance.call("read_file", "/etc/issue") == b"theirs"
+        assert appliance.call("read_file", "/etc/motd") == b"ours"
+        assert appliance.call("is_dir", "/bin")
+        assert appliance.call("is_file", "/bin/busybox")
+
+
+@pytest.mark.boot
+@pytest.mark.appliance
+@pytest.mark.parametrize("name", ["../../climbed", "out/through"])
+def test_a_tarball_that_leads_out_makes_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Names that climb or go through the tarball's own links are refused, and nothing is left."""
+    require(shutil.which("mmdebstrap"), "mmdebstrap is not installed")
+    monkeypatch.setenv("VMPROVISION_CACHE", str(tmp_path / "cache"))
+    with_tarball(tmp_path, {"out": str(tmp_path), name: b"evil"})
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(RecipeError, match=r"root\.tar\.gz could not be unpacked"):
+        build_image("small", control=Control(), recipes=tmp_path, tarball=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "cache"])
+    assert [path.suffix for path in (tmp_path / "cache/images").iterdir()] == [".lock"]
 
 
 @pytest.mark.boot

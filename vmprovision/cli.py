@@ -530,10 +530,16 @@ def agent_build(
     )
 
 
+RecipesOption = Annotated[
+    Path | None,
+    typer.Option("--recipes", metavar="DIR", help="Recipes of your own, a folder for each."),
+]
+
+
 @image_app.command("list")
-def image_list(*, as_json: JsonOption = False) -> None:
+def image_list(*, recipes_in: RecipesOption = None, as_json: JsonOption = False) -> None:
     """List the recipes."""
-    recipes = _work(as_json, lambda _: list_recipes())
+    recipes = _work(as_json, lambda _: list_recipes(recipes_in))
     _present(
         as_json,
         {"recipes": [{"name": r.name, "description": r.description} for r in recipes]},
@@ -542,7 +548,7 @@ def image_list(*, as_json: JsonOption = False) -> None:
 
 
 @image_app.command("build")
-def image_build(
+def image_build(  # noqa: PLR0913 -- one parameter for each option
     name: Annotated[str, typer.Argument(metavar="NAME", help="A recipe, as list names it.")],
     *,
     output: Annotated[
@@ -552,12 +558,27 @@ def image_build(
     refresh: Annotated[
         bool, typer.Option("--refresh", help="Build anew, whatever the cache holds.")
     ] = False,
+    tarball: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="The root filesystem that the recipe names, or the folder that it is in.",
+        ),
+    ] = None,
+    recipes_in: RecipesOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Build a small bootable image from a recipe, without mounts; a second time from the cache."""
     path = _work(
         as_json,
-        lambda control: build_image(name, output=output, refresh=refresh, control=control),
+        lambda control: build_image(
+            name,
+            output=output,
+            refresh=refresh,
+            control=control,
+            recipes=recipes_in,
+            tarball=tarball,
+        ),
     )
     _present(as_json, {"name": name, "path": str(path)}, lambda: stdout.print(str(path)))
 

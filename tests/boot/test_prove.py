@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.appliance, pytest.mark.boot]
 
+EXTLINUX = "/boot/extlinux/extlinux.conf"
 AGENT = PurePosixPath("/usr/local/bin/guest-agent")
 
 
@@ -65,27 +66,44 @@ def test_a_busybox_guest_is_proven_by_its_own_kernel(busybox: Path) -> None:
     assert report.information["init"]["parent"]["pid"] == 1
 
 
+def test_a_sysv_guest_is_proven(tmp_path: Path) -> None:
+    """What startpar reads starts the agent at boot."""
+    disk = tmp_path / "guest.qcow2"
+    build_image("debian-12-sysvinit", output=disk, control=Control())
+    assert inject_and_prove(disk) == ("sysv", "sysvinit")
+
+
 @pytest.mark.parametrize(
-    ("recipe", "system", "pid1"),
+    ("init", "system", "pid1"),
     [
-        ("debian-12-sysvinit", "sysv", "sysvinit"),
-        ("debian-12-openrc", "openrc", "sysvinit"),
-        ("debian-12-runit", "runit", "runit"),
+        ("/sbin/openrc-init", "openrc", "openrc-init"),
+        ("/sbin/runit", "runit", "runit"),
+        ("/usr/sbin/finit", "finit", "finit"),
     ],
 )
-def test_a_guest_of_another_init_system_is_proven(
-    tmp_path: Path, recipe: str, system: str, pid1: str
+def test_a_guest_with_several_inits_is_proven(
+    tmp_path: Path, init: str, system: str, pid1: str
 ) -> None:
-    """Its init system starts the agent at boot, which then is root no more."""
+    """The one that the boot loader names gets the service, and starts the agent at boot."""
     disk = tmp_path / "guest.qcow2"
-    build_image(recipe, output=disk, control=Control())
+    build_image("debian-12-several-inits", output=disk, control=Control())
+    with launch([Drive(path=disk, format="qcow2")], control=Control()) as appliance:
+        appliance.call("mount", "/dev/sda1", "/")
+        configuration = appliance.call("read_file", EXTLINUX)
+        named = configuration.replace(b" ro ", f" ro init={init} ".encode())
+        appliance.call("write", EXTLINUX, named)
+        appliance.call("umount_all")
+    assert inject_and_prove(disk) == (system, pid1)
+
+
+def inject_and_prove(disk: Path) -> tuple[str, str]:
+    """The init system and process 1, once the injected guest was proven by a boot."""
     verdict = vmprovision.inject(disk).guest.init
-    assert (verdict.system, verdict.pid1, verdict.confidence) == (system, pid1, "certain")
+    assert verdict.confidence == "certain"
     report = vmprovision.prove(disk)
-    assert report.init == system
-    assert report.information["init"]["pid1"] in ("init", "runit")
     # a process that is root's could say what process 1 is
     assert report.information["init"]["pid1_exe"] is None
+    return report.init, verdict.pid1
 
 
 def test_a_guest_without_a_kernel_is_proven_by_a_given_one(busybox: Path, tmp_path: Path) -> None:

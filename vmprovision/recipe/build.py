@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
-from vmprovision.appliance.session import Drive, launch
+from vmprovision.appliance.session import ApplianceCallError, Drive, launch
 from vmprovision.cache import cache_directory
 from vmprovision.command import run
 from vmprovision.errors import RecipeError
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from vmprovision.appliance.session import Appliance
     from vmprovision.progress import Control
-    from vmprovision.recipe.schema import Recipe
+    from vmprovision.recipe.schema import DiskLayout, Recipe
 
 COPY_SECONDS = 900.0
 TAR_SECONDS = 1800.0
@@ -52,13 +53,14 @@ label linux
 """
 
 
-def build_image(
+def build_image(  # noqa: PLR0913 -- all but the name by keyword
     name: str,
     *,
     output: Path | None = None,
     refresh: bool = False,
     control: Control,
     recipes: Path | None = None,
+    tarball: Path | None = None,
 ) -> Path:
     """The image of a recipe: the one in the cache, or a copy of it at ``output``.
 
@@ -71,6 +73,8 @@ def build_image(
         refresh: make the image anew, with the newest packages.
         control: progress and cancelling.
         recipes: the folder that holds the recipe, if not one of vmprovision's own.
+        tarball: where the recipe's tarball is, if not beside ``recipe.toml``; or the
+            folder that it is in.
 
     Raises:
         RecipeError: there is no such recipe, it is wrong, it cannot be built on
@@ -83,7 +87,8 @@ def build_image(
         _refuse_existing(output)
     cached = cache_directory() / "images" / f"{recipe.name}-{recipe.key()}.qcow2"
     if refresh or not cached.exists():
-        _build_cached(recipe, cached, refresh=refresh, control=control)
+        given = _find_tarball(recipe, tarball)
+        _build_cached(recipe, cached, given, refresh=refresh, control=control)
     if output is None:
         return cached
     control.step(f"copying the image to {output}")
@@ -91,7 +96,27 @@ def build_image(
     return output
 
 
-def _build_cached(recipe: Recipe, cached: Path, *, refresh: bool, control: Control) -> None:
+def _find_tarball(recipe: Recipe, given: Path | None) -> Path | None:
+    """The tarball of a recipe that has one; what it is was not looked at yet."""
+    if recipe.tarball is None:
+        if given is not None:
+            raise RecipeError(f"recipe {recipe.name} takes no tarball")
+        return None
+    name = recipe.tarball.name
+    path = given or recipe.folders[-1]
+    if path.is_dir():
+        path /= name
+    if not path.is_file():
+        raise RecipeError(
+            f"recipe {recipe.name} needs {name}, and there is no {path}",
+            hint="get it from its distribution, and name it or its folder with --tarball",
+        )
+    return path
+
+
+def _build_cached(
+    recipe: Recipe, cached: Path, tarball: Path | None, *, refresh: bool, control: Control
+) -> None:
     cached.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     asked = time.time()
     with _locked(cached.with_suffix(".lock"), control):
@@ -102,13 +127,16 @@ def _build_cached(recipe: Recipe, cached: Path, *, refresh: bool, control: Contr
         shutil.rmtree(workshop, ignore_errors=True)
         workshop.mkdir(mode=0o700)
         try:
-            _build(recipe, workshop, cached, control)
+            _build(recipe, workshop, cached, tarball, control)
         finally:
             shutil.rmtree(workshop, ignore_errors=True)
 
 
-def _build(recipe: Recipe, workshop: Path, target: Path, control: Control) -> None:
+def _build(
+    recipe: Recipe, workshop: Path, target: Path, tarball: Path | None, control: Control
+) -> None:
     tar, disk = workshop / "guest.tar", workshop / "disk.qcow2"
+    root = _take_tarball(recipe, tarball, workshop) if tarball else None
     control.step(f"installing the packages of {recipe.name}")
     make_guest_files(recipe, tar)
     control.step("putting them on a disk")
@@ -117,7 +145,7 @@ def _build(recipe: Recipe, workshop: Path, target: Path, control: Control) -> No
         timeout=COPY_SECONDS,
     )
     with launch([Drive(path=disk, format="qcow2")], control=control) as appliance:
-        _fill_disk(appliance, recipe, tar, control)
+        _fill_disk(appliance, recipe, root, tar, control)
     control.step("keeping the image")
     disk.chmod(0o444)
     with disk.open("rb") as written:
@@ -125,8 +153,65 @@ def _build(recipe: Recipe, workshop: Path, target: Path, control: Control) -> No
     disk.replace(target)
 
 
-def _fill_disk(appliance: Appliance, recipe: Recipe, tar: Path, control: Control) -> None:
+def _take_tarball(recipe: Recipe, tarball: Path, workshop: Path) -> Path:
+    """A copy of the tarball that nobody else writes to, once it was seen to be the right one."""
+    copy = workshop / "root.tar"
+    try:
+        shutil.copyfile(tarball, copy)
+        with copy.open("rb") as file:
+            found = _sha256(file)
+    except OSError as exc:
+        raise RecipeError(f"{tarball}: {exc.strerror}") from exc
+    if recipe.tarball is None or found != recipe.tarball.sha256:
+        raise RecipeError(
+            f"{tarball} is not what recipe {recipe.name} names: its SHA-256 is {found}",
+            hint="get the same version again, or put the new one's SHA-256 into the recipe",
+        )
+    return copy
+
+
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _fill_disk(
+    appliance: Appliance, recipe: Recipe, root: Path | None, tar: Path, control: Control
+) -> None:
     layout = recipe.disk
+    device = _make_filesystem(appliance, layout)
+    appliance.call("mount", device, "/")
+    if root is not None and recipe.tarball is not None:
+        # `tar_in` follows links that stand in the filesystem: this one is empty, and
+        # tar(1) refuses names that climb and those that lead through the archive's own links.
+        try:
+            _unpack(appliance, root, recipe.tarball.compression)
+        except ApplianceCallError as exc:
+            raise RecipeError(
+                f"{recipe.tarball.name} could not be unpacked: {exc.message}",
+                hint="a root filesystem's names stay inside it and lead through none of its links",
+            ) from exc
+    # Nor are links followed here: this archive names every directory that it writes
+    # into, and tar(1) puts a directory in the place of a link.
+    _unpack(appliance, tar, None)
+    for path in (*HOST_TRACES, *recipe.remove):
+        appliance.call("rm_rf", path)
+    if layout.bootloader == "extlinux":
+        control.step("installing the boot loader")
+        _install_extlinux(appliance, layout.command_line)
+    appliance.call("umount_all")
+
+
+def _unpack(appliance: Appliance, tar: Path, compression: str | None) -> None:
+    """Unpack an archive in the guest's root, inside the appliance."""
+    options = {"compress": compression} if compression else {}
+    appliance.call("tar_in", str(tar), "/", xattrs=True, limit=TAR_SECONDS, **options)
+
+
+def _make_filesystem(appliance: Appliance, layout: DiskLayout) -> str:
+    """The new root filesystem's device."""
     root = "/dev/sda" if layout.partition_table == "none" else "/dev/sda1"
     if layout.partition_table != "none":
         appliance.call("part_init", "/dev/sda", layout.partition_table)
@@ -134,15 +219,7 @@ def _fill_disk(appliance: Appliance, recipe: Recipe, tar: Path, control: Control
         appliance.call("part_add", "/dev/sda", "primary", FIRST_SECTOR, -FIRST_SECTOR)
     appliance.call("mkfs", layout.filesystem, root, features=",".join(layout.features) or None)
     appliance.call("set_uuid", root, layout.uuid)
-    appliance.call("mount", root, "/")
-    # `tar_in` follows links that stand in the filesystem: this one is empty.
-    appliance.call("tar_in", str(tar), "/", xattrs=True, limit=TAR_SECONDS)
-    for path in (*HOST_TRACES, *recipe.remove):
-        appliance.call("rm_rf", path)
-    if layout.bootloader == "extlinux":
-        control.step("installing the boot loader")
-        _install_extlinux(appliance, layout.command_line)
-    appliance.call("umount_all")
+    return root
 
 
 def _install_extlinux(appliance: Appliance, command_line: str) -> None:

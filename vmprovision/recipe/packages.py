@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from vmprovision.command import run
 from vmprovision.errors import CommandError, RecipeError
-from vmprovision.recipe.schema import FILES
 
 if TYPE_CHECKING:
     from vmprovision.recipe.schema import Recipe
@@ -33,6 +32,7 @@ KEYRINGS = (
     Path("/usr/share/keyrings/debian-archive-keyring.pgp"),
 )
 INDEX_FIELDS = r"$(REPO_URI)\t$(ORIGIN)\t$(CODENAME)\t$(COMPONENT)\t$(SIGNED_BY)"
+UNSTABLE = ("sid", "unstable")
 # What of the host's apt.conf decides whether its mirror can be used.
 _PASSED_ON = re.compile(
     r"Acquire::("
@@ -92,7 +92,7 @@ def mmdebstrap_command(recipe: Recipe, *, files: Path, target: Path) -> list[str
     command += [f"--{stage}-hook=tar-in {shlex.quote(str(files))} /"]
     if recipe.customise:
         command += [f"--{stage}-hook={_customise_hook(recipe)}"]
-    return [*command, recipe.suite, target, *host_mirrors(recipe.suite)]
+    return [*command, recipe.suite, target, *host_mirrors(recipe.suite, updates=recipe.updates)]
 
 
 def _customise_hook(recipe: Recipe) -> str:
@@ -109,9 +109,9 @@ def pack_files(recipe: Recipe) -> bytes:
     """
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for path in recipe.files():
+        for place, path in recipe.files().items():
             content = path.read_bytes()
-            member = tarfile.TarInfo(path.relative_to(recipe.folder / FILES).as_posix())
+            member = tarfile.TarInfo(place)
             member.size = len(content)
             member.mtime = int(SOURCE_DATE_EPOCH)
             member.mode = 0o755 if content.startswith(b"#!") else 0o644
@@ -119,7 +119,7 @@ def pack_files(recipe: Recipe) -> bytes:
     return buffer.getvalue()
 
 
-def host_mirrors(suite: str) -> list[str]:
+def host_mirrors(suite: str, *, updates: bool) -> list[str]:
     """Lines of ``sources.list(5)`` for the suite from this host's own Debian mirrors.
 
     Empty where the host has none: mmdebstrap then uses Debian's.
@@ -131,14 +131,15 @@ def host_mirrors(suite: str) -> list[str]:
         ).stdout
     except CommandError:
         return []  # no apt here
-    return parse_index_targets(printed, suite)
+    return parse_index_targets(printed, suite, updates=updates)
 
 
-def parse_index_targets(printed: str, suite: str) -> list[str]:
+def parse_index_targets(printed: str, suite: str, *, updates: bool = True) -> list[str]:
     """Lines of ``sources.list(5)`` from what ``apt-get indextargets`` printed.
 
     A Debian mirror carries all suites, so the host's release need not be the
     guest's.  The security archive stands elsewhere, and is used where the host has it.
+    Unstable has no archives of updates.
     """
     lines: list[str] = []
     for line in printed.splitlines():
@@ -151,6 +152,8 @@ def parse_index_targets(printed: str, suite: str) -> list[str]:
         suffix = next((end for end in ("-security", "-updates") if codename.endswith(end)), "")
         if not suffix and "-" in codename:
             continue  # backports and the like
+        if suffix and (not updates or suite in UNSTABLE):
+            continue
         signed = f"[signed-by={key}] " if key.startswith("/") else ""
         lines.append(f"deb {signed}{uri} {suite}{suffix} main")
     return sorted(dict.fromkeys(lines), key=len)

@@ -2,15 +2,19 @@
 
 Every key is checked and an unknown one is refused: a misspelt key that is
 silently ignored costs its author an evening.
+
+A recipe may extend another one: what it says replaces what that one says, but
+for lists, which are added to, and the table ``disk``, which is merged key by key.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import sys
 import uuid
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmprovision.data import data_directory
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 RECIPE_FILE = "recipe.toml"
 FILES = "files"
 # Part of every image's key: raise it when the same recipe gives another image.
-BUILDER_VERSION = 1
+BUILDER_VERSION = 2
 
 ARCHITECTURES = ("amd64", "arm64", "i386")
 VARIANTS = ("extract", "custom", "essential", "apt", "minbase", "important", "standard")
@@ -37,11 +41,17 @@ FILESYSTEMS = ("ext2", "ext3", "ext4")
 BOOTLOADERS = ("extlinux", "none")
 SMALLEST_DISK_MB = 32
 LARGEST_DISK_MB = 1 << 20
+# tar_in's name of each compression
+COMPRESSIONS = {".tar": None, ".tar.gz": "gzip", ".tar.bz2": "bzip2", ".tar.xz": "xz"}
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
+# begins with "_": not an image of its own, but what recipes have in common
+_BASE = re.compile(r"_?[a-z0-9][a-z0-9.-]*")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.:-]*")
 _FEATURE = re.compile(r"\^?[a-z0-9_]+")
 _GUEST_PATH = re.compile(r"/[^\0\n]*")
+_TARBALL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*\.tar(\.(gz|bz2|xz))?")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,15 +78,36 @@ class DiskLayout:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tarball:
+    """A root filesystem that somebody else made.
+
+    Attributes:
+        name: its file's name; its ending says how it is compressed.
+        sha256: what the file has to be.
+    """
+
+    name: str
+    sha256: str
+
+    @property
+    def compression(self) -> str | None:
+        """How it is compressed, as libguestfs calls it."""
+        return next(how for end, how in COMPRESSIONS.items() if self.name.endswith(end))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """How one guest image is made.
 
     Attributes:
         name: the name of its folder.
-        folder: where its files stand on this host.
+        folders: where its files stand on this host: those of the recipes that it
+            extends, the farthest first, and its own.
         description: one line for a list.
         architecture: Debian's name of it.
         suite: the Debian release, by code name.
+        updates: whether packages may come from its updates and security archives;
+            those of a release that is no longer supported lose files.
         variant: mmdebstrap's package set; "extract" unpacks without installing.
         packages: what is added to the variant.
         leave_out: dpkg's path-exclude patterns.
@@ -84,14 +115,16 @@ class Recipe:
         shell: the guest's program, with arguments, that reads ``customise``.
         customise: a script that runs in the guest's root after packages and files.
         remove: guest paths that are removed at the very end.
+        tarball: a root filesystem that all this is laid over; nothing in it is executed.
         disk: the disk that all this is put on.
     """
 
     name: str
-    folder: Path
+    folders: tuple[Path, ...]
     description: str
     architecture: str
     suite: str
+    updates: bool
     variant: str
     packages: tuple[str, ...]
     leave_out: tuple[str, ...]
@@ -99,24 +132,37 @@ class Recipe:
     shell: str
     customise: str
     remove: tuple[str, ...]
+    tarball: Tarball | None
     disk: DiskLayout
 
-    def files(self) -> list[Path]:
-        """The regular files of the recipe's ``files/`` tree, sorted."""
-        return sorted(path for path in (self.folder / FILES).rglob("*") if path.is_file())
+    def files(self) -> dict[str, Path]:
+        """The regular files of the ``files/`` trees by their place in the guest, sorted.
+
+        A recipe's own file hides one of the same place that it has from another recipe.
+        """
+        found = {
+            path.relative_to(folder / FILES).as_posix(): path
+            for folder in self.folders
+            for path in (folder / FILES).rglob("*")
+            if path.is_file()
+        }
+        return dict(sorted(found.items()))
 
     def key(self) -> str:
         """A short hash of all that decides what the image holds, but for the packages' versions."""
-        digest = hashlib.sha256(str(BUILDER_VERSION).encode())
-        for path in [self.folder / RECIPE_FILE, *self.files()]:
-            for part in (path.relative_to(self.folder).as_posix().encode(), path.read_bytes()):
+        said = asdict(self)
+        for words in ("name", "folders", "description"):
+            del said[words]
+        digest = hashlib.sha256(json.dumps([BUILDER_VERSION, said]).encode())
+        for place, path in self.files().items():
+            for part in (place.encode(), path.read_bytes()):
                 digest.update(len(part).to_bytes(8, "big"))
                 digest.update(part)
         return digest.hexdigest()[:16]
 
 
 def list_recipes(folder: Path | None = None) -> list[Recipe]:
-    """All recipes, sorted by name.
+    """All recipes of images, sorted by name.
 
     Args:
         folder: where to look; else the recipes that ship with vmprovision.
@@ -125,7 +171,7 @@ def list_recipes(folder: Path | None = None) -> list[Recipe]:
         RecipeError: one of them is wrong.
     """
     root = folder or data_directory("images")
-    return [parse_recipe(path.parent) for path in sorted(root.glob(f"*/{RECIPE_FILE}"))]
+    return [parse_recipe(root / name) for name in _names(root)]
 
 
 def find_recipe(name: str, folder: Path | None = None) -> Recipe:
@@ -135,33 +181,38 @@ def find_recipe(name: str, folder: Path | None = None) -> Recipe:
         RecipeError: there is none, or it is wrong.
     """
     root = folder or data_directory("images")
-    if _NAME.fullmatch(name) and (root / name / RECIPE_FILE).is_file():
+    names = _names(root)
+    if name in names:
         return parse_recipe(root / name)
-    known = ", ".join(sorted(path.parent.name for path in root.glob(f"*/{RECIPE_FILE}")))
-    raise RecipeError(f"there is no image recipe named {name}", hint=f"there are: {known}")
+    raise RecipeError(
+        f"there is no image recipe named {name}", hint=f"there are: {', '.join(names)}"
+    )
+
+
+def _names(root: Path) -> list[str]:
+    folders = (path.parent.name for path in root.glob(f"*/{RECIPE_FILE}"))
+    return sorted(name for name in folders if not name.startswith("_"))
 
 
 def parse_recipe(folder: Path) -> Recipe:
-    """The recipe that stands in a folder.
+    """The recipe that stands in a folder, with all that it has from those that it extends.
 
     Raises:
         RecipeError: it cannot be read, lacks a key, has an unknown one, or holds a
             value that makes no sense; the message names the file and the key.
     """
     path = folder / RECIPE_FILE
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise RecipeError(f"{path}: {exc}") from exc
-    if not _NAME.fullmatch(folder.name):
+    content, folders = _read_with_bases(folder, ())
+    if not _BASE.fullmatch(folder.name):
         raise RecipeError(f"{path}: a recipe's folder is named in small letters, digits, . and -")
     table = _Table(path, content, "")
     recipe = Recipe(
         name=folder.name,
-        folder=folder,
+        folders=folders,
         description=table.text("description"),
         architecture=table.choice("architecture", ARCHITECTURES),
         suite=table.matching("suite", _NAME),
+        updates=table.truth("updates", default=True),
         variant=table.choice("variant", VARIANTS),
         packages=table.texts("packages", _PACKAGE),
         leave_out=table.texts("leave_out", _GUEST_PATH),
@@ -169,11 +220,63 @@ def parse_recipe(folder: Path) -> Recipe:
         shell=table.text("shell", default="/bin/sh"),
         customise=table.text("customise", default=""),
         remove=table.texts("remove", _GUEST_PATH),
+        tarball=_parse_tarball(path, table),
         disk=_parse_disk(_Table(path, table.table("disk"), "disk.")),
     )
     table.refuse_unknown()
-    _refuse_links(recipe)
+    for place in folders:
+        _refuse_links(place)
     return recipe
+
+
+def _read_with_bases(
+    folder: Path, below: tuple[Path, ...]
+) -> tuple[dict[str, Any], tuple[Path, ...]]:
+    """What a recipe says together with those that it extends, and the folders of all, its own last.
+
+    Args:
+        folder: the recipe's.
+        below: the folders of the recipes that extend it.
+    """
+    path = folder / RECIPE_FILE
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise RecipeError(f"{path}: {exc}") from exc
+    name = content.pop("extends", None)
+    if name is None:
+        return content, (folder,)
+    if not isinstance(name, str) or not _BASE.fullmatch(name):
+        raise RecipeError(f"{path}: extends cannot be {name!r}")
+    base = folder.with_name(name)
+    if base in (folder, *below):
+        raise RecipeError(f"{path}: extends {name!r}, which extends this one")
+    inherited, folders = _read_with_bases(base, (folder, *below))
+    return _merged(inherited, content), (*folders, folder)
+
+
+def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in own.items():
+        inherited = base.get(key)
+        if isinstance(inherited, list) and isinstance(value, list):
+            merged[key] = [*inherited, *value]
+        elif isinstance(inherited, dict) and isinstance(value, dict):
+            merged[key] = _merged(inherited, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _parse_tarball(path: Path, table: _Table) -> Tarball | None:
+    if "tarball" not in table:
+        return None
+    inner = _Table(path, table.table("tarball"), "tarball.")
+    tarball = Tarball(
+        name=inner.matching("name", _TARBALL), sha256=inner.matching("sha256", _SHA256)
+    )
+    inner.refuse_unknown()
+    return tarball
 
 
 def _parse_disk(table: _Table) -> DiskLayout:
@@ -199,9 +302,9 @@ def _parse_disk(table: _Table) -> DiskLayout:
     return disk
 
 
-def _refuse_links(recipe: Recipe) -> None:
+def _refuse_links(folder: Path) -> None:
     """Refuse what a wheel cannot carry: it would silently become a copy of the target."""
-    for path in (recipe.folder / FILES).rglob("*"):
+    for path in (folder / FILES).rglob("*"):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise RecipeError(
                 f"{path} is not a regular file", hint="make links and devices in `customise`"
@@ -215,6 +318,9 @@ class _Table:
         self._path = path
         self._left = dict(content)
         self._prefix = prefix
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._left
 
     def wrong(self, key: str, why: str) -> RecipeError:
         """The error for one key."""
@@ -260,6 +366,12 @@ class _Table:
         value = self._left.pop(key, None)
         if type(value) is not int or not least <= value <= most:
             raise self.wrong(key, f"must be a whole number from {least} to {most}")
+        return value
+
+    def truth(self, key: str, *, default: bool) -> bool:
+        value = self._left.pop(key, default)
+        if not isinstance(value, bool):
+            raise self.wrong(key, "must be true or false")
         return value
 
     def table(self, key: str) -> dict[str, Any]:

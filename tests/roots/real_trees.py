@@ -1,0 +1,152 @@
+"""Files of real guests, and what inspection and plan have to make of each.
+
+``tests/roots/test_real_trees.py`` checks them, and the support matrix reports on them.
+What is a guest's whole root filesystem stands as it is; of the others only ``/etc``
+is there, and the programs outside it are stand-ins.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import vmprovision
+from tests.trees import SHARED, Link, Program, Tree, elf, make_tree
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PYTHON: Tree = {"/usr/bin/python3": elf(), "/usr/lib/python3.11/os.py": ""}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What is to be seen of a guest: the verdict, and where the service's own files go."""
+
+    system: str
+    pid1: str
+    dialect: str = ""
+    planned: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealTree:
+    """One guest's files.
+
+    Attributes:
+        name: what a test of it is called.
+        source: its folder or its tarball in the shared data.
+        programs: stand-ins for what is not in it.
+        expected: what has to be seen of it.
+    """
+
+    name: str
+    source: str
+    programs: Tree = field(default_factory=dict)
+    expected: Seen
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is a root filesystem, not only its ``/etc``."""
+        return not self.source.startswith("trees/")
+
+
+REDHAT_LINKS = (
+    *(f"/etc/rc.d/rc{level}.d/K01guest-agent" for level in (0, 1, 6)),
+    *(f"/etc/rc.d/rc{level}.d/S99guest-agent" for level in (2, 3, 4, 5)),
+)
+OPENRC_FILES = ("/etc/init.d/guest-agent", "/etc/runlevels/default/guest-agent")
+# Its inittab names OpenRC, which is not there, so BusyBox's init respawns the agent.
+ALPINE_WITHOUT_OPENRC = Seen(system="busybox", pid1="busybox", planned=("/etc/inittab",))
+
+REAL_TREES = (
+    # init.d and rcN.d are links into rc.d, and Upstart runs the runlevels' scripts
+    RealTree(
+        name="centos-6",
+        source="trees/centos6",
+        programs={"/sbin/init": elf(content=b"com.ubuntu.Upstart")},
+        expected=Seen(
+            system="sysv",
+            pid1="upstart",
+            dialect="redhat",
+            planned=("/etc/rc.d/init.d/guest-agent", *REDHAT_LINKS),
+        ),
+    ),
+    # it has init.d, rcN.d and systemd's directories too; Upstart is what runs it
+    RealTree(
+        name="ubuntu-14.04",
+        source="trees/ubuntu14.04-i386",
+        programs={
+            "/sbin/init": elf(3, bits=32, content=b"com.ubuntu.Upstart"),
+            "/etc/systemd/system": None,
+            "/lib/systemd/systemd": elf(3, bits=32),
+        },
+        expected=Seen(system="upstart", pid1="upstart", planned=("/etc/init/guest-agent.conf",)),
+    ),
+    # of 2011: its inittab starts /sbin/rc, and its scripts are runscript's
+    RealTree(
+        name="gentoo-2.0.1",
+        source="trees/gentoo2.0.1-openrc",
+        programs={
+            "/sbin/init": elf(content=b"INIT: version booting /etc/inittab"),
+            "/sbin/rc": elf(),
+            "/sbin/runscript": elf(),
+        },
+        expected=Seen(system="openrc", pid1="sysvinit", dialect="runscript", planned=OPENRC_FILES),
+    ),
+    RealTree(
+        name="alpine-3.2",
+        source="alpine/alpine-3.2-openrc.tar.xz",
+        expected=Seen(system="openrc", pid1="busybox", dialect="openrc-run", planned=OPENRC_FILES),
+    ),
+    *(
+        RealTree(
+            name=f"alpine-{version}",
+            source=f"alpine/alpine-minirootfs-{version}.tar.gz",
+            expected=ALPINE_WITHOUT_OPENRC,
+        )
+        for version in ("3.8.5-x86_64", "3.20.3-x86_64", "3.20.3-aarch64")
+    ),
+)
+
+
+def assemble(tree: RealTree, target: Path) -> Path | None:
+    """The guest's files in a new directory; None where the shared data is not there."""
+    source = SHARED / tree.source
+    if not source.exists():
+        return None
+    if source.is_dir():
+        shutil.copytree(source, target, symlinks=True)
+    else:
+        _unpack(source, target)
+    return make_tree(target, {**tree.programs, **PYTHON})
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    """Unpack a root filesystem, without its devices."""
+    target.mkdir()
+    with tarfile.open(archive) as tar:
+        for member in tar.getmembers():
+            if member.isdir():
+                (target / member.name).mkdir(parents=True, exist_ok=True)
+            elif member.issym():
+                make_tree(target, {member.name: Link(member.linkname)})
+            elif content := tar.extractfile(member) if member.isfile() else None:
+                make_tree(target, {member.name: Program(content.read())})
+
+
+def look_at(root: Path) -> Seen:
+    """What inspection and plan make of a guest's files."""
+    plan = vmprovision.plan(root)
+    described = plan.as_json()["operations"]
+    paths = [o["path"] for o in described if o["operation"] != "MakeDirectory"]
+    ours = ("/usr/local/", "/etc/guest-agent.conf")
+    init = plan.guest.init
+    return Seen(
+        system=str(init.system),
+        pid1=init.pid1,
+        dialect=init.dialect,
+        planned=tuple(path for path in paths if not path.startswith(ours)),
+    )
