@@ -21,6 +21,7 @@ from vmprovision.configuration import DEFAULT_PORT
 from vmprovision.guest import InitVerdict
 from vmprovision.initsystem import INIT_SYSTEMS
 from vmprovision.plan import EditBlock, Symlink, WriteFile, digest, marked
+from vmprovision.receipt import RUNTIME
 from vmprovision.rendering import Service, render
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def build_archive() -> Archive:
         for name, content in sorted(members.items()):
             archive.writestr(_member(name), content, compresslevel=9)
     version: str = agent.__version__
-    launcher = render("agent/launcher.sh.j2", version=version)
+    launcher = render("agent/launcher.sh.j2", version=version, runtime=RUNTIME)
     return Archive(content=launcher + buffer.getvalue(), version=version)
 
 
