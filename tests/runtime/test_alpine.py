@@ -49,7 +49,7 @@ def agent_inside(root: Path, *arguments: str) -> Iterator[Agent]:
     tried = subprocess.run([*unshare, "true"], check=False, capture_output=True, text=True)
     require(tried.returncode == 0, f"no user namespaces here: {tried.stderr.strip()}")
     port = free_port()
-    argv = [*unshare, "sh", "-c", INSIDE, root, "--listen", "127.0.0.1", "--port", str(port)]
+    argv = [*unshare, "sh", "-c", INSIDE, str(root), "--listen", "127.0.0.1", "--port", str(port)]
     log = root.with_name("stderr")
     (root / "proc").mkdir(exist_ok=True)
     with log.open("wb") as stderr:

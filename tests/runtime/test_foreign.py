@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,6 +17,9 @@ from tests.agent.test_portable import run_script
 from tests.conftest import require
 from tests.runtime.test_port import HEAD, SCRIPTS
 from vmprovision.runtime.store import ARCHITECTURES, host_architecture, list_runtimes, load
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # The oldest processor of each kind: what runs there runs on all.
 PROCESSORS = {
@@ -66,7 +69,7 @@ def test_the_kernel_is_asked_rightly(name: str, foreign: Interpreter, tmp_path: 
     script = tmp_path / "script.py"
     script.write_text(HEAD + SCRIPTS[name])
     environment = {"PATH": os.environ["PATH"], "LONG": "x" * 5000, "EMPTY": ""}
-    outputs = []
+    outputs: list[str] = []
     for argv in ((sys.executable,), foreign.argv):
         folder = tmp_path / str(len(outputs))
         folder.mkdir()
