@@ -115,8 +115,20 @@ MP_NOINLINE static int start(char **words, size_t heap_size) {
     return run();
 }
 
+// Without SSE2 floats are computed with the precision that the x87 is set to: that of
+// a double, as everywhere else, and not the 64 bits that it starts with.
+static void set_float_precision(void) {
+    #if defined(__i386__) && !defined(__SSE2__)
+    unsigned short control;
+    __asm__ volatile ("fnstcw %0" : "=m" (control));
+    control = (control & ~0x300) | 0x200;
+    __asm__ volatile ("fldcw %0" : : "m" (control));
+    #endif
+}
+
 int main(int argc, char **argv) {
     mp_cstack_init_with_sp_here(STACK_SIZE);
+    set_float_precision();
     signal(SIGPIPE, SIG_IGN);  // as in CPython, a peer that is gone is an error of one call
     size_t heap_size = HEAP_SIZE;
     char **words = argv + (argc > 0);
