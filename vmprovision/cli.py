@@ -45,6 +45,7 @@ from vmprovision.runtime.store import (
     ARCHITECTURES,
     Runtime,
     architecture_named,
+    find_runtime,
     host_architecture,
     list_runtimes,
     load,
@@ -52,6 +53,8 @@ from vmprovision.runtime.store import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from vmprovision.archive import Archive
 
 log = logging.getLogger(__name__)
 
@@ -536,13 +539,27 @@ def agent_build(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write it.")
     ] = Path("guest-agent"),
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ARCH",
+            help="Put the bundled runtime for ARCH into the file: it then runs on any Linux of "
+            "that architecture, with or without Python.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the agent as one file, to copy into a machine and run there.
 
-    The file finds a Python by itself; the same source gives the same bytes.
+    The file finds a Python by itself, or needs none; the same source gives the same bytes.
     """
-    archive = build_archive()
+
+    def built(_: api.Control) -> Archive:
+        return build_archive(
+            load(find_runtime(architecture_named(runtime))) if runtime is not None else None
+        )
+
+    archive = _work(as_json, built)
     try:
         write_atomically(output.absolute(), archive.content)
         output.chmod(0o755)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import subprocess
 import zipfile
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,19 @@ def test_an_archive_is_run(
     done = run_runtime(path, "a", "-b")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "part ['a', '-b'] __main__\n"
+
+
+def test_an_archive_behind_the_interpreter_is_run(runtime: Path, tmp_path: Path) -> None:
+    """The file is a program of its own: all words are the program's, and it knows its path."""
+    path = tmp_path / "program"
+    main = "import sys\nfrom package import part\nprint(part.NAME, sys.argv)\n"
+    path.write_bytes(runtime.read_bytes() + pack(main=main))
+    path.chmod(0o755)
+    words = ["-c", "x", "--help"]
+    done = subprocess.run(
+        ["another name", *words], executable=path, capture_output=True, check=True, text=True
+    )
+    assert done.stdout == f"part {[str(path), *words]}\n"
 
 
 def test_an_archive_is_found_from_where_it_is_run(run_runtime: RunRuntime, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ static int run(void) {
 }
 
 // Apart from main(), so that all that refers to the heap is below the top of the stack.
-MP_NOINLINE static int start(char **words, size_t heap_size) {
+MP_NOINLINE static int start(char *program, char **words, size_t heap_size) {
     char *heap = malloc(heap_size);
     if (heap == NULL) {
         print_to_stderr(NULL, "python: no memory\n", 18);
@@ -109,6 +109,7 @@ MP_NOINLINE static int start(char **words, size_t heap_size) {
     mp_sys_path = mp_obj_new_list(0, NULL);
     mp_obj_list_append(mp_sys_path, MP_OBJ_NEW_QSTR(MP_QSTR__dot_frozen));
     mp_obj_list_init(MP_OBJ_TO_PTR(mp_sys_argv), 0);
+    mp_obj_list_append(mp_sys_argv, mp_obj_new_str_from_cstr(program));
     for (; *words; words++) {
         mp_obj_list_append(mp_sys_argv, mp_obj_new_str_from_cstr(*words));
     }
@@ -140,5 +141,5 @@ int main(int argc, char **argv) {
         }
         words += 2;
     }
-    return start(words, heap_size);
+    return start(argc > 0 ? argv[0] : "python", words, heap_size);
 }

@@ -268,9 +268,9 @@ MP_REGISTER_MODULE(MP_QSTR_posix, posix_module);
 
 // --- signal -------------------------------------------------------------------
 
-// A handler in Python cannot run inside a system call.  The signal's number goes
-// into the pipe that set_wakeup_fd() named, as CPython does it too, and whoever
-// reads that calls what default_handler() gives... see compat.Signals.
+// Python code cannot run in a signal handler.  The signal's number goes into the pipe
+// that set_wakeup_fd() named, as CPython does it too; to act upon it is left to
+// whoever reads that.
 static volatile sig_atomic_t wakeup = -1;
 
 static void tell(int number) {

@@ -15,7 +15,6 @@ MICROPY_VFS_FAT = 0
 MICROPY_VFS_LFS1 = 0
 MICROPY_VFS_LFS2 = 0
 
-# Dead code goes; a map of what is left, which not every linker can write, is not made.
 LDFLAGS_EXTRA += -static -s
 STRIP =
 SIZE = true

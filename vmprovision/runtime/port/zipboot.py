@@ -1,8 +1,10 @@
 """Runs what stands on the command line as CPython does: a zip archive, a file of source, -c CODE.
 
-Called by main.c with the words behind the options in ``sys.argv``.  An archive
-may stand behind other bytes, such as the lines of a launcher, and its members
-may be stored or deflated (PKWARE's APPNOTE.TXT).  Nothing is written to disk.
+Called by main.c with its own name and the words behind the options in
+``sys.argv``.  Where an archive stands at the end of the interpreter's own file,
+that is run, with all words.  An archive may stand behind other bytes, such as
+the lines of a launcher, and its members may be stored or deflated (PKWARE's
+APPNOTE.TXT).  Nothing is written to disk.
 """
 
 import io
@@ -14,21 +16,21 @@ import vfs
 from _guest import crc32, inflate
 
 _DIRECTORY = (0x4000,) + (0,) * 9
-_TAIL = 65557  # the end record with the longest comment
 _END = b"PK\x05\x06"
+_END_SIZE = 22
+_LONGEST_COMMENT = 65535
 _SIZE_LIMIT = 1 << 20
 
 
 class Archive:
     """The members of a zip archive, as the file system that modules are imported from."""
 
-    def __init__(self, source, end, tail):
+    def __init__(self, source, place, record):
         self._source = source
         self._members = {}
         self._folders = {"": 1}
-        at = tail.rfind(_END)
-        count, size, offset = struct.unpack_from("<HII", tail, at + 10)
-        start = end - len(tail) + at - size
+        count, size, offset = struct.unpack_from("<HII", record, 10)
+        start = place - size
         self._before = start - offset
         directory = self._read(start, size)
         at = 0
@@ -90,28 +92,59 @@ def run(source, name):
     exec(compile(source, name, "exec"), {"__name__": "__main__", "__file__": name})
 
 
-def run_file(path):
-    """Runs a zip archive's ``__main__.py``, or a file of source."""
-    source = open(path, "rb")
+def find_archive(source, longest_comment):
+    """The archive at the end of an open file, or None."""
     end = source.seek(0, 2)
-    source.seek(max(0, end - _TAIL))
-    tail = source.read()
-    if _END not in tail:
-        source.seek(0)
-        text = source.read().decode()
-        source.close()
-        sys.path.insert(0, path.rsplit("/", 1)[0])
-        run(text, path)
-        return
-    archive = Archive(source, end, tail)
+    for comment in (0, longest_comment):
+        start = max(0, end - _END_SIZE - comment)
+        source.seek(start)
+        tail = source.read()
+        at = tail.rfind(_END)
+        if at >= 0 and len(tail) - at >= _END_SIZE:
+            record = tail[at : at + _END_SIZE]
+            if struct.unpack_from("<H", record, 20)[0] == len(tail) - at - _END_SIZE:
+                return Archive(source, start + at, record)
+    return None
+
+
+def run_archive(archive, path):
+    """Runs an archive's ``__main__.py``."""
     inside = path + "/.zip"  # no path of a file system begins with that of a file
     vfs.mount(archive, inside)
     sys.path.insert(0, inside)
     run(archive.read("__main__.py").decode(), inside + "/__main__.py")
 
 
+def run_file(path):
+    """Runs an archive, or a file of source."""
+    source = open(path, "rb")
+    archive = find_archive(source, _LONGEST_COMMENT)
+    if archive:
+        run_archive(archive, path)
+        return
+    source.seek(0)
+    text = source.read().decode()
+    source.close()
+    sys.path.insert(0, path.rsplit("/", 1)[0])
+    run(text, path)
+
+
+def find_own_archive():
+    """The archive behind the interpreter itself, or None."""
+    try:
+        return find_archive(open("/proc/self/exe", "rb"), 0)
+    except OSError:  # no /proc
+        return None
+
+
 def main():
     words = sys.argv
+    own = find_own_archive()
+    if own:
+        words[0] = os.readlink("/proc/self/exe")
+        run_archive(own, "/proc/self/exe")
+        return
+    words.pop(0)
     if words[:1] == ["-c"] and words[1:]:
         run(words.pop(1), "<string>")
     elif not words or words[0][:1] == "-":
