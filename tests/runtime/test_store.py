@@ -59,6 +59,9 @@ def test_one_bit_is_noticed(cache: Path, run_cli: RunCli) -> None:
     assert done.returncode == 81
     assert json.loads(done.stdout)["error"]["kind"] == "BundledRuntimeError"
     assert "--refresh" in done.stderr
+    findings = json.loads(run_cli("doctor", "--json", check=False).stdout)["findings"]
+    (finding,) = [each for each in findings if each["subject"] == "runtime"]
+    assert (finding["ok"], finding["needed"]) == (False, False)
 
 
 def test_a_missing_runtime_is_noticed(cache: Path) -> None:
