@@ -7,10 +7,13 @@ Python, so it stands on that one and sees the system's packages.
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
 import nox
+
+from vmprovision.runtime.store import cached_folder
 
 nox.options.default_venv_backend = "none"
 nox.options.sessions = ["lint", "tests"]
@@ -63,6 +66,29 @@ def boot_matrix(session: nox.Session) -> None:
 def slow(session: nox.Session) -> None:
     """Run what the default run leaves out: more layouts, more moments of interruption."""
     _run(session, "pytest", *SIDE_BY_SIDE, "-m", "slow", *session.posargs)
+
+
+@nox.session
+def runtimes(session: nox.Session) -> None:
+    """Build the runtimes of all architectures and test each, foreign ones under qemu-user."""
+    session.run(sys.executable, "-m", "pip", "install", "--quiet", "--editable", ".[runtimes]")
+    _run(session, "vmprovision", "runtime", "build", "all")
+    _run(session, "vmprovision", "runtime", "verify")
+    _run(session, "pytest", "tests/runtime", *session.posargs)
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """Build the wheel, with the runtimes of all architectures in it, into dist/."""
+    runtimes(session)
+    shipped = Path("vmprovision/runtimes")
+    shutil.rmtree(shipped, ignore_errors=True)
+    try:
+        shutil.copytree(cached_folder(), shipped)
+        pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps")
+        session.run(*pip, "--wheel-dir", "dist", ".")
+    finally:
+        shutil.rmtree(shipped, ignore_errors=True)
 
 
 def _run(session: nox.Session, program: str, *arguments: str) -> None:

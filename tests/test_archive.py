@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import json
 import os
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.agent.interpreters import MICROPYTHON, get_interpreter
 from vmprovision import agent
 from vmprovision.archive import build_archive, condense
+from vmprovision.runtime.store import host_architecture
 
 if TYPE_CHECKING:
     from tests.conftest import RunCli
@@ -59,6 +62,19 @@ def test_agent_build_writes_a_program(run_cli: RunCli, tmp_path: Path) -> None:
         [target, "--version"], capture_output=True, check=True, text=True, timeout=60
     )
     assert build_archive().version in done.stdout
+
+
+def test_agent_build_makes_a_program_that_needs_no_python(run_cli: RunCli, tmp_path: Path) -> None:
+    """With --runtime the file runs where there is nothing else, not even a shell."""
+    runtime = get_interpreter(MICROPYTHON).argv[0]
+    target = tmp_path / "guest-agent"
+    done = run_cli("agent", "build", "--runtime", host_architecture(), "-o", target, "--json")
+    assert json.loads(done.stdout)["size"] == target.stat().st_size <= 480 << 10
+    assert target.read_bytes().startswith(Path(runtime).read_bytes())
+    run = subprocess.run(
+        [target, "--version"], capture_output=True, check=True, text=True, timeout=60, env={}
+    )
+    assert run.stdout == f"guest-agent {build_archive().version} (MicroPython 1.25.0)\n"
 
 
 def structure(source: str) -> str:

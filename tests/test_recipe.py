@@ -15,9 +15,10 @@ import pytest
 from tests.conftest import require
 from vmprovision.appliance.session import Drive, launch
 from vmprovision.errors import CancelledError, RecipeError
+from vmprovision.mirrors import parse_index_targets
 from vmprovision.progress import Control
 from vmprovision.recipe import build_image, find_recipe, list_recipes, parse_recipe
-from vmprovision.recipe.packages import host_apt_settings, pack_files, parse_index_targets
+from vmprovision.recipe.packages import host_apt_settings, pack_files
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -30,7 +30,10 @@ class Program:
 def elf(machine: int = 62, *, bits: int = 64, content: bytes = b"") -> Program:
     """An ELF file's header for a machine (elf(5)), with these bytes behind it."""
     identity = b"\x7fELF" + bytes([2 if bits == 64 else 1, 1, 1]) + bytes(9)
-    return Program((identity + struct.pack("<HH", 2, machine)).ljust(64, b"\0") + content)
+    header = identity + struct.pack("<HH", 2, machine)
+    if machine == 40:  # EABI version 5
+        header = header.ljust(36, b"\0") + struct.pack("<I", 5 << 24)
+    return Program(header.ljust(64, b"\0") + content)
 
 
 Content = str | bytes | Link | Program | None

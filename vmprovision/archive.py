@@ -21,6 +21,7 @@ from vmprovision.configuration import DEFAULT_PORT
 from vmprovision.guest import InitVerdict
 from vmprovision.initsystem import INIT_SYSTEMS
 from vmprovision.plan import EditBlock, Symlink, WriteFile, digest, marked
+from vmprovision.receipt import RUNTIME
 from vmprovision.rendering import Service, render
 
 if TYPE_CHECKING:
@@ -53,8 +54,12 @@ class Archive:
         return digest(self.content)
 
 
-def build_archive() -> Archive:
-    """The agent that belongs to this vmprovision; equal sources give equal bytes."""
+def build_archive(runtime: bytes | None = None) -> Archive:
+    """The agent that belongs to this vmprovision; equal sources give equal bytes.
+
+    Args:
+        runtime: what runs it; without, the first lines of the file find a Python.
+    """
     source = Path(agent.__file__).parent
     members = {"__main__.py": ENTRY_POINT}
     for path in sorted(source.glob("*.py")):
@@ -66,7 +71,7 @@ def build_archive() -> Archive:
         for name, content in sorted(members.items()):
             archive.writestr(_member(name), content, compresslevel=9)
     version: str = agent.__version__
-    launcher = render("agent/launcher.sh.j2", version=version)
+    launcher = runtime or render("agent/launcher.sh.j2", version=version, runtime=RUNTIME)
     return Archive(content=launcher + buffer.getvalue(), version=version)
 
 

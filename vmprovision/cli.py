@@ -34,13 +34,27 @@ from vmprovision.presentation import (
     show_guest,
     show_plan,
     show_proof,
+    show_runtimes,
     show_service,
     show_verification,
 )
 from vmprovision.recipe import build_image, list_recipes
+from vmprovision.runtime.build import build_runtimes
+from vmprovision.runtime.choice import WISHES
+from vmprovision.runtime.store import (
+    ARCHITECTURES,
+    Runtime,
+    architecture_named,
+    find_runtime,
+    host_architecture,
+    list_runtimes,
+    load,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from vmprovision.archive import Archive
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +88,7 @@ EXIT_CODES: dict[type[errors.VmprovisionError], int] = {
     errors.VerificationError: MISMATCHED,
     errors.ProofError: 70,
     errors.RecipeError: 80,
+    errors.BundledRuntimeError: 81,
     errors.CancelledError: CANCELLED,
 }
 
@@ -89,8 +104,13 @@ agent_app = typer.Typer(help="The guest agent by itself.", no_args_is_help=True)
 image_app = typer.Typer(
     help="Small bootable guest images, built from recipes.", no_args_is_help=True
 )
+runtime_app = typer.Typer(
+    help="Small interpreters for guests without Python, built from MicroPython's source.",
+    no_args_is_help=True,
+)
 app.add_typer(agent_app, name="agent")
 app.add_typer(image_app, name="image")
+app.add_typer(runtime_app, name="runtime")
 
 stdout = Console(highlight=False, markup=False, soft_wrap=True)
 stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
@@ -135,6 +155,15 @@ InitOption = Annotated[
         help="The init system, where you know better than the evidence: "
         + ", ".join(INIT_SYSTEMS)
         + ".",
+    ),
+]
+RuntimeOption = Annotated[
+    str,
+    typer.Option(
+        metavar="R",
+        help="What runs the agent: guest (a Python of the guest's own), bundled (a runtime that "
+        "is put into it), or the path of a static interpreter. auto takes the guest's own, and "
+        "the bundled one where there is none.",
     ),
 ]
 VmIdOption = Annotated[
@@ -265,6 +294,7 @@ def plan(  # noqa: PLR0913 -- one parameter an option
     allow: AllowOption = None,
     allow_configure: ConfigureOption = None,
     init: InitOption = None,
+    runtime: RuntimeOption = "auto",
     disk_format: FormatOption = None,
     root: RootOption = None,
     allow_backing: BackingOption = False,
@@ -287,6 +317,7 @@ def plan(  # noqa: PLR0913 -- one parameter an option
             allow=allow,
             allow_configure=allow_configure,
             init=_init(init),
+            runtime=_runtime(runtime),
         )
         return api.plan(image, options, source=source, control=control)
 
@@ -307,6 +338,7 @@ def inject(  # noqa: PLR0913 -- one parameter an option
     allow: AllowOption = None,
     allow_configure: ConfigureOption = None,
     init: InitOption = None,
+    runtime: RuntimeOption = "auto",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -341,6 +373,7 @@ def inject(  # noqa: PLR0913 -- one parameter an option
             allow=allow,
             allow_configure=allow_configure,
             init=init,
+            runtime=runtime,
             disk_format=disk_format,
             root=root,
             allow_backing=allow_backing,
@@ -360,6 +393,7 @@ def inject(  # noqa: PLR0913 -- one parameter an option
             allow=allow,
             allow_configure=allow_configure,
             init=_init(init),
+            runtime=_runtime(runtime),
         )
         return api.inject(image, options, source=source, output=output, control=control)
 
@@ -505,13 +539,27 @@ def agent_build(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write it.")
     ] = Path("guest-agent"),
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ARCH",
+            help="Put the bundled runtime for ARCH into the file: it then runs on any Linux of "
+            "that architecture, with or without Python.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the agent as one file, to copy into a machine and run there.
 
-    The file finds a Python by itself; the same source gives the same bytes.
+    The file finds a Python by itself, or needs none; the same source gives the same bytes.
     """
-    archive = build_archive()
+
+    def built(_: api.Control) -> Archive:
+        return build_archive(
+            load(find_runtime(architecture_named(runtime))) if runtime is not None else None
+        )
+
+    archive = _work(as_json, built)
     try:
         write_atomically(output.absolute(), archive.content)
         output.chmod(0o755)
@@ -583,12 +631,76 @@ def image_build(  # noqa: PLR0913 -- one parameter for each option
     _present(as_json, {"name": name, "path": str(path)}, lambda: stdout.print(str(path)))
 
 
+@runtime_app.command("build")
+def runtime_build(
+    architectures: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[ARCH]...",
+            show_default=False,
+            help="all, or of: " + ", ".join(ARCHITECTURES) + ". This host's, if left out.",
+        ),
+    ] = None,
+    *,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The tarball of the source, instead of fetching it with apt."
+        ),
+    ] = None,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Build anew what is there already.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Build runtimes from MicroPython's source as Debian has it; a second time from the cache.
+
+    This host's takes Debian's packages gcc, libc6-dev, make and musl-tools, the
+    others the ziglang wheel.
+    """
+    wanted = architectures or [host_architecture()]
+
+    def built(control: api.Control) -> tuple[Runtime, ...]:
+        names = ARCHITECTURES if "all" in wanted else [architecture_named(a) for a in wanted]
+        return build_runtimes(names, source=source, refresh=refresh, control=control)
+
+    _present_runtimes(as_json, _work(as_json, built))
+
+
+@runtime_app.command("list")
+def runtime_list(*, as_json: JsonOption = False) -> None:
+    """List the runtimes that there are."""
+    _present_runtimes(as_json, _work(as_json, lambda _: list_runtimes()))
+
+
+@runtime_app.command("verify")
+def runtime_verify(*, as_json: JsonOption = False) -> None:
+    """Check every runtime as an injection does: its hash, its architecture, that it runs alone."""
+
+    def verified(_: api.Control) -> tuple[Runtime, ...]:
+        runtimes = list_runtimes()
+        for runtime in runtimes:
+            load(runtime)
+        return runtimes
+
+    _present_runtimes(as_json, _work(as_json, verified))
+
+
+def _present_runtimes(as_json: bool, runtimes: tuple[Runtime, ...]) -> None:  # noqa: FBT001
+    document = {"runtimes": [runtime.as_json() for runtime in runtimes]}
+    _present(as_json, document, lambda: show_runtimes(stdout, runtimes))
+
+
 def _source(disk_format: str | None, root: str | None, allow_backing: bool) -> api.ImageOptions:  # noqa: FBT001 -- as the option has it
     return api.ImageOptions(format=disk_format, root=root, allow_backing=allow_backing)
 
 
 def _init(name: str | None) -> Any:  # noqa: ANN401 -- checked against the names that there are
     return module_for(name).NAME if name is not None else None
+
+
+def _runtime(wish: str) -> Any:  # noqa: ANN401 -- as _init
+    return wish if wish in WISHES else Path(wish)
 
 
 def _read_token(path: Path | None) -> str | None:

@@ -19,11 +19,12 @@ log = logging.getLogger(__name__)
 STDERR_TAIL = 600
 
 
-def run(
+def run(  # noqa: PLR0913 -- one parameter for each thing that differs
     argv: Sequence[str | Path],
     *,
     timeout: float,
     environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
     accept: Sequence[int] = (0,),
     keep: Sequence[int] = (),
 ) -> subprocess.CompletedProcess[str]:
@@ -35,6 +36,7 @@ def run(
         argv: program and arguments; no shell is involved.
         timeout: seconds after which the program is killed.
         environment: variables to set besides those of this process.
+        folder: where it runs, if not here.
         accept: the exit statuses that are no failure.
         keep: open files that the program holds too, so that a lock on one of them
             lives as long as the program, even where this process is killed.
@@ -56,6 +58,7 @@ def run(
             errors="replace",
             timeout=timeout,
             pass_fds=tuple(keep),
+            cwd=folder,
             start_new_session=True,  # a terminal's Ctrl-C is for us to act upon
             env={**os.environ, "LC_ALL": "C", **(environment or {})},
         )

@@ -15,6 +15,7 @@ from vmprovision.appliance.session import guestfs_module, qemu_program
 from vmprovision.cache import cache_directory
 from vmprovision.data import data_directory
 from vmprovision.errors import VmprovisionError
+from vmprovision.runtime.store import find_runtime, host_architecture, load
 
 APPLIANCE_ROOM = 1 << 30  # libguestfs's appliance, unpacked, with its margin
 RELEASE = Path("/etc/os-release")
@@ -59,6 +60,7 @@ def examine_host() -> list[Finding]:
         _space(_existing_parent(cache_directory())),
         _space(Path(tempfile.gettempdir())),
         _data(),
+        _runtime(),
     ]
 
 
@@ -189,3 +191,21 @@ def _data() -> Finding:
     except VmprovisionError as exc:
         return Finding(subject="templates and recipes", ok=False, detail=exc.message, mend=exc.hint)
     return Finding(subject="templates and recipes", ok=True, detail=detail)
+
+
+def _runtime() -> Finding:
+    """Guests without Python need one; this host's architecture stands for all."""
+    architecture = host_architecture()
+    try:
+        runtime = find_runtime(architecture)
+        load(runtime)
+    except VmprovisionError as exc:
+        return Finding(
+            subject="runtime",
+            ok=False,
+            detail=exc.message,
+            mend=f"vmprovision runtime build {architecture}",
+            needed=False,
+        )
+    detail = f"MicroPython {runtime.micropython} for {architecture}"
+    return Finding(subject="runtime", ok=True, detail=detail)

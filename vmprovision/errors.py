@@ -164,6 +164,10 @@ class ProofError(VmprovisionError):
         self.console = tuple(printable(line) for line in console)
 
 
+class BundledRuntimeError(VmprovisionError):
+    """A runtime for guests without Python cannot be built, or is not what it should be."""
+
+
 class RecipeError(VmprovisionError):
     """The recipe of a guest image is wrong, or cannot be built on this host."""
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vmprovision.configuration import parse_configuration
+from vmprovision.receipt import RUNTIME
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,6 +97,17 @@ class Interpreter:
     version: str | None
     implementation: Literal["cpython", "micropython", "pypy"] = "cpython"
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether it runs the agent, whose source is for CPython 2.6, 2.7 and 3.2 on.
+
+        A Python whose files do not tell its version is given the benefit of the doubt.
+        """
+        if self.implementation == "micropython":
+            return False  # one that lacks what ours was given
+        number = tuple(int(part) for part in re.findall(r"\d+", self.version or "3.99"))
+        return (2, 6) <= number < (3, 0) or number >= (3, 2)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SELinuxPolicy:
@@ -162,6 +175,17 @@ class GuestInfo:
     mountpoints: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @property
+    def usable_python(self) -> Interpreter | None:
+        """The guest's own Python that runs the agent, the one that its launcher finds first."""
+        return next((each for each in self.interpreters if each.is_usable), None)
+
+    @property
+    def has_runtime(self) -> bool:
+        """Whether the agent that is installed brought a runtime with it."""
+        path = self.locate(RUNTIME)
+        return self.agent is not None and self.agent.receipt.entry_for(path) is not None
+
     def locate(self, path: PurePosixPath) -> PurePosixPath:
         """Where a path really is in this guest: its longest parent that is a link followed."""
         for parent in path.parents:
@@ -193,6 +217,7 @@ class GuestInfo:
                 }
                 for interpreter in self.interpreters
             ],
+            "runtime": "guest" if self.usable_python else "bundled",
             "selinux": {
                 "mode": self.selinux.mode,
                 "policy": self.selinux.policy,
@@ -202,16 +227,17 @@ class GuestInfo:
             else None,
             "kernels": [str(kernel.path) for kernel in self.kernels],
             "mountpoints": dict(self.mountpoints),
-            "agent": _agent_as_json(self.agent) if self.agent else None,
+            "agent": _agent_as_json(self.agent, self.has_runtime) if self.agent else None,
             "notes": list(self.notes),
         }
 
 
-def _agent_as_json(agent: InstalledAgent) -> dict[str, Any]:
+def _agent_as_json(agent: InstalledAgent, has_runtime: bool) -> dict[str, Any]:  # noqa: FBT001 -- a fact
     settings = parse_configuration(agent.configuration)
     return {
         "version": agent.version,
         "init": agent.receipt.init,
+        "runtime": "bundled" if has_runtime else "guest",
         "vm_id": settings.get("VM_ID"),
         "manager_url": settings.get("MANAGER_URL"),
         "port": settings.get("PORT"),

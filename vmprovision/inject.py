@@ -24,7 +24,12 @@ from vmprovision.inspection import inspect_guest
 from vmprovision.labelling import AUTORELABEL
 from vmprovision.naming import naming
 from vmprovision.plan import Plan, is_satisfied
-from vmprovision.planning import InjectOptions, plan_injection, plan_removal
+from vmprovision.planning import (
+    InjectOptions,
+    plan_injection,
+    plan_removal,
+    refuse_without_service,
+)
 from vmprovision.progress import Control
 from vmprovision.receipt import RECEIPT, Entry
 from vmprovision.reports import (
@@ -35,6 +40,7 @@ from vmprovision.reports import (
     VerifyReport,
 )
 from vmprovision.restoration import restoration, survey, with_receipt
+from vmprovision.runtime.choice import choose_runtime
 from vmprovision.verify import verify_plan, verify_receipt
 
 if TYPE_CHECKING:
@@ -123,6 +129,7 @@ def inject(
         ApplianceError: the appliance did not start or failed.
         InspectionError: what the guest is cannot be found out.
         UnsupportedGuestError: nothing of ours is right for this guest.
+        BundledRuntimeError: the runtime for it is damaged, or the given one not for it.
         PlanError: the options do not fit.
         ApplyError: writing inside the guest failed.
         VerificationError: what was written is not what is there.
@@ -215,7 +222,9 @@ class _Opened:
 
 
 def _plan_injection(opened: _Opened, archive: Archive, options: InjectOptions) -> Plan:
-    planned = plan_injection(opened.guest, archive, options)
+    refuse_without_service(opened.guest)
+    runtime = choose_runtime(opened.guest, options.runtime)
+    planned = plan_injection(opened.guest, archive, options, runtime)
     earlier = opened.guest.agent.receipt.entries if opened.guest.agent else ()
     paths = dict.fromkeys([*planned.paths, *(entry.condition.path for entry in earlier)])
     if opened.guest.selinux:

@@ -31,9 +31,10 @@ from vmprovision.plan import (
     directories_for,
     marked,
 )
-from vmprovision.receipt import ABSENT, AGENT, CONFIGURATION, LOGS, RECEIPT, Entry
+from vmprovision.receipt import ABSENT, AGENT, CONFIGURATION, LOGS, RECEIPT, RUNTIME, Entry
 from vmprovision.rendering import Service, render
 from vmprovision.restoration import restorations
+from vmprovision.runtime.choice import INSTALL_PYTHON
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from vmprovision.archive import Archive
     from vmprovision.guest import GuestInfo, InitSystem
     from vmprovision.receipt import Found
+    from vmprovision.runtime.choice import ChosenRuntime, RuntimeWish
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +63,9 @@ class InjectOptions:
         allow_configure: whether ``POST /configure-interface`` may change the guest's
             network, for which the agent stays root; needs a token.
         init: the init system, where the caller knows better than the evidence.
+        runtime: what runs the agent: ``guest`` for a Python of the guest's own, ``bundled``
+            for the runtime of vmprovision, the path of a static interpreter; ``auto`` for
+            the guest's own where it has one, else the bundled one.
     """
 
     vm_id: str | None = None
@@ -72,10 +77,22 @@ class InjectOptions:
     allow: str | None = None
     allow_configure: bool | None = None
     init: InitSystem | None = None
+    runtime: RuntimeWish = "auto"
 
 
-def plan_injection(guest: GuestInfo, archive: Archive, options: InjectOptions) -> Plan:
+def plan_injection(
+    guest: GuestInfo,
+    archive: Archive,
+    options: InjectOptions,
+    runtime: ChosenRuntime | None = None,
+) -> Plan:
     """The ordered operations that make this guest run the agent; the enabling one is last.
+
+    Args:
+        guest: what is known of it.
+        archive: the agent.
+        options: what the caller wants.
+        runtime: what runs the agent, if not a Python of the guest's own.
 
     Raises:
         PlanError: the options are wrong, or the guest holds a newer agent.
@@ -83,13 +100,23 @@ def plan_injection(guest: GuestInfo, archive: Archive, options: InjectOptions) -
             in it can run the agent.
         AmbiguousInitError: nothing says what runs its services.
     """
-    _refuse_unsupported(guest)
+    brought = runtime.content if runtime else None
+    refuse_without_service(guest)
+    if brought is None and guest.usable_python is None:
+        raise UnsupportedGuestError(
+            "the guest has no Python that could run the agent", hint=INSTALL_PYTHON
+        )
     _refuse_downgrade(guest, archive)
     content = _configuration(guest, options)
     settings = parse_configuration(content)
     service = _service(settings)
     secret = "TOKEN" in settings or "READ_TOKEN" in settings
-    files: list[Operation] = [
+    files: list[Operation] = []
+    notes = guest.notes
+    if runtime and brought:
+        files.append(WriteFile(path=RUNTIME, content=brought, mode=0o755))
+        notes = (*notes, f"the agent is run by {runtime.name}")
+    files += [
         WriteFile(path=AGENT, content=archive.content, mode=0o755),
         WriteFile(path=CONFIGURATION, content=content, mode=0o600 if secret else 0o644),
     ]
@@ -98,7 +125,7 @@ def plan_injection(guest: GuestInfo, archive: Archive, options: InjectOptions) -
     located = [replace(operation, path=guest.locate(operation.path)) for operation in files]
     receipt = guest.locate(RECEIPT)
     directories: list[Operation] = list(directories_for([*(o.path for o in located), receipt]))
-    return Plan(operations=(*directories, *located), notes=guest.notes)
+    return Plan(operations=(*directories, *located), notes=notes)
 
 
 def _service(settings: Mapping[str, str]) -> Service:
@@ -116,7 +143,13 @@ def _service(settings: Mapping[str, str]) -> Service:
     )
 
 
-def _refuse_unsupported(guest: GuestInfo) -> None:
+def refuse_without_service(guest: GuestInfo) -> None:
+    """Check that there is a service for what runs services in this guest.
+
+    Raises:
+        UnsupportedGuestError: there is none.
+        AmbiguousInitError: nothing says what runs its services.
+    """
     if guest.init.system is None and guest.init.pid1 in ("none", "unknown", "script", "shell"):
         raise AmbiguousInitError(
             f"nothing says what runs services in this guest: {'; '.join(guest.init.evidence)}",
@@ -127,20 +160,6 @@ def _refuse_unsupported(guest: GuestInfo) -> None:
             f"the guest's services are run by {guest.init.pid1}, for which this version has none",
             hint="where the guest runs /etc/rc.local at boot, --init standalone uses that",
         )
-    if not any(_is_usable(interpreter.version) for interpreter in guest.interpreters):
-        raise UnsupportedGuestError(
-            "the guest has no Python that could run the agent",
-            hint="install python3 (its minimal package is enough) in the guest",
-        )
-
-
-def _is_usable(version: str | None) -> bool:
-    """CPython 2.6, 2.7 and 3.2 on: the agent's source is written for these.
-
-    A Python whose files do not tell its version is given the benefit of the doubt.
-    """
-    number = _order(version or "3.99")
-    return (2, 6) <= number < (3, 0) or number >= (3, 2)
 
 
 def _refuse_downgrade(guest: GuestInfo, archive: Archive) -> None:

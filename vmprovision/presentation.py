@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vmprovision.guest import GuestInfo
     from vmprovision.prove import ProofReport
     from vmprovision.reports import ChangeReport, PlanReport, VerifyReport
+    from vmprovision.runtime.store import Runtime
 
 
 def show_guest(console: Console, guest: GuestInfo) -> None:
@@ -35,7 +36,10 @@ def show_guest(console: Console, guest: GuestInfo) -> None:
     _row(console, "selinux", f"{selinux.mode} ({selinux.policy})" if selinux else "none")
     if selinux and selinux.obstacle:
         console.print(f"{'':<14}- {printable(selinux.obstacle)}")
-    _row(console, "agent", f"version {guest.agent.version}" if guest.agent else "none")
+    own = guest.usable_python
+    _row(console, "runtime", f"the guest's {own.path}" if own else "bundled: no Python is usable")
+    brought = ", with a runtime" if guest.has_runtime else ""
+    _row(console, "agent", f"version {guest.agent.version}{brought}" if guest.agent else "none")
     for note in guest.notes:
         _row(console, "note", note)
 
@@ -84,6 +88,17 @@ def show_proof(console: Console, report: ProofReport) -> None:
     _show_answer(console, "metrics", report.metrics)
     _row(console, "reported IP", report.guest_ip)
     console.print(f"{report.image}: proven by a boot, agent up after {report.seconds:.0f} s")
+
+
+def show_runtimes(console: Console, runtimes: Sequence[Runtime]) -> None:
+    """The runtimes that there are, one a line."""
+    for runtime in runtimes:
+        console.print(
+            f"{runtime.architecture:<10}MicroPython {runtime.micropython}, {runtime.size} bytes, "
+            f"{runtime.compiler}, {runtime.path}"
+        )
+    if not runtimes:
+        console.print("none: `vmprovision runtime build` builds this host's")
 
 
 def show_findings(console: Console, findings: Sequence[Finding]) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 AGENT = PurePosixPath("/usr/local/bin/guest-agent")
 CONFIGURATION = PurePosixPath("/etc/guest-agent.conf")
 FOLDER = PurePosixPath("/usr/local/lib/guest-agent")
+RUNTIME = FOLDER / "python"
 RECEIPT = FOLDER / "receipt.json"
 SET_ASIDE = FOLDER / "set-aside"
 # What the agent itself makes when it runs without an init system that keeps its log.

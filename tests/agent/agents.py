@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import socket
 import subprocess
 import threading
 import time
-import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import vmprovision.agent
+from vmprovision.archive import build_archive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -24,26 +23,14 @@ if TYPE_CHECKING:
     from .interpreters import Interpreter
 
 SOURCE = Path(vmprovision.agent.__file__).parent
-LAUNCHER = "from guest_agent.main import main\nimport sys\nsys.exit(main(sys.argv))\n"
 START_SECONDS = 20.0
 
 
-def build_zip(folder: Path) -> Path:
-    """The agent as one file that CPython runs."""
-    path = folder / "agent.pyz"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("__main__.py", LAUNCHER)
-        for module in sorted(SOURCE.glob("*.py")):
-            archive.write(module, f"guest_agent/{module.name}")
+def build_program(folder: Path) -> Path:
+    """The agent's file, as it is put into guests."""
+    path = folder / "guest-agent"
+    path.write_bytes(build_archive().content)
     return path
-
-
-def build_folder(folder: Path) -> Path:
-    """The agent as a source folder, which is what MicroPython reads; the path of its script."""
-    shutil.copytree(SOURCE, folder / "guest_agent", ignore=shutil.ignore_patterns("__pycache__"))
-    script = folder / "__main__.py"
-    script.write_text(LAUNCHER)
-    return script
 
 
 def free_port() -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .agents import Agent, build_folder, build_zip, running_agent
+from .agents import Agent, build_program, running_agent
 from .interpreters import Interpreter, get_interpreter, interpreter_names
 
 if TYPE_CHECKING:
@@ -21,16 +21,9 @@ def interpreter(request: pytest.FixtureRequest) -> Interpreter:
 
 
 @pytest.fixture(scope="session")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
-    """The agent as MicroPython (True) and as CPython (False) run it."""
-    folder = tmp_path_factory.mktemp("program")
-    return {True: build_folder(folder), False: build_zip(folder)}
-
-
-@pytest.fixture(scope="session")
-def program(interpreter: Interpreter, programs: dict[bool, Path]) -> Path:
-    """The agent as this interpreter runs it."""
-    return programs[interpreter.is_micropython]
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The agent's file; all interpreters run the same."""
+    return build_program(tmp_path_factory.mktemp("program"))
 
 
 @pytest.fixture(scope="session")

@@ -183,8 +183,7 @@ def test_a_unix_socket_is_a_door(interpreter: Interpreter, program: Path, tmp_pa
     listen = f"127.0.0.1,unix:{path}:0600"
     with running_agent(interpreter, program, tmp_path, listen=listen) as agent:
         assert ask_on_path(path).status == agent.get("/health").status == 200
-        if not interpreter.is_micropython:  # it has no umask
-            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_a_stale_socket_is_replaced_and_nothing_else(

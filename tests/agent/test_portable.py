@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,14 +37,13 @@ def run_script(argv: tuple[str, ...], folder: Path) -> str:
     return run.stdout
 
 
-def test_results_do_not_depend_on_the_interpreter(
-    interpreter: Interpreter, programs: dict[bool, Path]
-) -> None:
+def test_results_do_not_depend_on_the_interpreter(interpreter: Interpreter, tmp_path: Path) -> None:
     """Parsing and writing give the same bytes everywhere."""
-    folder = programs[True].parent
-    expected = run_script((sys.executable, "-S", "-E", "-s"), folder)
+    unwanted = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(SOURCE, tmp_path / "guest_agent", ignore=unwanted)
+    expected = run_script((sys.executable, "-S", "-E", "-s"), tmp_path)
     assert len(expected.splitlines()) > 20
-    assert run_script(interpreter.argv, folder) == expected
+    assert run_script(interpreter.argv, tmp_path) == expected
 
 
 def test_the_language_is_one_that_vermin_accepts() -> None:
@@ -79,6 +79,7 @@ def test_only_modules_that_every_guest_has() -> None:
         "time",
         "fcntl",
         "signal",
+        "_guest",  # the runtime's own, asked for by compat.py
         "_signal",
         "_socket",
         "socket",

@@ -114,16 +114,12 @@ def test_all_addresses_are_ipv4_and_ipv6(
 
 
 def test_sigterm_stops_it_at_once(interpreter: Interpreter, program: Path, tmp_path: Path) -> None:
-    """SIGTERM ends an idle agent within a second: cleanly, or by the signal under MicroPython."""
+    """SIGTERM ends an idle agent within a second, cleanly."""
     with running_agent(interpreter, program, tmp_path) as agent, agent.connect():
         agent.get("/health")
         agent.run.send_signal(signal.SIGTERM)
-        status = agent.run.wait(1)
-        if interpreter.is_micropython:
-            assert status == -signal.SIGTERM
-        else:
-            assert status == 0
-            assert agent.log_text().rstrip().endswith("info: stopped")
+        assert agent.run.wait(1) == 0
+        assert agent.log_text().rstrip().endswith("info: stopped")
 
 
 def test_sigint_stops_it_cleanly(interpreter: Interpreter, program: Path, tmp_path: Path) -> None:
@@ -135,11 +131,10 @@ def test_sigint_stops_it_cleanly(interpreter: Interpreter, program: Path, tmp_pa
         assert agent.log_text().rstrip().endswith("info: stopped")
 
 
-@pytest.mark.parametrize("interpreter", list(find_cpythons()), indirect=True)
 def test_sighup_reads_the_configuration_again(
     interpreter: Interpreter, program: Path, tmp_path: Path
 ) -> None:
-    """After SIGHUP the new VM_ID shows in /info. MicroPython has no signals to handle."""
+    """After SIGHUP the new VM_ID shows in /info."""
     with running_agent(interpreter, program, tmp_path, config="VM_ID=old\n") as agent:
         assert json.loads(agent.get("/info").body)["vm_id"] == "old"
         (tmp_path / "agent.conf").write_text("VM_ID=new\n")
@@ -447,8 +442,8 @@ def test_root_becomes_the_user_it_is_told_to_be(
 def test_without_the_right_to_change_it_stays_who_it_is(
     interpreter: Interpreter, program: Path, tmp_path: Path
 ) -> None:
-    """--user where it cannot be followed for want of root, or by MicroPython, is no failure."""
-    if os.geteuid() == 0 and interpreter.name != "micropython":
+    """--user where it cannot be followed for want of root is no failure."""
+    if os.geteuid() == 0:
         pytest.skip("root can become another user")
     with running_agent(interpreter, program, tmp_path, arguments=["--user", "nobody"]) as agent:
         assert agent.get("/health").status == 200

@@ -67,7 +67,7 @@ def reporting_agent(
 
 @pytest.fixture(scope="session")
 def fleet(
-    tmp_path_factory: pytest.TempPathFactory, programs: dict[bool, Path]
+    tmp_path_factory: pytest.TempPathFactory, program: Path
 ) -> Iterator[dict[str, Reporting]]:
     """Reporting agents of all interpreters, started together so that their waits overlap.
 
@@ -82,7 +82,6 @@ def fleet(
                 continue  # the test of this interpreter skips with the reason
             manager = stack.enter_context(running_manager(404, 500, 200))
             folder = tmp_path_factory.mktemp("fleet")
-            program = programs[interpreter.is_micropython]
             found[name] = stack.enter_context(
                 reporting_agent(interpreter, program, folder, manager)
             )
@@ -139,7 +138,7 @@ def test_a_new_address_is_reported_soon(reporting: Reporting, moved: float) -> N
 
 @pytest.fixture(scope="session")
 def black_holed(
-    tmp_path_factory: pytest.TempPathFactory, programs: dict[bool, Path]
+    tmp_path_factory: pytest.TempPathFactory, program: Path
 ) -> Iterator[dict[str, tuple[Agent, float]]]:
     """Agents whose manager swallows packets, and the slowest answer of each meanwhile.
 
@@ -158,7 +157,7 @@ def black_holed(
             _, environment = stack.enter_context(fake_address(folder))
             agents[name] = stack.enter_context(
                 running_agent(
-                    *(interpreter, programs[interpreter.is_micropython], folder),
+                    *(interpreter, program, folder),
                     config=f"VM_ID=a\nMANAGER_URL=http://127.0.0.1:{port}\n",
                     environment=environment,
                 )

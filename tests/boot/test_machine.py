@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.agent.interpreters import MICROPYTHON, get_interpreter
 from vmprovision.appliance.session import Appliance, Drive, launch
 from vmprovision.errors import CancelledError, ProofError, UnsupportedGuestError
 from vmprovision.machine import BootSource, Machine, boot, wait_for_http
@@ -32,29 +33,35 @@ BOOT_SECONDS = 240.0
 REPORTS = 3
 
 # What the agent does on the wire, and GET /reach/PORT: can the guest reach the
-# host behind its gateway?  Python without its batteries: these guests have few.
+# host behind its gateway?  For CPython without its batteries and for the runtime.
 RESPONDER = b"""\
 import socket, time
+
+def connect(host, port, seconds):
+    peer = socket.socket()
+    peer.settimeout(seconds)
+    peer.connect(socket.getaddrinfo(host, port)[0][-1])
+    return peer
 
 def report(number):
     body = '{"guest_ip": "10.0.2.15", "number": %d}' % number
     head = 'POST /v1/vms/test/guest-ip HTTP/1.0\\r\\nContent-Length: %d\\r\\n\\r\\n' % len(body)
-    peer = socket.create_connection(('10.0.2.100', 8081), 5)
-    peer.sendall((head + body).encode())
+    peer = connect('10.0.2.100', 8081, 5)
+    peer.send((head + body).encode())
     answer = peer.recv(1000)
     peer.close()
     return b' 200 ' in answer
 
 def reached(port):
     try:
-        socket.create_connection(('10.0.2.2', port), 1).close()
+        connect('10.0.2.2', port, 1).close()
         return 'true'
     except OSError:
         return 'false'
 
 server = socket.socket()
 server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-server.bind(('', 8080))
+server.bind(socket.getaddrinfo('0.0.0.0', 8080)[0][-1])
 server.listen(5)
 for number in range(3):
     while True:
@@ -68,7 +75,7 @@ while True:
     peer, _ = server.accept()
     path = peer.recv(4000).split()[1].decode()
     answer = reached(int(path.split('/')[2])) if path.startswith('/reach/') else 'null'
-    peer.sendall(('HTTP/1.0 200 OK\\r\\n\\r\\n{"reached": %s}' % answer).encode())
+    peer.send(('HTTP/1.0 200 OK\\r\\n\\r\\n{"reached": %s}' % answer).encode())
     peer.close()
 """
 UNIT = b"""\
@@ -122,7 +129,10 @@ def busybox(tmp_path_factory: pytest.TempPathFactory) -> Guest:
         assert not appliance.call("exists", "/etc/machine-id")
         appliance.call("mkdir_p", "/opt")
         appliance.call("write", "/opt/responder.py", RESPONDER)
-        line = b"::respawn:/usr/bin/python3 -S -E -s /opt/responder.py\n"
+        # no Python: the runtime runs the same script
+        appliance.call("upload", get_interpreter(MICROPYTHON).argv[0], "/opt/python")
+        appliance.call("chmod", 0o755, "/opt/python")
+        line = b"::respawn:/opt/python /opt/responder.py\n"
         appliance.call("write_append", "/etc/inittab", line)
         kernel = download(appliance, "/boot/vmlinuz-*", folder / "kernel")
         initrd = download(appliance, "/boot/initrd.img-*", folder / "initrd")

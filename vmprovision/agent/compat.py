@@ -1,14 +1,15 @@
 """Every difference between the interpreters the agent runs on.
 
 The rest of the package is written in the subset that CPython 2.6 to 3.14 and
-MicroPython's unix port share, and asks this module for everything else.
-MicroPython has no os.path, environ, fork, pipe, kill, getpid, readlink,
-signal, getsockopt, shutdown or strftime, decodes UTF-8 only, and its socket
-addresses are opaque bytes; Python 2 has bytes for ``str`` and no monotonic
-clock.
+MicroPython share, and asks this module for everything else. MicroPython is the
+bundled runtime, whose os, signal and fcntl have what is used here. It has no
+os.path, getsockopt or strftime, decodes UTF-8 only, does not call signal
+handlers, and its socket addresses are opaque bytes; Python 2 has bytes for
+``str`` and no monotonic clock.
 """
 
 import errno
+import fcntl
 import os
 import select
 import sys
@@ -22,15 +23,12 @@ except ImportError:  # MicroPython
     import socket
 try:
     import _signal as signal
-except ImportError:  # Python 2, Python 3.4 and earlier
-    try:
-        import signal
-    except ImportError:  # MicroPython
-        signal = None
+except ImportError:  # MicroPython, Python 2, Python 3.4 and earlier
+    import signal
 try:
-    import fcntl
-except ImportError:  # MicroPython
-    fcntl = None
+    import _guest
+except ImportError:  # CPython
+    _guest = None
 
 try:
     INTEGERS = (int, long)
@@ -63,15 +61,9 @@ IPV6_V6ONLY = 26
 AF_VSOCK = 40
 
 IS_MICROPYTHON = getattr(getattr(sys, "implementation", None), "name", "") == "micropython"
-CAN_FORK = hasattr(os, "fork")
-CAN_CHANGE_USER = hasattr(os, "setuid") and hasattr(os, "setgroups")
 
 # MicroPython runs in a heap of half a megabyte: fewer clients, each worth up to 16 KiB of it.
 CONNECTION_LIMIT = 16 if IS_MICROPYTHON else 64
-
-# How long the server waits for a client to take a refusal (see server._Connection). Without
-# shutdown() a client that reads to the end of the stream waits as long, so it is short there.
-LINGER_SECONDS = 0.2 if IS_MICROPYTHON else 1.0
 
 # MicroPython allocates what read() is asked for, so files are read in pieces of this size.
 READ_SIZE = 4096
@@ -101,8 +93,7 @@ def describe_error(error):
     """One line about an exception for the log, without a traceback."""
     code = errno_of(error)
     if code is not None:
-        strerror = getattr(os, "strerror", None)
-        return strerror(code) if strerror else errno.errorcode.get(code, "errno %d" % code)
+        return os.strerror(code)
     return "%s: %s" % (type(error).__name__, error)
 
 
@@ -194,8 +185,8 @@ class PrivilegeError(Exception):
 
 
 def is_root():
-    """Whether this process is root, as far as the interpreter can tell."""
-    return not hasattr(os, "geteuid") or os.geteuid() == 0
+    """Whether this process is root."""
+    return os.geteuid() == 0
 
 
 def become(uid, gid):
@@ -238,7 +229,7 @@ def read_link(path):
     """Where a symbolic link points, or None where that cannot be told."""
     try:
         return os.readlink(path)
-    except (AttributeError, OSError):
+    except OSError:
         return None
 
 
@@ -283,16 +274,10 @@ def vsock_address(cid, port):
     return (cid, port)
 
 
-def set_umask(mask):
-    """Sets which rights new files do not get; gives the former ones, None where there is none."""
-    return os.umask(mask) if hasattr(os, "umask") else None
-
-
 def close_on_exec(sock):
     """Keeps a socket out of the programs the agent starts."""
-    if fcntl:
-        flags = fcntl.fcntl(sock.fileno(), fcntl.F_GETFD)
-        fcntl.fcntl(sock.fileno(), fcntl.F_SETFD, flags | fcntl.FD_CLOEXEC)
+    flags = fcntl.fcntl(sock.fileno(), fcntl.F_GETFD)
+    fcntl.fcntl(sock.fileno(), fcntl.F_SETFD, flags | fcntl.FD_CLOEXEC)
 
 
 def _set_nonblocking(descriptor):
@@ -328,7 +313,7 @@ def unnamed_file(content=b""):
     raise OSError(EACCES, "no directory for temporary files")
 
 
-class ForkedChild(object):
+class Child(object):
     """A program, or a function of ours, run in a child process without waiting for it.
 
     ``poll()`` gives None while it runs, then ``(status, output)``; ``kill()``
@@ -402,70 +387,6 @@ class ForkedChild(object):
         os.close(self._out)
 
 
-class ShellChild(object):
-    """ForkedChild for an interpreter that has only os.system: the shell puts the job aside.
-
-    The job's input and output are unnamed files, which it reaches through
-    /proc/self/fd. The first line of the output is the program's process
-    number, the last is "=" and its exit status.
-    """
-
-    def __init__(self, argv, stdin=b""):
-        self._output = self._tail = b""
-        self._out = unnamed_file()
-        self._in = unnamed_file(stdin)
-        words = " ".join([self._quote(word) for word in argv])
-        job = (
-            "( exec </proc/self/fd/%d >>/proc/self/fd/%d 2>/dev/null; "
-            "exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; "
-            'unset TOKEN; LC_ALL=C; LANG=C; PATH="$PATH:%s"; '
-            "export LC_ALL LANG PATH; "
-            "sh -c 'echo $$; ulimit -f 512 2>/dev/null; exec \"$@\"' sh %s; "
-            "s=$?; echo; echo =$s ) &"
-        )
-        job %= (self._in.fileno(), self._out.fileno(), COMMAND_PATH, words)
-        os.system(job)  # noqa: S605 -- there is nothing else, and every word is quoted
-
-    def _quote(self, word):
-        return "'" + word.replace("'", "'\\''") + "'"
-
-    def _read(self):
-        while True:
-            data = self._out.read(READ_SIZE)
-            if not data:
-                return
-            if len(self._output) < COMMAND_OUTPUT_LIMIT:
-                self._output += data
-            self._tail = (self._tail + data)[-16:]
-
-    def poll(self):
-        self._read()
-        at = self._tail.rfind(b"\n=")
-        status = self._tail[at + 2 :]
-        if at < 0 or not status.endswith(b"\n"):
-            return None
-        self._close()
-        # The first line is the process number, the last one the status.
-        lines = self._output.split(b"\n")[1:]
-        if self._output.endswith(b"\n=" + status):
-            lines = lines[:-2]
-        return (int(status.strip()), b"\n".join(lines))
-
-    def kill(self):
-        self._read()
-        pid = self._output.split(b"\n")[0]
-        self._close()
-        if pid.isdigit():
-            os.system("kill -9 %d 2>/dev/null" % int(pid))  # noqa: S605 -- there is no os.kill
-
-    def _close(self):
-        self._out.close()
-        self._in.close()
-
-
-Child = ForkedChild if CAN_FORK else ShellChild
-
-
 # --- network ------------------------------------------------------------------------------------
 
 
@@ -480,65 +401,69 @@ def resolve(host, port):
 
 
 def lookup_function(host, port):
-    """A function for ForkedChild that looks a host up; ``parse_lookup`` reads what it gives."""
+    """A function for Child that looks a host up; ``parse_lookup`` reads what it gives."""
 
     def look_up():
-        lines = ["%d %s" % (family, address[0]) for family, address in resolve(host, port)]
-        return to_bytes("".join([line + "\n" for line in lines]))
+        return to_bytes("".join([numeric_host(each) + "\n" for each in resolve(host, port)]))
 
     return look_up
 
 
+def numeric_host(target):
+    """The numeric address in what ``resolve`` gave."""
+    family, address = target
+    if IS_MICROPYTHON:
+        return socket.inet_ntop(family, socket.sockaddr(address)[1])
+    return address[0]
+
+
 def parse_lookup(output, port):
     """The ``(family, socket address)`` list that a ``lookup_function`` gave."""
-    words = [line.split() for line in to_text(output).split("\n")]
-    return [(int(pair[0]), (pair[1], port)) for pair in words if len(pair) == 2]
+    return [found for host in to_text(output).split() for found in resolve(host, port)]
 
 
 def stop_sending(sock):
-    """Tells the peer that nothing more will come, where the interpreter can."""
-    if hasattr(sock, "shutdown"):
-        try:
+    """Tells the peer that nothing more will come."""
+    try:
+        if _guest:
+            _guest.shutdown(sock.fileno(), 1)
+        else:
             sock.shutdown(1)
-        except SOCKET_ERRORS:
-            pass
+    except SOCKET_ERRORS:
+        pass
 
 
 class Signals(object):
     """Turns SIGTERM and SIGINT into ``stopped`` and SIGHUP into ``reload``.
 
     ``fileno`` becomes readable when one arrives, so that a poll which Python
-    3.5 and later would silently restart (PEP 475) comes back; it is None on
-    MicroPython, where SIGTERM ends the process at once and SIGINT raises
-    KeyboardInterrupt.
+    3.5 and later would silently restart (PEP 475) comes back. MicroPython
+    only writes the signals' numbers there and leaves the rest to us.
     """
 
     def __init__(self):
         self.stopped = False
         self.reload = False
-        self.fileno = None
-        if not signal:
-            return
         self.fileno, self._write = os.pipe()
         for descriptor in (self.fileno, self._write):
             _set_nonblocking(descriptor)
             fcntl.fcntl(descriptor, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
         signal.set_wakeup_fd(self._write)
-        signal.signal(signal.SIGTERM, self._stop)
-        signal.signal(signal.SIGINT, self._stop)
-        signal.signal(signal.SIGHUP, self._reload)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._note)
 
-    def _stop(self, number, frame):
-        self.stopped = True
-
-    def _reload(self, number, frame):
-        self.reload = True
+    def _note(self, number, frame):
+        if number == signal.SIGHUP:
+            self.reload = True
+        else:
+            self.stopped = True
 
     def clear(self):
         """Empties the pipe behind ``fileno``."""
-        if self.fileno is None:
-            return
         try:
-            os.read(self.fileno, 512)
+            numbers = os.read(self.fileno, 512)
         except OSError:
-            pass
+            return
+        if IS_MICROPYTHON:
+            for number in numbers:
+                self._note(number, None)

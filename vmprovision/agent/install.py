@@ -85,6 +85,10 @@ def _write(path, content, mode):
         target.write(content)
     finally:
         target.close()
+    _put(new, path, mode)
+
+
+def _put(new, path, mode):
     _must("chmod", "%o" % mode, new)
     _must("mv", "-f", new, path)
 
@@ -181,8 +185,7 @@ def _check():
 def install(own_path):  # noqa: C901 -- one step after the other
     """Copies the agent, and makes the init system start it now and at every boot."""
     _check()
-    program = read_bounded(own_path, 1048576)
-    if not program.startswith(b"#!/bin/sh"):
+    if read_bounded(own_path, 4) not in (b"#!/b", b"\x7fELF"):
         raise InstallError("%s is not the agent as one file" % own_path)
     variant = find_variant()
     made = _take_manifest(variant)
@@ -197,7 +200,8 @@ def install(own_path):  # noqa: C901 -- one step after the other
 
     add(MANIFEST)
     if own_path != AGENT:
-        _write(add(AGENT), program, 493)
+        _must("cp", own_path, add(AGENT) + ".new")
+        _put(AGENT + ".new", AGENT, 493)
     if not compat.exists(config.DEFAULT_PATH):
         _write(add(config.DEFAULT_PATH), services.CONFIGURATION, 420)
     for kind, path, mode, content in services.SERVICES[variant]:

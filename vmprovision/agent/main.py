@@ -98,7 +98,7 @@ def main(argv):  # noqa: PLR0911 -- one for each way to be called
         return _WORDS[word](options)
     try:
         return _run(options)
-    except KeyboardInterrupt:  # MicroPython's SIGINT
+    except KeyboardInterrupt:  # before Signals
         return 0
 
 
@@ -192,12 +192,7 @@ def _run(options):
 
 def _give_up_privileges(user, log):
     """Become this user for good, if one is named and this is root. Raises PrivilegeError."""
-    if user is None:
-        return
-    if not compat.CAN_CHANGE_USER:
-        log.warning("this interpreter cannot become %s: it stays the user that it is" % user)
-        return
-    if compat.is_root():
+    if user is not None and compat.is_root():
         uid, gid = config.find_user(user)
         log.give_to(uid, gid)
         compat.become(uid, gid)

@@ -3,9 +3,6 @@
 A generator does one thing after the other and yields the seconds it wants to
 rest, so nothing here ever holds up the server: programs run in children that
 are looked at now and then, sockets do not block, and every wait has an end.
-The one exception is a manager's host *name* under MicroPython, whose lookup
-blocks. It is looked up at first and after a failed delivery only, and after a
-failed lookup not again before ten times its duration has passed.
 """
 
 from . import addresses, compat
@@ -66,7 +63,6 @@ class Reporter(object):
         self._failure = (None, 0.0)
         self._retries = Retries()
         self._targets = []  # the manager's socket addresses while they work
-        self._resolve_at = 0.0
         self._flow = self._run()
         self._due = clock()
 
@@ -186,18 +182,11 @@ class Reporter(object):
         if self._targets:
             return
         host, port = self.settings.manager.host, self.settings.manager.port
-        literal = ":" in host or addresses.is_ipv4(host)
-        if literal or not compat.CAN_FORK:
-            before = self._clock()
-            if before < self._resolve_at:
-                outcome.failure = "%s could not be looked up" % host
-                return
+        if ":" in host or addresses.is_ipv4(host):
             try:
                 self._targets = compat.resolve(host, port)
             except Exception as error:  # gaierror is not one of SOCKET_ERRORS everywhere
                 outcome.failure = "%s: %s" % (host, compat.describe_error(error))
-                after = self._clock()
-                self._resolve_at = after + 10 * (after - before)
             return
         lookup = Outcome()
         look_up = compat.lookup_function(host, port)

@@ -20,6 +20,7 @@ PENDING_LIMIT = 16384
 ACCEPT_BURST = 16
 RECEIVE_SIZE = 4096
 GIVE_WAY_SECONDS = 1.0
+LINGER_SECONDS = 1.0  # for a client to take a refusal
 
 
 class _Connection(object):
@@ -89,12 +90,11 @@ def _listen_on_path(path, mode):
             os.remove(path)
     finally:
         probe.close()
-    mask = compat.set_umask(0o777 & ~mode)
+    mask = os.umask(0o777 & ~mode)
     try:
         return _listen(socket.AF_UNIX, address)
     finally:
-        if mask is not None:
-            compat.set_umask(mask)
+        os.umask(mask)
 
 
 def _listen(family, address, dual=False):
@@ -392,7 +392,7 @@ class Server(object):
         self._poll.register(connection.fd, select.POLLIN)
         now = connection.since = self._clock()
         if connection.lingering:
-            connection.deadline = now + compat.LINGER_SECONDS
+            connection.deadline = now + LINGER_SECONDS
             compat.stop_sending(connection.sock)
         elif connection.closing:
             self._drop(connection)

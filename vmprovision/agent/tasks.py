@@ -26,12 +26,11 @@ def pauses(seconds, clock):
 
 
 def run_program(argv, seconds, outcome, clock, stdin=b"", function=None):  # noqa: PLR0913, PLR0917
-    """Runs a program (or, where there is fork, a function) and keeps its status and output.
+    """Runs a program, or a function in a process of its own, and keeps its status and output.
 
     The status is None if the time was up first, 127 if there is no such program.
     """
-    options = {"function": function} if function else {}
-    child = compat.Child(argv, stdin, **options)
+    child = compat.Child(argv, stdin, function)
     try:
         for pause in pauses(seconds, clock):
             yield pause

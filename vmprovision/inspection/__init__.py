@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
+from vmprovision.elf import architecture_of
 from vmprovision.errors import InspectionError, UnsupportedGuestError
 from vmprovision.filesystem import read_all, resolve, status_of
 from vmprovision.guest import GuestInfo, InstalledAgent
 from vmprovision.initsystem import judge_init
 from vmprovision.inspection.distribution import inspect_distribution
-from vmprovision.inspection.elf import architecture_of
 from vmprovision.inspection.interpreters import find_interpreters
 from vmprovision.inspection.layout import find_kernels, find_links
 from vmprovision.inspection.pid1 import find_pid1

@@ -6,9 +6,9 @@ import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from vmprovision.elf import elf_architecture
 from vmprovision.filesystem import resolve
 from vmprovision.guest import Interpreter
-from vmprovision.inspection.elf import elf_architecture
 
 if TYPE_CHECKING:
     from vmprovision.filesystem import GuestReader

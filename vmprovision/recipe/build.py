@@ -6,8 +6,6 @@ image wait for each other, and the second takes what the first has made.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -17,22 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from vmprovision.appliance.session import ApplianceCallError, Drive, launch
-from vmprovision.cache import cache_directory
+from vmprovision.cache import cache_directory, locked
 from vmprovision.command import run
 from vmprovision.errors import RecipeError
 from vmprovision.recipe.packages import HOST_TRACES, make_guest_files
 from vmprovision.recipe.schema import find_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from vmprovision.appliance.session import Appliance
     from vmprovision.progress import Control
     from vmprovision.recipe.schema import DiskLayout, Recipe
 
 COPY_SECONDS = 900.0
 TAR_SECONDS = 1800.0
-LOCK_POLL_SECONDS = 0.2
 FIRST_SECTOR = 2048  # 1 MiB, as every partitioner aligns
 BOOT_CODE_BYTES = 440  # the rest of the first sector is the partition table
 BOOT_CODE_FILES = (
@@ -117,9 +112,9 @@ def _find_tarball(recipe: Recipe, given: Path | None) -> Path | None:
 def _build_cached(
     recipe: Recipe, cached: Path, tarball: Path | None, *, refresh: bool, control: Control
 ) -> None:
-    cached.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     asked = time.time()
-    with _locked(cached.with_suffix(".lock"), control):
+    waiting = "waiting for another build of this image"
+    with locked(cached.with_suffix(".lock"), lambda: control.step(waiting)):
         if cached.exists() and (not refresh or cached.stat().st_mtime > asked):
             return  # another builder made it while this one waited
         # under the lock, so an interrupted build's leftovers are nobody's
@@ -235,20 +230,6 @@ def _install_extlinux(appliance: Appliance, command_line: str) -> None:
     appliance.call("extlinux", EXTLINUX_FOLDER)
     appliance.call("pwrite_device", "/dev/sda", code.read_bytes()[:BOOT_CODE_BYTES], 0)
     appliance.call("part_set_bootable", "/dev/sda", 1, True)  # noqa: FBT003 -- libguestfs's signature
-
-
-@contextlib.contextmanager
-def _locked(path: Path, control: Control) -> Iterator[None]:
-    """Hold the lock file; wait for another holder, who may take minutes."""
-    with path.open("a", encoding="ascii") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                control.step("waiting for another build of this image")
-                time.sleep(LOCK_POLL_SECONDS)
-        yield
 
 
 def _refuse_existing(output: Path) -> None:

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 from vmprovision.command import run
 from vmprovision.errors import CommandError, RecipeError
+from vmprovision.mirrors import APT_SECONDS, host_mirrors
 
 if TYPE_CHECKING:
     from vmprovision.recipe.schema import Recipe
 
 BUILD_SECONDS = 3600.0
-APT_SECONDS = 60.0
 # mmdebstrap gives no file a later date.  Python notices SOURCE_DATE_EPOCH too, and
 # then makes bytecode that does not depend on dates.
 SOURCE_DATE_EPOCH = "1767225600"  # 2026-01-01
@@ -31,8 +31,6 @@ KEYRINGS = (
     Path("/usr/share/keyrings/debian-archive-keyring.gpg"),
     Path("/usr/share/keyrings/debian-archive-keyring.pgp"),
 )
-INDEX_FIELDS = r"$(REPO_URI)\t$(ORIGIN)\t$(CODENAME)\t$(COMPONENT)\t$(SIGNED_BY)"
-UNSTABLE = ("sid", "unstable")
 # What of the host's apt.conf decides whether its mirror can be used.
 _PASSED_ON = re.compile(
     r"Acquire::("
@@ -117,46 +115,6 @@ def pack_files(recipe: Recipe) -> bytes:
             member.mode = 0o755 if content.startswith(b"#!") else 0o644
             archive.addfile(member, io.BytesIO(content))
     return buffer.getvalue()
-
-
-def host_mirrors(suite: str, *, updates: bool) -> list[str]:
-    """Lines of ``sources.list(5)`` for the suite from this host's own Debian mirrors.
-
-    Empty where the host has none: mmdebstrap then uses Debian's.
-    """
-    try:
-        printed = run(
-            ["apt-get", "indextargets", "--format", INDEX_FIELDS, "Created-By: Packages"],
-            timeout=APT_SECONDS,
-        ).stdout
-    except CommandError:
-        return []  # no apt here
-    return parse_index_targets(printed, suite, updates=updates)
-
-
-def parse_index_targets(printed: str, suite: str, *, updates: bool = True) -> list[str]:
-    """Lines of ``sources.list(5)`` from what ``apt-get indextargets`` printed.
-
-    A Debian mirror carries all suites, so the host's release need not be the
-    guest's.  The security archive stands elsewhere, and is used where the host has it.
-    Unstable has no archives of updates.
-    """
-    lines: list[str] = []
-    for line in printed.splitlines():
-        fields = line.replace("\\t", "\t").split("\t")
-        if len(fields) != INDEX_FIELDS.count("$"):
-            continue
-        uri, origin, codename, component, key = fields
-        if origin != "Debian" or component != "main" or not re.match(r"https?:|mirror\+", uri):
-            continue
-        suffix = next((end for end in ("-security", "-updates") if codename.endswith(end)), "")
-        if not suffix and "-" in codename:
-            continue  # backports and the like
-        if suffix and (not updates or suite in UNSTABLE):
-            continue
-        signed = f"[signed-by={key}] " if key.startswith("/") else ""
-        lines.append(f"deb {signed}{uri} {suite}{suffix} main")
-    return sorted(dict.fromkeys(lines), key=len)
 
 
 def host_apt_settings() -> list[str]:

@@ -1,4 +1,4 @@
-"""What an ELF file's header says of the machine that it is for (elf(5))."""
+"""What an ELF file says of itself: its machine, and whether it runs alone (elf(5))."""
 
 from __future__ import annotations
 
@@ -34,6 +34,10 @@ _MACHINES = {
     (2, 32, False): "sparc",
     (43, 64, False): "sparc64",
 }
+_ARM = (40, 32, True)
+_EABI_4 = 4 << 24  # earlier ones are of another, older way to call the kernel
+_INTERPRETER_SEGMENT = 3
+_EXECUTABLE = (2, 3)  # at a fixed address, or at any
 
 
 def elf_architecture(header: bytes) -> str | None:
@@ -43,7 +47,26 @@ def elf_architecture(header: bytes) -> str | None:
     bits = 64 if header[4] == 2 else 32  # noqa: PLR2004 -- ELFCLASS64
     little = header[5] == 1
     (machine,) = struct.unpack_from("<H" if little else ">H", header, 18)
+    if (machine, bits, little) == _ARM and struct.unpack_from("<I", header, 36)[0] < _EABI_4:
+        return "arm-oabi"
     return _MACHINES.get((machine, bits, little), f"elf-{machine}")
+
+
+def runs_alone(content: bytes) -> bool:
+    """Whether a whole ELF file is a program that needs no loader and so no library."""
+    order = "<" if content[5] == 1 else ">"
+    (kind,) = struct.unpack_from(f"{order}H", content, 16)
+    if content[4] == 2:  # noqa: PLR2004 -- ELFCLASS64
+        (start,) = struct.unpack_from(f"{order}Q", content, 32)
+        size, count = struct.unpack_from(f"{order}HH", content, 54)
+    else:
+        (start,) = struct.unpack_from(f"{order}I", content, 28)
+        size, count = struct.unpack_from(f"{order}HH", content, 42)
+    places = range(start, start + size * count, size) if size else range(0)
+    if kind not in _EXECUTABLE or not places or len(content) < places[-1] + size:
+        return False
+    segments = {struct.unpack_from(f"{order}I", content, place)[0] for place in places}
+    return _INTERPRETER_SEGMENT not in segments
 
 
 def architecture_of(reader: GuestReader, path: PurePosixPath) -> str | None:

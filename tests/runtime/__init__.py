@@ -1,0 +1,1 @@
+"""The bundled runtime: built, chosen, put into guests, and run."""

@@ -1,0 +1,49 @@
+"""The runtime of this host's architecture, which the first test that needs it builds."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from tests.agent.interpreters import MICROPYTHON, get_interpreter
+
+TIME_LIMIT = 60.0
+
+
+class RunRuntime(Protocol):
+    """Runs the runtime with the arguments given."""
+
+    def __call__(
+        self, *args: str | Path, env: dict[str, str] | None = None, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """The finished process, whatever its status."""
+
+
+@pytest.fixture(scope="session")
+def runtime() -> Path:
+    """The runtime's file."""
+    return Path(get_interpreter(MICROPYTHON).argv[0])
+
+
+@pytest.fixture(scope="session")
+def run_runtime(runtime: Path) -> RunRuntime:
+    """A function that runs the runtime."""
+
+    def run(
+        *args: str | Path, env: dict[str, str] | None = None, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [runtime, *args],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            text=True,
+            timeout=TIME_LIMIT,
+            env=env,
+            cwd=cwd,
+        )
+
+    return run
