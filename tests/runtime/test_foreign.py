@@ -21,6 +21,9 @@ from vmprovision.runtime.store import ARCHITECTURES, host_architecture, list_run
 if TYPE_CHECKING:
     from pathlib import Path
 
+# Their emulators are no part of a usual host: `nox -s runtimes` builds and runs all this.
+pytestmark = pytest.mark.slow
+
 # The oldest processor of each kind: what runs there runs on all.
 PROCESSORS = {
     "armv7l": ("arm", "arm926"),
