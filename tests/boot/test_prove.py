@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.appliance, pytest.mark.boot]
 
 EXTLINUX = "/boot/extlinux/extlinux.conf"
+# Which program this hands over to is seen only by running it.
+SCRIPT = b'#!/bin/sh\nprogram=/bin/busybox\nexec "$program" init\n'
 AGENT = PurePosixPath("/usr/local/bin/guest-agent")
 
 
@@ -133,7 +135,7 @@ def test_an_rc_local_guest_keeps_its_agent(busybox: Path) -> None:
         assert b"rc.local" in guest.read(PurePosixPath("/etc/rc"), limit=10_000)
         # a program that inspection does not know starts BusyBox's init
         appliance.call("rm", "/sbin/init")
-        guest.write(PurePosixPath("/sbin/init"), b"#!/bin/sh\nexec -a init /bin/busybox init\n")
+        guest.write(PurePosixPath("/sbin/init"), SCRIPT)
         guest.set_mode(PurePosixPath("/sbin/init"), 0o755)
         guest.write(PurePosixPath("/etc/rc.local"), b"#!/bin/sh\nexit 0\n")
         appliance.call("umount_all")
