@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import gc
 import io
 import json
 import os
 import subprocess
 import sys
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,13 +81,13 @@ def test_agent_build_makes_a_program_that_needs_no_python(run_cli: RunCli, tmp_p
 
 
 def structure(source: str) -> str:
-    """What Python understands of a source, docstrings apart."""
+    """What Python understands of a source, apart from docstrings and ``pass``."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
-            node
-        ):
-            node.body = node.body[1:] or [ast.Pass()]
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            if ast.get_docstring(node):
+                del node.body[0]
+            node.body = [part for part in node.body if not isinstance(part, ast.Pass)]
     return ast.dump(tree)
 
 
@@ -98,3 +101,29 @@ def test_condensed_source_means_the_same(module: Path) -> None:
     assert structure(condensed) == structure(source)
     assert len(condensed) < len(source)
     assert not [line for line in condensed.splitlines() if line.lstrip().startswith("# ")]
+
+
+def let_others_run(*_: object) -> None:
+    """Python code, at whose end CPython may change threads."""
+    time.sleep(0)
+
+
+def test_condensing_in_several_threads() -> None:
+    """Injections in threads do not disturb each other's agent.
+
+    Threads are changed wherever CPython can: at the end of every collection of garbage.
+    """
+    sources = [path.read_text("ascii") for path in Path(agent.__file__).parent.glob("*.py")]
+    alone = [condense(source) for source in sources]
+    interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
+    gc.callbacks.append(let_others_run)
+    sys.setswitchinterval(1e-6)
+    gc.set_threshold(20)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            together = list(threads.map(condense, sources))
+    finally:
+        gc.set_threshold(*thresholds)
+        sys.setswitchinterval(interval)
+        gc.callbacks.pop()
+    assert together == alone
