@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmprovision.appliance.roots import mount_guest, recognise_system
+from vmprovision.appliance.mounting import recognise_system
+from vmprovision.appliance.roots import SOLE_DISK, mount_guest
 from vmprovision.appliance.session import Drive, launch
 from vmprovision.apply import apply_plan
 from vmprovision.archive import build_archive
@@ -365,7 +366,7 @@ def _opened_image(
     drive = Drive(path=image.drive, format=image.drive_format, readonly=not write)
     with launch([drive], control=control) as appliance:
         control.step("inspecting the guest")
-        mounted = mount_guest(appliance, wanted=source.root, readonly=not write)
+        mounted = mount_guest(appliance, wanted=source.root, readonly=not write, disk=SOLE_DISK)
         guest = inspect_guest(
             mounted.filesystem, init=init, mountpoints=mounted.mountpoints, notes=mounted.notes
         )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmprovision.appliance.roots import MountedGuest, mount_guest
+from vmprovision.appliance.roots import SOLE_DISK, mount_guest
 from vmprovision.appliance.session import Drive, launch
 from vmprovision.configuration import parse_configuration, port_in, update_configuration
 from vmprovision.errors import PlanError, ProofError
@@ -39,6 +39,7 @@ from vmprovision.reports import ImageOptions
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from vmprovision.appliance.mounting import MountedGuest
     from vmprovision.appliance.session import Appliance
     from vmprovision.guest import GuestInfo, InstalledAgent
 
@@ -160,7 +161,7 @@ def _prepare(
     control.step("starting the appliance")
     with launch([Drive(path=disk, format="qcow2")], control=control) as appliance:
         control.step("preparing a throwaway copy")
-        mounted = mount_guest(appliance, wanted=source.root, readonly=False)
+        mounted = mount_guest(appliance, wanted=source.root, readonly=False, disk=SOLE_DISK)
         guest = inspect_guest(mounted.filesystem, mountpoints=mounted.mountpoints)
         if guest.agent is None:
             raise PlanError("the guest holds no agent of ours to prove", hint="inject it first")
