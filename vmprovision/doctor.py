@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vmprovision.appliance.accelerator import choose_accelerator
-from vmprovision.appliance.session import guestfs_module, qemu_program
+from vmprovision.appliance.library import guestfs_module, qemu_program
 from vmprovision.cache import cache_directory
 from vmprovision.data import data_directory
 from vmprovision.errors import VmprovisionError

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from vmprovision.appliance.mounting import recognise_system
 from vmprovision.appliance.roots import SOLE_DISK, mount_guest
-from vmprovision.appliance.session import Drive, launch
+from vmprovision.appliance.session import Drive, open_appliance
 from vmprovision.apply import apply_plan
 from vmprovision.archive import build_archive
 from vmprovision.errors import NoOperatingSystemError, PlanError
@@ -364,7 +364,7 @@ def _opened_image(
 ) -> Iterator[_Opened]:
     control.step("starting the appliance")
     drive = Drive(path=image.drive, format=image.drive_format, readonly=not write)
-    with launch([drive], control=control) as appliance:
+    with open_appliance([drive], control=control) as appliance:
         control.step("inspecting the guest")
         mounted = mount_guest(appliance, wanted=source.root, readonly=not write, disk=SOLE_DISK)
         guest = inspect_guest(

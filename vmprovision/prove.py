@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmprovision.appliance.roots import SOLE_DISK, mount_guest
-from vmprovision.appliance.session import Drive, launch
+from vmprovision.appliance.session import Drive, open_appliance
 from vmprovision.configuration import parse_configuration, port_in, update_configuration
 from vmprovision.errors import PlanError, ProofError
 from vmprovision.image import create_throwaway, open_image
@@ -159,7 +159,7 @@ def _prepare(
 ) -> _Subject:
     """Inspect the copy, point its agent at our manager, and fetch what boots it."""
     control.step("starting the appliance")
-    with launch([Drive(path=disk, format="qcow2")], control=control) as appliance:
+    with open_appliance([Drive(path=disk, format="qcow2")], control=control) as appliance:
         control.step("preparing a throwaway copy")
         mounted = mount_guest(appliance, wanted=source.root, readonly=False, disk=SOLE_DISK)
         guest = inspect_guest(mounted.filesystem, mountpoints=mounted.mountpoints)

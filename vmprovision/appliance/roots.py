@@ -73,6 +73,7 @@ def mount_guest(
 
 def _mount_found_guest(appliance: Appliance, wanted: str | None, *, readonly: bool) -> MountedGuest:
     """The guest, by libguestfs's list of all filesystems and a look into each."""
+    appliance.activate_volumes()
     filesystems: dict[str, str] = appliance.call("list_filesystems")
     roots = [root for device in filesystems if (root := _root_on(appliance, device, filesystems))]
     root = _choose(appliance, _merge_btrfs(roots), filesystems, wanted)

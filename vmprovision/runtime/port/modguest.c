@@ -8,9 +8,11 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -379,11 +381,41 @@ static mp_obj_t guest_inflate(mp_obj_t packed, mp_obj_t size) {
 }
 static MP_DEFINE_CONST_FUN_OBJ_2(guest_inflate_obj, guest_inflate);
 
+// The appliance that vmprovision restores from a saved state asks for these two.
+static mp_obj_t guest_set_time(mp_obj_t seconds) {
+    struct timeval now = {.tv_sec = mp_obj_get_int(seconds)};
+    return done(settimeofday(&now, NULL));
+}
+static MP_DEFINE_CONST_FUN_OBJ_1(guest_set_time_obj, guest_set_time);
+
+// As linux/random.h has them, which musl's compiler does not find.
+#define RNDADDENTROPY _IOW('R', 0x03, int[2])
+#define RNDRESEEDCRNG _IO('R', 0x07)
+
+// New random bytes for the kernel's generator (random(4)), in use from the next read on.
+static mp_obj_t guest_reseed(mp_obj_t entropy) {
+    struct { int entropy_count, buf_size; char content[256]; } pool;
+    mp_buffer_info_t buffer;
+    mp_get_buffer_raise(entropy, &buffer, MP_BUFFER_READ);
+    size_t size = buffer.len < sizeof(pool.content) ? buffer.len : sizeof(pool.content);
+    pool.entropy_count = size * 8;
+    pool.buf_size = size;
+    memcpy(pool.content, buffer.buf, size);
+    int device = open("/dev/urandom", O_RDWR | O_CLOEXEC);
+    checked(device);
+    int failed = ioctl(device, RNDADDENTROPY, &pool) || ioctl(device, RNDRESEEDCRNG);
+    close(device);
+    return done(failed ? -1 : 0);
+}
+static MP_DEFINE_CONST_FUN_OBJ_1(guest_reseed_obj, guest_reseed);
+
 static const mp_rom_map_elem_t guest_globals_table[] = {
     {MP_ROM_QSTR(MP_QSTR___name__), MP_ROM_QSTR(MP_QSTR__guest)},
     {MP_ROM_QSTR(MP_QSTR_crc32), MP_ROM_PTR(&guest_crc32_obj)},
     {MP_ROM_QSTR(MP_QSTR_environment), MP_ROM_PTR(&guest_environment_obj)},
     {MP_ROM_QSTR(MP_QSTR_inflate), MP_ROM_PTR(&guest_inflate_obj)},
+    {MP_ROM_QSTR(MP_QSTR_reseed), MP_ROM_PTR(&guest_reseed_obj)},
+    {MP_ROM_QSTR(MP_QSTR_set_time), MP_ROM_PTR(&guest_set_time_obj)},
     {MP_ROM_QSTR(MP_QSTR_shutdown), MP_ROM_PTR(&guest_shutdown_obj)},
 };
 static MP_DEFINE_CONST_DICT(guest_globals, guest_globals_table);
