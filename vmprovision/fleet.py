@@ -12,6 +12,7 @@ import importlib
 import re
 from typing import TYPE_CHECKING, Any
 
+from vmprovision.archive import build_archive
 from vmprovision.errors import FleetError, PlanError
 
 if TYPE_CHECKING:
@@ -57,7 +58,14 @@ def connect_scheduler(address: str) -> Iterator[Executor]:
     with client:
         _require_workers(client, address)
         _require_same_versions(client.get_versions(packages=["vmprovision"]))
+        _require_same_agent(client.run(agent_here, on_error="return"))
         yield client.get_executor(pure=False, retries=RETRIES)
+
+
+def agent_here() -> str:
+    """Which agent this process would inject; asked of every worker."""
+    archive = build_archive()
+    return f"agent {archive.version} ({archive.sha256[:12]})"
 
 
 def _distributed() -> ModuleType:
@@ -81,7 +89,7 @@ def _require_workers(client: Any, address: str) -> None:  # noqa: ANN401 -- an o
 
 
 def _require_same_versions(versions: Any) -> None:  # noqa: ANN401 -- an optional library's
-    """Refuse a cluster that would not understand us, or would inject something else."""
+    """Refuse a cluster that would not understand us."""
     peers = {"the scheduler": versions["scheduler"], **versions["workers"]}
     for name, peer in peers.items():
         for package in ("vmprovision", "distributed"):
@@ -92,3 +100,14 @@ def _require_same_versions(versions: Any) -> None:  # noqa: ANN401 -- an optiona
                     f"{name} has {package} {there or 'not installed'}, this host has {here}",
                     hint="install the same versions everywhere",
                 )
+
+
+def _require_same_agent(agents: dict[str, str | Exception]) -> None:
+    """Refuse workers whose vmprovision is the same by its version only."""
+    here = agent_here()
+    for worker, there in agents.items():
+        if there != here:
+            raise FleetError(
+                f"{worker} would inject {there}, this host {here}",
+                hint="install the same versions everywhere, and start the workers again",
+            )
