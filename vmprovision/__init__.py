@@ -5,10 +5,12 @@ what the guest is, plans, writes behind a redo log, verifies and merges.  No
 root, no mounts on the host, no KVM needed.  ``docs/library.md`` shows its use.
 """
 
+from vmprovision.batch import inject_many
 from vmprovision.errors import (
     ApplianceError,
     ApplyError,
     CancelledError,
+    FleetError,
     ImageError,
     InspectionError,
     PlanError,
@@ -17,26 +19,37 @@ from vmprovision.errors import (
     VerificationError,
     VmprovisionError,
 )
+from vmprovision.fleet import connect_scheduler
 from vmprovision.guest import GuestInfo
 from vmprovision.inject import inject, inspect, plan, recover, remove, verify
 from vmprovision.planning import InjectOptions
 from vmprovision.progress import Control, Progress
 from vmprovision.prove import ProofOptions, ProofReport, prove
-from vmprovision.reports import ChangeReport, ImageOptions, PlanReport, VerifyReport
+from vmprovision.reports import (
+    BatchReport,
+    ChangeReport,
+    ImageOptions,
+    JobResult,
+    PlanReport,
+    VerifyReport,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ApplianceError",
     "ApplyError",
+    "BatchReport",
     "CancelledError",
     "ChangeReport",
     "Control",
+    "FleetError",
     "GuestInfo",
     "ImageError",
     "ImageOptions",
     "InjectOptions",
     "InspectionError",
+    "JobResult",
     "PlanError",
     "PlanReport",
     "Progress",
@@ -48,7 +61,9 @@ __all__ = [
     "VerifyReport",
     "VmprovisionError",
     "__version__",
+    "connect_scheduler",
     "inject",
+    "inject_many",
     "inspect",
     "plan",
     "prove",

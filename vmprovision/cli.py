@@ -8,27 +8,31 @@ progress, logs and errors go to standard error.  ``EXIT_CODES`` is the table of
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import logging
 import signal
 import sys
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
 
 import vmprovision as api
 from vmprovision import errors
 from vmprovision.archive import build_archive
 from vmprovision.cache import write_atomically
+from vmprovision.display import BatchDisplay, OneDisplay
 from vmprovision.doctor import examine_host
 from vmprovision.guest import INIT_SYSTEMS
 from vmprovision.initsystem import module_for
+from vmprovision.junit import junit_xml
 from vmprovision.planning import render_service
 from vmprovision.presentation import (
+    show_batch,
     show_changes,
     show_findings,
     show_guest,
@@ -55,11 +59,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmprovision.archive import Archive
+    from vmprovision.display import Display
 
 log = logging.getLogger(__name__)
 
 FAILED = 1
 USAGE = 2
+SOME_FAILED = 3
 MISMATCHED = 60
 CANCELLED = 130
 
@@ -89,6 +95,7 @@ EXIT_CODES: dict[type[errors.VmprovisionError], int] = {
     errors.ProofError: 70,
     errors.RecipeError: 80,
     errors.BundledRuntimeError: 81,
+    errors.FleetError: 90,
     errors.CancelledError: CANCELLED,
 }
 
@@ -168,7 +175,12 @@ RuntimeOption = Annotated[
 ]
 VmIdOption = Annotated[
     str | None,
-    typer.Option("--vm-id", metavar="ID", help="The guest's name at its manager."),
+    typer.Option(
+        "--vm-id",
+        metavar="ID",
+        help="The guest's name at its manager; {name} in it stands for the image's name without "
+        "its last suffix.",
+    ),
 ]
 ManagerOption = Annotated[
     str | None,
@@ -304,30 +316,44 @@ def plan(  # noqa: PLR0913 -- one parameter an option
 
     The same as inject --dry-run. What the guest already has is marked as done.
     """
-    source = _source(disk_format, root, allow_backing)
+    options = _inject_options(
+        vm_id=vm_id,
+        manager_url=manager_url,
+        port=port,
+        token_file=token_file,
+        read_token_file=read_token_file,
+        listen=listen,
+        allow=allow,
+        allow_configure=allow_configure,
+        init=init,
+        runtime=runtime,
+    )
+    _plan(image, options, _source(disk_format, root, allow_backing), as_json)
 
-    def planned(control: api.Control) -> api.PlanReport:
-        options = api.InjectOptions(
-            vm_id=vm_id,
-            manager_url=manager_url,
-            port=port,
-            token=_read_token(token_file),
-            read_token=_read_token(read_token_file),
-            listen=listen,
-            allow=allow,
-            allow_configure=allow_configure,
-            init=_init(init),
-            runtime=_runtime(runtime),
-        )
-        return api.plan(image, options, source=source, control=control)
 
-    report = _work(as_json, planned)
+def _plan(
+    image: Path,
+    options: Callable[[], api.InjectOptions],
+    source: api.ImageOptions,
+    as_json: bool,  # noqa: FBT001
+) -> None:
+    report = _work(
+        as_json,
+        lambda control: api.plan(image, _named(options(), image), source=source, control=control),
+    )
     _present(as_json, report.as_json(), lambda: show_plan(stdout, report))
 
 
 @app.command()
 def inject(  # noqa: PLR0913 -- one parameter an option
-    image: ImageArgument,
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE...",
+            show_default=False,
+            help="Disk images, or directories that hold an unpacked root filesystem.",
+        ),
+    ],
     *,
     vm_id: VmIdOption = None,
     manager_url: ManagerOption = None,
@@ -343,12 +369,39 @@ def inject(  # noqa: PLR0913 -- one parameter an option
         Path | None,
         typer.Option(
             metavar="NEW",
-            help="Keep the image and write this new one; its format goes by its name.",
+            help="Keep the image and write this new one; its format goes by its name. A "
+            "directory gets a new image of the same name for each.",
         ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show the plan; the same as plan.")
     ] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="How many images at once; by the cores and the free memory, if left out.",
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Note in FILE what is done, and skip what it says is done already.",
+        ),
+    ] = None,
+    report_junit: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the results into FILE as JUnit XML."),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Have the work done by the workers of this Dask scheduler, e.g. "
+            "tcp://192.0.2.1:8786, which find the images under the same paths.",
+        ),
+    ] = None,
     disk_format: FormatOption = None,
     root: RootOption = None,
     allow_backing: BackingOption = False,
@@ -359,46 +412,134 @@ def inject(  # noqa: PLR0913 -- one parameter an option
     The image is afterwards finished, or as it was to the byte. Injecting again
     changes nothing; with another --vm-id it changes the configuration only; a
     newer vmprovision upgrades the agent. What an option does not say stays as
-    it is in the guest.
+    it is in the guest. Several images are worked on side by side, and none that
+    fails stops another.
     """
-    if dry_run:
-        plan(
-            image,
-            vm_id=vm_id,
-            manager_url=manager_url,
-            port=port,
-            token_file=token_file,
-            read_token_file=read_token_file,
-            listen=listen,
-            allow=allow,
-            allow_configure=allow_configure,
-            init=init,
-            runtime=runtime,
-            disk_format=disk_format,
-            root=root,
-            allow_backing=allow_backing,
-            as_json=as_json,
-        )
-        return
+    options = _inject_options(
+        vm_id=vm_id,
+        manager_url=manager_url,
+        port=port,
+        token_file=token_file,
+        read_token_file=read_token_file,
+        listen=listen,
+        allow=allow,
+        allow_configure=allow_configure,
+        init=init,
+        runtime=runtime,
+    )
     source = _source(disk_format, root, allow_backing)
-
-    def injected(control: api.Control) -> api.ChangeReport:
-        options = api.InjectOptions(
-            vm_id=vm_id,
-            manager_url=manager_url,
-            port=port,
-            token=_read_token(token_file),
-            read_token=_read_token(read_token_file),
-            listen=listen,
-            allow=allow,
-            allow_configure=allow_configure,
-            init=_init(init),
-            runtime=_runtime(runtime),
+    of_a_batch = {
+        "--jobs": jobs,
+        "--resume": resume,
+        "--report-junit": report_junit,
+        "--scheduler": scheduler,
+    }
+    is_batch = len(images) > 1 or any(value is not None for value in of_a_batch.values())
+    if dry_run and is_batch:
+        _fail(
+            as_json,
+            errors.PlanError(
+                "--dry-run shows the plan of one image",
+                hint="run it for each, without " + ", ".join(of_a_batch),
+            ),
         )
-        return api.inject(image, options, source=source, output=output, control=control)
+    if scheduler is not None and jobs is not None:
+        _fail(
+            as_json,
+            errors.PlanError(
+                "--jobs is for this host, and with --scheduler its workers do the work",
+                hint="leave it out; `dask worker --nthreads N` says how many a worker does",
+            ),
+        )
+    if dry_run:
+        _plan(images[0], options, source, as_json)
+    elif is_batch:
+        work = _BatchWork(
+            images=images,
+            options=options,
+            source=source,
+            output=output,
+            jobs=jobs,
+            journal=resume,
+            scheduler=scheduler,
+        )
+        _inject_batch(work, report_junit, as_json)
+    else:
+        _inject_one(images[0], options, source, output, as_json)
 
-    report = _work(as_json, injected)
+
+def _inject_one(
+    image: Path,
+    options: Callable[[], api.InjectOptions],
+    source: api.ImageOptions,
+    output: Path | None,
+    as_json: bool,  # noqa: FBT001
+) -> None:
+    new = output / image.name if output is not None and output.is_dir() else output
+    report = _work(
+        as_json,
+        lambda control: api.inject(
+            image, _named(options(), image), source=source, output=new, control=control
+        ),
+    )
     _present(as_json, report.as_json(), lambda: show_changes(stdout, report, done="injected"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _BatchWork:
+    """What is to be done with several images, and by whom."""
+
+    images: list[Path]
+    options: Callable[[], api.InjectOptions]
+    source: api.ImageOptions
+    output: Path | None
+    jobs: int | None
+    journal: Path | None
+    scheduler: str | None
+
+    def done(self, control: api.Control) -> api.BatchReport:
+        """What became of it."""
+        options = self.options()
+        with contextlib.ExitStack() as stack:
+            executor = None
+            if self.scheduler is not None:
+                control.step("connecting to the scheduler")
+                executor = stack.enter_context(api.connect_scheduler(self.scheduler))
+                # it logs tracebacks of its own where a cluster is lost; each image's result says it
+                logging.getLogger("distributed").setLevel(logging.CRITICAL)
+                logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
+            return api.inject_many(
+                self.images,
+                lambda image: _named(options, image),
+                source=self.source,
+                output=self.output,
+                jobs=self.jobs,
+                executor=executor,
+                journal=self.journal,
+                control=control,
+            )
+
+
+def _inject_batch(work: _BatchWork, junit: Path | None, as_json: bool) -> None:  # noqa: FBT001
+    begun = time.monotonic()
+    report = _work(as_json, work.done, BatchDisplay(stderr, len(work.images)))
+    seconds = time.monotonic() - begun
+    code = CANCELLED if report.count("cancelled") else 0 if report.ok else SOME_FAILED
+    codes = [_exit_code(result.error) if result.error else 0 for result in report.results]
+    if junit is not None:
+        try:
+            write_atomically(junit.absolute(), junit_xml(report, seconds=seconds))
+        except OSError as exc:
+            stderr.print(f"error: {junit} cannot be written: {exc.strerror}")
+            code = code or FAILED
+    document = report.as_json()
+    for result, own in zip(document["results"], codes, strict=True):
+        result["exit_code"] = own
+    _present(
+        as_json, {**document, "exit_code": code}, lambda: show_batch(stdout, stderr, report, codes)
+    )
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command()
@@ -695,6 +836,43 @@ def _source(disk_format: str | None, root: str | None, allow_backing: bool) -> a
     return api.ImageOptions(format=disk_format, root=root, allow_backing=allow_backing)
 
 
+def _inject_options(  # noqa: PLR0913 -- one parameter an option
+    *,
+    vm_id: str | None,
+    manager_url: str | None,
+    port: int | None,
+    token_file: Path | None,
+    read_token_file: Path | None,
+    listen: str | None,
+    allow: str | None,
+    allow_configure: bool | None,
+    init: str | None,
+    runtime: str,
+) -> Callable[[], api.InjectOptions]:
+    """What makes the options of the command line into those of the library, or raises."""
+    return lambda: api.InjectOptions(
+        vm_id=vm_id,
+        manager_url=manager_url,
+        port=port,
+        token=_read_token(token_file),
+        read_token=_read_token(read_token_file),
+        listen=listen,
+        allow=allow,
+        allow_configure=allow_configure,
+        init=_init(init),
+        runtime=_runtime(runtime),
+    )
+
+
+def _named(options: api.InjectOptions, image: Path) -> api.InjectOptions:
+    """The options for this image: its name in place of ``{name}`` in the VM id."""
+    if options.vm_id is None:
+        return options
+    path = image if image.name else image.resolve()
+    name = path.name if path.is_dir() else path.stem
+    return replace(options, vm_id=options.vm_id.replace("{name}", name))
+
+
 def _init(name: str | None) -> Any:  # noqa: ANN401 -- checked against the names that there are
     return module_for(name).NAME if name is not None else None
 
@@ -720,15 +898,20 @@ def _present(as_json: bool, document: dict[str, Any], show: Callable[[], None]) 
         show()
 
 
-def _work(as_json: bool, job: Callable[[api.Control], Any]) -> Any:  # noqa: ANN401, FBT001 -- the job's own result
+def _work(
+    as_json: bool,  # noqa: FBT001
+    job: Callable[[api.Control], Any],
+    display: Display | None = None,
+) -> Any:  # noqa: ANN401 -- the job's own result
     """The result of a job, done in a thread so that Ctrl-C is heard while libguestfs blocks."""
-    control = api.Control()
+    shown = display or OneDisplay(stderr)
+    control = api.Control(report=shown.report)
     previous = {
         number: signal.signal(number, lambda *_: control.cancelled.set())
         for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
-        with _display(control), concurrent.futures.ThreadPoolExecutor(1) as pool:
+        with shown, concurrent.futures.ThreadPoolExecutor(1) as pool:
             future = pool.submit(job, control)
             while not concurrent.futures.wait([future], timeout=0.2).done:
                 pass
@@ -747,58 +930,18 @@ def _work(as_json: bool, job: Callable[[api.Control], Any]) -> Any:  # noqa: ANN
             signal.signal(number, handler)
 
 
+def _exit_code(exc: errors.VmprovisionError) -> int:
+    return next((EXIT_CODES[kind] for kind in type(exc).__mro__ if kind in EXIT_CODES), FAILED)
+
+
 def _fail(as_json: bool, exc: errors.VmprovisionError) -> NoReturn:  # noqa: FBT001
-    code = next((EXIT_CODES[kind] for kind in type(exc).__mro__ if kind in EXIT_CODES), FAILED)
+    code = _exit_code(exc)
     stderr.print(f"error: {exc.message}")
     if exc.hint:
         stderr.print(f"  next: {exc.hint}")
-    details: dict[str, Any] = {}
-    if isinstance(exc, errors.VerificationError):
-        details["mismatches"] = list(exc.mismatches)
     if isinstance(exc, errors.ProofError):
-        details["console"] = list(exc.console)
         for line in exc.console:
             stderr.print(f"  console: {line}")
     if as_json:
-        error = {"kind": type(exc).__name__, "message": exc.message, "hint": exc.hint, **details}
-        sys.stdout.write(json.dumps({"error": error, "exit_code": code}) + "\n")
+        sys.stdout.write(json.dumps({"error": exc.as_json(), "exit_code": code}) + "\n")
     raise typer.Exit(code)
-
-
-class _display:  # noqa: N801 -- used as a statement
-    """Where the work stands: a bar on a terminal, a quiet line for each step elsewhere."""
-
-    def __init__(self, control: api.Control) -> None:
-        self._last = ""
-        self._bar: Bar | None = None
-        control.report = self._report
-
-    def __enter__(self) -> None:
-        if stderr.is_terminal:
-            self._bar = Bar(
-                SpinnerColumn(),
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=20),
-                TimeElapsedColumn(),
-                console=stderr,
-                transient=True,
-            )
-            self._task = self._bar.add_task("starting", total=None)
-            self._bar.start()
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def _report(self, progress: api.Progress) -> None:
-        if self._bar:
-            total = None if progress.fraction is None else 1.0
-            self._bar.update(
-                self._task,
-                description=progress.step,
-                total=total,
-                completed=progress.fraction or 0.0,
-            )
-        elif progress.step != self._last:
-            stderr.print(f"vmprovision: {progress.step}")
-        self._last = progress.step

@@ -8,10 +8,10 @@ the exit codes of ``docs/exit-codes.md``.
 from __future__ import annotations
 
 import unicodedata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 def printable(text: str) -> str:
@@ -47,6 +47,18 @@ class VmprovisionError(Exception):
     def __str__(self) -> str:
         """Give the message, with the hint behind it."""
         return f"{self.message} ({self.hint})" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[Callable[..., VmprovisionError], tuple[Any, ...], dict[str, Any]]:
+        """Let an error come back from another process as it is, whatever its class keeps in it."""
+        return _revived, (type(self), self.args), self.__dict__
+
+    def as_json(self) -> dict[str, Any]:
+        """The error as ``--json`` prints it."""
+        return {"kind": type(self).__name__, "message": self.message, "hint": self.hint}
+
+
+def _revived(kind: type[VmprovisionError], arguments: tuple[Any, ...]) -> VmprovisionError:
+    return kind.__new__(kind, *arguments)
 
 
 class ImageError(VmprovisionError):
@@ -150,6 +162,10 @@ class VerificationError(VmprovisionError):
         super().__init__(message, hint=hint)
         self.mismatches = tuple(printable(mismatch) for mismatch in mismatches)
 
+    def as_json(self) -> dict[str, Any]:
+        """The error as ``--json`` prints it, every mismatch in it."""
+        return {**super().as_json(), "mismatches": list(self.mismatches)}
+
 
 class ProofError(VmprovisionError):
     """The guest was booted and did not do what an injected guest does.
@@ -163,6 +179,10 @@ class ProofError(VmprovisionError):
         super().__init__(message, hint=hint)
         self.console = tuple(printable(line) for line in console)
 
+    def as_json(self) -> dict[str, Any]:
+        """The error as ``--json`` prints it, with the console's tail."""
+        return {**super().as_json(), "console": list(self.console)}
+
 
 class BundledRuntimeError(VmprovisionError):
     """A runtime for guests without Python cannot be built, or is not what it should be."""
@@ -170,6 +190,10 @@ class BundledRuntimeError(VmprovisionError):
 
 class RecipeError(VmprovisionError):
     """The recipe of a guest image is wrong, or cannot be built on this host."""
+
+
+class FleetError(VmprovisionError):
+    """What was to do the work elsewhere cannot be reached, or lost it."""
 
 
 class CancelledError(VmprovisionError):

@@ -191,6 +191,12 @@ def recover_image(path: Path, *, stated_format: str | None, control: Control) ->
         return _recover(image, determine_format(image, stated_format), lock)
 
 
+def is_being_merged(path: Path) -> bool:
+    """Whether a redo log of the image is being merged, or was when an injection was interrupted."""
+    image = path.resolve()
+    return image.with_name(image.name + MERGING).exists()
+
+
 def _existing(path: Path) -> Path:
     try:
         image = path.resolve(strict=True)

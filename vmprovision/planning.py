@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from vmprovision.configuration import (
@@ -71,8 +71,9 @@ class InjectOptions:
     vm_id: str | None = None
     manager_url: str | None = None
     port: int | None = None
-    token: str | None = None
-    read_token: str | None = None
+    # in no log, wherever the options are logged
+    token: str | None = field(default=None, repr=False)
+    read_token: str | None = field(default=None, repr=False)
     listen: str | None = None
     allow: str | None = None
     allow_configure: bool | None = None
@@ -174,8 +175,17 @@ def _order(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
-def _configuration(guest: GuestInfo, options: InjectOptions) -> bytes:
-    """The configuration file: what the guest has, with what the caller changes in it."""
+def check_options(options: InjectOptions) -> None:
+    """Check what needs no guest to be checked.
+
+    Raises:
+        PlanError: a setting has a value that cannot be used.
+    """
+    _changes(options)
+
+
+def _changes(options: InjectOptions) -> dict[str, str]:
+    """The settings that the caller wants, as the configuration file names them."""
     changes: dict[str, str] = {}
     if options.vm_id is not None:
         changes["VM_ID"] = check_vm_id(options.vm_id)
@@ -193,6 +203,12 @@ def _configuration(guest: GuestInfo, options: InjectOptions) -> bytes:
         changes["ALLOW"] = check_allow(options.allow)
     if options.allow_configure is not None:
         changes["ALLOW_CONFIGURE"] = "yes" if options.allow_configure else "no"
+    return changes
+
+
+def _configuration(guest: GuestInfo, options: InjectOptions) -> bytes:
+    """The configuration file: what the guest has, with what the caller changes in it."""
+    changes = _changes(options)
     if guest.agent and guest.agent.configuration:
         return update_configuration(guest.agent.configuration, changes)
     changes.setdefault("PORT", str(DEFAULT_PORT))

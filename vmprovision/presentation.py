@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,13 @@ if TYPE_CHECKING:
     from vmprovision.doctor import Finding
     from vmprovision.guest import GuestInfo
     from vmprovision.prove import ProofReport
-    from vmprovision.reports import ChangeReport, PlanReport, VerifyReport
+    from vmprovision.reports import (
+        BatchReport,
+        ChangeReport,
+        JobResult,
+        PlanReport,
+        VerifyReport,
+    )
     from vmprovision.runtime.store import Runtime
 
 
@@ -60,13 +67,43 @@ def show_changes(console: Console, report: ChangeReport, *, done: str) -> None:
     _show_target(console, report.guest)
     for path in report.changed:
         console.print(f"changed  {printable(str(path))}")
+    console.print(f"{report.image}: {_summary(report, done)}")
+    _show_notes(console, report.notes)
+
+
+def show_batch(console: Console, aside: Console, report: BatchReport, codes: Sequence[int]) -> None:
+    """How every image of a batch ended, one a line; what to do next, and the sums, aside."""
+    for result, code in zip(report.results, codes, strict=True):
+        console.print(f"{printable(str(result.image))}: {_ending(result, code)}")
+    hints = [result.error.hint for result in report.results if result.error]
+    for hint in dict.fromkeys(hint for hint in hints if hint):
+        aside.print(f"  next: {hint}")
+    notes = collections.Counter(
+        note for result in report.results if result.report for note in result.report.notes
+    )
+    for note, number in notes.items():
+        aside.print(f"  note ({number} of {len(report.results)}): {printable(note)}")
+    counts = report.as_json()["counts"]
+    told = ", ".join(f"{number} {outcome}" for outcome, number in counts.items() if number)
+    aside.print(f"vmprovision: {told or 'no images'}")
+
+
+def _ending(result: JobResult, code: int) -> str:
+    if result.report is not None:
+        return _summary(result.report, "injected")
+    if result.outcome == "failed" and result.error is not None:
+        message = result.error.message.removeprefix(printable(f"{result.image}: "))
+        return f"failed ({code}): {message}"
+    return "skipped: done by an earlier run" if result.outcome == "skipped" else result.outcome
+
+
+def _summary(report: ChangeReport, done: str) -> str:
     if report.changed:
         version = f"agent {report.agent_version} " if report.agent_version else "agent "
         summary = f"{version}{done}: {len(report.changed)} paths changed"
     else:
         summary = "nothing to do: the guest is already as wanted"
-    console.print(f"{report.image}: {summary}, {report.verified} verified")
-    _show_notes(console, report.notes)
+    return f"{summary}, {report.verified} verified"
 
 
 def show_verification(console: Console, report: VerifyReport) -> None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from vmprovision.errors import CancelledError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,10 +20,14 @@ class Progress:
     Attributes:
         step: what is being done, in a few words: "starting the appliance".
         fraction: how much of this step is done, 0 to 1; None where nobody can say.
+        image: which image it is about, where the work is about several.
+        outcome: how that image ended, said once, with its last step.
     """
 
     step: str
     fraction: float | None = None
+    image: Path | None = None
+    outcome: str | None = None
 
 
 ProgressCallback = Callable[[Progress], None]

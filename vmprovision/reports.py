@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from vmprovision.errors import VmprovisionError
 from vmprovision.plan import Operation, describe
 
 if TYPE_CHECKING:
@@ -114,4 +115,68 @@ class VerifyReport:
             "checked": self.checked,
             "mismatches": list(self.mismatches),
             "ok": not self.mismatches,
+        }
+
+
+Outcome = Literal["injected", "unchanged", "skipped", "failed", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobResult:
+    """How one image of a batch ended.
+
+    Attributes:
+        image: as the caller named it.
+        outcome: ``injected``; ``unchanged``, where the guest already was as wanted;
+            ``skipped``, where an earlier run of the batch had done it; ``failed``;
+            ``cancelled``.
+        report: of an image that is injected or unchanged. The rules of its SELinux
+            policy, thousands of them, are left out.
+        error: why it failed or was cancelled.
+        seconds: how long it took, waiting for its turn not counted.
+    """
+
+    image: Path
+    outcome: Outcome
+    report: ChangeReport | None = None
+    error: VmprovisionError | None = None
+    seconds: float = 0.0
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether it failed by a fault of vmprovision itself, for which there is no class."""
+        return type(self.error) is VmprovisionError
+
+    def as_json(self) -> dict[str, Any]:
+        """The result as ``vmprovision inject --json`` prints it of several images."""
+        return {
+            "image": str(self.image),
+            "outcome": self.outcome,
+            "seconds": round(self.seconds, 3),
+            "report": self.report.as_json() if self.report else None,
+            "error": self.error.as_json() if self.error else None,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchReport:
+    """One result for every image of a batch, in the order in which they were given."""
+
+    results: tuple[JobResult, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every image is as wanted."""
+        return not self.count("failed", "cancelled")
+
+    def count(self, *outcomes: Outcome) -> int:
+        """How many images ended so."""
+        return sum(result.outcome in outcomes for result in self.results)
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as ``vmprovision inject --json`` prints it of several images."""
+        return {
+            "ok": self.ok,
+            "counts": {outcome: self.count(outcome) for outcome in get_args(Outcome)},
+            "results": [result.as_json() for result in self.results],
         }

@@ -1,0 +1,107 @@
+"""Batches of real disks: interrupted and resumed, backing files, new images."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+import vmprovision
+from tests.images.conftest import file_hash, state_of
+from tests.images.test_crashes import machine_runs, machines_on, wait_until
+from tests.images.tiny import tiny_disk
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import RunCli
+
+pytestmark = pytest.mark.appliance
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with two small guests, and an overlay over one of them."""
+    disks = tmp_path / "disks"
+    disks.mkdir()
+    made = tiny_disk(tmp_path / "tiny.raw", {})
+    for name in ("a", "base"):
+        subprocess.run(["qemu-img", "convert", "-O", "qcow2", made, disks / name], check=True)
+        (disks / name).rename(disks / f"{name}.qcow2")
+    subprocess.run(
+        [
+            *("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2"),
+            *("-b", "base.qcow2", disks / "over.qcow2"),
+        ],
+        check=True,
+    )
+    return disks
+
+
+def test_interrupted_and_resumed(folder: Path, tmp_path: Path, run_cli: RunCli) -> None:
+    """Ctrl-C: what is done is told and noted, the rest is as it was, and done the next time.
+
+    The backing file is refused in either run, and as it was in the end.
+    """
+    images = [folder / "a.qcow2", folder / "base.qcow2", folder / "over.qcow2"]
+    base = file_hash(images[1])
+    words = ["inject", *map(str, images), "--jobs", "1", "--resume", str(tmp_path / "journal")]
+    batch = subprocess.Popen(
+        [sys.executable, "-m", "vmprovision", *words, "--vm-id", "{name}", "--json"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_until(lambda: batch.poll() is not None or machine_runs(images[2]))
+        before = state_of(images[2])
+        batch.send_signal(signal.SIGINT)
+        output, told = batch.communicate(timeout=30)
+    finally:
+        batch.kill()
+    assert batch.returncode == 130, told
+    first = json.loads(output)["results"]
+    assert [result["outcome"] for result in first] == ["injected", "failed", "cancelled"]
+    assert first[1]["exit_code"] == 17
+    assert "over.qcow2" in first[1]["error"]["message"]
+    untouched = {name: state for name, state in before.items() if name.endswith(".qcow2")}
+    assert state_of(images[2]) == untouched
+    wait_until(lambda: not machines_on(folder), 15)
+
+    done = run_cli(*words, "--vm-id", "{name}", check=False)
+    assert done.returncode == 3
+    assert [line.partition(": ")[2][:13] for line in done.stdout.splitlines()] == [
+        "skipped: done",
+        "failed (17): ",
+        "agent 0.1.0 i",
+    ]
+    assert "injected" in done.stderr
+    assert file_hash(images[1]) == base
+    assert sorted(path.name for path in folder.iterdir()) == [path.name for path in images]
+
+
+@pytest.mark.slow
+def test_new_images(folder: Path, tmp_path: Path) -> None:
+    """The images stay as they are, a backing file among them; done ones are not done again."""
+    images, new = sorted(folder.iterdir()), tmp_path / "new"
+    before = state_of(images[0])
+    new.mkdir()
+    shutil.copy(images[0], new)  # what is there already is not replaced
+    journal = tmp_path / "journal"
+    report = vmprovision.inject_many(images, output=new, journal=journal)
+    assert [result.outcome for result in report.results] == ["failed", "injected", "injected"]
+    assert [result.report.image for result in report.results if result.report] == [
+        new / "base.qcow2",
+        new / "over.qcow2",
+    ]
+    assert state_of(images[0]) == before
+    (new / "a.qcow2").unlink()
+    report = vmprovision.inject_many(images, output=new, journal=journal)
+    assert [result.outcome for result in report.results] == ["injected", "skipped", "skipped"]
+    assert sorted(path.name for path in new.iterdir()) == [path.name for path in images]

@@ -1,0 +1,113 @@
+"""How much of this host is there to work with: cores and memory, as its container allows.
+
+Cores by sched_getaffinity(2) and the control group's CPU quota; memory by
+``MemAvailable`` of proc(5) and what every control group above this process still
+allows.  Control groups of version 2 (the kernel's
+``admin-guide/cgroup-v2.rst``) and version 1, whose files have other names.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path("/")
+UNLIMITED = 1 << 60  # version 1 says so with a number like this
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """What this process may use.
+
+    Attributes:
+        cores: how many, by its affinity and its control groups; at least 1.
+        memory: how many bytes are free.
+    """
+
+    cores: int
+    memory: int
+
+    def workers(self, memory: int) -> int:
+        """How many workers fit that take a core and so much memory each; at least 1."""
+        return max(1, min(self.cores, self.memory // memory))
+
+
+def host_capacity(root: Path = ROOT) -> Capacity:
+    """What this process may use of this host.
+
+    Args:
+        root: the directory that has ``/proc`` and ``/sys`` in it.
+    """
+    groups = list(_control_groups(root))
+    cores = [len(os.sched_getaffinity(0)), *(c for g in groups if (c := _quota(g)) is not None)]
+    memory = [_available(root), *(m for g in groups if (m := _allowance(g)) is not None)]
+    return Capacity(cores=max(1, min(cores)), memory=max(0, min(memory)))
+
+
+def _available(root: Path) -> int:
+    for line in (root / "proc/meminfo").read_text("ascii").splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) << 10
+    return UNLIMITED  # older than Linux 3.14
+
+
+def _control_groups(root: Path) -> Iterator[Path]:
+    """The folders of this process's control groups and of all groups that they are in.
+
+    In a container the path may be one that only the host sees; the groups that
+    are there lie at the mount's own root then.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        mounts = [root / "sys/fs/cgroup" / controllers] if controllers else []
+        if not controllers:
+            # beside version 1, version 2 has a mount of its own below
+            mounts = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
+        group = PurePosixPath(path.lstrip("/"))
+        for mount in mounts:
+            for folder in (group, *group.parents):
+                yield mount / folder
+
+
+def _quota(group: Path) -> int | None:
+    """How many cores' worth of time a group has, rounded down, but not to none."""
+    words = (_words(group / "cpu.max") or [])[:2]
+    if not words:
+        v1 = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        words = [word for name in v1 for word in _words(group / name)]
+    if len(words) < 2 or words[0] in ("max", "-1"):  # noqa: PLR2004 -- quota and period
+        return None
+    return max(1, int(words[0]) // int(words[1]))
+
+
+def _allowance(group: Path) -> int | None:
+    """How much memory a group still allows; its cache of files counts as free."""
+    for limit, usage, cache in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        words = _words(group / limit)
+        used = _words(group / usage)
+        if not words or not used or words[0] == "max" or int(words[0]) >= UNLIMITED:
+            continue
+        statistics = _words(group / "memory.stat")
+        counted = dict(zip(statistics[::2], statistics[1::2], strict=False))
+        return max(0, int(words[0]) - int(used[0]) + int(counted.get(cache, 0)))
+    return None
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text("ascii").split()
+    except OSError:
+        return []
