@@ -118,9 +118,10 @@ class Monitor:
     """Commands to one QEMU; one thread at a time uses it."""
 
     def __init__(self, connection: Connection, seconds: float) -> None:
-        """Take the connection, and how long any answer may take."""
+        """Take the connection, and how long any answer or event may take."""
         self._connection = connection
         self._seconds = seconds
+        self._events: list[str] = []
         self._next()  # the greeting
         self.ask("qmp_capabilities")
 
@@ -138,6 +139,16 @@ class Monitor:
                 return message["return"]
             if "error" in message:
                 raise ApplianceError(f"QEMU refuses {command}: {message['error'].get('desc')}")
+
+    def wait_for(self, event: str) -> None:
+        """Wait for an event, which may have come already.
+
+        Raises:
+            ApplianceError: it does not come in time, or QEMU is gone.
+        """
+        while event not in self._events:
+            self._next()
+        self._events.remove(event)
 
     def wait_for_migration(self, seconds: float) -> None:
         """Wait until a state is saved or loaded as a whole.
@@ -159,4 +170,6 @@ class Monitor:
         message = json.loads(self._connection.receive(self._seconds))
         if not isinstance(message, dict):
             raise ApplianceError("QEMU talks nonsense")
+        if "event" in message:
+            self._events.append(str(message["event"]))
         return message

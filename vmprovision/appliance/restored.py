@@ -75,8 +75,8 @@ class RestoredAppliance:
             raise
         log.debug("appliance restored in %.2f s", time.monotonic() - begun)
 
-    def attach(self, drive: Drive) -> str:
-        """Plug in a disk; its device, after it was seen to be this drive.
+    def attach(self, drive: Drive) -> int:
+        """Plug in a disk that is seen to be this drive; the number to ``detach`` it by.
 
         Raises:
             WrongDiskError: the appliance's new disk is another one.
@@ -114,16 +114,17 @@ class RestoredAppliance:
         wanted = (device_name(len(self._serials)), serial, size)
         require_disk(drive, wanted, (f"/dev/{name}", found_serial, int(found_size)))
         self._serials[number] = serial
-        return f"/dev/{name}"
+        return number
 
     def detach(self, number: int) -> None:
-        """Unplug the disk that was plugged in as this one, counted from 0.
+        """Unplug a disk, of which nothing is mounted; all that was written to it is in its file.
 
         Raises:
             ApplianceError: it does not go.
         """
         self._monitor.ask("device_del", id=f"scsi{number}")
         self._ask("gone", f"detach {number}")
+        self._monitor.wait_for("DEVICE_DELETED")
         self._monitor.ask("blockdev-del", node_name=f"disk{number}")
         del self._serials[number]
 

@@ -13,7 +13,7 @@ import logging
 import os
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vmprovision.appliance.accelerator import choose_accelerator, forget_kvm
 from vmprovision.appliance.drives import (
@@ -25,16 +25,22 @@ from vmprovision.appliance.drives import (
 )
 from vmprovision.appliance.library import Handle, launch_failure, qemu_program
 from vmprovision.appliance.restored import RestoredAppliance, restore
-from vmprovision.appliance.saved import UnusableApplianceError, saved_appliance, suspect
+from vmprovision.appliance.saved import (
+    UnusableApplianceError,
+    find_saved,
+    saved_appliance,
+    suspect,
+)
 from vmprovision.appliance.watchdog import Watchdog
-from vmprovision.errors import ApplianceError
+from vmprovision.errors import ApplianceError, CommandError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from vmprovision.appliance.saved import SavedAppliance
     from vmprovision.progress import Control
 
-__all__ = ["Appliance", "ApplianceCallError", "Drive", "launch", "open_appliance"]
+__all__ = ["Appliance", "ApplianceCallError", "Appliances", "Drive", "launch", "open_appliance"]
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +56,9 @@ class Appliance:
     """A running appliance; every call has a time limit and can be cancelled.
 
     One thread at a time uses an appliance; many appliances run side by side.
+
+    Attributes:
+        has_volumes: whether udev, RAID and LVM are at work in it.
     """
 
     def __init__(
@@ -62,7 +71,7 @@ class Appliance:
         self._handle = handle
         self._watchdog = watchdog
         self._restored = restored
-        self._has_volumes = restored is None
+        self.has_volumes = restored is None
 
     def call(self, name: str, *arguments: Any, limit: float = CALL_SECONDS, **options: Any) -> Any:  # noqa: ANN401 -- untyped library
         """The result of one libguestfs API call, by its name in guestfs(3).
@@ -85,9 +94,18 @@ class Appliance:
         Raises:
             ApplianceError: they cannot be started.
         """
-        if self._restored is not None and not self._has_volumes:
+        if self._restored is not None and not self.has_volumes:
             self._restored.activate_volumes()
-            self._has_volumes = True
+            self.has_volumes = True
+
+
+class Appliances(Protocol):
+    """What appliances are taken from: each in its own way as ``open_appliance``."""
+
+    def open(
+        self, drives: Sequence[Drive], *, control: Control
+    ) -> contextlib.AbstractContextManager[Appliance]:
+        """A running appliance with these drives, in their order."""
 
 
 class ApplianceCallError(ApplianceError):
@@ -158,22 +176,57 @@ def launch(drives: Sequence[Drive], *, control: Control) -> Iterator[Appliance]:
         handle.close()
 
 
-def _restore(drives: Sequence[Drive], control: Control) -> RestoredAppliance | None:
-    """The saved appliance with the drives; None where a stock one is to be tried instead."""
+def host_appliance(control: Control) -> SavedAppliance | None:
+    """This host's saved appliance, made where there is none; None where there can be none.
+
+    Raises:
+        ApplianceError: libguestfs or its QEMU is not installed.
+        CancelledError: the caller cancelled.
+    """
     if os.environ.get(STOCK_VARIABLE):
         return None
     qemu = qemu_program()
     accelerator = choose_accelerator(qemu).accelerator
     try:
-        saved = saved_appliance(qemu, accelerator, control)
+        return saved_appliance(qemu, accelerator, control)
     except UnusableApplianceError as exc:
         log.info("a stock appliance is started: %s", exc.message)
+        return None
+
+
+def build_host_appliance(control: Control) -> SavedAppliance:
+    """This host's saved appliance, made anew.
+
+    Raises:
+        UnusableApplianceError: there can be none here; the message says why.
+        ApplianceError: libguestfs or its QEMU is not installed.
+        CancelledError: the caller cancelled.
+    """
+    qemu = qemu_program()
+    return saved_appliance(qemu, choose_accelerator(qemu).accelerator, control, refresh=True)
+
+
+def find_host_appliance() -> SavedAppliance | None:
+    """The saved appliance that would be restored now; None where it is yet to be made.
+
+    Raises:
+        UnusableApplianceError: there can be none here; the message says why.
+        ApplianceError: libguestfs or its QEMU is not installed.
+    """
+    qemu = qemu_program()
+    return find_saved(qemu, choose_accelerator(qemu).accelerator)
+
+
+def _restore(drives: Sequence[Drive], control: Control) -> RestoredAppliance | None:
+    """The saved appliance with the drives; None where a stock one is to be tried instead."""
+    saved = host_appliance(control)
+    if saved is None:
         return None
     try:
         return restore(saved, drives, control)
     except UnusableApplianceError as exc:
         log.info("a stock appliance is started: %s", exc.message)
-    except ApplianceError as exc:
+    except (ApplianceError, CommandError) as exc:
         log.warning("the saved appliance failed, a stock one is started: %s", exc.message)
         suspect(saved)
     return None
