@@ -26,7 +26,8 @@ _SLEEPING = (
 )
 _SECTOR = 512
 _EXT = 1024
-_EXT_JOURNAL_DEVICE = 0x8
+_EXT_JOURNAL_DEVICE, _EXT_EXTENTS, _EXT_64BIT = 0x8, 0x40, 0x80
+_LOG_LIMIT = 6  # of a block's size in kilobytes
 
 # (offset, signature): what makes a partition a matter for blkid and for tools of its own.
 _FOREIGN = (
@@ -67,12 +68,16 @@ class Superblock:
         uuid: as fstab(5) names it.
         label: likewise; for FAT only its boot sector's, which need not be the one that counts.
         last_mounted: where an ext filesystem was mounted last, by its own record.
+        driver: the kernel's, where there is only one for it; empty where mount(8) knows better.
+        size: in bytes; 0 where it was not read.
     """
 
     kind: Kind
     uuid: str = ""
     label: str = ""
     last_mounted: str = ""
+    driver: str = ""
+    size: int = 0
 
 
 def identify(start: bytes) -> Superblock | None:
@@ -93,18 +98,30 @@ def _ext(start: bytes) -> Superblock | None:
     (incompatible,) = struct.unpack_from("<I", start, _EXT + 96)
     if incompatible & _EXT_JOURNAL_DEVICE:
         return None
+    (low,) = struct.unpack_from("<I", start, _EXT + 4)
+    (log,) = struct.unpack_from("<I", start, _EXT + 24)
+    (high,) = struct.unpack_from("<I", start, _EXT + 336) if incompatible & _EXT_64BIT else (0,)
     return Superblock(
         kind="ext",
         uuid=_uuid(start[_EXT + 104 :]),
         label=_text(start[_EXT + 120 : _EXT + 136]),
         last_mounted=_text(start[_EXT + 136 : _EXT + 200]),
+        driver="ext4" if incompatible & _EXT_EXTENTS else "",
+        size=((high << 32) + low) * (1024 << log) if log <= _LOG_LIMIT else 0,
     )
 
 
 def _xfs(start: bytes) -> Superblock | None:
     if start[:4] != b"XFSB" or len(start) < _SECTOR:
         return None
-    return Superblock(kind="xfs", uuid=_uuid(start[32:]), label=_text(start[108:120]))
+    length, blocks = struct.unpack_from(">IQ", start, 4)
+    return Superblock(
+        kind="xfs",
+        uuid=_uuid(start[32:]),
+        label=_text(start[108:120]),
+        driver="xfs",
+        size=length * blocks,
+    )
 
 
 def _vfat(start: bytes) -> Superblock | None:

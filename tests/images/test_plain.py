@@ -16,6 +16,7 @@ from vmprovision.appliance.session import Drive, launch
 from vmprovision.errors import VmprovisionError
 from vmprovision.inspection import inspect_guest
 from vmprovision.progress import Control
+from vmprovision.superblocks import START_SIZE, identify
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -183,3 +184,26 @@ def test_every_layout(name: str, disks: Disks) -> None:
     """Likewise for the disks that other tests inject into."""
     layout = disks.layouts[name]
     compare(disks.path(name), layout.format, plain=name in PLAIN_LAYOUTS)
+
+
+RAID = (
+    "mdadm --create /dev/md7 --run --metadata={} --level=1 --raid-devices=2 /dev/sda1 missing "
+    "&& mke2fs -q -t ext4 /dev/md7 && mount /dev/md7 /sysroot "
+    "&& mkdir -p /sysroot/etc && echo ID=debian >/sysroot/etc/os-release "
+    "&& umount /sysroot && mdadm --stop /dev/md7"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("metadata", ["0.90", "1.0"])
+def test_a_member_of_an_old_raid(metadata: str, tmp_path: Path) -> None:
+    """Its superblock is at the partition's end, its filesystem at the beginning."""
+    image = compose_disk(tmp_path / "disk.raw", "label: dos", [Part(line="type=83", size_mb=24)])
+    with launch([Drive(path=image, format="raw")], control=Control()) as appliance:
+        appliance.call("debug", "sh", [RAID.format(metadata)])
+    with image.open("rb") as file:
+        file.seek(1 << 20)
+        block = identify(file.read(START_SIZE))
+    assert block is not None
+    assert block.kind == "ext"
+    compare(image, "raw", plain=False)

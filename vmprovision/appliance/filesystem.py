@@ -79,7 +79,10 @@ class ApplianceFilesystem:
             return None
         if folder not in self._memory.names and above.size > LISTED_SIZE:
             return self._ask(path)
-        names = self._list(folder)
+        try:
+            names = self._list(folder)
+        except InspectionError:  # damaged, or of more names than its size tells
+            return self._ask(path)
         if not may_hold(names, path.name):
             return None
         self._ask_all(folder, names if len(names) <= ASKED_TOGETHER else {path.name})

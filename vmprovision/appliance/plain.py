@@ -41,7 +41,9 @@ log = logging.getLogger(__name__)
 FIRST_READING = (1 << 20) + START_SIZE
 PARTITIONS = 8  # with more of them the search is hardly dearer
 UNIX = ("ext", "xfs")
+BLOCK = 4096  # the least that a filesystem may leave over; a RAID takes twice as much
 MOUNTED_HERE = (PurePosixPath("/boot"), PurePosixPath("/boot/efi"))
+MOUNTED_AS_ROOT = ("/", "/sysroot")  # the guest's own, or this one's: libguestfs made the image
 # Without any of these names there is nothing that `recognise_system` would know.
 OF_A_ROOT = frozenset(("bin", "etc", "gnu", "hurd", "nix", "ostree", "sbin", "usr"))
 
@@ -58,6 +60,17 @@ class _Volume:
     def is_unix(self) -> bool:
         """Whether a root of Linux may be on it."""
         return self.superblock is not None and self.superblock.kind in UNIX
+
+    @property
+    def driver(self) -> str:
+        """The kernel's filesystem, where nothing else can be on it.
+
+        One that leaves room at its partition's end may be a member of an old RAID,
+        whose own superblock is there: mount(8) looks, and does not mount it.
+        """
+        block = self.superblock
+        filled = block is not None and 0 <= self.partition.size - block.size < BLOCK
+        return block.driver if block is not None and filled else ""
 
 
 def mount_plain_guest(appliance: Appliance, disk: str, *, readonly: bool) -> MountedGuest | None:
@@ -108,9 +121,6 @@ def _look_at(appliance: Appliance, disk: str) -> dict[str, _Volume]:
 def _mount(appliance: Appliance, volumes: Mapping[str, _Volume], *, readonly: bool) -> MountedGuest:
     """The guest, mounted.
 
-    mount(8) looks for signatures at the partition's end as well, so a member of
-    an old RAID is not mounted.
-
     Raises:
         UnclearLayoutError: no root, perhaps several, or more to mount than is plain.
         ApplianceCallError: something cannot be mounted or asked.
@@ -122,7 +132,7 @@ def _mount(appliance: Appliance, volumes: Mapping[str, _Volume], *, readonly: bo
     likely = max(candidates, key=_likelihood)
     # what may turn out to be no root is not written to, not even by being mounted
     looking = readonly or len(candidates) > 1
-    files = mount_root(appliance, likely.device, readonly=looking)
+    files = mount_root(appliance, likely.device, readonly=looking, driver=likely.driver)
     root = unix_root(files, likely.device)
     if root is None or root.system != "linux":
         raise UnclearLayoutError(f"{likely.device} holds no Linux")
@@ -158,8 +168,8 @@ def _with_boot(  # noqa: PLR0913 -- all that is known by now
 
 def _likelihood(volume: _Volume) -> tuple[bool, int]:
     """Of several filesystems, the root says so itself (ext), or is the largest."""
-    superblock = volume.superblock
-    return (superblock is not None and superblock.last_mounted == "/", volume.partition.size)
+    block = volume.superblock
+    return (block is not None and block.last_mounted in MOUNTED_AS_ROOT, volume.partition.size)
 
 
 def _tag(appliance: Appliance, volumes: Mapping[str, _Volume], device: str, tag: str) -> str:
