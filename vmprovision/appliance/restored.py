@@ -9,7 +9,10 @@ is touched.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import logging
+import os
 import secrets
 import shutil
 import tempfile
@@ -39,6 +42,8 @@ log = logging.getLogger(__name__)
 RESTORE_SECONDS = 20.0  # 0.4 s on an idle host without KVM
 VOLUMES_SECONDS = 240.0
 ENTROPY_BYTES = 16 + 64  # a machine-id, and what the random generator gets
+PREFIX = "vmprovision-session-"
+LOCK = "lock"
 SPECIAL = frozenset(',"\\$`\n')  # in a path that stands in an option or in a shell script
 
 
@@ -59,7 +64,7 @@ class RestoredAppliance:
             CancelledError: the caller cancelled.
         """
         begun = time.monotonic()
-        self._folder = Path(tempfile.mkdtemp(prefix="vmprovision-"))
+        self._folder, self._lock = _session_folder()
         self._connections: list[Connection] = []
         self._serials: dict[int, str] = {}
         self._next = 0
@@ -143,6 +148,7 @@ class RestoredAppliance:
         for connection in self._connections:
             connection.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+        os.close(self._lock)
 
     def _start(self, saved: SavedAppliance) -> None:
         failures: list[ApplianceError] = []
@@ -209,6 +215,30 @@ class RestoredAppliance:
         create = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", drive.format]
         run([*create, "-b", drive.path.absolute(), overlay], timeout=60)
         return overlay
+
+
+def _session_folder() -> tuple[Path, int]:
+    """A new folder with an open lock in it; those that a killed process left are removed."""
+    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{LOCK}"):
+        _remove_abandoned(path)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    hidden = folder / f".{LOCK}"
+    lock = os.open(hidden, os.O_RDONLY | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    hidden.rename(folder / LOCK)  # it is seen only when it is held
+    return folder, lock
+
+
+def _remove_abandoned(lock: Path) -> None:
+    """Remove the folder of a session whose process is gone, and with it the lock on its file."""
+    with contextlib.suppress(OSError):
+        handle = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(handle).st_uid == os.geteuid():
+                shutil.rmtree(lock.parent, ignore_errors=True)
+        finally:
+            os.close(handle)
 
 
 def _require_plain(*folders: Path) -> None:
