@@ -129,9 +129,9 @@ def inject_many(  # noqa: PLR0913 -- inject's options, and those of a batch
         if executor is None:
             workers = jobs or host_capacity().workers(APPLIANCE_MEMORY)
             shared = SharedAppliances() if together else None
+            pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(workers))
             if shared is not None:
                 stack.callback(shared.close)
-            pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(workers))
             batch.work(lambda job: pool.submit(do_job, job, batch.control_of(job), shared))
         else:
             batch.work(lambda job: executor.submit(do_job_elsewhere, _absolute(job)))

@@ -27,6 +27,10 @@ COMMAND_LINE = (
 )
 # The memory stays in its file and is not copied into the state.
 IGNORE_SHARED = {"capability": "x-ignore-shared", "state": True}
+# prctl(2), PR_SET_PDEATHSIG: it is the death of the parent's *thread* that counts
+END_WITH_PARENT = """\
+bound=
+setpriv --pdeathsig KILL true 2>/dev/null && bound='setpriv --pdeathsig KILL --'"""
 
 
 def machine_options(accelerator: Accelerator) -> list[str]:
@@ -97,5 +101,20 @@ for word; do
     last=$word
 done
 [ -n "$channel" ] || exec "$qemu" "$@"
-exec "$qemu" {" ".join(options)}
+{END_WITH_PARENT}
+exec $bound "$qemu" {" ".join(options)}
+"""
+
+
+def bound_script(qemu: Path) -> str:
+    """What libguestfs starts in place of QEMU where it boots its own appliance.
+
+    libguestfs has a process that ends QEMU when ours is killed; it does not help
+    where that is killed as well, as with a whole process group.
+    """
+    return f"""\
+#!/bin/sh
+# QEMU, ended by the kernel when the thread that has started it ends.
+{END_WITH_PARENT}
+exec $bound {shlex.quote(str(qemu))} "$@"
 """

@@ -59,6 +59,7 @@ class Pool:
         self._turns = threading.Semaphore(size)
         self._changed = threading.Condition()
         self._closed = Control()
+        self._ended = threading.Event()
         self._fails = False
         self._filler = threading.Thread(target=self._fill, name="vmprovision-pool", daemon=True)
         self._filler.start()
@@ -79,14 +80,11 @@ class Pool:
     def close(self) -> None:
         """End what stands ready, and wait for the calls that work; nothing of it remains."""
         self._closed.cancelled.set()
-        with self._changed:
-            self._changed.notify_all()
-        self._filler.join()
         for _ in range(self._size):
             self._turns.acquire()
         self._turns.release(self._size)
-        while self._ready:
-            self._ready.popleft().close()
+        self._ended.set()
+        self._filler.join()
 
     def wait_until_ready(self, seconds: float) -> bool:
         """Whether all of its appliances stand ready, at most so many seconds from now."""
@@ -144,20 +142,15 @@ class Pool:
         return restored
 
     def _fill(self) -> None:
-        """Keep as many ready as the pool is to have."""
+        """Keep as many ready as the pool is to have.
+
+        The thread lives as long as any of its appliances, since they end with it.
+        """
         while not self._closed.cancelled.is_set():
             with self._changed:
-                self._changed.wait_for(self._has_work)
-            if self._closed.cancelled.is_set():
-                return
-            try:
-                saved = host_appliance(self._closed)
-                restored = RestoredAppliance(saved, Control()) if saved else None
-            except ApplianceError as exc:
-                log.warning("no appliance restores for the pool: %s", exc.message)
-                restored = None
-            except CancelledError:
-                return
+                if not self._changed.wait_for(self._lacks_one, WAIT_SECONDS):
+                    continue
+            restored = self._restored()
             with self._changed:
                 self._fails = restored is None
                 if restored is not None:
@@ -165,6 +158,19 @@ class Pool:
                 self._changed.notify_all()
             if restored is None:
                 self._closed.cancelled.wait(RETRY_SECONDS)
+        self._ended.wait()
+        while self._ready:
+            self._ready.popleft().close()
 
-    def _has_work(self) -> bool:
-        return len(self._ready) < self._size or self._closed.cancelled.is_set()
+    def _restored(self) -> RestoredAppliance | None:
+        try:
+            saved = host_appliance(self._closed)
+            return RestoredAppliance(saved, Control()) if saved else None
+        except ApplianceError as exc:
+            log.warning("no appliance restores for the pool: %s", exc.message)
+        except CancelledError:
+            log.debug("the pool is closed before it is full")
+        return None
+
+    def _lacks_one(self) -> bool:
+        return len(self._ready) < self._size

@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmprovision.appliance.hardware import COMMAND_LINE, machine_options
+from vmprovision.appliance.hardware import COMMAND_LINE, bound_script, machine_options
 from vmprovision.appliance.library import guestfs_module
 from vmprovision.appliance.saving import INSIDE, STEP, WRAPPER, build, inside_files
 from vmprovision.cache import cache_directory, locked, write_atomically
@@ -151,6 +151,21 @@ def find_saved(qemu: Path, accelerator: Accelerator) -> SavedAppliance | None:
         return found
     _raise_known_failure(_folder(made_of))
     return None
+
+
+def bound_qemu(qemu: Path) -> Path:
+    """A program of the cache that is QEMU, and ends with whoever starts it; else QEMU itself."""
+    content = bound_script(qemu).encode()
+    path = _parent() / f"{_digest(content)[:16]}.qemu"
+    try:
+        _require_own_cache()
+        if not path.exists():  # its age is part of what libguestfs remembers of it
+            write_atomically(path, content)
+            path.chmod(0o700)
+    except (OSError, UnusableApplianceError) as exc:
+        log.info("QEMU is started as it is: %s", exc)
+        return qemu
+    return path
 
 
 def clear_saved() -> int:

@@ -27,6 +27,7 @@ from vmprovision.appliance.library import Handle, launch_failure, qemu_program
 from vmprovision.appliance.restored import RestoredAppliance, restore
 from vmprovision.appliance.saved import (
     UnusableApplianceError,
+    bound_qemu,
     find_saved,
     saved_appliance,
     suspect,
@@ -36,6 +37,7 @@ from vmprovision.errors import ApplianceError, CommandError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from vmprovision.appliance.saved import SavedAppliance
     from vmprovision.progress import Control
@@ -273,22 +275,23 @@ def _launch_on_what_works(
     qemu = qemu_program()
     choice = choose_accelerator(qemu)
     try:
-        return _launch_once(drives, serials, control, kvm=choice.accelerator == "kvm")
+        return _launch_once(qemu, drives, serials, control, kvm=choice.accelerator == "kvm")
     except ApplianceError as exc:
         if choice.accelerator != "kvm":
             raise
         forget_kvm(qemu, f"an appliance did not start on it: {exc.message}")
-        return _launch_once(drives, serials, control, kvm=False)
+        return _launch_once(qemu, drives, serials, control, kvm=False)
 
 
 def _launch_once(
-    drives: Sequence[Drive], serials: Sequence[str], control: Control, *, kvm: bool
+    qemu: Path, drives: Sequence[Drive], serials: Sequence[str], control: Control, *, kvm: bool
 ) -> tuple[Any, Watchdog]:
     mark = f"vmprovision-{uuid.uuid4().hex}"
     handle = Handle(mark)
     watchdog = Watchdog(mark, control)
     guestfs = handle.guestfs
     try:
+        guestfs.set_hv(str(bound_qemu(qemu)))
         if not kvm:
             guestfs.set_backend_setting("force_tcg", "1")
         for drive, serial in zip(drives, serials, strict=True):

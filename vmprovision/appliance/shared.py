@@ -27,16 +27,21 @@ log = logging.getLogger(__name__)
 
 
 class SharedAppliances:
-    """As many appliances as there are threads that use them at once."""
+    """As many appliances as there are threads that use them at once.
+
+    Each ends with the thread that has started it, so close them before their threads end.
+    """
 
     def __init__(self) -> None:
         """Have none yet."""
         self._idle: list[RestoredAppliance] = []
         self._guard = threading.Lock()
+        self._closed = False
 
     def close(self) -> None:
-        """End those that are not in use."""
+        """End those that are not in use now, and the others as soon as they are not."""
         with self._guard:
+            self._closed = True
             while self._idle:
                 self._idle.pop().close()
 
@@ -63,10 +68,11 @@ class SharedAppliances:
                 restored.detach(number)
             is_clean = not appliance.has_volumes
         finally:
-            if is_clean:
-                with self._guard:
+            with self._guard:
+                if is_clean and not self._closed:
                     self._idle.append(restored)
-            else:
+                    restored = None
+            if restored is not None:
                 restored.close()
 
     def _take(self, control: Control) -> RestoredAppliance | None:
