@@ -52,6 +52,7 @@ class RestoredAppliance:
 
     Attributes:
         handle: libguestfs's own object, launched.
+        monitor: QEMU's.
         watchdog: the time limits of its calls.
     """
 
@@ -93,7 +94,7 @@ class RestoredAppliance:
         if drive.readonly:
             path, disk_format = self._throwaway(drive, number), "qcow2"
         node = f"disk{number}"
-        self._monitor.ask(
+        self.monitor.ask(
             "blockdev-add",
             driver=disk_format,
             node_name=node,
@@ -101,10 +102,10 @@ class RestoredAppliance:
         )
         size = next(
             found["image"]["virtual-size"]
-            for found in self._monitor.ask("query-named-block-nodes", flat=True)
+            for found in self.monitor.ask("query-named-block-nodes", flat=True)
             if found.get("node-name") == node
         )
-        self._monitor.ask(
+        self.monitor.ask(
             "device_add",
             driver="scsi-hd",
             id=f"scsi{number}",
@@ -115,7 +116,7 @@ class RestoredAppliance:
             drive=node,
             serial=serial,
         )
-        _, name, found_size, found_serial = self._ask("disk", f"attach {number}")
+        _, name, found_size, found_serial = self.ask("disk", f"attach {number}")
         wanted = (device_name(len(self._serials)), serial, size)
         require_disk(drive, wanted, (f"/dev/{name}", found_serial, int(found_size)))
         self._serials[number] = serial
@@ -127,10 +128,10 @@ class RestoredAppliance:
         Raises:
             ApplianceError: it does not go.
         """
-        self._monitor.ask("device_del", id=f"scsi{number}")
-        self._ask("gone", f"detach {number}")
-        self._monitor.wait_for("DEVICE_DELETED")
-        self._monitor.ask("blockdev-del", node_name=f"disk{number}")
+        self.monitor.ask("device_del", id=f"scsi{number}")
+        self.ask("gone", f"detach {number}")
+        self.monitor.wait_for("DEVICE_DELETED")
+        self.monitor.ask("blockdev-del", node_name=f"disk{number}")
         del self._serials[number]
 
     def activate_volumes(self) -> None:
@@ -139,7 +140,7 @@ class RestoredAppliance:
         Raises:
             ApplianceError: it is not done in time.
         """
-        self._ask("volumes", "volumes", VOLUMES_SECONDS)
+        self.ask("volumes", "volumes", VOLUMES_SECONDS)
 
     def close(self) -> None:
         """End the machine and remove what it left."""
@@ -185,22 +186,26 @@ class RestoredAppliance:
                 connection = listener.accept(RESTORE_SECONDS, lambda: not ended.is_set())
                 self._connections.append(connection)
                 if name == MONITOR:
-                    self._monitor = Monitor(connection, RESTORE_SECONDS)
+                    self.monitor = Monitor(connection, RESTORE_SECONDS)
                 else:
                     self._attendant = connection
-            monitor = self._monitor
+            monitor = self.monitor
             monitor.ask("migrate-set-capabilities", capabilities=[IGNORE_SHARED])
             monitor.ask("migrate-incoming", uri=f"exec:cat '{saved.folder}/state'")
             monitor.wait_for_migration(RESTORE_SECONDS)
             monitor.ask("cont")
             entropy = secrets.token_hex(ENTROPY_BYTES)
-            self._ask("resumed", f"resume {time.time():.0f} {entropy}")
+            self.ask("resumed", f"resume {time.time():.0f} {entropy}")
         except ApplianceError as exc:
             failures.append(exc)
             self.watchdog.end(exc)
 
-    def _ask(self, answer: str, question: str, seconds: float = RESTORE_SECONDS) -> list[str]:
-        """The words with which the attendant answers, of which the first is known."""
+    def ask(self, answer: str, question: str, seconds: float = RESTORE_SECONDS) -> list[str]:
+        """The words with which the attendant answers a question, behind the first, known one.
+
+        Raises:
+            ApplianceError: it answers something else, or not in time.
+        """
         self._attendant.send(question)
         words = self._attendant.receive(seconds).split()
         if words[:1] != [answer]:
