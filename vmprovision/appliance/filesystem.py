@@ -227,8 +227,9 @@ class ApplianceFilesystem:
 
     def make_directory(self, path: PurePosixPath) -> None:
         """As the Protocol has it."""
-        with self._changing(path):
+        with self._changing(path) as real:
             self._appliance.call("mkdir", str(path))
+        self._memory.names[real] = set()
 
     def symlink(self, path: PurePosixPath, target: str) -> None:
         """As the Protocol has it.
@@ -264,8 +265,8 @@ class ApplianceFilesystem:
             self._appliance.call("lsetxattr", SELINUX, label, len(label.encode()), str(path))
 
     @contextlib.contextmanager
-    def _changing(self, path: PurePosixPath, *, removing: bool = False) -> Iterator[None]:
-        """Change a guest path and forget what it was; a failure forgets everything.
+    def _changing(self, path: PurePosixPath, *, removing: bool = False) -> Iterator[PurePosixPath]:
+        """Change a guest path, given without links, and forget what it was; on failure, everything.
 
         What was made is looked at again by whoever asks, and so is the directory
         from which something was taken away: verification sees what is there.
@@ -276,7 +277,7 @@ class ApplianceFilesystem:
             real = path
         try:
             with _applying(path):
-                yield
+                yield real
         except BaseException:
             self._memory.clear()
             raise
