@@ -72,6 +72,8 @@ SOME_FAILED = 3
 MISMATCHED = 60
 CANCELLED = 130
 
+NAME = "{name}"  # in a VM id: the image's own
+
 # The most particular class of an error decides; docs/exit-codes.md says what to do.
 EXIT_CODES: dict[type[errors.VmprovisionError], int] = {
     errors.ImageError: 10,
@@ -529,7 +531,7 @@ class _BatchWork:
                 logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
             return api.inject_many(
                 self.images,
-                lambda image: _named(options, image),
+                (lambda image: _named(options, image)) if _has_name(options) else options,
                 source=self.source,
                 output=self.output,
                 jobs=self.jobs,
@@ -915,11 +917,15 @@ def _inject_options(  # noqa: PLR0913 -- one parameter an option
 
 def _named(options: api.InjectOptions, image: Path) -> api.InjectOptions:
     """The options for this image: its name in place of ``{name}`` in the VM id."""
-    if options.vm_id is None:
+    if options.vm_id is None or not _has_name(options):
         return options
     path = image if image.name else image.resolve()
     name = path.name if path.is_dir() else path.stem
-    return replace(options, vm_id=options.vm_id.replace("{name}", name))
+    return replace(options, vm_id=options.vm_id.replace(NAME, name))
+
+
+def _has_name(options: api.InjectOptions) -> bool:
+    return NAME in (options.vm_id or "")
 
 
 def _init(name: str | None) -> Any:  # noqa: ANN401 -- checked against the names that there are

@@ -130,6 +130,7 @@ def test_junit_of_all_outcomes_and_hostile_names() -> None:
     [
         (["{0}", "{0}"], "same file"),
         (["{0}", "{1}", "--vm-id", "a"], "{name}"),
+        (["{0}", "{1}", "--port", "70000"], "port"),
         (["{0}", "{1}", "--output", "{0}/etc/os-release"], "directory"),
         (["{0}", "{1}", "--dry-run"], "--dry-run"),
         (["{0}", "--resume", "{0}/etc/os-release"], "journal"),

@@ -1,0 +1,1 @@
+"""Benchmarks: what ``nox -s bench`` measures and writes into the documentation."""

@@ -1,0 +1,48 @@
+"""Calls of the library, measured without what comes before: ``drivers.py NAME IMAGE...``.
+
+Each is a generator: up to its ``yield`` it makes ready what a long-lived process has
+ready, behind it is what is measured.  See ``measure`` for how the two talk.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import vmprovision
+from vmprovision.archive import build_archive
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+
+def library(images: Sequence[Path]) -> Iterator[None]:
+    """One ``inject`` after the other."""
+    build_archive()
+    yield
+    for image in images:
+        vmprovision.inject(image)
+
+
+DRIVERS: dict[str, Callable[[Sequence[Path]], Iterator[None]]] = {
+    "library": library,
+}
+
+
+def main(name: str, *images: str) -> None:
+    """Run a driver, as ``measure`` wants it."""
+    steps = DRIVERS[name]([Path(image) for image in images])
+    next(steps)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    sys.stdin.readline()
+    for _ in steps:
+        pass
+    sys.stdout.write("done\n")
+    sys.stdout.flush()
+    sys.stdin.readline()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

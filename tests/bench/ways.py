@@ -1,0 +1,204 @@
+"""The ways to make the edit that are compared; one row of the table each."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.bench.drivers import DRIVERS
+from tests.images.tiny import PATH
+from vmprovision.cache import CACHE_VARIABLE
+from vmprovision.plan import MakeDirectory, Symlink, WriteFile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from tests.bench.edit import Edit
+
+BASELINE = "virt-customize"
+BATCHES = (1, 4, 16, 64)
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What one measurement works on.
+
+    Attributes:
+        images: fresh copies of the image.
+        edit: what is to be put into them.
+        folder: an empty folder.
+    """
+
+    images: tuple[Path, ...]
+    edit: Edit
+    folder: Path
+
+    @property
+    def image(self) -> Path:
+        """The only image."""
+        (image,) = self.images
+        return image
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """One way to make the edit.
+
+    Attributes:
+        name: what the table calls it.
+        command: what is run.
+        images: how many images it works on at once.
+        disk_format: of the images.
+        phased: the command says itself where the measured part begins and ends.
+        environment: variables to set, given the case.
+        obstacle: why it cannot be tried on this host; empty where it can.
+        jobs: of a batch, for the plot.
+    """
+
+    name: str
+    command: Callable[[Case], Sequence[str | Path]]
+    images: int = 1
+    disk_format: str = "qcow2"
+    phased: bool = False
+    environment: Callable[[Case], Mapping[str, str]] = field(default=lambda _: {})
+    obstacle: Callable[[], str] = field(default=lambda: "")
+    jobs: int | None = None
+
+
+def virt_customize(case: Case) -> list[str | Path]:
+    """Its options for the edit."""
+    words: list[str | Path] = ["virt-customize", "--quiet", "--no-network"]
+    words += ["--format", "qcow2", "-a", case.image]
+    for each in case.edit.operations:
+        if isinstance(each, MakeDirectory):
+            words += ["--mkdir", str(each.path)]
+        elif isinstance(each, WriteFile):
+            words += ["--copy-in", f"{case.edit.local(each.path)}:{each.path.parent}"]
+        elif isinstance(each, Symlink):
+            words += ["--link", f"{each.target}:{each.path}"]
+    return words
+
+
+def guestfish(case: Case, *, inspect: bool) -> list[str | Path]:
+    """A script that makes the edit, with or without finding the root itself."""
+    lines = [] if inspect else ["run", f"mount {case.edit.root} /"]
+    for each in case.edit.operations:
+        if isinstance(each, MakeDirectory):
+            lines.append(f"mkdir-p {each.path}")
+        elif isinstance(each, WriteFile):
+            lines.append(f"upload {case.edit.local(each.path)} {each.path}")
+            lines.append(f"chmod 0{each.mode:o} {each.path}")
+        elif isinstance(each, Symlink):
+            lines.append(f"ln-sf {each.target} {each.path}")
+    script = case.folder / "edit.fish"
+    script.write_text("\n".join(lines) + "\n")
+    return [
+        *("guestfish", "--rw", "--format=qcow2", "-a", case.image),
+        *(["-i"] if inspect else []),
+        *("-f", script),
+    ]
+
+
+def plain_libguestfs(case: Case) -> list[str | Path]:
+    """The binding, call by call."""
+    return [sys.executable, HERE / "plain_libguestfs.py", case.image, case.edit.manifest]
+
+
+def command_line(case: Case, words: Sequence[str] = ()) -> list[str | Path]:
+    """Our command line on all images of the case."""
+    return [Path(sys.executable).with_name("vmprovision"), "inject", *case.images, *words]
+
+
+def driver(name: str) -> Callable[[Case], list[str | Path]]:
+    """A driver of drivers.py on all images of the case."""
+    assert name in DRIVERS
+    return lambda case: [sys.executable, "-m", "tests.bench.drivers", name, *case.images]
+
+
+def loop_mount(case: Case) -> list[str | Path]:
+    """What root can do with a raw image."""
+    mount = shlex.quote(str(case.folder / "mnt"))
+    lines = [
+        "set -e",
+        f"mkdir {mount}",
+        f"mount -o loop,offset={_first_partition(case.image)} {case.image} {mount}",
+    ]
+    for each in case.edit.operations:
+        if isinstance(each, MakeDirectory):
+            lines.append(f"mkdir -p {mount}{each.path}")
+        else:
+            lines.append(f"cp -a {case.edit.local(each.path)} {mount}{each.path}")
+    lines.append(f"umount {mount}")
+    script = case.folder / "edit.sh"
+    script.write_text("\n".join(lines) + "\n")
+    return ["sh", script]
+
+
+def _first_partition(image: Path) -> int:
+    """Where the image's first partition begins, in bytes; the recipes' roots are there."""
+    environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:{PATH}"}
+    shown = subprocess.run(
+        ["sfdisk", "--json", image], check=True, capture_output=True, env=environment
+    )
+    table = json.loads(shown.stdout)["partitiontable"]
+    return int(table["partitions"][0]["start"]) * 512
+
+
+def _installed(program: str, package: str) -> Callable[[], str]:
+    return lambda: "" if shutil.which(program) else f"not measured: install {package}"
+
+
+def _root_only() -> str:
+    return "" if os.geteuid() == 0 else "not measured: only root can"
+
+
+WAYS: tuple[Way, ...] = (
+    Way(
+        name=BASELINE,
+        command=virt_customize,
+        obstacle=_installed("virt-customize", "guestfs-tools"),
+    ),
+    Way(
+        name="guestfish, inspecting",
+        command=lambda case: guestfish(case, inspect=True),
+        obstacle=_installed("guestfish", "libguestfs-tools"),
+    ),
+    Way(
+        name="guestfish, told the root",
+        command=lambda case: guestfish(case, inspect=False),
+        obstacle=_installed("guestfish", "libguestfs-tools"),
+    ),
+    Way(name="libguestfs from Python, `inspect_os`", command=plain_libguestfs),
+    Way(
+        name="`vmprovision inject`, first run on a host",
+        command=command_line,
+        environment=lambda case: {CACHE_VARIABLE: str(case.folder / "cache")},
+    ),
+    Way(name="`vmprovision inject`", command=command_line),
+    Way(name="`vmprovision.inject()`, the call alone", command=driver("library"), phased=True),
+    Way(
+        name="root: loop mount and `cp`, raw image",
+        command=loop_mount,
+        disk_format="raw",
+        obstacle=_root_only,
+    ),
+    *(
+        Way(
+            name=f"`inject --jobs {jobs}` of {images}",
+            command=functools.partial(command_line, words=("--jobs", str(jobs))),
+            images=images,
+            jobs=jobs,
+        )
+        for images in BATCHES
+        for jobs in (1, 2)
+    ),
+)
