@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/time.h>
+#include <sys/utsname.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -160,6 +161,20 @@ static mp_obj_t guest_strerror(mp_obj_t number) {
 }
 static MP_DEFINE_CONST_FUN_OBJ_1(guest_strerror_obj, guest_strerror);
 
+static mp_obj_t guest_uname(void) {
+    struct utsname found;
+    done(uname(&found));
+    mp_obj_t fields[] = {
+        mp_obj_new_str_from_cstr(found.sysname),
+        mp_obj_new_str_from_cstr(found.nodename),
+        mp_obj_new_str_from_cstr(found.release),
+        mp_obj_new_str_from_cstr(found.version),
+        mp_obj_new_str_from_cstr(found.machine),
+    };
+    return mp_obj_new_tuple(MP_ARRAY_SIZE(fields), fields);
+}
+static MP_DEFINE_CONST_FUN_OBJ_0(guest_uname_obj, guest_uname);
+
 // --- posix: programs ----------------------------------------------------------
 
 FUNCTION_0(guest_getpid, mp_obj_new_int(getpid()));
@@ -246,6 +261,7 @@ static const mp_rom_map_elem_t posix_globals_table[] = {
     {MP_ROM_QSTR(MP_QSTR_pipe), MP_ROM_PTR(&guest_pipe_obj)},
     {MP_ROM_QSTR(MP_QSTR_readlink), MP_ROM_PTR(&guest_readlink_obj)},
     {MP_ROM_QSTR(MP_QSTR_statvfs), MP_ROM_PTR(&guest_statvfs_obj)},
+    {MP_ROM_QSTR(MP_QSTR_uname), MP_ROM_PTR(&guest_uname_obj)},
     {MP_ROM_QSTR(MP_QSTR_strerror), MP_ROM_PTR(&guest_strerror_obj)},
     {MP_ROM_QSTR(MP_QSTR_getpid), MP_ROM_PTR(&guest_getpid_obj)},
     {MP_ROM_QSTR(MP_QSTR_fork), MP_ROM_PTR(&guest_fork_obj)},
@@ -352,6 +368,8 @@ MP_REGISTER_MODULE(MP_QSTR_fcntl, fcntl_module);
 // --- _guest -------------------------------------------------------------------
 
 FUNCTION_2(guest_shutdown, done(shutdown(INT(a), INT(b))));
+// An empty module that can be imported by its name from now on.
+FUNCTION_1(guest_new_module, mp_obj_new_module(mp_obj_str_get_qstr(a)));
 
 static mp_obj_t guest_crc32(mp_obj_t content) {
     mp_buffer_info_t buffer;
@@ -414,6 +432,7 @@ static const mp_rom_map_elem_t guest_globals_table[] = {
     {MP_ROM_QSTR(MP_QSTR_crc32), MP_ROM_PTR(&guest_crc32_obj)},
     {MP_ROM_QSTR(MP_QSTR_environment), MP_ROM_PTR(&guest_environment_obj)},
     {MP_ROM_QSTR(MP_QSTR_inflate), MP_ROM_PTR(&guest_inflate_obj)},
+    {MP_ROM_QSTR(MP_QSTR_new_module), MP_ROM_PTR(&guest_new_module_obj)},
     {MP_ROM_QSTR(MP_QSTR_reseed), MP_ROM_PTR(&guest_reseed_obj)},
     {MP_ROM_QSTR(MP_QSTR_set_time), MP_ROM_PTR(&guest_set_time_obj)},
     {MP_ROM_QSTR(MP_QSTR_shutdown), MP_ROM_PTR(&guest_shutdown_obj)},
