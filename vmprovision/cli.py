@@ -267,6 +267,13 @@ def inspect(  # noqa: PLR0913 -- one parameter an option
     disk_format: FormatOption = None,
     root: RootOption = None,
     allow_backing: BackingOption = False,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Show all that speaks for one init system or another, and what came of it.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Say what the guest is: distribution, architecture, init system, Pythons, agent.
@@ -276,7 +283,9 @@ def inspect(  # noqa: PLR0913 -- one parameter an option
     source = _source(disk_format, root, allow_backing)
     guest = _work(
         as_json,
-        lambda control: api.inspect(image, source=source, init=_init(init), control=control),
+        lambda control: api.inspect(
+            image, source=source, init=_init(init), explain=explain, control=control
+        ),
     )
     _present(as_json, guest.as_json(), lambda: show_guest(stdout, guest))
 
@@ -759,6 +768,10 @@ def _fail(as_json: bool, exc: errors.VmprovisionError) -> NoReturn:  # noqa: FBT
         details["console"] = list(exc.console)
         for line in exc.console:
             stderr.print(f"  console: {line}")
+    if isinstance(exc, errors.UnsupportedGuestError) and exc.configuration:
+        details["configuration"] = exc.configuration
+        if not as_json:  # nothing else goes there, so it can be sent into a file
+            sys.stdout.write(exc.configuration)
     if as_json:
         error = {"kind": type(exc).__name__, "message": exc.message, "hint": exc.hint, **details}
         sys.stdout.write(json.dumps({"error": error, "exit_code": code}) + "\n")

@@ -20,7 +20,7 @@ from vmprovision.archive import build_archive
 from vmprovision.errors import NoOperatingSystemError, PlanError
 from vmprovision.filesystem import GuestFilesystem, LocalFilesystem
 from vmprovision.image import Recovery, open_image, recover_image
-from vmprovision.inspection import inspect_guest
+from vmprovision.inspection import explain_init, inspect_guest
 from vmprovision.labelling import AUTORELABEL
 from vmprovision.naming import naming
 from vmprovision.plan import Plan, is_satisfied
@@ -63,6 +63,7 @@ def inspect(
     *,
     source: ImageOptions = DEFAULT_IMAGE,
     init: InitSystem | None = None,
+    explain: bool = False,
     control: Control | None = None,
 ) -> GuestInfo:
     """What the guest in an image is; nothing is written.
@@ -71,13 +72,14 @@ def inspect(
         image: a disk image, or a directory with an unpacked root filesystem.
         source: how to open the image.
         init: the init system, where the caller knows better than the evidence.
+        explain: also find all that speaks for other init systems, as ``init.hints``.
         control: progress and cancellation.
 
     Raises:
         VmprovisionError: one of its kinds; the message names the image.
     """
     with _opened(Path(image), source, init, control or Control()) as opened:
-        return opened.guest
+        return explain_init(opened.filesystem, opened.guest) if explain else opened.guest
 
 
 def plan(
@@ -222,7 +224,7 @@ class _Opened:
 
 
 def _plan_injection(opened: _Opened, archive: Archive, options: InjectOptions) -> Plan:
-    refuse_without_service(opened.guest)
+    refuse_without_service(opened.guest, options)
     runtime = choose_runtime(opened.guest, options.runtime)
     planned = plan_injection(opened.guest, archive, options, runtime)
     earlier = opened.guest.agent.receipt.entries if opened.guest.agent else ()
