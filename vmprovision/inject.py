@@ -398,9 +398,6 @@ def _opened_image(image: OpenImage, access: _Access, *, write: bool) -> Iterator
             notes=mounted.notes,
         )
         yield _Opened(guest=guest, filesystem=mounted.filesystem)
-        # a write that cannot reach the disk shows here, not after the merge
-        appliance.call("umount_all")
-        appliance.call("set_autosync", False)  # noqa: FBT003 -- libguestfs's; nothing is left to sync
 
 
 @contextlib.contextmanager

@@ -101,7 +101,10 @@ class _Bench:
         """A copy of the image; of many, an overlay over the one that all share."""
         image = folder / f"vm-{number}.{way.disk_format}"
         if way.images > 1:
-            words = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", self._base, image]
+            beside = folder / self._base.name  # a backing file elsewhere would be refused
+            if not beside.exists():
+                beside.hardlink_to(self._base)
+            words = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", beside, image]
         else:
             words = ["convert", "-O", way.disk_format, self._base, image]
         subprocess.run(["qemu-img", *map(str, words)], check=True)

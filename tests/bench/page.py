@@ -141,9 +141,9 @@ def _draw_single(axes: Any, rows: Sequence[Row]) -> None:  # noqa: ANN401 -- mat
 
 
 def _draw_batches(axes: Any, rows: Sequence[Row]) -> None:  # noqa: ANN401 -- matplotlib's
-    for jobs in dict.fromkeys(row.way.jobs for row in rows):
-        mine = [row for row in rows if row.way.jobs == jobs]
-        label = f"--jobs {jobs}"
+    for jobs, together in dict.fromkeys((row.way.jobs, row.way.together) for row in rows):
+        mine = [row for row in rows if (row.way.jobs, row.way.together) == (jobs, together)]
+        label = f"--jobs {jobs}" + (" --together" if together else "")
         axes.plot([r.way.images for r in mine], [r.wall for r in mine], "o-", label=label)
     axes.set_xscale("log", base=2)
     axes.set_xticks(BATCHES, [str(number) for number in BATCHES])

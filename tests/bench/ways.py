@@ -17,6 +17,7 @@ from tests.bench.drivers import DRIVERS
 from tests.images.tiny import PATH
 from vmprovision.cache import CACHE_VARIABLE
 from vmprovision.plan import MakeDirectory, Symlink, WriteFile
+from vmprovision.runtime.store import cached_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -62,6 +63,7 @@ class Way:
         environment: variables to set, given the case.
         obstacle: why it cannot be tried on this host; empty where it can.
         jobs: of a batch, for the plot.
+        together: whether the batch shares its appliances.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Way:
     environment: Callable[[Case], Mapping[str, str]] = field(default=lambda _: {})
     obstacle: Callable[[], str] = field(default=lambda: "")
     jobs: int | None = None
+    together: bool = False
 
 
 def virt_customize(case: Case) -> list[str | Path]:
@@ -116,6 +119,15 @@ def plain_libguestfs(case: Case) -> list[str | Path]:
 def command_line(case: Case, words: Sequence[str] = ()) -> list[str | Path]:
     """Our command line on all images of the case."""
     return [Path(sys.executable).with_name("vmprovision"), "inject", *case.images, *words]
+
+
+def new_host(case: Case) -> dict[str, str]:
+    """A cache as it is after the installation of a wheel: there is the runtime and no more."""
+    cache = case.folder / "cache"
+    runtimes = cached_folder()
+    shutil.copytree(runtimes, cache / "runtimes" / runtimes.name)
+    cache.chmod(0o700)
+    return {CACHE_VARIABLE: str(cache)}
 
 
 def driver(name: str) -> Callable[[Case], list[str | Path]]:
@@ -181,10 +193,11 @@ WAYS: tuple[Way, ...] = (
     Way(
         name="`vmprovision inject`, first run on a host",
         command=command_line,
-        environment=lambda case: {CACHE_VARIABLE: str(case.folder / "cache")},
+        environment=new_host,
     ),
     Way(name="`vmprovision inject`", command=command_line),
     Way(name="`vmprovision.inject()`, the call alone", command=driver("library"), phased=True),
+    Way(name="`vmprovision.inject(pool=)`, the call alone", command=driver("pool"), phased=True),
     Way(
         name="root: loop mount and `cp`, raw image",
         command=loop_mount,
@@ -200,5 +213,15 @@ WAYS: tuple[Way, ...] = (
         )
         for images in BATCHES
         for jobs in (1, 2)
+    ),
+    *(
+        Way(
+            name=f"`inject --together --jobs 1` of {images}",
+            command=functools.partial(command_line, words=("--together", "--jobs", "1")),
+            images=images,
+            jobs=1,
+            together=True,
+        )
+        for images in BATCHES
     ),
 )
