@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
     from tests.conftest import RunCli
 
 GUESTS = ("vm-1", "vm-2", "vm-3", "vm-4")
+
+
+@pytest.fixture(autouse=True)
+def _dask() -> None:
+    """Dask is an extra."""
+    require(importlib.util.find_spec("distributed"), "distributed is not installed")
 
 
 @pytest.fixture
@@ -175,6 +182,17 @@ def test_a_worker_with_another_agent(tmp_path: Path) -> None:
             vmprovision.connect_scheduler(cluster.address),
         ):
             pass
+
+
+def test_a_worker_that_cannot_work(cluster: Cluster) -> None:
+    """Its host would fail one image after the other, faster than the others do them."""
+    cluster.add_worker({"LIBGUESTFS_HV": "/nonexistent/qemu"})
+    wait_until(lambda: "Registered to" in cluster.log_of(3))
+    with (
+        pytest.raises(vmprovision.FleetError, match=r"cannot do the work: .*/nonexistent/qemu"),
+        vmprovision.connect_scheduler(cluster.address),
+    ):
+        pass
 
 
 def test_versions_that_do_not_match() -> None:
