@@ -50,10 +50,27 @@ def test_the_archive_is_small_and_holds_source_only() -> None:
     content = build_archive().content
     assert len(content) <= SIZE_LIMIT
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        names = archive.namelist()
+        names = set(archive.namelist())
         assert archive.testzip() is None
+        core = archive.read("guest_agent/core")
     assert "__main__.py" in names
-    assert all(name.endswith(".py") for name in names)
+    assert all(name.endswith(".py") for name in names - {"guest_agent/core"})
+    modules = {path.stem for path in Path(agent.__file__).parent.glob("*.py")} - {"__main__"}
+    packed = {name[12:-3] for name in names if name.endswith(".py")} - {"__main__", "services"}
+    while core:
+        head, _, rest = core.partition(b"\n")
+        name, size = head.decode().split()
+        ast.parse(rest[: int(size)])
+        core = rest[int(size) :]
+        packed.add(name)
+    assert packed - {""} == modules
+
+
+@pytest.mark.parametrize("name", ["configure", "exposition", "check", "install"])
+def test_what_is_rarely_needed_stays_apart(name: str) -> None:
+    """A small heap holds no module before it is asked for."""
+    with zipfile.ZipFile(io.BytesIO(build_archive().content)) as archive:
+        assert f"guest_agent/{name}.py" in archive.namelist()
 
 
 def test_agent_build_writes_a_program(run_cli: RunCli, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ what the guest is, plans, writes behind a redo log, verifies and merges.  No
 root, no mounts on the host, no KVM needed.  ``docs/library.md`` shows its use.
 """
 
+from vmprovision.appliance.pool import Pool
 from vmprovision.batch import inject_many
 from vmprovision.errors import (
     ApplianceError,
@@ -52,6 +53,7 @@ __all__ = [
     "JobResult",
     "PlanError",
     "PlanReport",
+    "Pool",
     "Progress",
     "ProofError",
     "ProofOptions",

@@ -59,8 +59,7 @@ def _make_directory(operation: MakeDirectory, filesystem: GuestFilesystem) -> No
     status = filesystem.lstat(operation.path)
     if status is None:
         filesystem.make_directory(operation.path)
-        filesystem.set_mode(operation.path, operation.mode)
-        filesystem.set_owner(operation.path, operation.uid, operation.gid)
+        _give(operation, filesystem)
     elif status.kind != "directory":
         raise ApplyError(
             f"guest path {operation.path} is a {status.kind}, a directory is needed there",
@@ -73,16 +72,33 @@ def _write_file(operation: WriteFile, filesystem: GuestFilesystem) -> None:
     # a new file: what stands there may have other names, and attributes of its own
     _clear(operation, filesystem)
     filesystem.write(operation.path, operation.content)
-    # the owner first: changing it clears the set-user-id and set-group-id bits
-    filesystem.set_owner(operation.path, operation.uid, operation.gid)
-    filesystem.set_mode(operation.path, operation.mode)
+    _give(operation, filesystem)
     _set_label(operation, filesystem)
+
+
+def _give(operation: MakeDirectory | WriteFile, filesystem: GuestFilesystem) -> None:
+    """Give what was just made its owner and mode, where it has not got them already.
+
+    The owner first: changing it clears the set-user-id and set-group-id bits.
+    """
+    _give_owner(operation, filesystem)
+    made = filesystem.lstat(operation.path)
+    if made is None or made.mode != operation.mode:
+        filesystem.set_mode(operation.path, operation.mode)
+
+
+def _give_owner(
+    operation: MakeDirectory | WriteFile | Symlink, filesystem: GuestFilesystem
+) -> None:
+    made = filesystem.lstat(operation.path)
+    if made is None or (made.uid, made.gid) != (operation.uid, operation.gid):
+        filesystem.set_owner(operation.path, operation.uid, operation.gid)
 
 
 def _make_link(operation: Symlink, filesystem: GuestFilesystem) -> None:
     _clear(operation, filesystem)
     filesystem.symlink(operation.path, operation.target)
-    filesystem.set_owner(operation.path, operation.uid, operation.gid)
+    _give_owner(operation, filesystem)
     _set_label(operation, filesystem)
 
 

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmprovision.appliance.shared import SharedAppliances
 from vmprovision.archive import build_archive
 from vmprovision.capacity import host_capacity
 from vmprovision.diskformat import check_references, determine_format
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from vmprovision.appliance.session import Appliances
     from vmprovision.journal import Journal
 
 log = logging.getLogger(__name__)
@@ -75,6 +77,7 @@ def inject_many(  # noqa: PLR0913 -- inject's options, and those of a batch
     source: ImageOptions = DEFAULT_IMAGE,
     output: Path | str | None = None,
     jobs: int | None = None,
+    together: bool = False,
     executor: concurrent.futures.Executor | None = None,
     journal: Path | str | None = None,
     control: Control | None = None,
@@ -92,6 +95,9 @@ def inject_many(  # noqa: PLR0913 -- inject's options, and those of a batch
         source: how to open the images.
         output: keep the images and write new ones of the same names into this directory.
         jobs: how many at once, on this host; by its cores and free memory, if left out.
+        together: let one appliance work on one image after another, which is faster,
+            and for images of one owner only: a guest that took over the appliance
+            through a fault of its kernel would meet the images that come after it.
         executor: what does the work instead of threads of this process. Its workers
             find the images under the same paths. It is not shut down.
         journal: a file to note in what is done, made where there is none; what it
@@ -108,6 +114,11 @@ def inject_many(  # noqa: PLR0913 -- inject's options, and those of a batch
     planned = _plan_jobs([Path(image) for image in images], options, source, output)
     if jobs is not None and jobs < 1:
         raise PlanError(f"{jobs} jobs at once are none", hint="give 1 or more")
+    if together and executor is not None:
+        raise PlanError(
+            "appliances work on several images on this host only",
+            hint="leave out together, or the executor or scheduler",
+        )
     with contextlib.ExitStack() as stack:
         book = None
         if journal is not None:
@@ -117,16 +128,19 @@ def inject_many(  # noqa: PLR0913 -- inject's options, and those of a batch
         batch.settle()
         if executor is None:
             workers = jobs or host_capacity().workers(APPLIANCE_MEMORY)
+            shared = SharedAppliances() if together else None
             pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(workers))
-            batch.work(lambda job: pool.submit(do_job, job, batch.control_of(job)))
+            if shared is not None:
+                stack.callback(shared.close)
+            batch.work(lambda job: pool.submit(do_job, job, batch.control_of(job), shared))
         else:
             batch.work(lambda job: executor.submit(do_job_elsewhere, _absolute(job)))
         return BatchReport(results=tuple(batch.results[job] for job in planned))
 
 
-def do_job(job: Job, control: Control) -> JobResult:
+def do_job(job: Job, control: Control, appliances: Appliances | None) -> JobResult:
     """How the injection of one image ended; nothing is raised, whatever happens in it."""
-    return _result_of(job, lambda: _inject(job, control))
+    return _result_of(job, lambda: _inject(job, control, appliances))
 
 
 def do_job_elsewhere(job: Job) -> JobResult:
@@ -144,8 +158,15 @@ def do_job_elsewhere(job: Job) -> JobResult:
     return result
 
 
-def _inject(job: Job, control: Control) -> ChangeReport:
-    return inject(job.image, job.options, source=job.source, output=job.output, control=control)
+def _inject(job: Job, control: Control, appliances: Appliances | None = None) -> ChangeReport:
+    return inject(
+        job.image,
+        job.options,
+        source=job.source,
+        output=job.output,
+        pool=appliances,
+        control=control,
+    )
 
 
 def _inject_after_merge(job: Job) -> ChangeReport:

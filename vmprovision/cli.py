@@ -23,6 +23,8 @@ from rich.console import Console
 
 import vmprovision as api
 from vmprovision import errors
+from vmprovision.appliance.saved import SavedAppliance, clear_saved
+from vmprovision.appliance.session import build_host_appliance, find_host_appliance
 from vmprovision.archive import build_archive
 from vmprovision.cache import write_atomically
 from vmprovision.display import BatchDisplay, OneDisplay
@@ -32,6 +34,7 @@ from vmprovision.initsystem import module_for
 from vmprovision.junit import junit_xml
 from vmprovision.planning import render_service
 from vmprovision.presentation import (
+    show_appliance,
     show_batch,
     show_changes,
     show_findings,
@@ -117,9 +120,14 @@ runtime_app = typer.Typer(
     help="Small interpreters for guests without Python, built from MicroPython's source.",
     no_args_is_help=True,
 )
+appliance_app = typer.Typer(
+    help="The appliance that is booted once on this host and restored for every image.",
+    no_args_is_help=True,
+)
 app.add_typer(agent_app, name="agent")
 app.add_typer(image_app, name="image")
 app.add_typer(runtime_app, name="runtime")
+app.add_typer(appliance_app, name="appliance")
 
 stdout = Console(highlight=False, markup=False, soft_wrap=True)
 stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
@@ -404,6 +412,14 @@ def inject(  # noqa: PLR0913 -- one parameter an option
             "tcp://192.0.2.1:8786, which find the images under the same paths.",
         ),
     ] = None,
+    together: Annotated[
+        bool,
+        typer.Option(
+            "--together",
+            help="Let one appliance work on several images, one after another: faster, and for "
+            "images of one owner only.",
+        ),
+    ] = False,
     disk_format: FormatOption = None,
     root: RootOption = None,
     allow_backing: BackingOption = False,
@@ -435,6 +451,7 @@ def inject(  # noqa: PLR0913 -- one parameter an option
         "--resume": resume,
         "--report-junit": report_junit,
         "--scheduler": scheduler,
+        "--together": together or None,
     }
     is_batch = len(images) > 1 or any(value is not None for value in of_a_batch.values())
     if dry_run and is_batch:
@@ -464,6 +481,7 @@ def inject(  # noqa: PLR0913 -- one parameter an option
             jobs=jobs,
             journal=resume,
             scheduler=scheduler,
+            together=together,
         )
         _inject_batch(work, report_junit, as_json)
     else:
@@ -498,6 +516,7 @@ class _BatchWork:
     jobs: int | None
     journal: Path | None
     scheduler: str | None
+    together: bool
 
     def done(self, control: api.Control) -> api.BatchReport:
         """What became of it."""
@@ -516,6 +535,7 @@ class _BatchWork:
                 source=self.source,
                 output=self.output,
                 jobs=self.jobs,
+                together=self.together,
                 executor=executor,
                 journal=self.journal,
                 control=control,
@@ -772,6 +792,35 @@ def image_build(  # noqa: PLR0913 -- one parameter for each option
         ),
     )
     _present(as_json, {"name": name, "path": str(path)}, lambda: stdout.print(str(path)))
+
+
+@appliance_app.command("build")
+def appliance_build(*, as_json: JsonOption = False) -> None:
+    """Boot the appliance and save it now, in place of the one that is there.
+
+    The first command that opens an image does the same by itself, if there is none.
+    """
+
+    def built(control: api.Control) -> SavedAppliance:
+        return build_host_appliance(control)
+
+    saved = _work(as_json, built)
+    _present(as_json, saved.as_json(), lambda: show_appliance(stdout, saved))
+
+
+@appliance_app.command("status")
+def appliance_status(*, as_json: JsonOption = False) -> None:
+    """Say whether there is a saved appliance that fits this host, where, and how large it is."""
+    saved = _work(as_json, lambda _: find_host_appliance())
+    document = {"saved": saved.as_json() if saved else None}
+    _present(as_json, document, lambda: show_appliance(stdout, saved))
+
+
+@appliance_app.command("clear")
+def appliance_clear(*, as_json: JsonOption = False) -> None:
+    """Remove every saved appliance of this user; the next command that needs one makes it."""
+    count = _work(as_json, lambda _: clear_saved())
+    _present(as_json, {"removed": count}, lambda: stdout.print(f"{count} saved appliances removed"))
 
 
 @runtime_app.command("build")

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vmprovision.appliance.accelerator import choose_accelerator
-from vmprovision.appliance.session import guestfs_module, qemu_program
+from vmprovision.appliance.library import guestfs_module, qemu_program
+from vmprovision.appliance.session import find_host_appliance
 from vmprovision.cache import cache_directory
 from vmprovision.data import data_directory
 from vmprovision.errors import VmprovisionError
@@ -61,6 +62,7 @@ def examine_host() -> list[Finding]:
         _space(Path(tempfile.gettempdir())),
         _data(),
         _runtime(),
+        _appliance(),
     ]
 
 
@@ -191,6 +193,22 @@ def _data() -> Finding:
     except VmprovisionError as exc:
         return Finding(subject="templates and recipes", ok=False, detail=exc.message, mend=exc.hint)
     return Finding(subject="templates and recipes", ok=True, detail=detail)
+
+
+def _appliance() -> Finding:
+    """Without a saved one everything works, and takes longer."""
+    try:
+        saved = find_host_appliance()
+    except VmprovisionError as exc:
+        return Finding(
+            subject="saved appliance",
+            ok=False,
+            detail=exc.message,
+            mend=exc.hint if exc.hint.startswith("`") else "",
+            needed=False,
+        )
+    detail = f"{saved.folder}, {saved.size >> 20} MiB" if saved else "none yet: it is made once"
+    return Finding(subject="saved appliance", ok=True, detail=detail)
 
 
 def _runtime() -> Finding:

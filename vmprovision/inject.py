@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmprovision.appliance.roots import mount_guest, recognise_system
-from vmprovision.appliance.session import Drive, launch
+from vmprovision.appliance.mounting import recognise_system
+from vmprovision.appliance.roots import SOLE_DISK, mount_guest
+from vmprovision.appliance.session import Drive, open_appliance
 from vmprovision.apply import apply_plan
 from vmprovision.archive import build_archive
 from vmprovision.errors import NoOperatingSystemError, PlanError
@@ -45,8 +46,10 @@ from vmprovision.verify import verify_plan, verify_receipt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import PurePosixPath
 
+    from vmprovision.appliance.session import Appliance, Appliances
     from vmprovision.archive import Archive
     from vmprovision.guest import GuestInfo, InitSystem
     from vmprovision.image import OpenImage
@@ -63,6 +66,7 @@ def inspect(
     *,
     source: ImageOptions = DEFAULT_IMAGE,
     init: InitSystem | None = None,
+    pool: Appliances | None = None,
     control: Control | None = None,
 ) -> GuestInfo:
     """What the guest in an image is; nothing is written.
@@ -71,12 +75,13 @@ def inspect(
         image: a disk image, or a directory with an unpacked root filesystem.
         source: how to open the image.
         init: the init system, where the caller knows better than the evidence.
+        pool: where an appliance for it stands ready.
         control: progress and cancellation.
 
     Raises:
         VmprovisionError: one of its kinds; the message names the image.
     """
-    with _opened(Path(image), source, init, control or Control()) as opened:
+    with _opened(Path(image), _access(source, init, pool, control)) as opened:
         return opened.guest
 
 
@@ -85,6 +90,7 @@ def plan(
     options: InjectOptions = NO_OPTIONS,
     *,
     source: ImageOptions = DEFAULT_IMAGE,
+    pool: Appliances | None = None,
     control: Control | None = None,
 ) -> PlanReport:
     """The ordered operations that ``inject`` would make; nothing is written.
@@ -92,7 +98,7 @@ def plan(
     Raises:
         VmprovisionError: as ``inject``.
     """
-    with _opened(Path(image), source, options.init, control or Control()) as opened:
+    with _opened(Path(image), _access(source, options.init, pool, control)) as opened:
         planned = _plan_injection(opened, build_archive(), options)
         operations = tuple(
             PlannedOperation(
@@ -105,12 +111,13 @@ def plan(
         )
 
 
-def inject(
+def inject(  # noqa: PLR0913 -- the options of one injection
     image: Path | str,
     options: InjectOptions = NO_OPTIONS,
     *,
     source: ImageOptions = DEFAULT_IMAGE,
     output: Path | str | None = None,
+    pool: Appliances | None = None,
     control: Control | None = None,
 ) -> ChangeReport:
     """Put the agent into the guest; the image is afterwards finished, or as it was to the byte.
@@ -122,6 +129,7 @@ def inject(
         options: what is wanted; what they leave open stays as it is in the guest.
         source: how to open the image.
         output: keep the image and write this new one.
+        pool: where an appliance for it stands ready.
         control: progress and cancellation.
 
     Raises:
@@ -139,10 +147,8 @@ def inject(
     return _change(
         Path(image),
         lambda opened: _plan_injection(opened, archive, options),
-        source=source,
-        init=options.init,
+        _access(source, options.init, pool, control),
         output=Path(output) if output is not None else None,
-        control=control or Control(),
         agent_version=archive.version,
     )
 
@@ -151,6 +157,7 @@ def remove(
     image: Path | str,
     *,
     source: ImageOptions = DEFAULT_IMAGE,
+    pool: Appliances | None = None,
     control: Control | None = None,
 ) -> ChangeReport:
     """Take the agent out of the guest and bring back what stood there, to byte, mode and owner.
@@ -162,10 +169,7 @@ def remove(
     return _change(
         Path(image),
         _plan_removal,
-        source=source,
-        init=None,
-        output=None,
-        control=control or Control(),
+        _access(source, None, pool, control),
     )
 
 
@@ -173,6 +177,7 @@ def verify(
     image: Path | str,
     *,
     source: ImageOptions = DEFAULT_IMAGE,
+    pool: Appliances | None = None,
     control: Control | None = None,
 ) -> VerifyReport:
     """How the guest compares with the receipt that the injection left in it.
@@ -181,7 +186,7 @@ def verify(
         PlanError: the guest holds no agent of ours.
         VmprovisionError: otherwise as ``inspect``.
     """
-    with _opened(Path(image), source, None, control or Control()) as opened:
+    with _opened(Path(image), _access(source, None, pool, control)) as opened:
         agent = opened.guest.agent
         if agent is None:
             raise PlanError("the guest holds no agent of ours", hint="inject it first")
@@ -240,14 +245,37 @@ def _plan_removal(opened: _Opened) -> Plan:
     return plan_removal(opened.guest, found)
 
 
-def _change(  # noqa: PLR0913 -- the options of inject and remove
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Access:
+    """How a guest is opened, and who watches over the work.
+
+    Attributes:
+        appliance: opens an appliance with drives, as ``open_appliance`` does.
+    """
+
+    source: ImageOptions
+    init: InitSystem | None
+    control: Control
+    appliance: Callable[..., AbstractContextManager[Appliance]]
+
+
+def _access(
+    source: ImageOptions, init: InitSystem | None, pool: Appliances | None, control: Control | None
+) -> _Access:
+    return _Access(
+        source=source,
+        init=init,
+        control=control or Control(),
+        appliance=pool.open if pool else open_appliance,
+    )
+
+
+def _change(
     path: Path,
     planner: Callable[[_Opened], Plan],
+    access: _Access,
     *,
-    source: ImageOptions,
-    init: InitSystem | None,
-    output: Path | None,
-    control: Control,
+    output: Path | None = None,
     agent_version: str | None = None,
 ) -> ChangeReport:
     """Plan, apply and verify; commit where anything was written."""
@@ -257,23 +285,25 @@ def _change(  # noqa: PLR0913 -- the options of inject and remove
                 f"{path} is a directory and is written in place",
                 hint="copy it first instead of using --output",
             )
-        with _opened_directory(path, init, control) as opened:
-            return _change_directory(path, opened, planner, control, agent_version)
+        with _opened_directory(path, access) as opened:
+            return _change_directory(path, opened, planner, access.control, agent_version)
     with (
         naming(path),
         open_image(
             path,
-            stated_format=source.format,
+            stated_format=access.source.format,
             write=True,
-            control=control,
+            control=access.control,
             output=output,
-            allow_outside=source.allow_backing,
+            allow_outside=access.source.allow_backing,
         ) as image,
     ):
-        with _opened_image(image, source, init, control, write=True) as opened:
-            report = _carry_out(output or path, opened, planner(opened), control, agent_version)
+        with _opened_image(image, access, write=True) as opened:
+            report = _carry_out(
+                output or path, opened, planner(opened), access.control, agent_version
+            )
         if report.changed or output is not None:
-            image.commit(control)
+            image.commit(access.control)
         return report
 
 
@@ -330,58 +360,55 @@ def _put_back(
 
 
 @contextlib.contextmanager
-def _opened(
-    path: Path, source: ImageOptions, init: InitSystem | None, control: Control
-) -> Iterator[_Opened]:
+def _opened(path: Path, access: _Access) -> Iterator[_Opened]:
     """A guest to read, in an image or a directory."""
     if path.is_dir():
-        with _opened_directory(path, init, control) as opened:
+        with _opened_directory(path, access) as opened:
             yield opened
         return
     with (
         naming(path),
         open_image(
             path,
-            stated_format=source.format,
+            stated_format=access.source.format,
             write=False,
-            control=control,
-            allow_outside=source.allow_backing,
+            control=access.control,
+            allow_outside=access.source.allow_backing,
         ) as image,
-        _opened_image(image, source, init, control, write=False) as opened,
+        _opened_image(image, access, write=False) as opened,
     ):
         yield opened
 
 
 @contextlib.contextmanager
-def _opened_image(
-    image: OpenImage,
-    source: ImageOptions,
-    init: InitSystem | None,
-    control: Control,
-    *,
-    write: bool,
-) -> Iterator[_Opened]:
-    control.step("starting the appliance")
+def _opened_image(image: OpenImage, access: _Access, *, write: bool) -> Iterator[_Opened]:
+    access.control.step("starting the appliance")
     drive = Drive(path=image.drive, format=image.drive_format, readonly=not write)
-    with launch([drive], control=control) as appliance:
-        control.step("inspecting the guest")
-        mounted = mount_guest(appliance, wanted=source.root, readonly=not write)
+    with access.appliance([drive], control=access.control) as appliance:
+        access.control.step("inspecting the guest")
+        mounted = mount_guest(
+            appliance, wanted=access.source.root, readonly=not write, disk=SOLE_DISK
+        )
         guest = inspect_guest(
-            mounted.filesystem, init=init, mountpoints=mounted.mountpoints, notes=mounted.notes
+            mounted.filesystem,
+            init=access.init,
+            mountpoints=mounted.mountpoints,
+            notes=mounted.notes,
         )
         yield _Opened(guest=guest, filesystem=mounted.filesystem)
         # a write that cannot reach the disk shows here, not after the merge
         appliance.call("umount_all")
+        appliance.call("set_autosync", False)  # noqa: FBT003 -- libguestfs's; nothing is left to sync
 
 
 @contextlib.contextmanager
-def _opened_directory(path: Path, init: InitSystem | None, control: Control) -> Iterator[_Opened]:
+def _opened_directory(path: Path, access: _Access) -> Iterator[_Opened]:
     with naming(path):
-        control.step("inspecting the guest")
+        access.control.step("inspecting the guest")
         filesystem = LocalFilesystem(path.resolve())
         if recognise_system(filesystem) != "linux":
             raise NoOperatingSystemError(
                 "the directory does not hold the root filesystem of a Linux guest",
                 hint="give the directory that has /etc in it",
             )
-        yield _Opened(guest=inspect_guest(filesystem, init=init), filesystem=filesystem)
+        yield _Opened(guest=inspect_guest(filesystem, init=access.init), filesystem=filesystem)

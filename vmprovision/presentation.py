@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 from vmprovision.errors import printable
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from vmprovision.appliance.saved import SavedAppliance
     from vmprovision.doctor import Finding
     from vmprovision.guest import GuestInfo
     from vmprovision.prove import ProofReport
@@ -136,6 +138,18 @@ def show_runtimes(console: Console, runtimes: Sequence[Runtime]) -> None:
         )
     if not runtimes:
         console.print("none: `vmprovision runtime build` builds this host's")
+
+
+def show_appliance(console: Console, saved: SavedAppliance | None) -> None:
+    """The saved appliance, or that there is none."""
+    if saved is None:
+        console.print("none yet: the first command that opens an image saves one")
+        return
+    made = time.strftime("%Y-%m-%d %H:%M", time.localtime(saved.made))
+    _row(console, "folder", str(saved.folder))
+    _row(console, "size", f"{saved.size >> 20} MiB")
+    _row(console, "saved", f"{made}, for libguestfs {saved.made_of['libguestfs']}")
+    _row(console, "restored by", f"{saved.made_of['qemu'][0]}, {saved.made_of['accelerator']}")
 
 
 def show_findings(console: Console, findings: Sequence[Finding]) -> None:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmprovision.appliance.roots import MountedGuest, mount_guest
-from vmprovision.appliance.session import Drive, launch
+from vmprovision.appliance.roots import SOLE_DISK, mount_guest
+from vmprovision.appliance.session import Drive, open_appliance
 from vmprovision.configuration import parse_configuration, port_in, update_configuration
 from vmprovision.errors import PlanError, ProofError
 from vmprovision.image import create_throwaway, open_image
@@ -39,6 +39,7 @@ from vmprovision.reports import ImageOptions
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from vmprovision.appliance.mounting import MountedGuest
     from vmprovision.appliance.session import Appliance
     from vmprovision.guest import GuestInfo, InstalledAgent
 
@@ -158,9 +159,9 @@ def _prepare(
 ) -> _Subject:
     """Inspect the copy, point its agent at our manager, and fetch what boots it."""
     control.step("starting the appliance")
-    with launch([Drive(path=disk, format="qcow2")], control=control) as appliance:
+    with open_appliance([Drive(path=disk, format="qcow2")], control=control) as appliance:
         control.step("preparing a throwaway copy")
-        mounted = mount_guest(appliance, wanted=source.root, readonly=False)
+        mounted = mount_guest(appliance, wanted=source.root, readonly=False, disk=SOLE_DISK)
         guest = inspect_guest(mounted.filesystem, mountpoints=mounted.mountpoints)
         if guest.agent is None:
             raise PlanError("the guest holds no agent of ours to prove", hint="inject it first")

@@ -54,10 +54,10 @@ class Agent:
         """A connection to it; every operation on it has a time limit."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=10)
 
-    def get(self, path: str) -> Response:
+    def get(self, path: str, *, accept: str = "*/*") -> Response:
         """What it answers to one GET."""
-        request = f"GET {path} HTTP/1.1\r\nHost: guest\r\nConnection: close\r\n\r\n"
-        return parse_response(self.exchange(request.encode()))
+        lines = [f"GET {path} HTTP/1.1", "Host: guest", "Connection: close", f"Accept: {accept}"]
+        return parse_response(self.exchange("\r\n".join([*lines, "", ""]).encode()))
 
     def exchange(self, request: bytes) -> bytes:
         """All that it sends on a connection of its own until it closes it."""
@@ -106,6 +106,12 @@ def take_response(data: bytes, *, has_body: bool = True) -> tuple[Response, byte
     status_line, *lines = head.decode("ascii").split("\r\n")
     assert re.fullmatch(r"HTTP/1\.1 \d{3} [A-Z].*", status_line), status_line
     headers = dict(line.lower().split(": ", 1) for line in lines)
+    if headers.get("transfer-encoding") == "chunked" and has_body:
+        chunks = take_chunks(rest)
+        if chunks is None:
+            return None
+        body, rest = chunks
+        return Response(status=int(status_line.split()[1]), headers=headers, body=body), rest
     length = int(headers["content-length"]) if has_body else 0
     if len(rest) < length:
         return None
@@ -113,11 +119,26 @@ def take_response(data: bytes, *, has_body: bool = True) -> tuple[Response, byte
     return Response(status=status, headers=headers, body=rest[:length]), rest[length:]
 
 
+def take_chunks(data: bytes) -> tuple[bytes, bytes] | None:
+    """A body in chunks (RFC 9112, section 7.1), once it has ended, and what follows it."""
+    body = b""
+    while True:
+        size, separator, rest = data.partition(b"\r\n")
+        length = int(size, 16) if separator else 0
+        if not separator or len(rest) < length + 2:
+            return None
+        assert rest[length : length + 2] == b"\r\n"
+        body += rest[:length]
+        data = rest[length + 2 :]
+        if not length:
+            return body, data
+
+
 def parse_response(data: bytes) -> Response:
     """The response that the data is, neither more nor less."""
     taken = take_response(data)
-    assert taken is not None, data
-    assert taken[1] == b"", data
+    assert taken is not None, data[-300:]
+    assert taken[1] == b"", data[-300:]
     return taken[0]
 
 

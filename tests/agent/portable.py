@@ -5,13 +5,34 @@ the output with that of the Python that runs the tests.
 """
 
 # mypy: ignore-errors
-# ruff: noqa: ANN001, ANN201, ANN204, ARG002, D101, D102, D103, D107, PERF203, PTH123, SIM115, UP004
+# ruff: noqa: C901, PLR0912, ANN001, ANN201, ANN204, ARG002, D101, D102, D103, D107, PERF203, PTH123, SIM115, UP004
 
 import sys
 
 sys.path.insert(0, sys.argv[1])
 
-from guest_agent import addresses, config, delivery, guest, http, jsonio, log, metrics
+from guest_agent import (
+    addresses,
+    config,
+    delivery,
+    exposition,
+    guest,
+    http,
+    jsonio,
+    kernel,
+    log,
+    metrics,
+)
+
+ACCEPTS = (
+    "*/*",
+    "text/plain",
+    "text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+    "text/plain;q=0.2,application/json;q=0.3",
+    "text/*,application/json;q=0.9",
+    'text/plain;version="1.0.0"',
+    "text/plain;q=,text/plain;q=1.5;q=x",
+)
 
 
 def show(name, value):
@@ -60,8 +81,25 @@ def main():
         elif name.startswith("meminfo-"):
             show(name, metrics.parse_memory(read(name)))
         elif name.startswith("stat-"):
-            counters = metrics.parse_cpu(read(name))
-            show(name, [counters, metrics.cpu_usage([0] * len(counters), counters)])
+            counters = metrics.parse_cpus(read(name))
+            show(name, [counters, metrics.cpu_usage([0] * 8, counters["cpu"])])
+    for directory in ("proc-6.1", "proc-2.6.18", "proc-odd"):
+        proc = sys.argv[2] + "/../" + directory
+        show(directory, list(kernel.disks(proc)))
+        show(directory, list(kernel.networks(proc)))
+        # statvfs tells of this host, not of the sample
+        show(directory, [each[:4] for each in kernel.file_systems(proc, "/nowhere")])
+        for resource in ("cpu", "io"):
+            show(directory, list(kernel.pressure(proc, resource)))
+        figures = metrics.Metrics(proc, "/nowhere", lambda: 0.0)
+        figures.tick(0.0)
+        show(directory, figures.read())
+        text = b"".join(exposition.render(proc, "/nowhere", 'a"b\\c'))
+        for line in text.split(b"\n"):
+            if b"guest_agent_build" not in line and b"node_time" not in line:
+                show(directory, line)
+    for accept in ACCEPTS:
+        show(accept, http.is_preferred([accept.encode()], http.EXPOSITION, http.JSON))
     show("process", guest.parse_process(b"7 (a) (b c)) S 1 7 7 0"))
     show("quote", delivery.quote("web 1/../\\x"))
     show("status", [delivery.parse_status(b"HTTP/1.1 100 C\r\n\r\nHTTP/1.1 204 N\r\n")])

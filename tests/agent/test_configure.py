@@ -236,7 +236,7 @@ def test_strangers_change_nothing(  # noqa: PLR0913, PLR0917 -- fixtures and cas
     status: int,
 ) -> None:
     """It takes the setting and the token; a reader's token does not do."""
-    listen = f"127.0.0.1,unix:{tmp_path}/agent.sock"
+    listen = f"unix:{tmp_path}/agent.sock,127.0.0.1"
     with running_agent(interpreter, program, tmp_path, config=config, listen=listen) as agent:
         body = '{"interface":"none"}'
         assert exchange(tmp_path / "agent.sock", body, token)[0] == status

@@ -204,8 +204,12 @@ def test_missing_kernel_files_give_null(
         response = agent.get("/metrics")
         assert response.status == 200
         metrics: dict[str, Any] = json.loads(response.body)
-        assert len(metrics) == 8
+        assert len(metrics) == 17
         assert set(metrics.values()) == {None}
+        exposition = agent.get("/metrics", accept="text/plain")
+        assert exposition.status == 200
+        assert b"guest_agent_build_info{" in exposition.body
+        assert b"node_memory" not in exposition.body
         info = agent.get("/info")
         assert info.status == 200
         assert json.loads(info.body)["init"]["pid1"] is None
@@ -232,9 +236,11 @@ def test_an_old_kernel_is_measured(interpreter: Interpreter, program: Path, tmp_
         text = agent.get("/metrics").body.decode()
         info = json.loads(agent.get("/info").body)
     assert text == (
-        '{"cpu_usage_percent":20.0,"load_average":1.0,"memory_available_kb":400,'
-        '"memory_total_kb":1000,"memory_usage_percent":60.0,"memory_used_kb":600,'
-        '"process_count":2,"uptime_seconds":3600}\n'
+        '{"cpu_usage_percent":20.0,"cpus":null,"disks":null,"file_systems":null,'
+        '"load_average":1.0,"load_average_15":0.25,"load_average_5":0.5,'
+        '"memory_available_kb":400,"memory_total_kb":1000,"memory_usage_percent":60.0,'
+        '"memory_used_kb":600,"networks":null,"pressure":null,"process_count":2,'
+        '"swap_total_kb":null,"swap_used_kb":null,"uptime_seconds":3600}\n'
     )
     assert info["init"]["pid1"] == "init"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -168,6 +168,128 @@ def test_a_missing_parent_is_an_error_that_names_the_path(guest: Guest) -> None:
         filesystem.write(work / "gone" / "file", b"")
     with pytest.raises(ApplyError, match="/gone/folder"):
         filesystem.make_directory(work / "gone" / "folder")
+
+
+def test_a_change_is_seen_by_every_name(guest: Guest) -> None:
+    """What was known of a path is not known any more, however the path is written."""
+    filesystem, work = guest
+    filesystem.make_directory(work / "real")
+    filesystem.symlink(work / "alias", "real")
+    names = (
+        work / "real" / "file",
+        work / "alias" / "file",
+        work / "real" / ".." / "alias" / "file",
+    )
+    for path in names:
+        assert filesystem.lstat(path) is None
+    assert filesystem.list_directory(work / "alias") == []
+    filesystem.write(work / "alias" / "file", b"one")
+    for path in names:
+        assert filesystem.read(path, limit=10) == b"one"
+    filesystem.set_mode(work / "real" / "file", 0o640)
+    filesystem.write(work / "real" / "file", b"three")
+    for path in names:
+        status = filesystem.lstat(path)
+        assert status is not None
+        assert (status.mode, status.size) == (0o640, 5)
+        assert filesystem.read(path, limit=10) == b"three"
+    filesystem.remove(work / "alias" / "file")
+    for path in names:
+        assert filesystem.lstat(path) is None
+    filesystem.remove(work / "alias")
+    filesystem.symlink(work / "alias", "elsewhere")
+    assert filesystem.readlink(work / "alias") == "elsewhere"
+    assert filesystem.list_directory(work / "alias") == []
+    assert filesystem.list_directory(work) == ["alias", "real"]
+
+
+@pytest.mark.appliance
+def test_files_with_several_names_change_together(appliance_guest: ApplianceFilesystem) -> None:
+    """A hard link's other name is looked at again."""
+    appliance = appliance_guest._appliance  # noqa: SLF001 -- to make a hard link
+    appliance_guest.write(P("/one-name"), b"first")
+    appliance.call("ln", "/one-name", "/other-name")
+    guest = ApplianceFilesystem(appliance)
+    for path in (P("/one-name"), P("/other-name")):
+        assert guest.read(path, limit=10) == b"first"
+    guest.write(P("/one-name"), b"second")
+    guest.set_owner(P("/one-name"), 12, 34)
+    status = guest.lstat(P("/other-name"))
+    assert status is not None
+    assert (status.size, status.uid, status.gid) == (6, 12, 34)
+    assert guest.read(P("/other-name"), limit=10) == b"second"
+
+
+@pytest.mark.appliance
+def test_a_mode_set_through_a_link_is_seen(appliance_guest: ApplianceFilesystem) -> None:
+    """chmod(2) changes what a link leads to."""
+    appliance_guest.write(P("/led-to"), b"")
+    appliance_guest.symlink(P("/leads"), "led-to")
+    assert appliance_guest.lstat(P("/led-to")) is not None
+    appliance_guest.set_mode(P("/leads"), 0o611)
+    status = appliance_guest.lstat(P("/led-to"))
+    assert status is not None
+    assert status.mode == 0o611
+
+
+@pytest.mark.appliance
+def test_nothing_is_asked_twice(
+    appliance_guest: ApplianceFilesystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what is there nor what is not."""
+    appliance = appliance_guest._appliance  # noqa: SLF001 -- to count its calls
+    appliance_guest.make_directory(P("/asked"))
+    appliance_guest.write(P("/asked/file"), b"content")
+    guest = ApplianceFilesystem(appliance)
+    names = [P("/asked/file"), P("/asked/gone"), P("/asked/gone/below"), P("/asked/file/below")]
+    before = [guest.lstat(path) for path in names], guest.read(names[0], limit=9)
+    monkeypatch.setattr(appliance, "call", None)
+    assert ([guest.lstat(path) for path in names], guest.read(names[0], limit=9)) == before
+    assert guest.read(names[0], limit=3, offset=2) == b"nte"
+    assert guest.list_directory(P("/asked")) == ["file"]
+
+
+@pytest.mark.appliance
+def test_a_large_directory_is_not_listed_for_one_name(
+    appliance_guest: ApplianceFilesystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest's directory may hold more names than a message of libguestfs."""
+    appliance = appliance_guest._appliance  # noqa: SLF001 -- to see its calls
+    appliance_guest.make_directory(P("/many"))
+    fill = "cd /sysroot/many && seq -f %0200.0f 400 | xargs touch"
+    appliance.call("debug", "sh", [fill])
+    guest = ApplianceFilesystem(appliance)
+    ask = appliance.call
+    calls: list[tuple[object, ...]] = []
+
+    def listen(name: str, *arguments: Any, **options: Any) -> object:  # noqa: ANN401 -- as call has it
+        calls.append((name, *arguments))
+        return ask(name, *arguments, **options)
+
+    monkeypatch.setattr(appliance, "call", listen)
+    assert guest.lstat(P("/many/gone")) is None
+    assert guest.lstat(P("/many") / f"{7:0200}") is not None
+    assert ("readdir", "/many") not in calls
+    assert len(guest.list_directory(P("/many"))) == 400
+
+
+@pytest.mark.appliance
+def test_names_without_regard_to_case(appliance_guest: ApplianceFilesystem) -> None:
+    """FAT finds a file by its name in other letters, as an EFI system partition is used."""
+    appliance = appliance_guest._appliance  # noqa: SLF001 -- to mount something else for a moment
+    appliance.call("umount_all")
+    try:
+        appliance.call("mkfs", "vfat", "/dev/sdb")
+        appliance.call("mount", "/dev/sdb", "/")
+        guest = ApplianceFilesystem(appliance)
+        guest.make_directory(P("/efi"))
+        guest.write(P("/efi/BootX64.efi"), b"MZ")
+        guest = ApplianceFilesystem(appliance)
+        assert guest.read(P("/EFI/BOOTX64.EFI"), limit=9) == b"MZ"
+        assert guest.lstat(P("/EFI/BOOTAA64.EFI")) is None
+    finally:
+        appliance.call("umount_all")
+        appliance.call("mount", "/dev/sda", "/")
 
 
 @pytest.mark.appliance

@@ -64,6 +64,8 @@ IS_MICROPYTHON = getattr(getattr(sys, "implementation", None), "name", "") == "m
 
 # MicroPython runs in a heap of half a megabyte: fewer clients, each worth up to 16 KiB of it.
 CONNECTION_LIMIT = 16 if IS_MICROPYTHON else 64
+# Mounts, or devices of a kind, that are looked at.
+ROW_LIMIT = 128 if IS_MICROPYTHON else 1024
 
 # MicroPython allocates what read() is asked for, so files are read in pieces of this size.
 READ_SIZE = 4096
@@ -102,12 +104,13 @@ def describe_error(error):
 
 def to_text(data):
     """Bytes as the interpreter's own ``str``; undecodable bytes become question marks."""
-    if isinstance(data, str):
+    if not isinstance(data, bytes):
         return data
     try:
-        return data.decode("utf-8")
+        text = data.decode("utf-8")
     except (UnicodeError, ValueError):
         return "".join([chr(byte) if byte < 128 else "?" for byte in bytearray(data)])
+    return data if bytes is str else text
 
 
 def to_bytes(text):
@@ -130,6 +133,11 @@ def code_points(text):
     if not isinstance(text, UNICODE):
         text = text.decode("utf-8", "replace")
     return [ord(character) for character in text]
+
+
+def machine():
+    """The kernel's name for this kind of machine, such as ``x86_64``."""
+    return os.uname()[4]
 
 
 # --- clocks -------------------------------------------------------------------------------------

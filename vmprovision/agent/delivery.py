@@ -74,7 +74,7 @@ def deliver_by_socket(settings, address, targets, outcome, clock):
     for place, target in enumerate(targets):
         share = max(0.0, end - clock()) / (len(targets) - place)
         outcome.failure = None
-        for pause in _post(target, render_report(settings, address), share, outcome, clock):
+        for pause in post(target, render_report(settings, address), share, outcome, clock):
             yield pause
         if outcome.status is not None:
             break
@@ -90,8 +90,11 @@ def _judge(status):
     return "the manager answered %d" % status if status else "the manager does not speak HTTP"
 
 
-def _post(target, request, seconds, outcome, clock):
-    """Sends one request and waits for the answer's status, by trying again after each rest."""
+def post(target, request, seconds, outcome, clock):
+    """Sends one request and waits for the answer's status, by trying again after each rest.
+
+    The output is what has arrived by then.
+    """
     sock = socket.socket(target[0], socket.SOCK_STREAM)
     received = b""
     try:
@@ -114,6 +117,7 @@ def _post(target, request, seconds, outcome, clock):
                     continue
                 raise
             received += data
+            outcome.output = received
             outcome.status = parse_status(received)
             if outcome.status is not None:
                 return

@@ -1,7 +1,7 @@
 """Describes the guest and the agent in it: what ``GET /info`` answers."""
 
-from . import __version__, compat
-from .files import read_bounded
+from . import __version__, compat, kernel
+from .files import read_bounded, read_text
 
 
 def parse_process(stat):
@@ -35,22 +35,22 @@ def parse_cgroup(cgroup):
     return unified if unified and named in (None, "/") else named
 
 
-def describe(proc, addresses, settings):
-    """What ``GET /info`` answers; what /proc does not tell is None."""
+def describe(proc, root, addresses, settings):
+    """What ``GET /info`` answers; what is not told is None."""
 
     def process(name):
         return parse_process(read_bounded("%s/%s/stat" % (proc, name))) or {}
 
-    def kernel(name):
-        return compat.to_text(read_bounded(proc + "/sys/kernel/" + name)).strip() or None
-
     own = process("self")
     parent = process(own["ppid"]) if own.get("ppid") else {}
+    release = kernel.os_release(root)
     return {
         "version": __version__,
         "runtime": compat.runtime_name(),
-        "hostname": kernel("hostname"),
-        "kernel": kernel("osrelease"),
+        "hostname": read_text(proc + "/sys/kernel/hostname"),
+        "kernel": read_text(proc + "/sys/kernel/osrelease"),
+        "machine": compat.machine(),
+        "os": dict([(key, release.get(key)) for key in ("id", "version_id", "pretty_name")]),
         "addresses": addresses,
         "vm_id": settings.vm_id,
         "identity": settings.identity,

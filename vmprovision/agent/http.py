@@ -5,6 +5,9 @@ from . import compat, jsonio
 LINE_LIMIT = 4096
 HEAD_LIMIT = 8192
 BODY_LIMIT = 65536
+JSON = "application/json"
+EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"  # what Prometheus reads
+RANGE_LIMIT = 32  # in an Accept header; what follows is not looked at
 
 REASONS = {
     200: "OK",
@@ -142,15 +145,67 @@ def _path_of(target):
     return compat.to_text(target)
 
 
+def is_preferred(values, other, usual):
+    """Whether the fields of an Accept header like one kind better than the usual one.
+
+    By RFC 9110, section 12.5.1. What fits none of the ranges is unwanted; without
+    a header, and where both are as welcome, it is the usual one.
+    """
+    return _welcome(values, other) > _welcome(values, usual)
+
+
+def _welcome(values, kind):
+    """The quality that the most specific range that fits a kind gives it; 0 for none."""
+    name, parameters = kind.replace(" ", "").split(";")[0], kind.replace(" ", "").split(";")[1:]
+    ranges = {name: 2, name.split("/")[0] + "/*": 1, "*/*": 0}
+    best = (-1, 0)
+    for each in compat.to_text(b",".join(values)).lower().split(",", RANGE_LIMIT)[:RANGE_LIMIT]:
+        parts = [part.strip().replace('"', "") for part in each.split(";")]
+        quality, wanted = 1000, []
+        for part in parts[1:]:
+            if part[:2] == "q=":
+                quality = _thousandths(part[2:])
+            elif part:
+                wanted.append(part)
+        if parts[0] in ranges and not [part for part in wanted if part not in parameters]:
+            best = max(best, (ranges[parts[0]] + len(wanted), quality))
+    return best[1]
+
+
+def _thousandths(text):
+    whole, _, decimals = text.partition(".")
+    if whole not in ("0", "1") or decimals.strip("0123456789") or len(decimals) > 3:
+        return 0  # no quality value: nothing that was asked for
+    return min(1000, int(whole + (decimals + "000")[:3]))
+
+
+class Stream(object):
+    """An answer of another kind than JSON, in pieces that are made while it is sent."""
+
+    def __init__(self, kind, pieces):
+        self.kind = kind
+        self.pieces = pieces
+
+
+def chunk(data):
+    """A piece of a body whose length was not announced; an empty one ends it."""
+    return compat.to_bytes("%x\r\n" % len(data)) + data + b"\r\n"
+
+
 def render(status, answer, request=None, keep_alive=False, allow=None):
-    """The bytes of a response with a JSON body; to HEAD, everything but the body."""
-    body = compat.to_bytes(jsonio.dumps(answer) + "\n")
-    lines = [
-        "HTTP/1.1 %d %s" % (status, REASONS[status]),
-        "Content-Type: application/json",
-        "Content-Length: %d" % len(body),
-        "Cache-Control: no-store",
-    ]
+    """The bytes of a response with a JSON body; to HEAD, everything but the body.
+
+    Of a Stream likewise everything but the body.
+    """
+    lines = ["HTTP/1.1 %d %s" % (status, REASONS[status]), "Cache-Control: no-store"]
+    body = b""
+    if isinstance(answer, Stream):
+        lines.append("Content-Type: " + answer.kind)
+        if not request.is_old:
+            lines.append("Transfer-Encoding: chunked")
+    else:
+        body = compat.to_bytes(jsonio.dumps(answer) + "\n")
+        lines += ["Content-Type: " + JSON, "Content-Length: %d" % len(body)]
     if allow:
         lines.append("Allow: " + allow)
     if status == 401:

@@ -9,8 +9,15 @@ from . import compat
 _SHORT = {8: "\\b", 9: "\\t", 10: "\\n", 12: "\\f", 13: "\\r", 34: '\\"', 92: "\\\\"}
 
 
+class Written(object):
+    """A value of which the text is kept, for one that is written again and again."""
+
+    def __init__(self, value):
+        self.text = dumps(value)
+
+
 def dumps(value):  # noqa: PLR0911 -- one return for each kind
-    """The JSON text of None, booleans, numbers, text, bytes (UTF-8), lists, tuples and dicts.
+    """The JSON text of None, booleans, numbers, text, bytes (UTF-8), lists, tuples, dicts, Written.
 
     Dict keys are written in sorted order. Floats are written with at most
     three decimals; infinities and NaN, which JSON lacks, become null.
@@ -30,7 +37,7 @@ def dumps(value):  # noqa: PLR0911 -- one return for each kind
         return "{" + ",".join(pairs) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ",".join([dumps(item) for item in value]) + "]"
-    return _text(value)
+    return value.text if isinstance(value, Written) else _text(value)
 
 
 def _float(value):

@@ -3,14 +3,14 @@
 import sys
 import time
 
-from . import __version__, access, compat, config, guest, identity, server
+from . import __version__, access, compat, config, guest, http, identity, server
 from .log import Log
 from .metrics import Metrics
 from .reporting import Reporter
 
 USAGE = """\
 usage: guest-agent install | uninstall
-       guest-agent [identify] [--config FILE] [--port N] [--listen WHERE]
+       guest-agent [once | check | identify] [--config FILE] [--port N] [--listen WHERE]
                    [--allow NETS] [--log-file FILE] [--user NAME] [--root DIR] [--proc DIR]
                    [--version] [--help]
 
@@ -19,6 +19,9 @@ to its manager. Runs in the foreground.
 
   install          put the agent into this system: the file, settings, a service
   uninstall        stop it and take away what install put there
+  once             print what /metrics answers, and end
+  check            say whether settings, port, service and manager are right; the
+                   status is 1 where one is not
   identify         leave what only root may read of this machine's identity in
                    /run/guest-agent.identity for an agent that is not root
   --config FILE    read settings from FILE (default: /etc/guest-agent.conf)
@@ -111,12 +114,32 @@ def _identify(options):
     return 0
 
 
+def _once(options):
+    from . import check  # noqa: PLC0415 -- rare, and a heap of half a megabyte is small
+
+    return check.once(*_places(options))
+
+
+def _check(options):
+    from . import check  # noqa: PLC0415 -- likewise
+
+    path = options.get("--config", config.DEFAULT_PATH)
+    return check.check(path, lambda log: _read_settings(options, log), *_places(options))
+
+
 def _refuse(_options):
     sys.stderr.write("guest-agent: install and uninstall take no options\n")
     return 2
 
 
-_WORDS = {"identify": _identify, "install": _refuse, "uninstall": _refuse}
+_WORDS = {"identify": _identify, "once": _once, "check": _check}
+_WORDS["install"] = _WORDS["uninstall"] = _refuse
+
+
+def _places(options):
+    """Where /proc is, and the folder before all other paths."""
+    root = options.get("--root", "")
+    return options.get("--proc", root + "/proc"), root
 
 
 def _read_settings(options, log):
@@ -135,8 +158,7 @@ def _run(options):
     if "--log-file" in options:
         log.send_to(options["--log-file"])
     settings = _read_settings(options, log)
-    root = options.get("--root", "")
-    proc = options.get("--proc", root + "/proc")
+    proc, root = _places(options)
     known = identity.Identity(root, proc, log)
     known.complete(settings)
     doors = ", ".join(settings.listen) or "all addresses"
@@ -155,12 +177,12 @@ def _run(options):
         return 1
     signals = compat.Signals()
     clock = compat.Clock()
-    metrics = Metrics(proc, clock)
+    metrics = Metrics(proc, root, clock)
     reporter = Reporter(settings, known, proc, log, clock)
     routes = {
-        "/health": _health,
-        "/metrics": metrics.read,
-        "/info": lambda: guest.describe(proc, reporter.addresses, reporter.settings),
+        "/health": lambda _: _health(),
+        "/metrics": lambda request: _metrics(request, metrics, proc, root, reporter.settings),
+        "/info": lambda _: guest.describe(proc, root, reporter.addresses, reporter.settings),
     }
 
     def configure(body, outcome):
@@ -200,6 +222,15 @@ def _give_up_privileges(user, log):
 
 def _health():
     return {"status": "healthy", "timestamp": int(time.time()), "version": __version__}
+
+
+def _metrics(request, metrics, proc, root, settings):
+    """The figures as JSON, or for Prometheus if the client likes that better."""
+    if http.is_preferred(request.fields.get(b"accept", ()), http.EXPOSITION, http.JSON):
+        from . import exposition  # noqa: PLC0415 -- a heap of half a megabyte is small
+
+        return http.Stream(http.EXPOSITION, exposition.render(proc, root, settings.vm_id))
+    return metrics.read()
 
 
 def _loop(parts, clock, signals, reload, log):

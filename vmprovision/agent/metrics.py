@@ -1,29 +1,34 @@
-"""Measures the guest: what ``GET /metrics`` answers, from /proc (proc(5)).
+"""Measures the guest: what ``GET /metrics`` answers as JSON, from /proc (proc(5)).
 
 Every figure stands alone: one that the kernel does not offer is None. Works
 with kernels from 2.6 on, whose /proc/stat lines are shorter and whose
 /proc/meminfo has no MemAvailable.
 """
 
-from . import compat
+from . import compat, jsonio, kernel
 from .files import read_bounded
 
 SAMPLE_SECONDS = 1.0
 WINDOW = 5  # samples before the newest one
+LIST_LIMIT = 64  # devices of a kind, or file systems
+STAT_LIMIT = 8192  # of /proc/stat, for some 130 processors
+
+_SECTORS = ("read_bytes", "written_bytes")
 
 
-def parse_cpu(stat):
-    """The tick counters of all processors together from /proc/stat: a list of 4 to 8, or None.
+def parse_cpus(stat):
+    """The tick counters of every processor by name, "cpu" being all of them, from /proc/stat.
 
-    Counters beyond the eighth (guest, guest_nice) are part of the first two.
+    Lists of 4 to 8. Counters beyond the eighth (guest, guest_nice) are part of the first two.
     """
-    fields = stat.split(b"\n")[0].split()
-    if not fields or fields[0] != b"cpu" or len(fields) < 5:
-        return None
-    try:
-        return [int(field) for field in fields[1:9]]
-    except ValueError:
-        return None
+    found = {}
+    for line in stat.split(b"\n"):
+        fields = line.split()
+        if fields and fields[0][:3] == b"cpu" and len(fields) > 4:
+            ticks = kernel.numbers(fields[1:9])
+            if ticks:
+                found[compat.to_text(fields[0])] = ticks
+    return found
 
 
 def cpu_usage(before, after):
@@ -40,10 +45,11 @@ def cpu_usage(before, after):
 
 
 def parse_memory(meminfo):
-    """Total and available memory in KiB from /proc/meminfo; None for what is not there.
+    """Total and available memory, total and used swap in KiB from /proc/meminfo.
 
-    Before MemAvailable (Linux 3.14) the free, buffer and page cache memory
-    stands for it; shared memory sits in the page cache but cannot be dropped.
+    None for what is not there. Before MemAvailable (Linux 3.14) the free, buffer
+    and page cache memory stands for it; shared memory sits in the page cache but
+    cannot be dropped.
     """
     values = {}
     for line in meminfo.split(b"\n"):
@@ -59,63 +65,145 @@ def parse_memory(meminfo):
         available = values[b"MemFree"] + max(0, cache)
     if total is not None and available is not None:
         available = min(available, total)
-    return total, available
+    swap = values.get(b"SwapTotal")
+    swap_free = values.get(b"SwapFree")
+    swap_used = None if swap is None or swap_free is None else swap - swap_free
+    return total, available, swap, swap_used
 
 
-def _first_number(content):
-    fields = content.split()
+def _floats(content):
+    """The numbers a file begins with, up to three."""
     try:
-        return float(fields[0]) if fields else None
+        return [float(field) for field in content.split()[:3]]
     except ValueError:
-        return None
+        return []
+
+
+def _file_systems(proc, root):
+    found = []
+    for device, point, kind, is_read_only, figures in kernel.file_systems(proc, root):
+        entry = {"device": device, "mountpoint": point, "type": kind, "read_only": is_read_only}
+        if figures and len(found) < LIST_LIMIT:
+            total, free, available = [figures[1] * figures[at] // 1024 for at in (2, 3, 4)]
+            entry["total_kb"] = total
+            entry["used_kb"] = total - free
+            entry["available_kb"] = available
+            found.append(entry)
+    return found
+
+
+def _disks(proc):
+    names = ("reads", None, "read_bytes", "read_ms", "writes", None, "written_bytes", "write_ms")
+    names += ("in_progress", "busy_ms")
+    return _table(names, kernel.disks(proc))
+
+
+def _networks(proc):
+    names = ("bytes", "packets", "errors", "dropped", None, None, None, None)
+    names = [name and "receive_" + name for name in names] + [
+        name and "transmit_" + name for name in names
+    ]
+    return _table(names, kernel.networks(proc))
+
+
+def _table(names, rows):
+    found = {}
+    for row, counters in rows:
+        if len(found) < LIST_LIMIT:
+            pairs = [pair for pair in zip(names, counters) if pair[0]]
+            found[row] = dict([(n, v * 512 if n in _SECTORS else v) for n, v in pairs])
+    return found
+
+
+def _pressure(proc):
+    found = {}
+    for name in ("cpu", "io", "memory"):
+        for kind, words in kernel.pressure(proc, name):
+            values = dict([(key, float(words[key])) for key in words if key != "total"])
+            values["total_us"] = int(words["total"])
+            found.setdefault(name, {})[kind] = values
+    return found
 
 
 class Metrics(object):
     """The guest's figures; ``tick`` samples the processors once a second."""
 
-    def __init__(self, proc, clock):
+    def __init__(self, proc, root, clock):
         self._proc = proc
-        self._clock = clock
+        self._root = root
         self._samples = []
+        self._usage = None  # what the samples come to, once it was asked for
+        self._more = None
         self._due = clock()
 
     def tick(self, now):
         """Takes a sample if one is due; gives the time of the next."""
         if now >= self._due:
-            sample = parse_cpu(read_bounded(self._proc + "/stat", compat.READ_SIZE))
-            self._samples = (self._samples + [sample])[-WINDOW - 1 :] if sample else []
+            sample = read_bounded(self._proc + "/stat", STAT_LIMIT)
+            sample = sample[: sample.rfind(b"\n") + 1].split(b"\nintr")[0]
+            is_one = sample.startswith(b"cpu")
+            self._samples = (self._samples + [sample])[-WINDOW - 1 :] if is_one else []
+            self._usage = self._more = None
             self._due = now + SAMPLE_SECONDS
         return self._due
 
     def read(self):
         """What ``GET /metrics`` answers.
 
-        The processor figure covers the last five seconds; before the second
-        sample it covers the time since the guest booted.
+        The processor figures cover the last five seconds; before the second
+        sample they cover the time since the guest booted. Those beyond the
+        specification are found out once a second at most.
         """
-        total, available = parse_memory(read_bounded(self._proc + "/meminfo"))
+        total, available, swap, swap_used = parse_memory(read_bounded(self._proc + "/meminfo"))
         used = percent = None
         if total and available is not None:
             used = total - available
             percent = round(100.0 * used / total, 1)
-        uptime = _first_number(read_bounded(self._proc + "/uptime"))
-        return {
-            "cpu_usage_percent": self._cpu_usage(),
+        uptime = _floats(read_bounded(self._proc + "/uptime", 128))
+        load = (_floats(read_bounded(self._proc + "/loadavg", 128)) + [None] * 3)[:3]
+        if self._usage is None:
+            self._usage = self._cpu_usage()
+            self._more = self._read_more()
+        answer = {
+            "cpu_usage_percent": self._usage.get("cpu"),
             "memory_usage_percent": percent,
             "memory_used_kb": used,
             "memory_total_kb": total,
             "memory_available_kb": available,
-            "uptime_seconds": None if uptime is None else int(uptime),
-            "load_average": _first_number(read_bounded(self._proc + "/loadavg")),
+            "uptime_seconds": int(uptime[0]) if uptime else None,
+            "load_average": load[0],
+            "load_average_5": load[1],
+            "load_average_15": load[2],
             "process_count": self._count_processes(),
+            "swap_total_kb": swap,
+            "swap_used_kb": swap_used,
         }
+        answer.update(self._more)
+        return answer
+
+    def _read_more(self):
+        """The figures that are dear, as the text that they are answered with."""
+        ways = {
+            "cpus": lambda: dict([pair for pair in self._usage.items() if pair[0] != "cpu"]),
+            "file_systems": lambda: _file_systems(self._proc, self._root),
+            "disks": lambda: _disks(self._proc),
+            "networks": lambda: _networks(self._proc),
+            "pressure": lambda: _pressure(self._proc),
+        }
+        more = {}
+        for name, way in ways.items():
+            try:
+                more[name] = jsonio.Written(way() or None)
+            except (ValueError, KeyError, IndexError):  # not what these kernels write
+                more[name] = None
+        return more
 
     def _cpu_usage(self):
         if not self._samples:
-            return None
-        if len(self._samples) == 1:
-            return cpu_usage([0] * len(self._samples[0]), self._samples[0])
-        return cpu_usage(self._samples[0], self._samples[-1])
+            return {}
+        before = parse_cpus(self._samples[0]) if self._samples[1:] else {}
+        after = parse_cpus(self._samples[-1])
+        return dict([(key, cpu_usage(before.get(key, [0] * 8), after[key])) for key in after])
 
     def _count_processes(self):
         count = 0

@@ -30,6 +30,8 @@ class _Connection(object):
         self.received = b""
         self.pending = b""
         self.request = None  # one whose body is awaited, or that is being worked on
+        self.stream = None  # pieces of an answer that follow what is pending
+        self.is_chunked = False
         self.skip = 0  # bytes of a request body still to be thrown away
         self.closing = False  # after what is pending
         # The client may still be sending: closing now would reset the
@@ -42,7 +44,7 @@ class _Connection(object):
 
     def is_idle(self):
         busy = self.received or self.pending or self.skip or self.lingering or self.request
-        return not busy
+        return not (busy or self.stream)
 
 
 def open_listeners(doors, port):
@@ -114,8 +116,9 @@ def _listen(family, address, dual=False):
 
 
 class Server(object):
-    """Serves ``routes``, a dict of path to a function that returns what to answer as JSON.
+    """Serves ``routes``, a dict of path to a function from a request to the answer.
 
+    That is a value for JSON, or an http.Stream.
     ``actions`` is a dict of path to a function that changes the guest, one at a
     time: it takes a request's body and an Outcome and gives a task, after which
     the output is what to answer. ``settings`` says who may ask; it may be
@@ -268,7 +271,9 @@ class Server(object):
 
     def _answer(self, connection):
         """Answers the requests received, as long as the client takes the answers."""
-        while not connection.closing and len(connection.pending) < PENDING_LIMIT:
+        while not (connection.closing or connection.stream) and (
+            len(connection.pending) < PENDING_LIMIT
+        ):
             take = self._take_order if connection.request else self._take_request
             if not take(connection):
                 break
@@ -296,7 +301,14 @@ class Server(object):
             connection.request = request
             return True
         connection.skip = request.body_length
-        connection.pending += self._respond(request)
+        status, answer, allow = self._respond(request)
+        if isinstance(answer, http.Stream):
+            connection.is_chunked = not request.is_old
+            if request.is_old:
+                request.keep_alive = False
+            if request.method != b"HEAD":
+                connection.stream = answer.pieces
+        connection.pending += http.render(status, answer, request, request.keep_alive, allow)
         if not request.keep_alive:
             connection.closing = True
             connection.lingering = connection.skip > len(connection.received)
@@ -356,6 +368,7 @@ class Server(object):
             self._serve(connection)
 
     def _respond(self, request):
+        """The status, the answer and what an Allow header says, if there is one."""
         route = self._routes.get(request.path)
         status, allow = 200, None
         if not self._may_read(request.fields.get(b"authorization", ())):
@@ -366,11 +379,11 @@ class Server(object):
             status, answer, allow = 405, {"error": "method not allowed"}, "GET, HEAD"
         else:
             try:
-                answer = route()
+                answer = route(request)
             except Exception as error:
                 self._log.limited("%s: %s" % (request.path, compat.describe_error(error)))
                 status, answer = 500, {"error": "internal error"}
-        return http.render(status, answer, request, request.keep_alive, allow)
+        return status, answer, allow
 
     def _may_read(self, shown):
         wanted = self.settings.read_token
@@ -386,6 +399,8 @@ class Server(object):
                 raise
             sent = 0
         connection.pending = connection.pending[sent:]
+        if connection.stream and not connection.pending:
+            self._continue(connection)
         if connection.pending:
             self._poll.register(connection.fd, select.POLLOUT)
             return
@@ -403,7 +418,19 @@ class Server(object):
         else:
             connection.deadline = now + IDLE_SECONDS
 
+    def _continue(self, connection):
+        """Takes the next piece of a stream; it is sent when others have had their turn."""
+        piece = next(connection.stream, None)
+        if piece is None:
+            connection.stream = None
+        if connection.is_chunked:
+            piece = http.chunk(piece or b"")
+        connection.pending = piece or b""
+
     def _drop(self, connection):
+        if connection.stream:
+            connection.stream.close()
+            connection.stream = None
         if self._connections.pop(connection.fd, None) is not None:
             self._poll.unregister(connection.fd)
             connection.sock.close()

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmprovision.appliance.memory import Memory, may_hold
 from vmprovision.appliance.session import ApplianceCallError
 from vmprovision.errors import InspectionError
 from vmprovision.filesystem import (
@@ -28,37 +29,94 @@ from vmprovision.filesystem import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import PurePosixPath
 
     from vmprovision.appliance.session import Appliance
 
 CHUNK = 2 << 20  # libguestfs's messages hold 4 MiB
+NAME_LIMIT = 255  # NAME_MAX of limits.h
+LISTED_SIZE = 64 << 10  # a directory's own: a larger one is not listed for one name
+ASKED_TOGETHER = 100  # of more entries only the one that is asked for
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 
 
 class ApplianceFilesystem:
-    """The guest that is mounted in an appliance."""
+    """The guest that is mounted in an appliance.
+
+    What was asked once is not asked again until this class changes it: whoever
+    mounts or writes past it makes a new one, or says so with ``mounted_on``.
+    """
 
     def __init__(self, appliance: Appliance) -> None:
         """Take an appliance whose guest is mounted at ``/``."""
         self._appliance = appliance
+        self._memory = Memory()
+
+    def mounted_on(self, path: PurePosixPath) -> None:
+        """Know that something was mounted on this directory, a path without links."""
+        self._memory.forget_below(path)
 
     def lstat(self, path: PurePosixPath) -> FileStatus | None:
         """As the Protocol has it."""
+        _check_encodable(path)
+        if path not in self._memory.statuses:
+            path = resolve(self, path, last=False)
+        if path not in self._memory.statuses:
+            self._memory.statuses[path] = self._look_up(path)
+        return self._memory.statuses[path]
+
+    def _look_up(self, path: PurePosixPath) -> FileStatus | None:
+        """Status of what stands at a path whose parents are no links, and perhaps of its siblings.
+
+        A name that its directory does not list costs nothing.
+        """
+        folder = path.parent
+        above = self.lstat(folder) if path != ROOT else None
+        if path == ROOT or len(os.fsencode(path.name)) > NAME_LIMIT:
+            return self._ask(path)
+        if above is None or above.kind != "directory":
+            return None
+        if folder not in self._memory.names and above.size > LISTED_SIZE:
+            return self._ask(path)
+        try:
+            names = self._list(folder)
+        except InspectionError:  # damaged, or of more names than its size tells
+            return self._ask(path)
+        if not may_hold(names, path.name):
+            return None
+        self._ask_all(folder, names if len(names) <= ASKED_TOGETHER else {path.name})
+        known = self._memory.statuses.get(path)
+        return known or self._ask(path)
+
+    def _ask(self, path: PurePosixPath) -> FileStatus | None:
         try:
             found = self._appliance.call("lstatns", str(path))
         except ApplianceCallError as exc:
             if exc.number in _ABSENT:
                 return None
             raise _unreadable(path, exc) from exc
-        except UnicodeEncodeError as exc:  # a receipt can name what no guest can hold
-            raise InspectionError(
-                f"guest path {path} is not valid UTF-8", hint="who wrote the receipt that names it?"
-            ) from exc
+        return self._noted(path, found)
+
+    def _ask_all(self, folder: PurePosixPath, names: set[str]) -> None:
+        """Note the statuses of a directory's entries; those that cannot be had stay unknown."""
+        asked = [name for name in sorted(names) if folder / name not in self._memory.statuses]
+        try:
+            answers = self._appliance.call("lstatnslist", str(folder), asked)
+        except ApplianceCallError as exc:
+            raise _unreadable(folder, exc) from exc
+        for name, found in zip(asked, answers, strict=True):
+            if found["st_ino"] != -1:
+                path = folder / name
+                self._memory.statuses[path] = self._noted(path, found)
+
+    def _noted(self, path: PurePosixPath, found: Mapping[str, int]) -> FileStatus:
         mode = int(found["st_mode"])
+        kind = kind_of(mode)
+        if kind != "directory" and int(found["st_nlink"]) != 1:
+            self._memory.shared.add(path)
         return FileStatus(
-            kind=kind_of(mode),
+            kind=kind,
             mode=stat.S_IMODE(mode),
             uid=int(found["st_uid"]),
             gid=int(found["st_gid"]),
@@ -71,9 +129,11 @@ class ApplianceFilesystem:
         status = self.lstat(real)
         if status is None or status.kind != "file":
             raise InspectionError(f"guest path {path} is not a regular file")
+        if (known := self._memory.contents.get(real)) is not None:
+            return known[offset : offset + limit]
         parts: list[bytes] = []
         size = 0
-        while size < limit:
+        while size < min(limit, status.size - offset):
             try:
                 part = self._appliance.call(
                     "pread", str(real), min(CHUNK, limit - size), offset + size
@@ -84,28 +144,44 @@ class ApplianceFilesystem:
                 break
             parts.append(part)
             size += len(part)
-        return b"".join(parts)
+        content = b"".join(parts)
+        if not offset and size >= status.size:
+            self._memory.keep_content(real, content)
+        return content
 
     def readlink(self, path: PurePosixPath) -> str:
         """As the Protocol has it."""
-        try:
-            return str(self._appliance.call("readlink", str(path)))
-        except (ApplianceCallError, UnicodeDecodeError) as exc:
-            raise _unreadable(path, exc) from exc
+        here = resolve(self, path, last=False)
+        if here not in self._memory.targets:
+            try:  # starts no process, other than `readlink`
+                found = self._appliance.call("readlinklist", str(here.parent), [here.name])
+            except (ApplianceCallError, UnicodeDecodeError) as exc:
+                raise _unreadable(path, exc) from exc
+            if not found[0]:
+                raise InspectionError(f"guest path {path} is no symbolic link that can be read")
+            self._memory.targets[here] = str(found[0])
+        return self._memory.targets[here]
 
     def list_directory(self, path: PurePosixPath) -> list[str]:
         """As the Protocol has it."""
-        real = str(resolve(self, path))
-        try:
-            found = self._appliance.call("readdir", real)
-            names = [str(entry["name"]).encode() for entry in found]
-        except UnicodeDecodeError:  # the binding decodes strictly; ls0 gives bytes
-            names = self._raw_names(real)
-        except ApplianceCallError as exc:
-            if exc.number in _ABSENT:
-                return []
-            raise _unreadable(path, exc) from exc
-        return [name for name in valid_names(names) if name not in (".", "..")]
+        real = resolve(self, path)
+        status = self.lstat(real)
+        if status is None or status.kind != "directory":
+            return []
+        return sorted(self._list(real))
+
+    def _list(self, real: PurePosixPath) -> set[str]:
+        """The names in a directory, those that are valid UTF-8."""
+        if real not in self._memory.names:
+            try:
+                found = self._appliance.call("readdir", str(real))
+                names = [str(entry["name"]).encode() for entry in found]
+            except UnicodeDecodeError:  # the binding decodes strictly; ls0 gives bytes
+                names = self._raw_names(str(real))
+            except ApplianceCallError as exc:
+                raise _unreadable(real, exc) from exc
+            self._memory.names[real] = set(valid_names(names)) - {".", ".."}
+        return self._memory.names[real]
 
     def _raw_names(self, real: str) -> list[bytes]:
         with tempfile.TemporaryDirectory(prefix="vmprovision-") as folder:
@@ -116,10 +192,20 @@ class ApplianceFilesystem:
     def label(self, path: PurePosixPath) -> str | None:
         """As the Protocol has it."""
         try:
-            raw = self._appliance.call("lgetxattr", str(path), SELINUX)
+            # an answer in which it is missing is cheaper than an error
+            found = self._appliance.call("lgetxattrs", str(path))
+            raw = next((each["attrval"] for each in found if each["attrname"] == SELINUX), None)
+        except UnicodeDecodeError:  # of the name of another attribute
+            raw = self._label_alone(path)
         except ApplianceCallError:
-            return None  # no label, or a filesystem that has none
-        return bytes(raw).rstrip(b"\0").decode("utf-8", errors="replace")
+            return None  # a filesystem that has none
+        return None if raw is None else _as_label(raw)
+
+    def _label_alone(self, path: PurePosixPath) -> bytes | None:
+        try:
+            return bytes(self._appliance.call("lgetxattr", str(path), SELINUX))
+        except ApplianceCallError:
+            return None
 
     def takes_labels(self) -> bool:
         """As the Protocol has it."""
@@ -132,7 +218,7 @@ class ApplianceFilesystem:
     def write(self, path: PurePosixPath, content: bytes) -> None:
         """As the Protocol has it."""
         status = self.lstat(path)
-        with _applying(path):
+        with self._changing(path):
             if status is not None and status.kind != "file":
                 raise ApplianceCallError(f"a {status.kind} is there", number=errno.EEXIST)
             self._appliance.call("write", str(path), content[:CHUNK])
@@ -141,8 +227,9 @@ class ApplianceFilesystem:
 
     def make_directory(self, path: PurePosixPath) -> None:
         """As the Protocol has it."""
-        with _applying(path):
+        with self._changing(path) as real:
             self._appliance.call("mkdir", str(path))
+        self._memory.names[real] = set()
 
     def symlink(self, path: PurePosixPath, target: str) -> None:
         """As the Protocol has it.
@@ -152,30 +239,67 @@ class ApplianceFilesystem:
         link in the appliance, and report success.
         """
         real = resolve(self, path.parent) / path.name
-        with _applying(path):
+        with self._changing(path):
             self._appliance.call("ln_s", target, str(real))
 
     def remove(self, path: PurePosixPath) -> None:
         """As the Protocol has it."""
         status = self.lstat(path)
-        with _applying(path):
+        with self._changing(path, removing=True):
             name = "rmdir" if status is not None and status.kind == "directory" else "rm"
             self._appliance.call(name, str(path))
 
     def set_mode(self, path: PurePosixPath, mode: int) -> None:
         """As the Protocol has it."""
-        with _applying(path):
+        with self._changing(path):
             self._appliance.call("chmod", mode, str(path))
 
     def set_owner(self, path: PurePosixPath, uid: int, gid: int) -> None:
         """As the Protocol has it."""
-        with _applying(path):
+        with self._changing(path):
             self._appliance.call("lchown", uid, gid, str(path))
 
     def set_label(self, path: PurePosixPath, label: str) -> None:
         """As the Protocol has it."""
         with _applying(path):  # the binding takes no NUL, and the kernel needs none
             self._appliance.call("lsetxattr", SELINUX, label, len(label.encode()), str(path))
+
+    @contextlib.contextmanager
+    def _changing(self, path: PurePosixPath, *, removing: bool = False) -> Iterator[PurePosixPath]:
+        """Change a guest path, given without links, and forget what it was; on failure, everything.
+
+        What was made is looked at again by whoever asks, and so is the directory
+        from which something was taken away: verification sees what is there.
+        """
+        try:
+            real = resolve(self, path, last=False)
+        except InspectionError:  # the call itself says what is wrong
+            real = path
+        try:
+            with _applying(path):
+                yield real
+        except BaseException:
+            self._memory.clear()
+            raise
+        self._memory.forget(real)
+        if removing:
+            self._memory.names.pop(real.parent, None)
+            self._memory.names.pop(real, None)
+        elif real.parent in self._memory.names:
+            self._memory.names[real.parent].add(real.name)
+
+
+def _check_encodable(path: PurePosixPath) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as exc:  # a receipt can name what no guest can hold
+        raise InspectionError(
+            f"guest path {path} is not valid UTF-8", hint="who wrote the receipt that names it?"
+        ) from exc
+
+
+def _as_label(raw: bytes) -> str:
+    return bytes(raw).rstrip(b"\0").decode("utf-8", errors="replace")
 
 
 def _unreadable(path: PurePosixPath, exc: Exception) -> InspectionError:

@@ -9,11 +9,20 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from vmprovision.appliance.filesystem import ApplianceFilesystem
+from vmprovision.appliance.mounting import (
+    MountedGuest,
+    Root,
+    blkid_tag,
+    mount_root,
+    mount_wanted,
+    unix_root,
+    wanted_mounts,
+)
+from vmprovision.appliance.plain import mount_plain_guest
 from vmprovision.appliance.session import ApplianceCallError
 from vmprovision.errors import (
     InspectionError,
@@ -21,7 +30,6 @@ from vmprovision.errors import (
     SeveralOperatingSystemsError,
     UnsupportedGuestError,
 )
-from vmprovision.filesystem import read_text, resolve, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,67 +39,41 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OperatingSystem = Literal["linux", "windows", "bsd", "hurd"]
-
 # Filesystems that hold no tree of files, or none that Linux boots from.
 SKIPPED = ("swap", "unknown", "LVM2_member", "linux_raid_member", "zfs_member")
 ENCRYPTED = ("crypto_LUKS", "BitLocker")
-# Where a program of the guest may look for a part of what is injected, or where
-# its boot loader keeps the kernel's command line.
-MOUNTED = tuple(
-    PurePosixPath(path)
-    for path in ("/usr", "/usr/local", "/etc", "/var", "/var/log", "/opt", "/boot", "/boot/efi")
-)
 MBR_BSD = (0xA5, 0xA6, 0xA9)  # FreeBSD, OpenBSD, NetBSD
 BTRFS_PREFIX = "btrfsvol:"
+SOLE_DISK = "/dev/sda"  # libguestfs's name for the only drive of an appliance
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Root:
-    """A filesystem that holds an operating system.
-
-    Attributes:
-        device: as libguestfs names it (``/dev/sda1``, ``btrfsvol:/dev/sda2/@``).
-        system: what kind of operating system it is.
-        name: what its release file calls it, or its kind.
-        subvolume: the btrfs subvolume that its own fstab mounts at ``/``, if it names one.
-    """
-
-    device: str
-    system: OperatingSystem
-    name: str
-    subvolume: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MountedGuest:
-    """The guest as it is mounted in the appliance at ``/``.
-
-    Attributes:
-        root: the chosen root.
-        mountpoints: guest directory -> device, for the root and what its fstab adds.
-        notes: what fstab names and the image does not hold.
-    """
-
-    filesystem: ApplianceFilesystem
-    root: Root
-    mountpoints: Mapping[str, str]
-    notes: tuple[str, ...] = field(default=())
-
-
-def mount_guest(appliance: Appliance, *, wanted: str | None, readonly: bool) -> MountedGuest:
+def mount_guest(
+    appliance: Appliance, *, wanted: str | None, readonly: bool, disk: str | None = None
+) -> MountedGuest:
     """The image's Linux guest, mounted at the appliance's guest root.
 
     Args:
         appliance: holds the image as its drive.
         wanted: the device of the root to use where there are several.
         readonly: mount without writing.
+        disk: the appliance's only disk; where there is one only, a plain layout is known
+            by its first bytes, and nothing is searched.
 
     Raises:
         NoOperatingSystemError: nothing here boots.
         SeveralOperatingSystemsError: more than one root and none wanted.
         UnsupportedGuestError: Windows, BSD, Hurd, encrypted or hibernated.
     """
+    if disk is not None and wanted is None:
+        guest = mount_plain_guest(appliance, disk, readonly=readonly)
+        if guest is not None:
+            return guest
+    return _mount_found_guest(appliance, wanted, readonly=readonly)
+
+
+def _mount_found_guest(appliance: Appliance, wanted: str | None, *, readonly: bool) -> MountedGuest:
+    """The guest, by libguestfs's list of all filesystems and a look into each."""
+    appliance.activate_volumes()
     filesystems: dict[str, str] = appliance.call("list_filesystems")
     roots = [root for device in filesystems if (root := _root_on(appliance, device, filesystems))]
     root = _choose(appliance, _merge_btrfs(roots), filesystems, wanted)
@@ -100,24 +82,11 @@ def mount_guest(appliance: Appliance, *, wanted: str | None, readonly: bool) -> 
             f"the guest {root.name} is hibernated: it holds its filesystems in memory",
             hint="start it, shut it down, and inject then",
         )
-    _mount(appliance, root.device, "/", readonly=readonly)
-    reader = ApplianceFilesystem(appliance)
-    mountpoints = {"/": root.device}
-    notes = []
-    for device, mountpoint, options in _wanted_mounts(reader):
-        found = _find_device(appliance, device, filesystems)
-        if found is None:
-            notes.append(
-                f"/etc/fstab mounts {device} on {mountpoint}; the image has no such device"
-            )
-        elif _mount_extra(appliance, found, mountpoint, options, readonly=readonly):
-            mountpoints[str(mountpoint)] = found
-        else:
-            notes.append(f"{found} cannot be mounted on {mountpoint}")
-    return MountedGuest(filesystem=reader, root=root, mountpoints=mountpoints, notes=tuple(notes))
-
-
-_FSTAB = PurePosixPath("/etc/fstab")
+    files = mount_root(appliance, root.device, readonly=readonly)
+    # subvolumes have no tags of their own
+    devices = [device for device in filesystems if not device.startswith(BTRFS_PREFIX)]
+    extra = wanted_mounts(files, devices, lambda *asked: blkid_tag(appliance, *asked))
+    return mount_wanted(appliance, files, root, extra, readonly=readonly)
 
 
 def _root_on(appliance: Appliance, device: str, filesystems: Mapping[str, str]) -> Root | None:
@@ -135,19 +104,12 @@ def _root_on(appliance: Appliance, device: str, filesystems: Mapping[str, str]) 
         reader = ApplianceFilesystem(appliance)
         if kind in ("ntfs", "vfat", "exfat"):
             return _windows_root(reader, device)
-        return _unix_root(reader, device)
+        return unix_root(reader, device)
     except InspectionError as exc:
         log.info("cannot read %s: %s", device, exc.message)
         return None
     finally:
         appliance.call("umount_all")
-
-
-def _unix_root(reader: GuestReader, device: str) -> Root | None:
-    system = recognise_system(reader)
-    if system is None:
-        return None
-    return Root(device=device, system=system, name=_name(reader), subvolume=_own_subvolume(reader))
 
 
 def _windows_root(reader: GuestReader, device: str) -> Root | None:
@@ -161,75 +123,6 @@ def _windows_root(reader: GuestReader, device: str) -> Root | None:
 
 def _is_windows(name: str) -> bool:
     return name.lower() in ("windows", "winnt")
-
-
-def recognise_system(reader: GuestReader) -> OperatingSystem | None:
-    """What kind of operating system has its root in this filesystem, if any has.
-
-    A root may be no more than ``/etc`` with links that lead to a ``/usr`` on
-    another filesystem, so release files are enough, and so is a program that
-    the kernel would start.
-    """
-    there = [name for name in reader.list_directory(PurePosixPath("/")) if name != "lost+found"]
-    if not there or _is_usr(there):
-        return None
-    if "hurd" in there and _exists(reader, "/hurd/init"):
-        return "hurd"
-    if _exists(reader, "/bin/freebsd-version") or _exists(reader, "/etc/rc.subr"):
-        return "bsd"
-    etc = reader.list_directory(PurePosixPath("/etc"))
-    released = any(_RELEASE.match(name) for name in etc) or _exists(reader, "/usr/lib/os-release")
-    starts = any(_stands(reader, path) for path in ("/sbin/init", "/etc/init", "/bin/init"))
-    shell = _stands(reader, "/bin/sh") and bool(etc)
-    special = _exists(reader, "/nix/store") or _exists(reader, "/ostree/deploy")
-    special = special or _exists(reader, "/gnu/store")
-    return "linux" if released or starts or shell or special else None
-
-
-def _is_usr(names: Sequence[str]) -> bool:
-    """Whether this is a ``/usr`` of its own: its bin, sbin and lib look like a root's."""
-    return "usr" not in names and "share" in names
-
-
-_RELEASE = re.compile(r"(?:.+-release|.+_version|os-release|openwrt_release)$")
-
-
-def _exists(reader: GuestReader, path: str) -> bool:
-    return status_of(reader, PurePosixPath(path)) is not None
-
-
-def _stands(reader: GuestReader, path: str) -> bool:
-    """Whether anything has this name, a link that leads to another filesystem included."""
-    return reader.lstat(PurePosixPath(path)) is not None or _exists(reader, path)
-
-
-def _name(reader: GuestReader) -> str:
-    for path in ("/etc/os-release", "/usr/lib/os-release"):
-        text = read_text(reader, PurePosixPath(path)) or ""
-        if match := re.search(r'^PRETTY_NAME=["\']?([^"\'\n]{1,80})', text, re.MULTILINE):
-            return match[1]
-    return "Linux"
-
-
-def _own_subvolume(reader: GuestReader) -> str | None:
-    """The subvolume that a root's own fstab mounts at ``/``; its snapshots say the same."""
-    for _, mountpoint, options in _fstab_entries(reader):
-        if mountpoint == PurePosixPath("/"):
-            named = dict(option.partition("=")[::2] for option in options)
-            return named.get("subvol", "").strip("/") or None
-    return None
-
-
-def _fstab_entries(reader: GuestReader) -> list[tuple[str, PurePosixPath, list[str]]]:
-    """Device, mountpoint and options of each line of the guest's fstab(5) that mounts something."""
-    entries = []
-    for line in (read_text(reader, _FSTAB) or "").splitlines():
-        fields = line.split()
-        if line.lstrip().startswith("#") or len(fields) < 2 or fields[1][0] != "/":  # noqa: PLR2004
-            continue
-        options = fields[3].split(",") if len(fields) > 3 else []  # noqa: PLR2004
-        entries.append((fields[0].strip('"'), PurePosixPath(fields[1]), options))
-    return entries
 
 
 def _merge_btrfs(roots: Sequence[Root]) -> list[Root]:
@@ -336,102 +229,3 @@ def _has_bsd_partition(appliance: Appliance) -> bool:
         except ApplianceCallError:
             continue
     return False
-
-
-def _mount(appliance: Appliance, device: str, mountpoint: str, *, readonly: bool) -> None:
-    try:
-        appliance.call("mount_ro" if readonly else "mount", device, mountpoint)
-    except ApplianceCallError as exc:
-        raise InspectionError(
-            f"{device} cannot be mounted on {mountpoint}: {exc.message}",
-            hint="check the guest's filesystem with fsck",
-        ) from exc
-
-
-def _mount_extra(
-    appliance: Appliance,
-    device: str,
-    mountpoint: PurePosixPath,
-    options: Sequence[str],
-    *,
-    readonly: bool,
-) -> bool:
-    """Mount one more filesystem of the guest; False where that cannot be done.
-
-    mount(8) runs in the appliance, not inside the guest's root: through a link
-    of the guest it would mount over the appliance's own directories, and the
-    guest's programs would run in their place.  So only a real directory will do.
-    """
-    try:
-        real = resolve(ApplianceFilesystem(appliance), mountpoint)
-        status = ApplianceFilesystem(appliance).lstat(real)
-        if status is None or status.kind != "directory":
-            return False
-        kept = [option for option in options if option.startswith("subvol")]
-        flags = ",".join(["ro" if readonly else "rw", *kept])
-        appliance.call("mount_options", flags, device, str(real))
-    except (ApplianceCallError, InspectionError) as exc:
-        log.info("cannot mount %s on %s: %s", device, mountpoint, exc.message)
-        return False
-    return True
-
-
-def _wanted_mounts(reader: GuestReader) -> list[tuple[str, PurePosixPath, list[str]]]:
-    """Those of the guest's fstab that matter, parents first."""
-    wanted = [
-        (device, mountpoint, options)
-        for device, mountpoint, options in _fstab_entries(reader)
-        if mountpoint in MOUNTED
-        and device not in ("tmpfs", "overlay", "none")
-        and not {"bind", "rbind"} & set(options)
-    ]
-    return sorted(wanted, key=lambda entry: len(entry[1].parts))
-
-
-def _find_device(appliance: Appliance, name: str, filesystems: Mapping[str, str]) -> str | None:
-    """The appliance's device for what fstab calls it: UUID=, LABEL=, a path of another kernel."""
-    for prefix, directory in (
-        ("UUID=", "/dev/disk/by-uuid/"),
-        ("LABEL=", "/dev/disk/by-label/"),
-        ("PARTUUID=", "/dev/disk/by-partuuid/"),
-        ("PARTLABEL=", "/dev/disk/by-partlabel/"),
-    ):
-        for start in (prefix, directory):
-            if name.startswith(start):
-                value = name.removeprefix(start).strip("\"'")
-                return _find_by(appliance, prefix.rstrip("="), value, filesystems)
-    if name in filesystems:
-        return name
-    if name.startswith("/dev/mapper/"):
-        return _find_mapped(name.removeprefix("/dev/mapper/"), filesystems)
-    if match := re.fullmatch(r"/dev/(?:[shv]d|xvd)a(\d+)", name):
-        return _known(f"/dev/sda{match[1]}", filesystems)
-    if match := re.fullmatch(r"/dev/(?:nvme0n1|mmcblk0)p(\d+)", name):
-        return _known(f"/dev/sda{match[1]}", filesystems)
-    return None
-
-
-def _known(device: str, filesystems: Mapping[str, str]) -> str | None:
-    return device if device in filesystems else None
-
-
-def _find_mapped(name: str, filesystems: Mapping[str, str]) -> str | None:
-    """The logical volume that device-mapper calls ``vg-lv``, hyphens inside doubled."""
-    parts = [part.replace("\0", "-") for part in name.replace("--", "\0").split("-")]
-    return _known("/dev/" + "/".join(parts), filesystems)
-
-
-def _find_by(
-    appliance: Appliance, key: str, value: str, filesystems: Mapping[str, str]
-) -> str | None:
-    tag = {"PARTUUID": "PART_ENTRY_UUID", "PARTLABEL": "PART_ENTRY_NAME"}.get(key, key)
-    for device in filesystems:
-        if device.startswith(BTRFS_PREFIX):
-            continue
-        try:
-            tags = appliance.call("blkid", device)
-        except ApplianceCallError:
-            continue
-        if str(tags.get(tag, "")).lower() == value.lower():
-            return device
-    return None

@@ -1,35 +1,48 @@
-"""One libguestfs appliance: launched, called under time limits, closed for certain.
+"""One libguestfs appliance: started, called under time limits, closed for certain.
 
-The only module that imports guestfs.  Its bare ``RuntimeError`` becomes
-``ApplianceError`` here, once.  Appliances use the ``direct`` backend, never have
-a network, and run on KVM only where a trial showed that it works.
+``open_appliance`` restores the host's saved appliance and plugs the drives in;
+where that cannot be, and with ``launch`` always, libguestfs boots its own.
+libguestfs's bare ``RuntimeError`` becomes ``ApplianceError`` here, once.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import errno
-import importlib
 import logging
 import os
-import shutil
-import signal
-import threading
 import time
 import uuid
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vmprovision.appliance.accelerator import choose_accelerator, forget_kvm
-from vmprovision.errors import ApplianceError, ApplianceTimeoutError, CancelledError
+from vmprovision.appliance.drives import (
+    Drive,
+    WrongDiskError,
+    device_name,
+    new_serial,
+    require_disk,
+)
+from vmprovision.appliance.library import Handle, launch_failure, qemu_program
+from vmprovision.appliance.restored import RestoredAppliance, restore
+from vmprovision.appliance.saved import (
+    UnusableApplianceError,
+    bound_qemu,
+    find_saved,
+    saved_appliance,
+    suspect,
+)
+from vmprovision.appliance.watchdog import Watchdog
+from vmprovision.errors import ApplianceError, CommandError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from types import ModuleType
+    from pathlib import Path
 
+    from vmprovision.appliance.saved import SavedAppliance
     from vmprovision.progress import Control
+
+__all__ = ["Appliance", "ApplianceCallError", "Appliances", "Drive", "launch", "open_appliance"]
 
 log = logging.getLogger(__name__)
 
@@ -37,36 +50,30 @@ LAUNCH_SECONDS = 240.0  # 8 s on an idle host without KVM; a loaded CI host is f
 # With KVM it is done in seconds; a KVM that runs and then hangs was seen, too.
 KVM_LAUNCH_SECONDS = 30.0
 CALL_SECONDS = 300.0
-WATCH_SECONDS = 0.1
-MESSAGES_KEPT = 40
 LAUNCHES = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drive:
-    """A disk for the appliance.
-
-    Attributes:
-        path: the file on the host.
-        format: its format, always stated: a guessed format is a guest's choice.
-        readonly: writes go to a throwaway snapshot.
-    """
-
-    path: Path
-    format: str
-    readonly: bool = False
+STOCK_VARIABLE = "VMPROVISION_STOCK_APPLIANCE"
 
 
 class Appliance:
     """A running appliance; every call has a time limit and can be cancelled.
 
     One thread at a time uses an appliance; many appliances run side by side.
+
+    Attributes:
+        has_volumes: whether udev, RAID and LVM are at work in it.
     """
 
-    def __init__(self, handle: Any, watchdog: _Watchdog) -> None:  # noqa: ANN401 -- untyped library
-        """Take a launched handle and what watches over it."""
+    def __init__(
+        self,
+        handle: Any,  # noqa: ANN401 -- untyped library
+        watchdog: Watchdog,
+        restored: RestoredAppliance | None = None,
+    ) -> None:
+        """Take a launched handle, what watches over it, and the machine if it was restored."""
         self._handle = handle
         self._watchdog = watchdog
+        self._restored = restored
+        self.has_volumes = restored is None
 
     def call(self, name: str, *arguments: Any, limit: float = CALL_SECONDS, **options: Any) -> Any:  # noqa: ANN401 -- untyped library
         """The result of one libguestfs API call, by its name in guestfs(3).
@@ -82,6 +89,25 @@ class Appliance:
             except RuntimeError as exc:
                 self._watchdog.raise_cause()
                 raise ApplianceCallError(f"appliance: {exc}", number=_number_in(str(exc))) from exc
+
+    def activate_volumes(self) -> None:
+        """See to it that udev, RAID, LVM and dynamic disks work, as a stock appliance has them.
+
+        Raises:
+            ApplianceError: they cannot be started.
+        """
+        if self._restored is not None and not self.has_volumes:
+            self._restored.activate_volumes()
+            self.has_volumes = True
+
+
+class Appliances(Protocol):
+    """What appliances are taken from: each in its own way as ``open_appliance``."""
+
+    def open(
+        self, drives: Sequence[Drive], *, control: Control
+    ) -> contextlib.AbstractContextManager[Appliance]:
+        """A running appliance with these drives, in their order."""
 
 
 class ApplianceCallError(ApplianceError):
@@ -107,11 +133,35 @@ def _number_in(message: str) -> int:
 
 
 @contextlib.contextmanager
-def launch(drives: Sequence[Drive], *, control: Control) -> Iterator[Appliance]:
+def open_appliance(drives: Sequence[Drive], *, control: Control) -> Iterator[Appliance]:
     """A running appliance with these drives, in their order; closed at the end.
 
-    Leaving the block without an error flushes and shuts the appliance down
-    first, and a write that could not reach the disk raises.
+    It is the host's saved one where that restores, and then has no udev, RAID or
+    LVM until ``activate_volumes``; else a stock one.  Leaving the block without an
+    error flushes and shuts the appliance down first, and a write that could not
+    reach the disk raises.
+
+    Raises:
+        ApplianceError: libguestfs is missing or no appliance starts.
+        ApplianceTimeoutError: it did not start in time.
+        CancelledError: the caller cancelled.
+    """
+    restored = _restore(drives, control)
+    if restored is None:
+        with launch(drives, control=control) as appliance:
+            yield appliance
+        return
+    appliance = Appliance(restored.handle, restored.watchdog, restored)
+    try:
+        yield appliance
+        appliance.call("shutdown")
+    finally:
+        restored.close()
+
+
+@contextlib.contextmanager
+def launch(drives: Sequence[Drive], *, control: Control) -> Iterator[Appliance]:
+    """As ``open_appliance``, with a stock appliance, which libguestfs boots.
 
     Raises:
         ApplianceError: libguestfs is missing or the appliance did not start.
@@ -128,189 +178,137 @@ def launch(drives: Sequence[Drive], *, control: Control) -> Iterator[Appliance]:
         handle.close()
 
 
-def _start(drives: Sequence[Drive], control: Control) -> tuple[Any, _Watchdog]:
+def host_appliance(control: Control) -> SavedAppliance | None:
+    """This host's saved appliance, made where there is none; None where there can be none.
+
+    Raises:
+        ApplianceError: libguestfs or its QEMU is not installed.
+        CancelledError: the caller cancelled.
+    """
+    if os.environ.get(STOCK_VARIABLE):
+        return None
+    qemu = qemu_program()
+    accelerator = choose_accelerator(qemu).accelerator
+    try:
+        return saved_appliance(qemu, accelerator, control)
+    except UnusableApplianceError as exc:
+        log.info("a stock appliance is started: %s", exc.message)
+        return None
+
+
+def build_host_appliance(control: Control) -> SavedAppliance:
+    """This host's saved appliance, made anew.
+
+    Raises:
+        UnusableApplianceError: there can be none here; the message says why.
+        ApplianceError: libguestfs or its QEMU is not installed.
+        CancelledError: the caller cancelled.
+    """
+    qemu = qemu_program()
+    return saved_appliance(qemu, choose_accelerator(qemu).accelerator, control, refresh=True)
+
+
+def find_host_appliance() -> SavedAppliance | None:
+    """The saved appliance that would be restored now; None where it is yet to be made.
+
+    Raises:
+        UnusableApplianceError: there can be none here; the message says why.
+        ApplianceError: libguestfs or its QEMU is not installed.
+    """
+    qemu = qemu_program()
+    return find_saved(qemu, choose_accelerator(qemu).accelerator)
+
+
+def _restore(drives: Sequence[Drive], control: Control) -> RestoredAppliance | None:
+    """The saved appliance with the drives; None where a stock one is to be tried instead."""
+    saved = host_appliance(control)
+    if saved is None:
+        return None
+    try:
+        return restore(saved, drives, control)
+    except UnusableApplianceError as exc:
+        log.info("a stock appliance is started: %s", exc.message)
+    except (ApplianceError, CommandError) as exc:
+        log.warning("the saved appliance failed, a stock one is started: %s", exc.message)
+        suspect(saved)
+    return None
+
+
+def _start(drives: Sequence[Drive], control: Control) -> tuple[Any, Watchdog]:
     """A launched handle in which the drives have libguestfs's names, in their order.
 
     When udev is late in the appliance, its daemon gives the kernel's own names,
     in which the appliance's root is one of the disks and ours come after it.
     """
-    expected = [f"/dev/sd{chr(ord('a') + number)}" for number in range(len(drives))]
-    for _ in range(LAUNCHES):
-        handle, watchdog = _launch_on_what_works(drives, control)
-        named = handle.list_devices()
-        if named == expected:
+    for attempt in range(LAUNCHES):
+        serials = [new_serial() for _ in drives]
+        handle, watchdog = _launch_on_what_works(drives, serials, control)
+        try:
+            _require_disks(handle, drives, serials)
+        except WrongDiskError as exc:
+            watchdog.stop()
+            handle.close()
+            if attempt == LAUNCHES - 1:
+                raise
+            log.warning("%s; starting another appliance", exc.message)
+        else:
             return handle, watchdog
-        log.warning("the appliance calls its disks %s; starting another one", named)
-        watchdog.stop()
-        handle.close()
-    raise ApplianceError(
-        "the appliance does not name its disks in their order",
-        hint="the host is overloaded: try again when it is less so",
-    )
+    raise AssertionError  # the last attempt returns or raises
 
 
-def _launch_on_what_works(drives: Sequence[Drive], control: Control) -> tuple[Any, _Watchdog]:
+def _require_disks(handle: Any, drives: Sequence[Drive], serials: Sequence[str]) -> None:  # noqa: ANN401 -- untyped library
+    """Refuse an appliance whose disks are not the drives in their order."""
+    try:
+        labelled = handle.list_disk_labels() if drives else {}
+        for number, (drive, serial) in enumerate(zip(drives, serials, strict=True)):
+            device = labelled.get(serial, "nowhere")
+            found = handle.blockdev_getsize64(device) if serial in labelled else 0
+            wanted = handle.disk_virtual_size(str(drive.path))
+            require_disk(drive, (device_name(number), serial, wanted), (device, serial, found))
+    except RuntimeError as exc:
+        raise WrongDiskError(f"the appliance's disks cannot be told apart: {exc}") from exc
+
+
+def _launch_on_what_works(
+    drives: Sequence[Drive], serials: Sequence[str], control: Control
+) -> tuple[Any, Watchdog]:
     qemu = qemu_program()
     choice = choose_accelerator(qemu)
     try:
-        return _launch_once(drives, control, kvm=choice.accelerator == "kvm")
+        return _launch_once(qemu, drives, serials, control, kvm=choice.accelerator == "kvm")
     except ApplianceError as exc:
         if choice.accelerator != "kvm":
             raise
         forget_kvm(qemu, f"an appliance did not start on it: {exc.message}")
-        return _launch_once(drives, control, kvm=False)
+        return _launch_once(qemu, drives, serials, control, kvm=False)
 
 
-def guestfs_module() -> ModuleType:
-    """The distribution's libguestfs binding.
-
-    Raises:
-        ApplianceError: this Python has none.
-    """
-    try:
-        return importlib.import_module("guestfs")
-    except ImportError as exc:
-        raise ApplianceError(
-            "the libguestfs binding cannot be imported from this Python",
-            hint="install python3-guestfs and use a venv with --system-site-packages on "
-            "/usr/bin/python3; `vmprovision doctor` says more",
-        ) from exc
-
-
-def qemu_program() -> Path:
-    """The QEMU that libguestfs starts on this host.
-
-    Raises:
-        ApplianceError: libguestfs or its QEMU is not installed.
-    """
-    handle = guestfs_module().GuestFS(python_return_dict=True)
-    try:
-        named = str(handle.get_hv())
-    finally:
-        handle.close()
-    found = shutil.which(named)
-    if found is None:
-        raise ApplianceError(
-            f"{named} is not installed",
-            hint="install QEMU for this host's architecture, e.g. qemu-system-x86",
-        )
-    return Path(found)
-
-
-def _launch_once(drives: Sequence[Drive], control: Control, *, kvm: bool) -> tuple[Any, _Watchdog]:
-    guestfs = guestfs_module()
-    handle = guestfs.GuestFS(python_return_dict=True, close_on_exit=False)
+def _launch_once(
+    qemu: Path, drives: Sequence[Drive], serials: Sequence[str], control: Control, *, kvm: bool
+) -> tuple[Any, Watchdog]:
     mark = f"vmprovision-{uuid.uuid4().hex}"
-    watchdog = _Watchdog(mark, control)
-    messages: collections.deque[str] = collections.deque(maxlen=MESSAGES_KEPT)
+    handle = Handle(mark)
+    watchdog = Watchdog(mark, control)
+    guestfs = handle.guestfs
     try:
-        handle.set_backend("direct")
+        guestfs.set_hv(str(bound_qemu(qemu)))
         if not kvm:
-            handle.set_backend_setting("force_tcg", "1")
-        handle.set_network(False)
-        handle.set_pgroup(True)
-        handle.config("-name", mark)
-        handle.set_event_callback(
-            lambda _event, _handle, text, _numbers: messages.append(str(text).strip()),
-            guestfs.EVENT_APPLIANCE | guestfs.EVENT_LIBRARY | guestfs.EVENT_WARNING,
-        )
-        for drive in drives:
-            handle.add_drive_opts(str(drive.path), format=drive.format, readonly=drive.readonly)
+            guestfs.set_backend_setting("force_tcg", "1")
+        for drive, serial in zip(drives, serials, strict=True):
+            guestfs.add_drive_opts(
+                str(drive.path), format=drive.format, readonly=drive.readonly, label=serial
+            )
         begun = time.monotonic()
         with watchdog.limit(KVM_LAUNCH_SECONDS if kvm else LAUNCH_SECONDS, "launch"):
-            handle.launch()
+            guestfs.launch()
         log.debug("appliance up in %.1f s, kvm=%s", time.monotonic() - begun, kvm)
     except RuntimeError as exc:
         watchdog.stop()
-        handle.close()
+        guestfs.close()
         watchdog.raise_cause()
-        raise _launch_failure(exc, messages) from exc
+        raise launch_failure(exc, handle.messages) from exc
     except BaseException:
         watchdog.stop()
-        handle.close()
+        guestfs.close()
         raise
-    return handle, watchdog
-
-
-def _launch_failure(exc: RuntimeError, messages: Sequence[str]) -> ApplianceError:
-    """The error for a launch that failed, with the cause that libguestfs prints elsewhere."""
-    told = [line for message in messages for line in message.splitlines() if line.strip()]
-    causes = [line for line in told if "qemu" in line or "supermin" in line or "lock" in line]
-    cause = "; ".join((causes or told)[-3:])
-    detail = f"{exc}: {cause}" if cause else str(exc)
-    if "supermin" in detail or "kernel" in detail:
-        hint = "the host's kernel must be readable: `vmprovision doctor` names the command"
-    else:
-        hint = "`vmprovision doctor` checks this host"
-    return ApplianceError(f"the appliance did not start: {detail}", hint=hint)
-
-
-class _Watchdog:
-    """Ends the appliance's QEMU when a call outlasts its limit or the caller cancels.
-
-    libguestfs has no time limits, and a call on a handle blocks every other
-    call on it, so the only way out of a stuck call is to end the process that
-    it waits for.  It is known by the unique name on its command line and by
-    being our child.
-    """
-
-    def __init__(self, mark: str, control: Control) -> None:
-        self._mark = mark.encode()
-        self._control = control
-        self._deadline = float("inf")
-        self._doing = ""
-        self._cause: Exception | None = None
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name=mark, daemon=True)
-        self._thread.start()
-
-    @contextlib.contextmanager
-    def limit(self, seconds: float, doing: str) -> Iterator[None]:
-        """Allow the call in this block so many seconds."""
-        if self._control.cancelled.is_set():
-            raise CancelledError("cancelled", hint="the image is as it was")
-        self.raise_cause()
-        self._doing = doing
-        self._deadline = time.monotonic() + seconds
-        try:
-            yield
-        finally:
-            self._deadline = float("inf")
-
-    def raise_cause(self) -> None:
-        """Raise what made the watchdog end the appliance, if it did."""
-        if self._cause:
-            raise self._cause
-
-    def stop(self) -> None:
-        """Watch no longer."""
-        self._stopped.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._stopped.wait(WATCH_SECONDS):
-            if self._cause is None:
-                if self._control.cancelled.is_set():
-                    self._cause = CancelledError("cancelled", hint="the image is as it was")
-                elif time.monotonic() > self._deadline:
-                    self._cause = ApplianceTimeoutError(
-                        f"the appliance was not done with {self._doing} in time",
-                        hint="the host is overloaded, its disk is full, or the image is damaged",
-                    )
-            if self._cause is not None:
-                self._end_qemu()
-
-    def _end_qemu(self) -> None:
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and self._is_ours(entry):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(entry.name), signal.SIGKILL)
-
-    def _is_ours(self, entry: Path) -> bool:
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            # the command name may hold spaces and brackets: fields count from the last bracket
-            parent = int((entry / "stat").read_bytes().rpartition(b")")[2].split()[1])
-        except (OSError, ValueError, IndexError):
-            return False
-        return self._mark in words and parent == os.getpid()
+    return guestfs, watchdog

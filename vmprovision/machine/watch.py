@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vmprovision import lifeline
 from vmprovision.errors import CancelledError, ProofError
-from vmprovision.machine import lifeline
 from vmprovision.machine.options import ISOLATED_PYTHON
 
 if TYPE_CHECKING:

@@ -8,9 +8,12 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/time.h>
+#include <sys/utsname.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -158,6 +161,20 @@ static mp_obj_t guest_strerror(mp_obj_t number) {
 }
 static MP_DEFINE_CONST_FUN_OBJ_1(guest_strerror_obj, guest_strerror);
 
+static mp_obj_t guest_uname(void) {
+    struct utsname found;
+    done(uname(&found));
+    mp_obj_t fields[] = {
+        mp_obj_new_str_from_cstr(found.sysname),
+        mp_obj_new_str_from_cstr(found.nodename),
+        mp_obj_new_str_from_cstr(found.release),
+        mp_obj_new_str_from_cstr(found.version),
+        mp_obj_new_str_from_cstr(found.machine),
+    };
+    return mp_obj_new_tuple(MP_ARRAY_SIZE(fields), fields);
+}
+static MP_DEFINE_CONST_FUN_OBJ_0(guest_uname_obj, guest_uname);
+
 // --- posix: programs ----------------------------------------------------------
 
 FUNCTION_0(guest_getpid, mp_obj_new_int(getpid()));
@@ -244,6 +261,7 @@ static const mp_rom_map_elem_t posix_globals_table[] = {
     {MP_ROM_QSTR(MP_QSTR_pipe), MP_ROM_PTR(&guest_pipe_obj)},
     {MP_ROM_QSTR(MP_QSTR_readlink), MP_ROM_PTR(&guest_readlink_obj)},
     {MP_ROM_QSTR(MP_QSTR_statvfs), MP_ROM_PTR(&guest_statvfs_obj)},
+    {MP_ROM_QSTR(MP_QSTR_uname), MP_ROM_PTR(&guest_uname_obj)},
     {MP_ROM_QSTR(MP_QSTR_strerror), MP_ROM_PTR(&guest_strerror_obj)},
     {MP_ROM_QSTR(MP_QSTR_getpid), MP_ROM_PTR(&guest_getpid_obj)},
     {MP_ROM_QSTR(MP_QSTR_fork), MP_ROM_PTR(&guest_fork_obj)},
@@ -350,6 +368,8 @@ MP_REGISTER_MODULE(MP_QSTR_fcntl, fcntl_module);
 // --- _guest -------------------------------------------------------------------
 
 FUNCTION_2(guest_shutdown, done(shutdown(INT(a), INT(b))));
+// An empty module that can be imported by its name from now on.
+FUNCTION_1(guest_new_module, mp_obj_new_module(mp_obj_str_get_qstr(a)));
 
 static mp_obj_t guest_crc32(mp_obj_t content) {
     mp_buffer_info_t buffer;
@@ -379,11 +399,42 @@ static mp_obj_t guest_inflate(mp_obj_t packed, mp_obj_t size) {
 }
 static MP_DEFINE_CONST_FUN_OBJ_2(guest_inflate_obj, guest_inflate);
 
+// The appliance that vmprovision restores from a saved state asks for these two.
+static mp_obj_t guest_set_time(mp_obj_t seconds) {
+    struct timeval now = {.tv_sec = mp_obj_get_int(seconds)};
+    return done(settimeofday(&now, NULL));
+}
+static MP_DEFINE_CONST_FUN_OBJ_1(guest_set_time_obj, guest_set_time);
+
+// As linux/random.h has them, which musl's compiler does not find.
+#define RNDADDENTROPY _IOW('R', 0x03, int[2])
+#define RNDRESEEDCRNG _IO('R', 0x07)
+
+// New random bytes for the kernel's generator (random(4)), in use from the next read on.
+static mp_obj_t guest_reseed(mp_obj_t entropy) {
+    struct { int entropy_count, buf_size; char content[256]; } pool;
+    mp_buffer_info_t buffer;
+    mp_get_buffer_raise(entropy, &buffer, MP_BUFFER_READ);
+    size_t size = buffer.len < sizeof(pool.content) ? buffer.len : sizeof(pool.content);
+    pool.entropy_count = size * 8;
+    pool.buf_size = size;
+    memcpy(pool.content, buffer.buf, size);
+    int device = open("/dev/urandom", O_RDWR | O_CLOEXEC);
+    checked(device);
+    int failed = ioctl(device, RNDADDENTROPY, &pool) || ioctl(device, RNDRESEEDCRNG);
+    close(device);
+    return done(failed ? -1 : 0);
+}
+static MP_DEFINE_CONST_FUN_OBJ_1(guest_reseed_obj, guest_reseed);
+
 static const mp_rom_map_elem_t guest_globals_table[] = {
     {MP_ROM_QSTR(MP_QSTR___name__), MP_ROM_QSTR(MP_QSTR__guest)},
     {MP_ROM_QSTR(MP_QSTR_crc32), MP_ROM_PTR(&guest_crc32_obj)},
     {MP_ROM_QSTR(MP_QSTR_environment), MP_ROM_PTR(&guest_environment_obj)},
     {MP_ROM_QSTR(MP_QSTR_inflate), MP_ROM_PTR(&guest_inflate_obj)},
+    {MP_ROM_QSTR(MP_QSTR_new_module), MP_ROM_PTR(&guest_new_module_obj)},
+    {MP_ROM_QSTR(MP_QSTR_reseed), MP_ROM_PTR(&guest_reseed_obj)},
+    {MP_ROM_QSTR(MP_QSTR_set_time), MP_ROM_PTR(&guest_set_time_obj)},
     {MP_ROM_QSTR(MP_QSTR_shutdown), MP_ROM_PTR(&guest_shutdown_obj)},
 };
 static MP_DEFINE_CONST_DICT(guest_globals, guest_globals_table);

@@ -1,0 +1,1 @@
+"""The saved appliance: made, restored, distrusted, replaced; pools; the right disk."""

@@ -1,0 +1,262 @@
+"""Appliances that stand ready, or are used again: whose they are, and what becomes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import vmprovision
+from tests.images.tiny import tiny_disk
+from vmprovision.appliance.drives import Drive, WrongDiskError
+from vmprovision.appliance.restored import PREFIX, RestoredAppliance
+from vmprovision.appliance.session import host_appliance
+from vmprovision.errors import ApplianceError, CancelledError, PlanError
+from vmprovision.progress import Control
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = pytest.mark.appliance
+
+READY_SECONDS = 240.0  # a loaded host that has no saved appliance yet
+ORPHAN_SECONDS = 20.0
+NO_OPTIONS = vmprovision.InjectOptions()
+
+
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small guest, for reading only."""
+    return tiny_disk(tmp_path_factory.mktemp("guest") / "guest.raw", {})
+
+
+@pytest.fixture
+def images(guest: Path, tmp_path: Path) -> Callable[[int], list[Path]]:
+    """A function that makes copies of the guest."""
+
+    def make(count: int) -> list[Path]:
+        found = [tmp_path / f"guest-{number}.raw" for number in range(count)]
+        for path in found:
+            shutil.copyfile(guest, path)
+        return found
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[vmprovision.Pool]:
+    """Two appliances that stand ready."""
+    with vmprovision.Pool(size=2) as made:
+        assert made.wait_until_ready(READY_SECONDS)
+        yield made
+
+
+RAW = vmprovision.ImageOptions(format="raw")
+
+
+def test_threads_share_a_pool(pool: vmprovision.Pool, images: Callable[[int], list[Path]]) -> None:
+    """More callers than appliances: each is served, and its image injected."""
+    made = images(5)
+
+    def work(image: Path) -> int:
+        return len(vmprovision.inject(image, source=RAW, pool=pool).changed)
+
+    with ThreadPoolExecutor(5) as threads:
+        changes = list(threads.map(work, made))
+    assert len(set(changes)) == 1
+    assert changes[0] > 5
+    for image in made:
+        assert not vmprovision.verify(image, source=RAW, pool=pool).mismatches
+
+
+def test_coroutines_share_a_pool(
+    pool: vmprovision.Pool, images: Callable[[int], list[Path]]
+) -> None:
+    """The event loop goes on while appliances work."""
+    made = images(3)
+    beats = 0
+
+    async def beat() -> None:
+        nonlocal beats
+        while True:
+            beats += 1
+            await asyncio.sleep(0.02)
+
+    async def main() -> list[vmprovision.ChangeReport]:
+        heart = asyncio.create_task(beat())
+        reports = await asyncio.gather(
+            *(asyncio.to_thread(vmprovision.inject, i, source=RAW, pool=pool) for i in made)
+        )
+        heart.cancel()
+        return list(reports)
+
+    assert [report.image for report in asyncio.run(main())] == made
+    assert beats > 10
+
+
+def test_no_image_meets_a_used_appliance(
+    pool: vmprovision.Pool, images: Callable[[int], list[Path]]
+) -> None:
+    """A mark that is left in an appliance is seen by nobody after."""
+    for image in images(3):
+        drive = Drive(path=image, format="raw", readonly=True)
+        with pool.open([drive], control=Control()) as appliance:
+            seen = appliance.call("debug", "sh", ["cat /tmp/mark 2>&1; echo used > /tmp/mark"])
+            assert "used" not in seen
+
+
+def test_waiting_for_a_turn_can_be_cancelled(images: Callable[[int], list[Path]]) -> None:
+    """One turn, taken: the second caller waits, and stops when it is told to."""
+    first, second = images(2)
+    control = Control()
+    drive = Drive(path=first, format="raw")
+    with vmprovision.Pool(size=1) as pool, pool.open([drive], control=Control()):
+        threading.Timer(0.5, control.cancelled.set).start()
+        with pytest.raises(CancelledError):
+            vmprovision.inject(second, source=RAW, pool=pool, control=control)
+    assert second.read_bytes() == first.read_bytes()
+
+
+def test_running_work_can_be_cancelled(
+    pool: vmprovision.Pool, images: Callable[[int], list[Path]]
+) -> None:
+    """The image is as it was, and the pool serves the next caller."""
+    first, second = images(2)
+    before = first.read_bytes()
+    control = Control()
+    control.report = lambda p: control.cancelled.set() if p.step == "verifying" else None
+    with pytest.raises(CancelledError):
+        vmprovision.inject(first, source=RAW, pool=pool, control=control)
+    assert first.read_bytes() == before
+    assert vmprovision.inject(second, source=RAW, pool=pool).changed
+
+
+def test_a_closed_pool_serves_nobody(images: Callable[[int], list[Path]]) -> None:
+    """It says so; and nothing of it is left."""
+    before = machines()
+    pool = vmprovision.Pool(size=1)
+    assert pool.wait_until_ready(READY_SECONDS)
+    assert machines() - before
+    pool.close()
+    assert not machines() - before
+    with pytest.raises(ApplianceError, match="closed"):
+        vmprovision.inspect(images(1)[0], source=RAW, pool=pool)
+    with pytest.raises(PlanError):
+        vmprovision.Pool(size=0)
+
+
+def test_an_appliance_that_died_while_it_waited_is_replaced(
+    images: Callable[[int], list[Path]],
+) -> None:
+    """As when the host ran out of memory: the caller notices nothing."""
+    before = machines()
+    with vmprovision.Pool(size=1) as pool:
+        assert pool.wait_until_ready(READY_SECONDS)
+        (machine,) = machines() - before
+        os.kill(machine, signal.SIGKILL)
+        assert vmprovision.inject(images(1)[0], source=RAW, pool=pool).changed
+
+
+WAITS = """
+import sys, time, vmprovision
+pool = vmprovision.Pool(size=2)
+print(pool.wait_until_ready(240), flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("group", [False, True], ids=["the process", "its whole group"])
+def test_a_killed_process_leaves_no_machine(*, group: bool) -> None:
+    """QEMU ends with it, and the next session removes what lies about."""
+    before = machines()
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITS], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "True\n"
+    assert len(machines() - before) >= 2
+    if group:
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.wait()
+    deadline = time.monotonic() + ORPHAN_SECONDS
+    while machines() - before:
+        assert time.monotonic() < deadline, "a machine lives on"
+        time.sleep(0.1)
+    left = set(Path(tempfile.gettempdir()).glob(f"{PREFIX}*"))
+    with restored():
+        assert len(left - set(Path(tempfile.gettempdir()).glob(f"{PREFIX}*"))) >= 2
+
+
+def test_another_disk_in_its_place_is_refused(images: Callable[[int], list[Path]]) -> None:
+    """A disk that came first has the name that libguestfs will use; sizes are the same."""
+    wanted, other = images(2)
+    with restored() as machine:
+        slip_in(machine, other)
+        with pytest.raises(WrongDiskError, match="is not"):
+            machine.attach(Drive(path=wanted, format="raw"))
+
+
+def test_a_disk_of_another_size_is_refused(
+    images: Callable[[int], list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that grows between being opened and being looked at is not what was opened."""
+    (image,) = images(1)
+    with restored() as machine:
+        ask = machine.monitor.ask
+
+        def meddle(command: str, **arguments: object) -> object:
+            if command == "device_add":
+                ask("block_resize", node_name="disk0", size=image.stat().st_size + (1 << 20))
+            return ask(command, **arguments)
+
+        monkeypatch.setattr(machine.monitor, "ask", meddle)
+        with pytest.raises(WrongDiskError, match="size"):
+            machine.attach(Drive(path=image, format="raw"))
+
+
+@contextlib.contextmanager
+def restored() -> Iterator[RestoredAppliance]:
+    """A restored appliance without a disk."""
+    saved = host_appliance(Control())
+    assert saved is not None
+    machine = RestoredAppliance(saved, Control())
+    try:
+        yield machine
+    finally:
+        machine.close()
+
+
+def slip_in(machine: RestoredAppliance, image: Path) -> None:
+    """Plug in a disk that the session knows nothing of."""
+    monitor = machine.monitor
+    file = {"driver": "file", "filename": str(image)}
+    monitor.ask("blockdev-add", driver="raw", node_name="other", file=file)
+    device = {"driver": "scsi-hd", "bus": "scsi.0", "scsi_id": 99, "serial": "other"}
+    monitor.ask("device_add", **device, drive="other", id="other")
+    machine.ask("disk", "attach 99")
+
+
+def machines() -> set[int]:
+    """The QEMUs of restored appliances that run now."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit():
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if any(PREFIX.encode() in word for word in words) and b"-incoming" in words:
+                    found.add(int(entry.name))
+    return found

@@ -1,0 +1,94 @@
+"""The wrong disk, in a stock appliance: udev late, and the kernel's names in another order.
+
+Without udev's links guestfsd takes libguestfs's names for the kernel's own, in
+which the appliance's root may come first: a Debian, on which everything succeeds.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from typing import TYPE_CHECKING
+
+import pytest
+
+import vmprovision
+from tests.images.tiny import tiny_disk
+from vmprovision.appliance import session
+from vmprovision.appliance.drives import WrongDiskError
+from vmprovision.appliance.library import qemu_program
+from vmprovision.appliance.saved import supermin_inputs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.appliance
+
+DAEMON = b"# Run the daemon."
+LATE = b"rm -f /dev/disk/by-path/*\n"
+ROOT_FIRST = """\
+#!/bin/bash
+words=("$@")
+disks=() root=
+for i in "${{!words[@]}}"; do
+    case ${{words[i]}} in
+    scsi-hd,drive=appliance*) root=$i ;;
+    scsi-hd,*) disks+=("$i") ;;
+    esac
+done
+if [[ $root ]]; then
+    last=${{words[root]}}
+    words[root]=${{words[disks[0]]}}
+    words[disks[0]]=$last
+fi
+exec {qemu} "${{words[@]}}"
+"""
+
+
+@pytest.fixture
+def late_udev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make libguestfs boot an appliance in which the race is lost every time."""
+    inputs = tmp_path / "supermin.d"
+    inputs.mkdir()
+    for path in supermin_inputs().iterdir():
+        if path.name == "init.tar.gz":
+            (inputs / path.name).write_bytes(without_links(path.read_bytes()))
+        else:
+            (inputs / path.name).symlink_to(path)
+    wrapper = tmp_path / "qemu"
+    wrapper.write_text(ROOT_FIRST.format(qemu=qemu_program()))
+    wrapper.chmod(0o755)
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setenv("LIBGUESTFS_PATH", str(tmp_path))
+    monkeypatch.setenv("LIBGUESTFS_HV", str(wrapper))
+    monkeypatch.setenv("LIBGUESTFS_CACHEDIR", str(tmp_path / "cache"))
+    monkeypatch.setenv(session.STOCK_VARIABLE, "1")
+    monkeypatch.setattr(session, "LAUNCHES", 1)
+
+
+def without_links(archive: bytes) -> bytes:
+    """The archive of libguestfs's process 1, which takes udev's links away before the daemon."""
+    made = io.BytesIO()
+    with (
+        tarfile.open(fileobj=io.BytesIO(archive)) as old,
+        tarfile.open(fileobj=made, mode="w:gz") as new,
+    ):
+        for entry in old:
+            file = old.extractfile(entry)
+            content = file.read() if file else b""
+            if entry.name.endswith("init"):
+                assert content.count(DAEMON) == 1
+                content = content.replace(DAEMON, LATE + DAEMON)
+                entry.size = len(content)
+            new.addfile(entry, io.BytesIO(content))
+    return made.getvalue()
+
+
+@pytest.mark.usefixtures("late_udev")
+def test_the_appliances_own_root_is_not_taken_for_the_image(tmp_path: Path) -> None:
+    """Nothing is inspected and nothing is written."""
+    image = tiny_disk(tmp_path / "guest.raw", {})
+    before = image.read_bytes()
+    with pytest.raises(WrongDiskError, match="is not"):
+        vmprovision.inject(image, source=vmprovision.ImageOptions(format="raw"))
+    assert image.read_bytes() == before

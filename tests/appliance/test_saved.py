@@ -1,0 +1,225 @@
+"""An appliance saved and restored: what must be new each time, and what is not trusted."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.conftest import require
+from vmprovision.appliance import restored as restoring
+from vmprovision.appliance.drives import Drive
+from vmprovision.appliance.saved import MANIFEST, SUSPECT, UnusableApplianceError
+from vmprovision.appliance.session import (
+    STOCK_VARIABLE,
+    find_host_appliance,
+    host_appliance,
+    open_appliance,
+)
+from vmprovision.cache import CACHE_VARIABLE, cache_directory
+from vmprovision.errors import BundledRuntimeError
+from vmprovision.progress import Control
+from vmprovision.runtime.store import LIST, cached_folder, find_runtime, host_architecture
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vmprovision.appliance.saved import SavedAppliance
+    from vmprovision.appliance.session import Appliance
+
+pytestmark = pytest.mark.appliance
+
+CLOCK_SECONDS = 3
+BUILD_SECONDS = 240.0
+MAKE = """
+from vmprovision.appliance.session import host_appliance
+from vmprovision.progress import Control
+steps = []
+saved = host_appliance(Control(report=lambda progress: steps.append(progress.step)))
+print(saved.folder, saved.made)
+"""
+
+
+@pytest.fixture(scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of this module's own, with the runtime in it."""
+    try:
+        runtime = find_runtime(host_architecture())
+    except BundledRuntimeError as exc:
+        require(condition=False, reason=exc.message)
+    cache = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(cache))
+        patch.delenv(STOCK_VARIABLE, raising=False)
+        folder = cached_folder()
+        folder.mkdir(mode=0o700, parents=True)
+        for name in (runtime.path.name, LIST):
+            (folder / name).write_bytes((runtime.path.parent / name).read_bytes())
+        yield cache
+
+
+@pytest.fixture(scope="module")
+def made_by_two(own_cache: Path) -> list[str]:
+    """What two processes say that make the appliance of an empty cache at the same time."""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", MAKE], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=BUILD_SECONDS)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], own_cache
+    return said
+
+
+@pytest.fixture
+def saved(made_by_two: list[str]) -> SavedAppliance:
+    """This module's saved appliance; made again where a test before has spoilt it."""
+    assert made_by_two
+    found = host_appliance(Control())
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Drive:
+    """A small empty disk."""
+    path = tmp_path / "disk.raw"
+    with path.open("wb") as file:
+        file.truncate(1 << 20)
+    return Drive(path=path, format="raw")
+
+
+def shell(appliance: Appliance, command: str) -> str:
+    """What a command prints that runs inside the appliance."""
+    return str(appliance.call("debug", "sh", [command])).strip()
+
+
+def test_two_builders_at_once_make_one_appliance(made_by_two: list[str]) -> None:
+    """Both get the same, and nothing half-made is left."""
+    assert len(set(made_by_two)) == 1
+    folder = cache_directory() / "appliance"
+    assert [path for path in folder.iterdir() if path.is_dir()] == [Path(made_by_two[0].split()[0])]
+
+
+def test_only_its_owner_can_read_it(saved: SavedAppliance) -> None:
+    """Its memory will work on everybody's images."""
+    assert saved.folder.stat().st_mode & 0o777 == 0o700
+    assert saved.folder.stat().st_uid == os.geteuid()
+
+
+def test_what_must_not_repeat_does_not(saved: SavedAppliance, disk: Drive) -> None:
+    """The clock is right; random bytes and the machine-id are new in every restored appliance."""
+    assert saved
+    seen = []
+    for _ in range(2):
+        with open_appliance([disk], control=Control()) as appliance:
+            assert not appliance.has_volumes, "this is a stock appliance"
+            now = int(shell(appliance, "date +%s"))
+            assert abs(now - time.time()) < CLOCK_SECONDS
+            seen.append(
+                (
+                    shell(appliance, "head -c 16 /dev/urandom | od -An -tx1"),
+                    shell(appliance, "cat /etc/machine-id"),
+                    shell(appliance, "cat /proc/sys/kernel/random/uuid"),
+                )
+            )
+    first, second = seen
+    assert not set(first) & set(second)
+    assert len(first[1]) == 32
+
+
+def test_nothing_reaches_a_network(saved: SavedAppliance, disk: Drive) -> None:
+    """The restored appliance has no network device but loopback."""
+    assert saved
+    with open_appliance([disk], control=Control()) as appliance:
+        assert shell(appliance, "ls /sys/class/net") == "lo"
+
+
+@pytest.mark.parametrize("name", ["kernel", "root.qcow2", "ram", "state", "qemu"])
+def test_a_changed_file_is_not_used(saved: SavedAppliance, name: str) -> None:
+    """A byte in the middle is enough, though the size is the same; undone, it stays distrusted."""
+    path = saved.folder / name
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(byte)
+    assert find_host_appliance() is None
+    trust(saved, name)
+    assert find_host_appliance() == saved  # for the next test: only this file was in the way
+
+
+def test_what_others_can_write_to_is_not_used(saved: SavedAppliance) -> None:
+    """Neither the appliance nor its cache, and a stock appliance is started instead."""
+    saved.folder.chmod(0o770)
+    assert find_host_appliance() is None
+    saved.folder.chmod(0o700)
+    assert find_host_appliance() == saved
+    cache = cache_directory()
+    cache.chmod(0o777)
+    with pytest.raises(UnusableApplianceError, match="can be written by others"):
+        find_host_appliance()
+    assert host_appliance(Control()) is None
+    cache.chmod(0o700)
+
+
+def test_what_belongs_to_somebody_else_is_not_used(saved: SavedAppliance) -> None:
+    """Its owner could have put anything into its memory."""
+    require(os.geteuid() == 0, "only root can give files away")
+    os.chown(saved.folder, 65534, 65534)
+    assert find_host_appliance() is None
+    os.chown(saved.folder, 0, 0)
+    os.chown(saved.folder / "ram", 65534, 65534)
+    assert find_host_appliance() is None
+
+
+def test_a_truncated_state_is_made_anew_without_a_word(
+    saved: SavedAppliance, disk: Drive, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The command that finds it saves another appliance, and works."""
+    os.truncate(saved.folder / "state", 1000)
+    with caplog.at_level(logging.WARNING), open_appliance([disk], control=Control()) as appliance:
+        assert not appliance.has_volumes, "this is a stock appliance"
+    assert not caplog.records
+    anew = find_host_appliance()
+    assert anew is not None
+    assert anew.made > saved.made
+
+
+def test_what_does_not_restore_is_replaced_by_a_stock_appliance(
+    saved: SavedAppliance,
+    disk: Drive,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A state that QEMU refuses, and a QEMU that hangs; the second time it is given up."""
+    monkeypatch.setattr(restoring, "RESTORE_SECONDS", 5.0)
+    os.truncate(saved.folder / "state", 1000)
+    trust(saved, "state")
+    with open_appliance([disk], control=Control()) as appliance:
+        assert appliance.has_volumes
+    assert "a stock one is started" in caplog.text
+    assert (saved.folder / SUSPECT).exists()
+    (saved.folder / "qemu").write_text("#!/bin/sh\nexec sleep 600\n")
+    trust(saved, "qemu")
+    begun = time.monotonic()
+    with open_appliance([disk], control=Control()) as appliance:
+        assert appliance.has_volumes
+    assert time.monotonic() - begun > restoring.RESTORE_SECONDS
+    assert find_host_appliance() is None
+
+
+def trust(saved: SavedAppliance, name: str) -> None:
+    """Write into the list what a file looks like now."""
+    status = (saved.folder / name).lstat()
+    times = [status.st_mtime_ns, status.st_ctime_ns]
+    manifest = json.loads((saved.folder / MANIFEST).read_text())
+    facts = [status.st_size, *times, status.st_ino, status.st_uid, status.st_mode]
+    manifest["files"][name] = facts
+    (saved.folder / MANIFEST).write_text(json.dumps(manifest))

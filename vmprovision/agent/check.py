@@ -1,0 +1,179 @@
+"""Looks at the agent from beside it: ``guest-agent check`` and ``guest-agent once``."""
+
+import sys
+import time
+
+from . import __version__, compat, config, delivery, guest, identity, jsonio, server
+from .files import read_bounded
+from .log import Log
+from .metrics import Metrics
+from .tasks import Outcome, run_program
+
+SECONDS = 3.0
+SAMPLE_SECONDS = 0.5
+MANIFEST = "/usr/local/lib/guest-agent/installed"
+RECEIPT = "/usr/local/lib/guest-agent/receipt.json"
+
+
+def once(proc, root):
+    """Prints what ``GET /metrics`` answers; gives the exit status."""
+    metrics = Metrics(proc, root, compat.Clock())
+    metrics.tick(0.0)
+    time.sleep(SAMPLE_SECONDS)  # the processors' figures are of this time
+    metrics.tick(SAMPLE_SECONDS * 10)
+    sys.stdout.write(jsonio.dumps(metrics.read()) + "\n")
+    return 0
+
+
+class _Findings(Log):
+    """Prints findings, and takes what the agent would log about its settings for faults."""
+
+    def __init__(self):
+        Log.__init__(self)
+        self.faults = 0
+
+    def tell(self, subject, fault, text):
+        """One line; a fault counts unless it is None, which is for what may well be so."""
+        self.faults += bool(fault)
+        kind = "fault" if fault else "ok" if fault is False else "note"
+        sys.stdout.write("%-5s  %-13s  %s\n" % (kind, subject, text))
+
+    def _write(self, level, text):
+        if level != "info":
+            self.tell("configuration", True, text)
+
+
+def check(path, settings_of, proc, root):
+    """Says whether all that the agent needs is as it should be; gives the exit status."""
+    found = _Findings()
+    found.tell("agent", False, "version %s on %s" % (__version__, compat.runtime_name()))
+    if config.is_out_of_reach(path):
+        found.tell("configuration", True, path + " may not be read: ask as root")
+    elif compat.exists(path):
+        found.tell("configuration", False, path)
+    else:
+        found.tell("configuration", None, path + " is not there: defaults")
+    settings = settings_of(found)
+    identity.Identity(root, proc, found).complete(settings)
+    for key, entry in sorted(settings.identity.items()):
+        text = entry["value"] and "%s, from %s" % (entry["value"], entry["source"])
+        found.tell(key, False if text else None, text or "not set: addresses are not reported")
+    _check_port(settings, found)
+    _check_service(found, proc)
+    if settings.manager:
+        _check_manager(settings.manager, found)
+    return 1 if found.faults else 0
+
+
+def _ask(target, request):
+    """The outcome of an HTTP request."""
+    outcome, clock = Outcome(), compat.Clock()
+    _wait(delivery.post(target, compat.to_bytes(request), SECONDS, outcome, clock))
+    return outcome
+
+
+def _check_port(settings, found):
+    place = "port %d" % settings.port
+    doors = [door for door in settings.listen if door[:5] != "unix:" and door[:6] != "vsock:"]
+    if settings.listen and not doors:
+        found.tell("port", None, "listens on %s only" % ", ".join(settings.listen))
+        return
+    host = doors[0].strip("[]") if doors else "127.0.0.1"
+    request = "GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    token = settings.read_token or settings.token
+    if token:
+        request += "Authorization: Bearer %s\r\n" % token
+    try:
+        outcome = _ask(compat.resolve(host, settings.port)[0], request + "\r\n")
+    except Exception as error:  # gaierror is not one of SOCKET_ERRORS everywhere
+        found.tell("port", True, "%s: %s" % (host, compat.describe_error(error)))
+        return
+    if outcome.status == 200 and b'"healthy"' in outcome.output:
+        found.tell("port", False, "the agent answers on %s" % place)
+    elif outcome.status is not None:
+        found.tell("port", True, "something else answers on %s, with %s" % (place, outcome.status))
+    else:
+        text = "no agent answers on %s (%s)" % (place, outcome.failure)
+        try:
+            for listener in server.open_listeners(doors, settings.port):
+                listener.close()
+        except Exception as error:
+            text += ", and none can listen: " + compat.describe_error(error)
+        found.tell("port", True, text)
+
+
+def _check_service(found, proc):
+    lines = compat.to_text(read_bounded(MANIFEST)).split("\n")
+    first = (guest.parse_process(read_bounded(proc + "/1/stat")) or {}).get("comm")
+    if not lines[1:] and not compat.exists(RECEIPT):
+        found.tell("service", None, "neither installed nor injected; process 1 is %s" % first)
+        return
+    how = "installed for " + lines[0] if lines[1:] else "injected"
+    missing = [path for path in lines[1:] if path[:1] == "/" and not compat.exists(path)]
+    running = _agent_processes(proc)
+    if missing:
+        text = "%s, but %s is gone" % (how, missing[0])
+    elif running:
+        text = "%s, runs as process %s" % (how, running[0])
+    else:
+        text = "%s, but it does not run; process 1 is %s" % (how, first)
+    found.tell("service", bool(missing or not running), text)
+
+
+def _agent_processes(proc):
+    """The numbers of the processes that run the installed agent, this one excepted."""
+    own = guest.parse_process(read_bounded(proc + "/self/stat")) or {}
+    running = []
+    for name in list(compat.list_names(proc)):
+        if name.isdigit() and int(name) != own.get("pid"):
+            words = read_bounded("%s/%s/cmdline" % (proc, name), 4096).split(b"\0")
+            if b"/usr/local/bin/guest-agent" in words[:8]:
+                running.append(name)
+    return running
+
+
+def _check_manager(manager, found):
+    lookup = Outcome()
+    function = compat.lookup_function(manager.host, manager.port)
+    _wait(run_program(None, SECONDS, lookup, compat.Clock(), function=function))
+    targets = compat.parse_lookup(lookup.output, manager.port)
+    if not targets:
+        found.tell("manager", True, "%s could not be looked up" % manager.host)
+        return
+    if manager.scheme == "https":
+        _check_https(manager, found)
+        return
+    request = "GET %s/ HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n"
+    for target in targets:
+        outcome = _ask(target, request % (manager.prefix, manager.authority()))
+        if outcome.status:
+            text = "%s answers over HTTP (with %d to GET %s/)"
+            text %= (manager.authority(), outcome.status, manager.prefix)
+            found.tell("manager", False, text)
+            return
+    where = ", ".join([compat.numeric_host(target) for target in targets])
+    found.tell("manager", True, "%s: %s" % (where, outcome.failure or "does not speak HTTP"))
+
+
+def _check_https(manager, found):
+    """HTTPS is for curl and wget, as it is when addresses are reported."""
+    url = "https://%s%s/" % (manager.authority(), manager.prefix)
+    failure = "reports over HTTPS need curl or wget, and there is neither"
+    for argv in (
+        ("curl", "-q", "-sS", "-m", "5", "-o", "/dev/null", url),
+        ("wget", "-q", "-T", "5", "-t", "1", "-O", "/dev/null", url),
+    ):
+        outcome = Outcome()
+        _wait(run_program(argv, SECONDS * 2, outcome, compat.Clock()))
+        if outcome.status == 0 or (argv[0] == "wget" and outcome.status == 8):
+            found.tell("manager", False, "%s answers to %s" % (url, argv[0]))
+            return
+        if outcome.status != 127:
+            failure = "%s: %s ended with status %d" % (url, argv[0], outcome.status or -1)
+            break
+    found.tell("manager", True, failure)
+
+
+def _wait(flow):
+    for pause in flow:
+        time.sleep(pause)

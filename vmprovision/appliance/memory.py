@@ -1,0 +1,83 @@
+"""What is known of a mounted guest's files, so that the appliance is asked once.
+
+An appliance without KVM takes about a millisecond for a question, four for one
+whose answer is an error, and ten where its daemon starts a process.  All paths
+here are without links.  Only ``ApplianceFilesystem`` writes to the guest, and it
+forgets here what it changes there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import PurePosixPath
+
+    from vmprovision.filesystem import FileStatus
+
+CONTENT_LIMIT = 64 << 10  # larger files are read once or never
+CONTENTS_LIMIT = 4 << 20
+
+
+@dataclass(slots=True)
+class Memory:
+    """Statuses, names, link targets and contents by guest path.
+
+    Attributes:
+        statuses: None where nothing stands.
+        shared: files that have more than one name: what changes one changes the others.
+        names: of the entries of directories.
+        targets: of symbolic links.
+        contents: of small files, whole.
+    """
+
+    statuses: dict[PurePosixPath, FileStatus | None] = field(default_factory=dict)
+    shared: set[PurePosixPath] = field(default_factory=set)
+    names: dict[PurePosixPath, set[str]] = field(default_factory=dict)
+    targets: dict[PurePosixPath, str] = field(default_factory=dict)
+    contents: dict[PurePosixPath, bytes] = field(default_factory=dict)
+
+    def keep_content(self, path: PurePosixPath, content: bytes) -> None:
+        """Keep the whole content of a file, if it is small."""
+        kept = sum(map(len, self.contents.values()))
+        if len(content) <= CONTENT_LIMIT and kept + len(content) <= CONTENTS_LIMIT:
+            self.contents[path] = content
+
+    def forget(self, path: PurePosixPath) -> None:
+        """Forget a path that changes, and all where that may have changed other paths too."""
+        status = self.statuses.pop(path, None)
+        self.targets.pop(path, None)
+        self.contents.pop(path, None)
+        # chmod(2) goes through a link
+        if path in self.shared or (status is not None and status.kind == "symlink"):
+            self.clear()
+
+    def forget_below(self, path: PurePosixPath) -> None:
+        """Forget a directory on which something is mounted now, and what was under it."""
+        maps: Iterable[dict[PurePosixPath, object]] = (
+            self.statuses,  # type: ignore[assignment]  # only keys are looked at
+            self.names,
+            self.targets,
+            self.contents,
+        )
+        for known in maps:
+            for other in [key for key in known if key == path or path in key.parents]:
+                del known[other]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.statuses.clear()
+        self.shared.clear()
+        self.names.clear()
+        self.targets.clear()
+        self.contents.clear()
+
+
+def may_hold(names: set[str], name: str) -> bool:
+    """Whether a directory with these names may have this one.
+
+    A filesystem may take upper and lower case for the same, as FAT does.
+    """
+    return name in names or name.casefold() in {other.casefold() for other in names}

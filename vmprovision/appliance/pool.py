@@ -1,0 +1,176 @@
+"""Restored appliances that stand ready, each for one image.
+
+Whoever takes one pays for plugging in the disk and no more.  A thread restores
+others in their place.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from vmprovision.appliance.restored import RestoredAppliance
+from vmprovision.appliance.session import Appliance, host_appliance, open_appliance
+from vmprovision.appliance.shared import attach_all
+from vmprovision.errors import ApplianceError, CancelledError, PlanError
+from vmprovision.progress import Control
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from vmprovision.appliance.drives import Drive
+
+log = logging.getLogger(__name__)
+
+WAIT_SECONDS = 0.1
+RETRY_SECONDS = 5.0  # after an appliance did not restore
+
+
+class Pool:
+    """Appliances that stand ready for ``inject`` and its siblings, as their ``pool``.
+
+    At most ``size`` calls work at once, and more wait for their turn; meanwhile
+    another ``size`` appliances stand ready, of about 150 MB resident each, of which
+    about half is shared with the others. Threads may share a pool, and a coroutine
+    uses it through ``asyncio.to_thread``. An image never meets an appliance that
+    has worked on another one. Where this host cannot restore appliances, each call
+    starts its own, as without a pool.
+
+    Use it as a context manager, or ``close`` it: that ends the appliances that
+    stand ready and waits for the calls that work.
+    """
+
+    def __init__(self, size: int) -> None:
+        """Begin to restore appliances.
+
+        Raises:
+            PlanError: the size is below 1.
+        """
+        if size < 1:
+            raise PlanError(f"a pool of {size} appliances is none", hint="give 1 or more")
+        self._size = size
+        self._ready: collections.deque[RestoredAppliance] = collections.deque()
+        self._turns = threading.Semaphore(size)
+        self._changed = threading.Condition()
+        self._closed = Control()
+        self._ended = threading.Event()
+        self._fails = False
+        self._filler = threading.Thread(target=self._fill, name="vmprovision-pool", daemon=True)
+        self._filler.start()
+
+    def __enter__(self) -> Self:
+        """Give the pool itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """End what stands ready, and wait for the calls that work; nothing of it remains."""
+        self._closed.cancelled.set()
+        for _ in range(self._size):
+            self._turns.acquire()
+        self._turns.release(self._size)
+        self._ended.set()
+        self._filler.join()
+
+    def wait_until_ready(self, seconds: float) -> bool:
+        """Whether all of its appliances stand ready, at most so many seconds from now."""
+        with self._changed:
+            return (
+                self._changed.wait_for(
+                    lambda: len(self._ready) == self._size or self._fails, seconds
+                )
+                and not self._fails
+            )
+
+    @contextlib.contextmanager
+    def open(self, drives: Sequence[Drive], *, control: Control) -> Iterator[Appliance]:
+        """As ``open_appliance``, with an appliance that stood ready.
+
+        Raises:
+            ApplianceError: as there; or the pool is closed.
+            CancelledError: the caller cancelled, perhaps while it waited for its turn.
+        """
+        with self._turn(control):
+            restored = self._take(control)
+            if restored is not None and attach_all(restored, drives) is not None:
+                appliance = Appliance(restored.handle, restored.watchdog, restored)
+                try:
+                    yield appliance
+                    appliance.call("shutdown")
+                finally:
+                    restored.close()
+                return
+            with open_appliance(drives, control=control) as appliance:
+                yield appliance
+
+    @contextlib.contextmanager
+    def _turn(self, control: Control) -> Iterator[None]:
+        while not self._turns.acquire(timeout=WAIT_SECONDS):
+            if control.cancelled.is_set():
+                raise CancelledError("cancelled", hint="nothing was changed")
+        try:
+            if self._closed.cancelled.is_set():
+                raise ApplianceError("the pool is closed", hint="make another one")
+            yield
+        finally:
+            self._turns.release()
+
+    def _take(self, control: Control) -> RestoredAppliance | None:
+        """An appliance that obeys this caller; None where there is none to be had."""
+        with self._changed:
+            while not self._ready:
+                if self._fails or control.cancelled.is_set() or self._closed.cancelled.is_set():
+                    return None
+                self._changed.wait(WAIT_SECONDS)
+            restored = self._ready.popleft()
+            self._changed.notify_all()
+        restored.watchdog.serve(control)
+        return restored
+
+    def _fill(self) -> None:
+        """Keep as many ready as the pool is to have.
+
+        The thread lives as long as any of its appliances, since they end with it.
+        """
+        while not self._closed.cancelled.is_set():
+            with self._changed:
+                if not self._changed.wait_for(self._lacks_one, WAIT_SECONDS):
+                    continue
+            restored = self._restored()
+            with self._changed:
+                self._fails = restored is None
+                if restored is not None:
+                    self._ready.append(restored)
+                self._changed.notify_all()
+            if restored is None:
+                self._closed.cancelled.wait(RETRY_SECONDS)
+        self._ended.wait()
+        while self._ready:
+            self._ready.popleft().close()
+
+    def _restored(self) -> RestoredAppliance | None:
+        try:
+            saved = host_appliance(self._closed)
+            return RestoredAppliance(saved, Control()) if saved else None
+        except ApplianceError as exc:
+            log.warning("no appliance restores for the pool: %s", exc.message)
+        except CancelledError:
+            log.debug("the pool is closed before it is full")
+        return None
+
+    def _lacks_one(self) -> bool:
+        return len(self._ready) < self._size

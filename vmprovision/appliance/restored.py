@@ -1,0 +1,271 @@
+"""A saved appliance that runs again, from one image to the next.
+
+libguestfs starts the saved appliance's own program in place of QEMU; that connects
+to a monitor and an attendant's socket in a folder of this session.  While libguestfs
+waits for its daemon, a thread loads the state, lets the machine run, sets its clock
+and its random generator, and plugs in the disks.  Nothing of libguestfs's protocol
+is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmprovision.appliance.drives import device_name, new_serial, require_disk
+from vmprovision.appliance.hardware import ATTENDANT, IGNORE_SHARED, MONITOR
+from vmprovision.appliance.library import Handle, launch_failure
+from vmprovision.appliance.monitor import Connection, Listener, Monitor
+from vmprovision.appliance.saved import UnusableApplianceError
+from vmprovision.appliance.watchdog import Watchdog
+from vmprovision.command import run
+from vmprovision.errors import ApplianceError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmprovision.appliance.drives import Drive
+    from vmprovision.appliance.saved import SavedAppliance
+    from vmprovision.progress import Control
+
+log = logging.getLogger(__name__)
+
+RESTORE_SECONDS = 20.0  # 0.4 s on an idle host without KVM
+VOLUMES_SECONDS = 240.0
+ENTROPY_BYTES = 16 + 64  # a machine-id, and what the random generator gets
+PREFIX = "vmprovision-session-"
+LOCK = "lock"
+SPECIAL = frozenset(',"\\$`\n')  # in a path that stands in an option or in a shell script
+
+
+class RestoredAppliance:
+    """One machine that was restored; its disks come and go while it runs.
+
+    Attributes:
+        handle: libguestfs's own object, launched.
+        monitor: QEMU's.
+        watchdog: the time limits of its calls.
+    """
+
+    def __init__(self, saved: SavedAppliance, control: Control) -> None:
+        """Restore it, without any disk.
+
+        Raises:
+            UnusableApplianceError: the paths here cannot be told to QEMU.
+            ApplianceError: it did not restore, or not in time.
+            CancelledError: the caller cancelled.
+        """
+        begun = time.monotonic()
+        self._folder, self._lock = _session_folder()
+        self._connections: list[Connection] = []
+        self._serials: dict[int, str] = {}
+        self._next = 0
+        self.watchdog = Watchdog(str(self._folder), control)
+        self._handle = Handle(str(self._folder))
+        self.handle = self._handle.guestfs
+        try:
+            _require_plain(self._folder, saved.folder)
+            self._listeners = {name: Listener(self._folder / name) for name in (MONITOR, ATTENDANT)}
+            self._start(saved)
+        except BaseException:
+            self.close()
+            raise
+        log.debug("appliance restored in %.2f s", time.monotonic() - begun)
+
+    def attach(self, drive: Drive) -> int:
+        """Plug in a disk that is seen to be this drive; the number to ``detach`` it by.
+
+        Raises:
+            WrongDiskError: the appliance's new disk is another one.
+            ApplianceError: QEMU cannot open it, or it does not appear.
+        """
+        number, serial = self._next, new_serial()
+        self._next += 1
+        path, disk_format = drive.path, drive.format
+        if drive.readonly:
+            path, disk_format = self._throwaway(drive, number), "qcow2"
+        node = f"disk{number}"
+        self.monitor.ask(
+            "blockdev-add",
+            driver=disk_format,
+            node_name=node,
+            file={"driver": "file", "filename": str(path.absolute())},
+        )
+        size = next(
+            found["image"]["virtual-size"]
+            for found in self.monitor.ask("query-named-block-nodes", flat=True)
+            if found.get("node-name") == node
+        )
+        self.monitor.ask(
+            "device_add",
+            driver="scsi-hd",
+            id=f"scsi{number}",
+            bus="scsi.0",
+            channel=0,
+            scsi_id=number,
+            lun=0,
+            drive=node,
+            serial=serial,
+        )
+        _, name, found_size, found_serial = self.ask("disk", f"attach {number}")
+        wanted = (device_name(len(self._serials)), serial, size)
+        require_disk(drive, wanted, (f"/dev/{name}", found_serial, int(found_size)))
+        self._serials[number] = serial
+        return number
+
+    def detach(self, number: int) -> None:
+        """Unplug a disk, of which nothing is mounted; all that was written to it is in its file.
+
+        Raises:
+            ApplianceError: it does not go.
+        """
+        self.monitor.ask("device_del", id=f"scsi{number}")
+        self.ask("gone", f"detach {number}")
+        self.monitor.wait_for("DEVICE_DELETED")
+        self.monitor.ask("blockdev-del", node_name=f"disk{number}")
+        del self._serials[number]
+
+    def activate_volumes(self) -> None:
+        """Do with the disks what a stock appliance does as it starts: udev, RAID, LVM.
+
+        Raises:
+            ApplianceError: it is not done in time.
+        """
+        self.ask("volumes", "volumes", VOLUMES_SECONDS)
+
+    def close(self) -> None:
+        """End the machine and remove what it left."""
+        self.watchdog.stop()
+        self.handle.close()
+        for connection in self._connections:
+            connection.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        os.close(self._lock)
+
+    def _start(self, saved: SavedAppliance) -> None:
+        failures: list[ApplianceError] = []
+        ended = threading.Event()
+        guide = threading.Thread(
+            target=self._bring_up, args=(saved, ended, failures), name=str(self._folder)
+        )
+        guide.start()
+        try:
+            self.handle.set_path(str(saved.folder))
+            self.handle.set_hv(str(saved.wrapper))
+            # libguestfs wants a disk before it launches; the wrapper leaves it out
+            self.handle.add_drive_opts(str(saved.wrapper), format="raw")
+            with self.watchdog.limit(RESTORE_SECONDS, "the restoring"):
+                self.handle.launch()
+            guide.join()
+        except RuntimeError as exc:
+            self.watchdog.raise_cause()
+            raise launch_failure(exc, self._handle.messages) from exc
+        finally:
+            ended.set()
+            guide.join()
+            for listener in self._listeners.values():
+                listener.close()
+        if failures:
+            raise failures[0]
+
+    def _bring_up(
+        self, saved: SavedAppliance, ended: threading.Event, failures: list[ApplianceError]
+    ) -> None:
+        """Load the state and let the machine run; in a thread, while libguestfs waits for it."""
+        try:
+            for name, listener in self._listeners.items():
+                connection = listener.accept(RESTORE_SECONDS, lambda: not ended.is_set())
+                self._connections.append(connection)
+                if name == MONITOR:
+                    self.monitor = Monitor(connection, RESTORE_SECONDS)
+                else:
+                    self._attendant = connection
+            monitor = self.monitor
+            monitor.ask("migrate-set-capabilities", capabilities=[IGNORE_SHARED])
+            monitor.ask("migrate-incoming", uri=f"exec:cat '{saved.folder}/state'")
+            monitor.wait_for_migration(RESTORE_SECONDS)
+            monitor.ask("cont")
+            entropy = secrets.token_hex(ENTROPY_BYTES)
+            self.ask("resumed", f"resume {time.time():.0f} {entropy}")
+        except ApplianceError as exc:
+            failures.append(exc)
+            self.watchdog.end(exc)
+
+    def ask(self, answer: str, question: str, seconds: float = RESTORE_SECONDS) -> list[str]:
+        """The words with which the attendant answers a question, behind the first, known one.
+
+        Raises:
+            ApplianceError: it answers something else, or not in time.
+        """
+        self._attendant.send(question)
+        words = self._attendant.receive(seconds).split()
+        if words[:1] != [answer]:
+            raise ApplianceError(
+                f"the appliance cannot {question.split(maxsplit=1)[0]}: {' '.join(words)}"
+            )
+        return words[1:]
+
+    def _throwaway(self, drive: Drive, number: int) -> Path:
+        """An overlay over a disk that is not to be written to: a journal may want to be."""
+        overlay = self._folder / f"disk{number}.qcow2"
+        create = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", drive.format]
+        run([*create, "-b", drive.path.absolute(), overlay], timeout=60)
+        return overlay
+
+
+def _session_folder() -> tuple[Path, int]:
+    """A new folder with an open lock in it; those that a killed process left are removed."""
+    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{LOCK}"):
+        _remove_abandoned(path)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    hidden = folder / f".{LOCK}"
+    lock = os.open(hidden, os.O_RDONLY | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    hidden.rename(folder / LOCK)  # it is seen only when it is held
+    return folder, lock
+
+
+def _remove_abandoned(lock: Path) -> None:
+    """Remove the folder of a session whose process is gone, and with it the lock on its file."""
+    with contextlib.suppress(OSError):
+        handle = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(handle).st_uid == os.geteuid():
+                shutil.rmtree(lock.parent, ignore_errors=True)
+        finally:
+            os.close(handle)
+
+
+def _require_plain(*folders: Path) -> None:
+    """Refuse paths that cannot stand in an option of QEMU or in the wrapper."""
+    for folder in folders:
+        if SPECIAL & {*str(folder)}:
+            raise UnusableApplianceError(
+                f"the path {folder} has characters that QEMU's options have"
+            )
+
+
+def restore(saved: SavedAppliance, drives: Sequence[Drive], control: Control) -> RestoredAppliance:
+    """A restored appliance with these drives, in their order.
+
+    Raises:
+        ApplianceError: as for the class and ``attach``.
+    """
+    restored = RestoredAppliance(saved, control)
+    try:
+        for drive in drives:
+            restored.attach(drive)
+    except BaseException:
+        restored.close()
+        raise
+    return restored

@@ -1,0 +1,104 @@
+"""Restored appliances that work on one image after another, for images of one owner.
+
+Between two images nothing of the first is mounted or plugged in.  What an appliance
+keeps all the same is its kernel and its daemon: a guest that took those over through
+its filesystem would meet the next image.  An appliance that had to start RAID or LVM,
+or in which anything failed, is not used again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from vmprovision.appliance.restored import RestoredAppliance
+from vmprovision.appliance.session import Appliance, host_appliance, open_appliance
+from vmprovision.errors import ApplianceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vmprovision.appliance.drives import Drive
+    from vmprovision.progress import Control
+
+log = logging.getLogger(__name__)
+
+
+class SharedAppliances:
+    """As many appliances as there are threads that use them at once.
+
+    Each ends with the thread that has started it, so close them before their threads end.
+    """
+
+    def __init__(self) -> None:
+        """Have none yet."""
+        self._idle: list[RestoredAppliance] = []
+        self._guard = threading.Lock()
+        self._closed = False
+
+    def close(self) -> None:
+        """End those that are not in use now, and the others as soon as they are not."""
+        with self._guard:
+            self._closed = True
+            while self._idle:
+                self._idle.pop().close()
+
+    @contextlib.contextmanager
+    def open(self, drives: Sequence[Drive], *, control: Control) -> Iterator[Appliance]:
+        """As ``open_appliance``, with an appliance that others have used before.
+
+        Raises:
+            ApplianceError: as there.
+            CancelledError: the caller cancelled.
+        """
+        restored = self._take(control)
+        numbers = attach_all(restored, drives) if restored else None
+        if restored is None or numbers is None:
+            with open_appliance(drives, control=control) as appliance:
+                yield appliance
+            return
+        appliance = Appliance(restored.handle, restored.watchdog, restored)
+        is_clean = False
+        try:
+            yield appliance
+            appliance.call("umount_all")
+            for number in numbers:
+                restored.detach(number)
+            is_clean = not appliance.has_volumes
+        finally:
+            with self._guard:
+                if is_clean and not self._closed:
+                    self._idle.append(restored)
+                    restored = None
+            if restored is not None:
+                restored.close()
+
+    def _take(self, control: Control) -> RestoredAppliance | None:
+        with self._guard:
+            if self._idle:
+                restored = self._idle.pop()
+                restored.watchdog.serve(control)
+                return restored
+        saved = host_appliance(control)
+        if saved is None:
+            return None
+        try:
+            return RestoredAppliance(saved, control)
+        except ApplianceError as exc:
+            log.warning("the saved appliance failed, a stock one is started: %s", exc.message)
+            return None
+
+
+def attach_all(restored: RestoredAppliance, drives: Sequence[Drive]) -> list[int] | None:
+    """The numbers of the drives; None, and the appliance is gone, where one is not plugged in."""
+    try:
+        return [restored.attach(drive) for drive in drives]
+    except ApplianceError as exc:
+        log.warning("a shared appliance failed, another one is started: %s", exc.message)
+        restored.close()
+        return None
+    except BaseException:
+        restored.close()
+        raise

@@ -1,0 +1,100 @@
+"""Time limits and cancelling for calls into an appliance."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmprovision.errors import ApplianceTimeoutError, CancelledError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vmprovision.progress import Control
+
+WATCH_SECONDS = 0.1
+
+
+class Watchdog:
+    """Ends the appliance's QEMU when a call outlasts its limit or the caller cancels.
+
+    libguestfs has no time limits, and a call on a handle blocks every other
+    call on it, so the only way out of a stuck call is to end the process that
+    it waits for.  It is known by the unique name on its command line and by
+    being our child.
+    """
+
+    def __init__(self, mark: str, control: Control) -> None:
+        """Take the name of QEMU, and who may cancel."""
+        self._mark = mark.encode()
+        self._control = control
+        self._deadline = float("inf")
+        self._doing = ""
+        self._cause: Exception | None = None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name=mark, daemon=True)
+        self._thread.start()
+
+    @contextlib.contextmanager
+    def limit(self, seconds: float, doing: str) -> Iterator[None]:
+        """Allow the call in this block so many seconds."""
+        if self._control.cancelled.is_set():
+            raise CancelledError("cancelled", hint="the image is as it was")
+        self.raise_cause()
+        self._doing = doing
+        self._deadline = time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            self._deadline = float("inf")
+
+    def raise_cause(self) -> None:
+        """Raise what made the watchdog end the appliance, if it did."""
+        if self._cause:
+            raise self._cause
+
+    def end(self, cause: Exception) -> None:
+        """End the appliance now, for this cause."""
+        self._cause = self._cause or cause
+
+    def serve(self, control: Control) -> None:
+        """Obey another caller from now on."""
+        self._control = control
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(WATCH_SECONDS):
+            if self._cause is None:
+                if self._control.cancelled.is_set():
+                    self._cause = CancelledError("cancelled", hint="the image is as it was")
+                elif time.monotonic() > self._deadline:
+                    self._cause = ApplianceTimeoutError(
+                        f"the appliance was not done with {self._doing} in time",
+                        hint="the host is overloaded, its disk is full, or the image is damaged",
+                    )
+            if self._cause is not None:
+                self._end_qemu()
+
+    def _end_qemu(self) -> None:
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and self._is_ours(entry):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(entry.name), signal.SIGKILL)
+
+    def _is_ours(self, entry: Path) -> bool:
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            # the command name may hold spaces and brackets: fields count from the last bracket
+            parent = int((entry / "stat").read_bytes().rpartition(b")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            return False
+        return self._mark in words and parent == os.getpid()

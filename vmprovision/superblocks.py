@@ -1,0 +1,167 @@
+"""Which filesystem a partition holds, by its first bytes, as blkid(8) would say.
+
+Only what a plain disk has is told: ext2 to ext4, XFS, FAT, NTFS, exFAT and swap.
+For LVM, LUKS, RAID, btrfs and all others, for two signatures at once and for a
+hibernated system's swap there is no answer, and the caller asks the appliance's
+own tools.  Those find signatures at a partition's end, too; so does mount(8).
+"""
+
+from __future__ import annotations
+
+import struct
+import uuid
+from dataclasses import dataclass
+from typing import Literal
+
+START_SIZE = 72 << 10  # btrfs's and reiserfs's superblocks are the last of those looked for
+Kind = Literal["ext", "xfs", "vfat", "ntfs", "exfat", "swap"]
+
+_PAGES = (4096, 8192, 16384, 32768, 65536)
+_SLEEPING = (
+    b"S1SUSPEND",
+    b"S2SUSPEND",
+    b"ULSUSPEND",
+    b"LINHIB0001",
+    b"\xed\xc3\x02\xe9\x98\x56\xe5\x0c",
+)
+_SECTOR = 512
+_EXT = 1024
+_EXT_JOURNAL_DEVICE, _EXT_EXTENTS, _EXT_64BIT = 0x8, 0x40, 0x80
+_LOG_LIMIT = 6  # of a block's size in kilobytes
+
+# (offset, signature): what makes a partition a matter for blkid and for tools of its own.
+_FOREIGN = (
+    *((sector, b"LABELONE") for sector in range(0, 2048, 512)),  # LVM
+    (0, b"LUKS\xba\xbe"),
+    *((1 << shift, b"SKUL\xba\xbe") for shift in range(14, 17)),  # LUKS2's second header
+    (3, b"-FVE-FS-"),  # BitLocker
+    (0, b"\xfc\x4e\x2b\xa9"),  # MD 1.1
+    (0, b"\xa9\x2b\x4e\xfc"),
+    (4096, b"\xfc\x4e\x2b\xa9"),  # MD 1.2
+    (4096, b"\xa9\x2b\x4e\xfc"),
+    (0x10040, b"_BHRfS_M"),  # btrfs
+    (4120, bytes.fromhex("c68573f64e1a45ca8265f57f48ba6d81")),  # bcache
+    (0x8001, b"CD001"),
+    (0x8001, b"BEA01"),  # UDF
+    (0x8001, b"NSR0"),
+    (0, b"hsqs"),  # squashfs
+    (0, b"sqsh"),
+    (1024, b"\xe2\xe1\xf5\xe0"),  # erofs
+    (1024, b"\x10\x20\xf5\xf2"),  # f2fs
+    (0x8000, b"JFS1"),
+    (0x10034, b"ReIsEr"),
+    (0x2034, b"ReIsEr"),
+    (1030, b"\x34\x34"),  # nilfs2
+    (8192 + 1372, b"\x54\x19\x01\x00"),  # UFS
+    (8192 + 1372, b"\x00\x01\x19\x54"),
+    (65536 + 1372, b"\x19\x01\x54\x19"),  # UFS2
+    (65536 + 1372, b"\x19\x54\x01\x19"),
+)
+_ZFS_LABEL = slice(16384, 16384 + 4096)  # holds its pool's version, first of all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Superblock:
+    """What a filesystem says of itself.
+
+    Attributes:
+        uuid: as fstab(5) names it.
+        label: likewise; for FAT only its boot sector's, which need not be the one that counts.
+        last_mounted: where an ext filesystem was mounted last, by its own record.
+        driver: the kernel's, where there is only one for it; empty where mount(8) knows better.
+        size: in bytes; 0 where it was not read.
+    """
+
+    kind: Kind
+    uuid: str = ""
+    label: str = ""
+    last_mounted: str = ""
+    driver: str = ""
+    size: int = 0
+
+
+def identify(start: bytes) -> Superblock | None:
+    """The one filesystem, or swap, that begins with these ``START_SIZE`` bytes; None: unclear."""
+    if any(start[place : place + len(magic)] == magic for place, magic in _FOREIGN):
+        return None
+    if b"\0\0\0\7version\0" in start[_ZFS_LABEL]:
+        return None
+    if any(start[page - 10 :].startswith(_SLEEPING) for page in _PAGES):
+        return None
+    found = [block for parse in _PARSERS if (block := parse(start))]
+    return found[0] if len(found) == 1 else None
+
+
+def _ext(start: bytes) -> Superblock | None:
+    if start[_EXT + 56 : _EXT + 58] != b"\x53\xef" or len(start) < 2 * _EXT:
+        return None
+    (incompatible,) = struct.unpack_from("<I", start, _EXT + 96)
+    if incompatible & _EXT_JOURNAL_DEVICE:
+        return None
+    (low,) = struct.unpack_from("<I", start, _EXT + 4)
+    (log,) = struct.unpack_from("<I", start, _EXT + 24)
+    (high,) = struct.unpack_from("<I", start, _EXT + 336) if incompatible & _EXT_64BIT else (0,)
+    return Superblock(
+        kind="ext",
+        uuid=_uuid(start[_EXT + 104 :]),
+        label=_text(start[_EXT + 120 : _EXT + 136]),
+        last_mounted=_text(start[_EXT + 136 : _EXT + 200]),
+        driver="ext4" if incompatible & _EXT_EXTENTS else "",
+        size=((high << 32) + low) * (1024 << log) if log <= _LOG_LIMIT else 0,
+    )
+
+
+def _xfs(start: bytes) -> Superblock | None:
+    if start[:4] != b"XFSB" or len(start) < _SECTOR:
+        return None
+    length, blocks = struct.unpack_from(">IQ", start, 4)
+    return Superblock(
+        kind="xfs",
+        uuid=_uuid(start[32:]),
+        label=_text(start[108:120]),
+        driver="xfs",
+        size=length * blocks,
+    )
+
+
+def _vfat(start: bytes) -> Superblock | None:
+    if start[510:512] != b"\x55\xaa":
+        return None
+    if start[82:90] == b"FAT32   ":
+        serial, label = start[67:71], start[71:82]
+    elif start[54:62] in (b"FAT12   ", b"FAT16   ", b"FAT     "):
+        serial, label = start[39:43], start[43:54]
+    else:
+        return None
+    digits = serial[::-1].hex().upper()
+    name = _text(label).rstrip()
+    return Superblock(
+        kind="vfat",
+        uuid=f"{digits[:4]}-{digits[4:]}",
+        label="" if name == "NO NAME" else name,
+    )
+
+
+def _ntfs(start: bytes) -> Superblock | None:
+    return Superblock(kind="ntfs") if start[3:11] == b"NTFS    " else None
+
+
+def _exfat(start: bytes) -> Superblock | None:
+    return Superblock(kind="exfat") if start[3:11] == b"EXFAT   " else None
+
+
+def _swap(start: bytes) -> Superblock | None:
+    if not any(start[page - 10 : page] in (b"SWAPSPACE2", b"SWAP-SPACE") for page in _PAGES):
+        return None
+    return Superblock(kind="swap", uuid=_uuid(start[1036:]), label=_text(start[1052:1068]))
+
+
+_PARSERS = (_ext, _xfs, _vfat, _ntfs, _exfat, _swap)
+
+
+def _uuid(raw: bytes) -> str:
+    return str(uuid.UUID(bytes=raw[:16]))
+
+
+def _text(raw: bytes) -> str:
+    return raw.partition(b"\0")[0].decode("utf-8", errors="replace")
