@@ -21,7 +21,7 @@ from tests.bench.page import PLOT, rows_of, write_page
 from tests.bench.ways import WAYS, Case, Way
 from tests.conftest import DEBIAN_RECIPE
 from vmprovision.appliance.accelerator import choose_accelerator
-from vmprovision.appliance.session import qemu_program
+from vmprovision.appliance.library import qemu_program
 from vmprovision.progress import Control
 from vmprovision.recipe import build_image
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import vmprovision
 from tests.bench.ways import BASELINE, BATCHES
 from vmprovision.appliance.accelerator import choose_accelerator
-from vmprovision.appliance.session import guestfs_module, qemu_program
+from vmprovision.appliance.library import guestfs_module, qemu_program
 from vmprovision.cache import write_atomically
 from vmprovision.command import run
 
