@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import importlib
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmprovision.archive import build_archive
+from vmprovision.doctor import examine_host
 from vmprovision.errors import FleetError, PlanError
 
 if TYPE_CHECKING:
@@ -41,7 +43,8 @@ def connect_scheduler(address: str) -> Iterator[Executor]:
     Raises:
         PlanError: the address is none.
         FleetError: ``distributed`` is not installed, nothing answers at the address,
-            there are no workers, or they have other versions than this host.
+            there are no workers, they have other versions than this host, or theirs
+            lacks what the work needs.
     """
     if not ADDRESS.match(address):
         raise PlanError(
@@ -58,12 +61,35 @@ def connect_scheduler(address: str) -> Iterator[Executor]:
     with client:
         _require_workers(client, address)
         _require_same_versions(client.get_versions(packages=["vmprovision"]))
-        _require_same_agent(client.run(agent_here, on_error="return"))
+        _require_usable(client.run(look_here, on_error="return"))
         yield client.get_executor(pure=False, retries=RETRIES)
 
 
-def agent_here() -> str:
-    """Which agent this process would inject; asked of every worker."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """What a worker says of itself.
+
+    Attributes:
+        agent: which one it would inject.
+        faults: what its host lacks for the work, in sentences.
+    """
+
+    agent: str
+    faults: tuple[str, ...] = ()
+
+
+def look_here() -> Worker:
+    """What this process would inject, and whether it can; asked of every worker."""
+    findings = examine_host()
+    return Worker(
+        agent=_agent(),
+        faults=tuple(
+            f"{each.subject}: {each.detail}" for each in findings if each.needed and not each.ok
+        ),
+    )
+
+
+def _agent() -> str:
     archive = build_archive()
     return f"agent {archive.version} ({archive.sha256[:12]})"
 
@@ -102,12 +128,19 @@ def _require_same_versions(versions: Any) -> None:  # noqa: ANN401 -- an optiona
                 )
 
 
-def _require_same_agent(agents: dict[str, str | Exception]) -> None:
-    """Refuse workers whose vmprovision is the same by its version only."""
-    here = agent_here()
-    for worker, there in agents.items():
-        if there != here:
+def _require_usable(workers: dict[str, Worker | Exception]) -> None:
+    """Refuse workers that would inject something else, or fail one image after the other."""
+    here = _agent()
+    for name, worker in workers.items():
+        if isinstance(worker, Exception):
+            raise FleetError(f"{name} cannot say what it would do: {worker}")
+        if worker.agent != here:
             raise FleetError(
-                f"{worker} would inject {there}, this host {here}",
+                f"{name} would inject {worker.agent}, this host {here}",
                 hint="install the same versions everywhere, and start the workers again",
+            )
+        if worker.faults:
+            raise FleetError(
+                f"{name} cannot do the work: {'; '.join(worker.faults)}",
+                hint="`vmprovision doctor`, run there, names the command that mends it",
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -18,18 +19,25 @@ import pytest
 
 import vmprovision
 from tests.batch.cluster import Cluster, cluster_in
+from tests.bench.measure import descendants
 from tests.conftest import require
-from tests.images.test_crashes import OPEN, beside, blocks_of, machines_on, wait_until
+from tests.images.test_crashes import OPEN, beside, blocks_of, wait_until
 from tests.images.tiny import PATH, tiny_disk
 from tests.trees import SYSTEMD_TREE, make_tree
 from vmprovision import fleet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from tests.conftest import RunCli
 
 GUESTS = ("vm-1", "vm-2", "vm-3", "vm-4")
+
+
+@pytest.fixture(autouse=True)
+def _dask() -> None:
+    """Dask is an extra."""
+    require(importlib.util.find_spec("distributed"), "distributed is not installed")
 
 
 @pytest.fixture
@@ -67,15 +75,16 @@ def test_a_worker_that_is_killed(cluster: Cluster, run_cli: RunCli, tmp_path: Pa
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         words = ("--vm-id", "{name}", "--format", "raw", "--scheduler", cluster.address)
         batch = pool.submit(run_cli, "inject", *images, *words, "--json", check=False)
-        wait_until(lambda: batch.done() or machines_of(victim.pid))
-        (machine,) = machines_of(victim.pid)
-        (image,) = [image for image in images if machine in machines_on(image)]
+        wait_until(lambda: batch.done() or machines_of(victim.pid, images))
+        ((machine, image),) = machines_of(victim.pid, images)
         redo_log = beside(image, OPEN)
         before = blocks_of(redo_log)
         wait_until(lambda: batch.done() or blocks_of(redo_log) > before)
+        below = list(descendants(victim.pid))
+        assert machine in below
         victim.kill()
         victim.wait()
-        wait_until(lambda: not is_alive(machine), 15)
+        wait_until(lambda: not any(map(is_alive, below)), 15)
         done = batch.result()
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads(done.stdout)["results"]
@@ -177,6 +186,17 @@ def test_a_worker_with_another_agent(tmp_path: Path) -> None:
             pass
 
 
+def test_a_worker_that_cannot_work(cluster: Cluster) -> None:
+    """Its host would fail one image after the other, faster than the others do them."""
+    cluster.add_worker({"LIBGUESTFS_HV": "/nonexistent/qemu"})
+    wait_until(lambda: "Registered to" in cluster.log_of(3))
+    with (
+        pytest.raises(vmprovision.FleetError, match=r"cannot do the work: .*/nonexistent/qemu"),
+        vmprovision.connect_scheduler(cluster.address),
+    ):
+        pass
+
+
 def test_versions_that_do_not_match() -> None:
     """The one that differs is named, and what it has."""
     same = {"packages": {"vmprovision": "1", "distributed": "2"}}
@@ -195,14 +215,15 @@ def test_versions_that_do_not_match() -> None:
         assert f"{kind} has {package} {there or 'not installed'}" in refused.value.message
 
 
-def machines_of(process: int) -> list[int]:
-    """The QEMU processes that a process has started."""
+def machines_of(process: int, images: Sequence[Path]) -> list[tuple[int, Path]]:
+    """The QEMU processes below a process that have the redo log of one of the images open."""
+    redo_logs = {str(beside(image, OPEN)): image for image in images}
     found = []
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError, ValueError):
-            status = (entry / "stat").read_bytes()
-            if b"(qemu-system" in status and int(status.rpartition(b")")[2].split()[1]) == process:
-                found.append(int(entry.name))
+    for below in descendants(process):
+        with contextlib.suppress(OSError):
+            if b"(qemu-system" in Path(f"/proc/{below}/stat").read_bytes():
+                files = {str(entry.readlink()) for entry in Path(f"/proc/{below}/fd").iterdir()}
+                found += [(below, redo_logs[file]) for file in files & redo_logs.keys()]
     return found
 
 
