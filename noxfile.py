@@ -20,6 +20,7 @@ nox.options.sessions = ["lint", "tests"]
 
 AGENT = "vmprovision/agent"
 OLDEST_PYTHONS = ("2.6", "3.2")  # that a guest may have
+BENCHES = ("tests.bench.agent",)
 # A worker for each core; an appliance or a guest takes a core and half a gigabyte.
 SIDE_BY_SIDE = ("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal")
 ASKED_FOR = ("long", "time.monotonic", "unicode")  # compat.py uses them only where they are
@@ -48,6 +49,19 @@ def tests(session: nox.Session) -> None:
 def agent(session: nox.Session) -> None:
     """Test the guest agent on every interpreter of this host."""
     _run(session, "pytest", *SIDE_BY_SIDE, "tests/agent", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Send 100,000 malformed requests to an agent of each family of interpreters."""
+    _run(session, "python", "-m", "tests.agent.fuzz", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure, beside what others have, and write the tables in docs/."""
+    for module in BENCHES:
+        _run(session, "python", "-m", module, *session.posargs)
 
 
 @nox.session

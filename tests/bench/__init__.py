@@ -1,0 +1,1 @@
+"""Measurements, for `nox -s bench`: each module writes its table into the documentation."""
