@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import random
 import re
+import resource
 import socket
 import sys
 import tempfile
@@ -32,6 +33,7 @@ SEED = 4
 AT_ONCE = 8
 DAWDLERS = 6  # with those at once still within what the runtime keeps
 CROWD = 200
+LAST_CROWD = 2000
 CROWD_SECONDS = 5.0
 LOOK_EVERY = 2000  # requests, between two looks at the agent
 ANSWER_SECONDS = 2.0  # after which the manager gives up
@@ -173,9 +175,11 @@ class Campaign:
             self._send_some()
             if sent % LOOK_EVERY < AT_ONCE or sent + AT_ONCE >= count:
                 self._look()
-                self._crowd()
+                self._crowd(CROWD)
                 if sent <= count // 10:  # what it needs, it has needed by now
                     memory = self.resident()
+        self._crowd(LAST_CROWD)
+        self._look()
         grown = self.resident() - memory
         assert grown < GROWTH_KILOBYTES, f"it grew by {grown} KB"
         for sock in self.dawdlers:
@@ -226,9 +230,9 @@ class Campaign:
         self.statuses.update(found)
         self.silent += not data
 
-    def _crowd(self) -> None:
+    def _crowd(self, size: int) -> None:
         """Many who begin and never finish keep nobody out for long."""
-        crowd = [self.agent.connect() for _ in range(CROWD)]
+        crowd = [self.agent.connect() for _ in range(size)]
         for sock in crowd:
             with suppress(BrokenPipeError, ConnectionResetError):
                 sock.sendall(b"GET /health HTTP/1.1\r\nHo")
@@ -253,6 +257,8 @@ class Campaign:
 
 def attack(name: str, program: Path, folder: Path, count: int, seed: int) -> Campaign:
     """Attack an agent on the interpreter of that name."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     path = folder / "agent.sock"
     listen = f"unix:{path},127.0.0.1"
     with running_agent(
