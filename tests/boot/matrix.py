@@ -3,7 +3,8 @@
 ``nox -s boot-matrix`` builds, injects and boots every recipe of ``images/``, makes a
 plan for every real tree of ``tests/roots/real_trees.py``, and writes what came of it
 to ``docs/support-matrix.md``.  A boot's result is kept in the cache as long as neither
-its recipe nor vmprovision changes, so that an interrupted run goes on.
+its recipe nor vmprovision changes, so that an interrupted run goes on; ``--kept``
+writes the page of what is kept so far.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ HEAD = """\
 - **booted**: the image of a recipe in `images/` was built, injected and started, and \
 `vmprovision prove` saw the agent answer from under that init system. The seconds are from \
 power-on to its first answer, {speed}.
-- **files checked**: the verdict and the planned files are right on real files of that guest.
+- **files checked**: the verdict and the planned files are right on real files of that guest, or \
+on its layout as its makers document it; nothing was booted.
 - **failed**, **not tried**: what the words say; the reason stands beside them.
 
 | guest | architecture | services run by | process 1 | agent's runtime | result | how |
@@ -88,7 +90,7 @@ class Row:
 
 def try_recipe(recipe: Recipe, control: Control, tarballs: Path = TARBALLS) -> Row:
     """What a boot of the recipe's image shows: as the cache has it, or tried now."""
-    kept = cache_directory() / "matrix" / f"{recipe.name}-{recipe.key()}-{source_key()}.json"
+    kept = kept_result(recipe)
     if kept.exists():
         return Row(**json.loads(kept.read_text(encoding="utf-8")))
     guest = f"`{recipe.name}`"
@@ -101,6 +103,11 @@ def try_recipe(recipe: Recipe, control: Control, tarballs: Path = TARBALLS) -> R
         return Row(guest=guest, result=FAILED, how=" ".join(exc.message.split()))
     write_atomically(kept, json.dumps(asdict(row)).encode())
     return row
+
+
+def kept_result(recipe: Recipe) -> Path:
+    """Where the result of a boot is kept, for this recipe and this source."""
+    return cache_directory() / "matrix" / f"{recipe.name}-{recipe.key()}-{source_key()}.json"
 
 
 def boot_recipe(recipe: Recipe, tarball: Path | None, control: Control) -> Row:
@@ -132,7 +139,13 @@ def boot_recipe(recipe: Recipe, tarball: Path | None, control: Control) -> Row:
 
 def check_tree(tree: RealTree) -> Row:
     """What a plan for a real guest's files shows."""
-    what = "its root filesystem" if tree.is_whole else "its `/etc`, programs stood in for"
+    what = (
+        "its root filesystem"
+        if tree.is_whole
+        else "its `/etc`, programs stood in for"
+        if tree.source
+        else "its layout by its documentation"
+    )
     with tempfile.TemporaryDirectory(prefix="vmprovision-matrix-") as folder:
         root = assemble(tree, Path(folder) / "guest")
         if root is None:
@@ -187,11 +200,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", nargs="*", help="try only these, and do not write the page")
     parser.add_argument("--jobs", type=int, default=JOBS, help="so many guests at a time")
+    parser.add_argument("--kept", action="store_true", help="boot nothing that no run has booted")
     asked = parser.parse_args(arguments)
     recipes = [r for r in list_recipes() if not asked.recipe or r.name in asked.recipe]
 
     def tell(recipe: Recipe) -> Row:
         begun = time.monotonic()
+        if asked.kept and not kept_result(recipe).exists():
+            how = "the next run of the matrix boots it"
+            return Row(guest=f"`{recipe.name}`", result="not tried", how=how)
         row = try_recipe(recipe, Control())
         took = time.monotonic() - begun
         sys.stdout.write(f"{recipe.name}: {row.result}, {row.how} ({took:.0f} s in all)\n")
