@@ -4,7 +4,7 @@
 plan for every real tree of ``tests/roots/real_trees.py``, and writes what came of it
 to ``docs/support-matrix.md``.  A boot's result is kept in the cache as long as neither
 its recipe nor vmprovision changes, so that an interrupted run goes on; ``--kept``
-writes the page of what is kept so far.
+writes the page of what is kept so far, and of what the page says of the others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,7 +48,7 @@ EMPTY = "\N{EN DASH}"
 HEAD = """\
 # Support matrix
 
-`nox -s boot-matrix` wrote this page; edit `tests/boot/matrix.py` instead of it.
+`nox -s boot-matrix` wrote this page; edit `tests/boot/matrix.py` instead of it.{whole}
 
 - **booted**: the image of a recipe in `images/` was built, injected and started, and \
 `vmprovision prove` saw the agent answer from under that init system. The seconds are from \
@@ -60,6 +60,12 @@ on its layout as its makers document it; nothing was booted.
 | guest | architecture | services run by | process 1 | agent's runtime | result | how |
 |---|---|---|---|---|---|---|
 """
+
+
+IN_PARTS = (
+    " It is not of one whole run: boots of other days than the last were made with older sources "
+    "of vmprovision."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +114,16 @@ def try_recipe(recipe: Recipe, control: Control, tarballs: Path = TARBALLS) -> R
 def kept_result(recipe: Recipe) -> Path:
     """Where the result of a boot is kept, for this recipe and this source."""
     return cache_directory() / "matrix" / f"{recipe.name}-{recipe.key()}-{source_key()}.json"
+
+
+def row_on_page(recipe: Recipe) -> Row:
+    """What the page says of a recipe that an earlier run has booted."""
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if len(cells) == len(fields(Row)) and cells[-1].startswith(f"`{recipe.name}`, "):
+            return Row(**dict(zip((field.name for field in fields(Row)), cells, strict=True)))
+    how = "the next run of the matrix boots it"
+    return Row(guest=f"`{recipe.name}`", result="not tried", how=how)
 
 
 def boot_recipe(recipe: Recipe, tarball: Path | None, control: Control) -> Row:
@@ -184,12 +200,14 @@ def untried(rows: Sequence[Row]) -> Iterator[Row]:
             yield Row(system=module.NAME, result="not tried", how=how)
 
 
-def write_page(rows: Sequence[Row]) -> None:
-    """Put the whole table where people read it."""
+def write_page(rows: Sequence[Row], *, whole: bool = True) -> None:
+    """Put the table where people read it, and say so where it is not of one run."""
     accelerator = choose_accelerator(find_qemu("x86_64", HARDWARE["x86_64"])).accelerator
     speed = "with KVM" if accelerator == "kvm" else "without KVM"
     lines = [row.as_markdown() for row in (*rows, *untried(rows))]
-    PAGE.write_text(HEAD.format(speed=speed) + "".join(lines), encoding="utf-8")
+    PAGE.write_text(
+        HEAD.format(speed=speed, whole="" if whole else IN_PARTS) + "".join(lines), encoding="utf-8"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -207,8 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def tell(recipe: Recipe) -> Row:
         begun = time.monotonic()
         if asked.kept and not kept_result(recipe).exists():
-            how = "the next run of the matrix boots it"
-            return Row(guest=f"`{recipe.name}`", result="not tried", how=how)
+            return row_on_page(recipe)
         row = try_recipe(recipe, Control())
         took = time.monotonic() - begun
         sys.stdout.write(f"{recipe.name}: {row.result}, {row.how} ({took:.0f} s in all)\n")
@@ -219,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = list(pool.map(tell, recipes))
     if not asked.recipe:
         rows += [check_tree(tree) for tree in REAL_TREES]
-        write_page(rows)
+        write_page(rows, whole=not asked.kept)
     failed = sum(row.result == FAILED for row in rows)
     sys.stdout.write(f"{len(rows) - failed} guests are right or were not tried, {failed} failed\n")
     return 1 if failed else 0

@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conftest import require
+from tests.trees import Program, make_tree
 from vmprovision.configuration import parse_configuration
+from vmprovision.filesystem import LocalFilesystem
 from vmprovision.guest import InitVerdict
 from vmprovision.initsystem import module_for
+from vmprovision.inspection.pid1 import find_pid1
 from vmprovision.plan import Symlink, WriteFile
 from vmprovision.rendering import Service, render
 
@@ -220,6 +223,27 @@ def test_there_are_no_bashisms(init: str, dialect: str, tmp_path: Path) -> None:
         timeout=60,
     )
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("path", "program"),
+    [
+        ("bin/busybox", "busybox"),
+        ("lib/runit/runit-init", "runit"),
+        ("lib/systemd/systemd", "systemd"),
+        ("sbin/finit", "finit"),
+        ("sbin/init", "sysvinit"),
+        ("sbin/openrc-init", "openrc-init"),
+    ],
+)
+def test_the_real_programs_are_known_by_their_words(
+    path: str, program: str, workshop: Workshop, tmp_path: Path
+) -> None:
+    """Each as a plain /sbin/init, without a name, a package or a link that would tell."""
+    content = (workshop.root / path).read_bytes()
+    make_tree(tmp_path, {"/sbin/init": Program(content)})
+    found = find_pid1(LocalFilesystem(tmp_path))
+    assert (found.program, found.is_seen) == (program, True)
 
 
 def generated(template: str) -> bytes:
