@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import vmprovision
-from tests.trees import OS_RELEASE, Tree, elf, make_tree
+from tests.trees import OS_RELEASE, Link, Tree, elf, make_tree
 from vmprovision.errors import AmbiguousInitError
 from vmprovision.filesystem import LocalFilesystem
 from vmprovision.inspection.bootmenu import init_option, read_boot_menus
@@ -139,6 +139,21 @@ def test_entries_that_agree_need_no_default(tmp_path: Path) -> None:
     entry = "title {0}\nlinux /v\noptions root=x init=" + RUNIT + "\n"
     files: Tree = {f"/boot/loader/entries/{n}.conf": entry.format(n) for n in "ab"}
     assert vmprovision.inspect(make_tree(tmp_path, {**THREE, **files})).init.system == "runit"
+
+
+def test_other_programs_of_the_firmware_are_no_entries(tmp_path: Path) -> None:
+    """A memory test beside the kernel's entries has no say in which init starts."""
+    files: Tree = {
+        "/boot/loader/entries/a.conf": f"title A\nlinux /v\noptions root=x init={RUNIT}\n",
+        "/boot/loader/entries/memtest.conf": "title memtest86+\nefi /memtest.efi\n",
+    }
+    assert vmprovision.inspect(make_tree(tmp_path, {**THREE, **files})).init.system == "runit"
+
+
+def test_a_circle_of_links_is_no_menu(tmp_path: Path) -> None:
+    """It boots nothing, and the guest is judged by the rest."""
+    files: Tree = {"/boot/grub": Link("grub2"), "/boot/grub2": Link("grub")}
+    assert vmprovision.inspect(make_tree(tmp_path, {**THREE, **files})).init.system == "sysv"
 
 
 def test_the_last_option_of_a_command_line_counts() -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from vmprovision.errors import printable
+from vmprovision.errors import InspectionError, printable
 from vmprovision.filesystem import read_text
 
 if TYPE_CHECKING:
@@ -111,8 +111,16 @@ def _menu(
     path: PurePosixPath,
     parse: Callable[[GuestReader, PurePosixPath, str], BootMenu],
 ) -> BootMenu | None:
-    text = read_text(reader, path)
+    text = _text(reader, path)
     return parse(reader, path, text) if text else None
+
+
+def _text(reader: GuestReader, path: PurePosixPath) -> str:
+    """A file's text; empty where there is none, or a circle of links, which boots nothing."""
+    try:
+        return read_text(reader, path) or ""
+    except InspectionError:
+        return ""
 
 
 def init_option(line: str) -> PurePosixPath | None:
@@ -133,7 +141,7 @@ def _in_force(text: str) -> list[str]:
 
 
 def _grub_menu(reader: GuestReader, path: PurePosixPath, text: str) -> BootMenu:
-    environment = _settings(read_text(reader, path.parent / "grubenv") or "")
+    environment = _settings(_text(reader, path.parent / "grubenv"))
     menu = _read_grub(text)
     top = [(node, _entry_of(node)) for node in _leaves(menu)]
     entries = tuple(entry for _, entry in top[:ENTRY_LIMIT])
@@ -282,10 +290,12 @@ def _loader_menu(reader: GuestReader, folder: PurePosixPath) -> BootMenu | None:
     if not names:
         return None
     for grub in ("grub2", "grub"):
-        environment |= _settings(read_text(reader, BOOT / grub / "grubenv") or "")
+        environment |= _settings(_text(reader, BOOT / grub / "grubenv"))
     entries = []
     for name in names[:ENTRY_LIMIT]:
-        lines = [_keyword(line) for line in _in_force(read_text(reader, place / name) or "")]
+        lines = [_keyword(line) for line in _in_force(_text(reader, place / name))]
+        if not {"linux", "options"} & {keyword for keyword, _ in lines}:
+            continue  # another program: a memory test, a shell of the firmware
         options = " ".join(value for keyword, value in lines if keyword == "options")
         options = options.replace("$kernelopts", environment.get("kernelopts", ""))
         title = next((value for keyword, value in lines if keyword == "title"), name)
@@ -293,7 +303,7 @@ def _loader_menu(reader: GuestReader, folder: PurePosixPath) -> BootMenu | None:
             title=printable(title), init=init_option(options), name=name.removesuffix(".conf")
         )
         entries.append(entry)
-    pattern = _settings(read_text(reader, folder / "loader.conf") or "").get("default", "")
+    pattern = _settings(_text(reader, folder / "loader.conf")).get("default", "")
     chosen = [
         entry
         for entry in entries
@@ -307,8 +317,8 @@ def _loader_menu(reader: GuestReader, folder: PurePosixPath) -> BootMenu | None:
 
 def _source_menu(reader: GuestReader, path: PurePosixPath) -> BootMenu | None:
     """What the next menu will be made from, as a menu of one entry."""
-    text = read_text(reader, path)
-    if text is None:
+    text = _text(reader, path)
+    if not text:
         return None
     lines = _in_force(text)
     if path.name == "grub":
