@@ -35,7 +35,8 @@ def lint(session: nox.Session) -> None:
     targets = [f"--target={version}-" for version in OLDEST_PYTHONS]
     excluded = [f"--exclude={name}" for name in ASKED_FOR]
     _run(session, "vermin", "--violations", "--no-tips", *targets, *excluded, AGENT)
-    session.run("shellcheck", "bootstrap", ".ci/run")
+    inside = [f"vmprovision/appliance/inside/{name}" for name in ("init", "ls", "volumes")]
+    session.run("shellcheck", "bootstrap", ".ci/run", *inside)
 
 
 @nox.session
@@ -74,13 +75,6 @@ def boot(session: nox.Session) -> None:
 def boot_matrix(session: nox.Session) -> None:
     """Boot every recipe, look at every real tree, and write docs/support-matrix.md."""
     _run(session, "python", "-m", "tests.boot.matrix", *session.posargs)
-
-
-@nox.session
-def bench(session: nox.Session) -> None:
-    """Measure injections beside other ways, and the agent beside node_exporter; write the docs."""
-    session.run(sys.executable, "-m", "pip", "install", "--quiet", "--editable", ".[bench]")
-    _run(session, "python", "-m", "tests.bench.injection", *session.posargs)
 
 
 @nox.session

@@ -105,3 +105,27 @@ def test_new_images(folder: Path, tmp_path: Path) -> None:
     report = vmprovision.inject_many(images, output=new, journal=journal)
     assert [result.outcome for result in report.results] == ["injected", "skipped", "skipped"]
     assert sorted(path.name for path in new.iterdir()) == [path.name for path in images]
+
+
+def test_together(folder: Path) -> None:
+    """One appliance after another image: each is as if it were alone, a broken one stops none."""
+    images = [folder / "a.qcow2", folder / "broken.qcow2", folder / "base.qcow2"]
+    shutil.copy(images[0], images[1])
+    with images[1].open("r+b") as file:
+        file.truncate(70_000)
+    (folder / "over.qcow2").unlink()
+    report = vmprovision.inject_many(images, jobs=1, together=True)
+    assert [result.outcome for result in report.results] == ["injected", "failed", "injected"]
+    for image in (images[0], images[2]):
+        assert not vmprovision.verify(image).mismatches
+    again = vmprovision.inject_many(images[::2], jobs=2, together=True)
+    assert [result.outcome for result in again.results] == ["unchanged"] * 2
+    assert not machines_on(folder)
+
+
+def test_together_is_for_this_host(folder: Path, run_cli: RunCli) -> None:
+    """Workers elsewhere share nothing."""
+    words = ("--together", "--scheduler", "tcp://127.0.0.1:1")
+    done = run_cli("inject", folder / "a.qcow2", *words, check=False)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
