@@ -16,6 +16,8 @@ from vmprovision.archive import build_archive
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+READY_SECONDS = 120.0
+
 
 def library(images: Sequence[Path]) -> Iterator[None]:
     """One ``inject`` after the other."""
@@ -25,8 +27,19 @@ def library(images: Sequence[Path]) -> Iterator[None]:
         vmprovision.inject(image)
 
 
+def pool(images: Sequence[Path]) -> Iterator[None]:
+    """The same, each with an appliance that stands ready."""
+    build_archive()
+    with vmprovision.Pool(size=1) as ready:
+        ready.wait_until_ready(READY_SECONDS)
+        yield
+        for image in images:
+            vmprovision.inject(image, pool=ready)
+
+
 DRIVERS: dict[str, Callable[[Sequence[Path]], Iterator[None]]] = {
     "library": library,
+    "pool": pool,
 }
 
 

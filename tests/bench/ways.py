@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 
 from tests.bench.drivers import DRIVERS
 from tests.images.tiny import PATH
-from vmprovision.cache import CACHE_VARIABLE
+from vmprovision.appliance.session import STOCK_VARIABLE
+from vmprovision.cache import CACHE_VARIABLE, cache_directory
 from vmprovision.plan import MakeDirectory, Symlink, WriteFile
+from vmprovision.runtime.store import cached_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -61,7 +63,7 @@ class Way:
         phased: the command says itself where the measured part begins and ends.
         environment: variables to set, given the case.
         obstacle: why it cannot be tried on this host; empty where it can.
-        jobs: of a batch, for the plot.
+        series: of batches that differ in size only: a line in the plot.
     """
 
     name: str
@@ -71,7 +73,7 @@ class Way:
     phased: bool = False
     environment: Callable[[Case], Mapping[str, str]] = field(default=lambda _: {})
     obstacle: Callable[[], str] = field(default=lambda: "")
-    jobs: int | None = None
+    series: str = ""
 
 
 def virt_customize(case: Case) -> list[str | Path]:
@@ -116,6 +118,13 @@ def plain_libguestfs(case: Case) -> list[str | Path]:
 def command_line(case: Case, words: Sequence[str] = ()) -> list[str | Path]:
     """Our command line on all images of the case."""
     return [Path(sys.executable).with_name("vmprovision"), "inject", *case.images, *words]
+
+
+def new_cache(case: Case) -> dict[str, str]:
+    """A cache as it is after an installation, whose wheel has the runtimes in it."""
+    cache = case.folder / "cache"
+    shutil.copytree(cached_folder(), cache / cached_folder().relative_to(cache_directory()))
+    return {CACHE_VARIABLE: str(cache)}
 
 
 def driver(name: str) -> Callable[[Case], list[str | Path]]:
@@ -179,12 +188,18 @@ WAYS: tuple[Way, ...] = (
     ),
     Way(name="libguestfs from Python, `inspect_os`", command=plain_libguestfs),
     Way(
+        name="`vmprovision inject`, stock appliance",
+        command=command_line,
+        environment=lambda _: {STOCK_VARIABLE: "1"},
+    ),
+    Way(
         name="`vmprovision inject`, first run on a host",
         command=command_line,
-        environment=lambda case: {CACHE_VARIABLE: str(case.folder / "cache")},
+        environment=new_cache,
     ),
     Way(name="`vmprovision inject`", command=command_line),
     Way(name="`vmprovision.inject()`, the call alone", command=driver("library"), phased=True),
+    Way(name="`vmprovision.inject(pool=…)`, the call alone", command=driver("pool"), phased=True),
     Way(
         name="root: loop mount and `cp`, raw image",
         command=loop_mount,
@@ -193,12 +208,12 @@ WAYS: tuple[Way, ...] = (
     ),
     *(
         Way(
-            name=f"`inject --jobs {jobs}` of {images}",
-            command=functools.partial(command_line, words=("--jobs", str(jobs))),
+            name=f"`inject {' '.join(series)}`, {images} images",
+            command=functools.partial(command_line, words=series),
             images=images,
-            jobs=jobs,
+            series=" ".join(series),
         )
         for images in BATCHES
-        for jobs in (1, 2)
+        for series in (("--jobs", "1"), ("--jobs", "2"), ("--jobs", "1", "--together"))
     ),
 )
