@@ -51,6 +51,20 @@ def agent(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Send 100,000 malformed requests to an agent of each family of interpreters."""
+    _run(session, "python", "-m", "tests.agent.fuzz", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure, beside what others have, and write the tables in docs/."""
+    session.run(sys.executable, "-m", "pip", "install", "--quiet", "--editable", ".[bench]")
+    _run(session, "python", "-m", "tests.bench.agent")
+    _run(session, "python", "-m", "tests.bench.injection", *session.posargs)
+
+
+@nox.session
 def boot(session: nox.Session) -> None:
     """Run the tests that boot a guest."""
     _run(session, "pytest", *SIDE_BY_SIDE, "-m", "boot", *session.posargs)
@@ -60,6 +74,13 @@ def boot(session: nox.Session) -> None:
 def boot_matrix(session: nox.Session) -> None:
     """Boot every recipe, look at every real tree, and write docs/support-matrix.md."""
     _run(session, "python", "-m", "tests.boot.matrix", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure injections beside other ways, and the agent beside node_exporter; write the docs."""
+    session.run(sys.executable, "-m", "pip", "install", "--quiet", "--editable", ".[bench]")
+    _run(session, "python", "-m", "tests.bench.injection", *session.posargs)
 
 
 @nox.session

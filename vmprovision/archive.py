@@ -136,7 +136,8 @@ def _services() -> bytes:
     """A module with what each init system gets, for ``guest-agent install``.
 
     Only what takes files, links and lines of one file: s6 may need its compiler,
-    and startpar's makefiles are made by Debian's own ``update-rc.d``.
+    and startpar's makefiles are made by Debian's own ``update-rc.d``.  Nor does it
+    look at how old systemd is.
     """
     begin, end = (line.encode() for line in marked(Service().name, b"").decode().splitlines())
     services = {
@@ -148,7 +149,7 @@ def _services() -> bytes:
         ]
         for module in INIT_SYSTEMS
         for dialect, hook in reversed(module.VARIANTS)
-        if module.NAME != "s6" and dialect != "debian-startpar"
+        if module.NAME != "s6" and dialect not in ("debian-startpar", "static-user")
     }
     names = {
         "CONFIGURATION": render("agent/guest-agent.conf.j2", settings={"PORT": DEFAULT_PORT}),

@@ -289,6 +289,13 @@ def inspect(  # noqa: PLR0913 -- one parameter an option
     disk_format: FormatOption = None,
     root: RootOption = None,
     allow_backing: BackingOption = False,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Show all that speaks for one init system or another, and what came of it.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Say what the guest is: distribution, architecture, init system, Pythons, agent.
@@ -298,7 +305,9 @@ def inspect(  # noqa: PLR0913 -- one parameter an option
     source = _source(disk_format, root, allow_backing)
     guest = _work(
         as_json,
-        lambda control: api.inspect(image, source=source, init=_init(init), control=control),
+        lambda control: api.inspect(
+            image, source=source, init=_init(init), explain=explain, control=control
+        ),
     )
     _present(as_json, guest.as_json(), lambda: show_guest(stdout, guest))
 
@@ -999,4 +1008,6 @@ def _fail(as_json: bool, exc: errors.VmprovisionError) -> NoReturn:  # noqa: FBT
             stderr.print(f"  console: {line}")
     if as_json:
         sys.stdout.write(json.dumps({"error": exc.as_json(), "exit_code": code}) + "\n")
+    elif isinstance(exc, errors.UnsupportedGuestError):
+        sys.stdout.write(exc.configuration)  # nothing else goes there: it can be sent into a file
     raise typer.Exit(code)

@@ -135,7 +135,22 @@ class AmbiguousInitError(InspectionError):
 
 
 class UnsupportedGuestError(VmprovisionError):
-    """The guest is known, and this version has nothing right to put into it."""
+    """The guest is known, and this version has nothing right to put into it.
+
+    Attributes:
+        configuration: what to add to the guest's own configuration instead, where it is
+            built from one; else empty.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", configuration: str = "") -> None:
+        """Keep the configuration, which is ours and not the guest's, as it is."""
+        super().__init__(message, hint=hint)
+        self.configuration = configuration
+
+    def as_json(self) -> dict[str, Any]:
+        """The error as ``--json`` prints it, with the configuration where there is one."""
+        more = {"configuration": self.configuration} if self.configuration else {}
+        return {**super().as_json(), **more}
 
 
 class PlanError(VmprovisionError):

@@ -31,7 +31,7 @@ InitSystem = Literal[
     "standalone",
 ]
 INIT_SYSTEMS: tuple[InitSystem, ...] = get_args(InitSystem)
-Confidence = Literal["certain", "likely", "told"]
+Confidence = Literal["certain", "likely", "told", "unknown"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +58,36 @@ class Pid1:
             for a program that nothing identifies, ``none`` where there is none.
         path: where it is, links resolved; None where there is none.
         evidence: how that is known, in sentences.
+        is_seen: False where it is not there, or may not be run, and is known by its name only.
+        doubt: what in the guest contradicts itself, as a sentence; empty where nothing does.
+        offered: programs that the boot menu starts if a person chooses them, each with the
+            sentence that says where.
     """
 
     program: str
     path: PurePosixPath | None
     evidence: tuple[str, ...]
+    is_seen: bool = True
+    doubt: str = ""
+    offered: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hint:
+    """Something in the guest that speaks for an init system, whether or not it decides anything.
+
+    Attributes:
+        speaks_for: the init system, or the program of process 1.
+        kind: ``program`` (it could be started), ``files`` (it would read them), ``boot``
+            (an entry of the boot menu starts it).
+        seen: what there is, as a sentence.
+        outcome: what came of it, as a sentence.
+    """
+
+    speaks_for: str
+    kind: Literal["program", "files", "boot"]
+    seen: str
+    outcome: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,12 +98,15 @@ class InitVerdict:
         system: what runs services, of those that we have a service for; None for others.
         pid1: the program that the kernel starts: ``systemd``, ``busybox``, ``sysvinit``, …
         confidence: ``certain`` (the file says so), ``likely`` (a rule of thumb), ``told``
-            (by the caller).
+            (by the caller), ``unknown`` (there is no system).
         evidence: sentences for a person.
         hook: the file through which boot starts commands, for init systems that
             have no place for services of their own.
         dialect: which of the init system's ways this guest has, where they differ;
             the init system's module says which there are.
+        doubt: what contradicts itself, where that is why there is no system.
+        hints: what else in the guest speaks for this or another init system; None where
+            nobody asked.
     """
 
     system: InitSystem | None
@@ -87,6 +115,8 @@ class InitVerdict:
     evidence: tuple[str, ...]
     hook: PurePosixPath | None = None
     dialect: str = ""
+    doubt: str = ""
+    hints: tuple[Hint, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,14 +231,7 @@ class GuestInfo:
             "version": self.distribution.version,
             "arch": self.arch,
             "libc": self.libc,
-            "init": {
-                "system": self.init.system,
-                "pid1": self.init.pid1,
-                "confidence": self.init.confidence,
-                "evidence": list(self.init.evidence),
-                "hook": str(self.init.hook) if self.init.hook else None,
-                "dialect": self.init.dialect or None,
-            },
+            "init": _verdict_as_json(self.init),
             "interpreters": [
                 {
                     "path": str(interpreter.path),
@@ -230,6 +253,29 @@ class GuestInfo:
             "agent": _agent_as_json(self.agent, self.has_runtime) if self.agent else None,
             "notes": list(self.notes),
         }
+
+
+def _verdict_as_json(verdict: InitVerdict) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "system": verdict.system,
+        "pid1": verdict.pid1,
+        "confidence": verdict.confidence,
+        "evidence": list(verdict.evidence),
+        "hook": str(verdict.hook) if verdict.hook else None,
+        "dialect": verdict.dialect or None,
+        "doubt": verdict.doubt or None,
+    }
+    if verdict.hints is not None:
+        found["hints"] = [
+            {
+                "for": hint.speaks_for,
+                "kind": hint.kind,
+                "seen": hint.seen,
+                "outcome": hint.outcome,
+            }
+            for hint in verdict.hints
+        ]
+    return found
 
 
 def _agent_as_json(agent: InstalledAgent, has_runtime: bool) -> dict[str, Any]:  # noqa: FBT001 -- a fact

@@ -21,7 +21,7 @@ from vmprovision.archive import build_archive
 from vmprovision.errors import NoOperatingSystemError, PlanError
 from vmprovision.filesystem import GuestFilesystem, LocalFilesystem
 from vmprovision.image import Recovery, open_image, recover_image
-from vmprovision.inspection import inspect_guest
+from vmprovision.inspection import explain_init, inspect_guest
 from vmprovision.labelling import AUTORELABEL
 from vmprovision.naming import naming
 from vmprovision.plan import Plan, is_satisfied
@@ -61,11 +61,12 @@ NO_OPTIONS = InjectOptions()
 DEFAULT_IMAGE = ImageOptions()
 
 
-def inspect(
+def inspect(  # noqa: PLR0913 -- the options of one inspection
     image: Path | str,
     *,
     source: ImageOptions = DEFAULT_IMAGE,
     init: InitSystem | None = None,
+    explain: bool = False,
     pool: Appliances | None = None,
     control: Control | None = None,
 ) -> GuestInfo:
@@ -75,6 +76,7 @@ def inspect(
         image: a disk image, or a directory with an unpacked root filesystem.
         source: how to open the image.
         init: the init system, where the caller knows better than the evidence.
+        explain: also find all that speaks for other init systems, as ``init.hints``.
         pool: where an appliance for it stands ready.
         control: progress and cancellation.
 
@@ -82,7 +84,7 @@ def inspect(
         VmprovisionError: one of its kinds; the message names the image.
     """
     with _opened(Path(image), _access(source, init, pool, control)) as opened:
-        return opened.guest
+        return explain_init(opened.filesystem, opened.guest) if explain else opened.guest
 
 
 def plan(
@@ -227,7 +229,7 @@ class _Opened:
 
 
 def _plan_injection(opened: _Opened, archive: Archive, options: InjectOptions) -> Plan:
-    refuse_without_service(opened.guest)
+    refuse_without_service(opened.guest, options)
     runtime = choose_runtime(opened.guest, options.runtime)
     planned = plan_injection(opened.guest, archive, options, runtime)
     earlier = opened.guest.agent.receipt.entries if opened.guest.agent else ()
@@ -396,9 +398,6 @@ def _opened_image(image: OpenImage, access: _Access, *, write: bool) -> Iterator
             notes=mounted.notes,
         )
         yield _Opened(guest=guest, filesystem=mounted.filesystem)
-        # a write that cannot reach the disk shows here, not after the merge
-        appliance.call("umount_all")
-        appliance.call("set_autosync", False)  # noqa: FBT003 -- libguestfs's; nothing is left to sync
 
 
 @contextlib.contextmanager

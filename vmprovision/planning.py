@@ -46,6 +46,13 @@ if TYPE_CHECKING:
     from vmprovision.runtime.choice import ChosenRuntime, RuntimeWish
 
 
+# distribution -> the file that its configuration takes in, and what that is called
+GENERATED = {
+    "nixos": ("guest-agent.nix", "the imports of its configuration.nix"),
+    "guix": ("guest-agent.scm", "its operating-system declaration"),
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InjectOptions:
     """What the caller wants of an injection; None leaves a setting as it is in the guest.
@@ -102,7 +109,7 @@ def plan_injection(
         AmbiguousInitError: nothing says what runs its services.
     """
     brought = runtime.content if runtime else None
-    refuse_without_service(guest)
+    refuse_without_service(guest, options)
     if brought is None and guest.usable_python is None:
         raise UnsupportedGuestError(
             "the guest has no Python that could run the agent", hint=INSTALL_PYTHON
@@ -144,23 +151,52 @@ def _service(settings: Mapping[str, str]) -> Service:
     )
 
 
-def refuse_without_service(guest: GuestInfo) -> None:
+def refuse_without_service(guest: GuestInfo, options: InjectOptions) -> None:
     """Check that there is a service for what runs services in this guest.
 
     Raises:
-        UnsupportedGuestError: there is none.
-        AmbiguousInitError: nothing says what runs its services.
+        UnsupportedGuestError: there is none; with what to add to its configuration, where the
+            guest is built from one.
+        AmbiguousInitError: nothing says what runs its services, or two things do.
     """
-    if guest.init.system is None and guest.init.pid1 in ("none", "unknown", "script", "shell"):
-        raise AmbiguousInitError(
-            f"nothing says what runs services in this guest: {'; '.join(guest.init.evidence)}",
-            hint="name it with --init, e.g. --init standalone for a guest that runs rc.local",
+    if guest.distribution.id in GENERATED:
+        file, where = GENERATED[guest.distribution.id]
+        raise UnsupportedGuestError(
+            f"the guest is {guest.distribution.product_name}, which builds its /etc and its "
+            "services from its own configuration: what is put into the image is lost",
+            hint=f"add the printed {file} to {where} and build the image anew",
+            configuration=_own_configuration(file, guest, options),
         )
     if guest.init.system is None:
-        raise UnsupportedGuestError(
-            f"the guest's services are run by {guest.init.pid1}, for which this version has none",
-            hint="where the guest runs /etc/rc.local at boot, --init standalone uses that",
+        _refuse_unknown(guest.init)
+
+
+def _refuse_unknown(verdict: InitVerdict) -> None:
+    if verdict.doubt or verdict.pid1 in ("none", "unknown", "script", "shell"):
+        known = [hint.speaks_for for hint in verdict.hints or () if hint.kind != "boot"]
+        names = ", ".join(dict.fromkeys(known))
+        why = verdict.doubt or (
+            f"nothing says what runs services in this guest: {'; '.join(verdict.evidence)}"
         )
+        seen = f"; it has files of {names}, and `inspect --explain` shows them" if names else ""
+        raise AmbiguousInitError(
+            why,
+            hint="name it with --init, e.g. --init standalone for a guest that runs rc.local"
+            + seen,
+        )
+    raise UnsupportedGuestError(
+        f"the guest's services are run by {verdict.pid1}, for which this version has none",
+        hint="where the guest runs /etc/rc.local at boot, --init standalone uses that",
+    )
+
+
+def _own_configuration(file: str, guest: GuestInfo, options: InjectOptions) -> str:
+    """What to add to the configuration that such a guest is built from, without any token."""
+    settings = parse_configuration(_configuration(guest, options))
+    service = replace(_service(settings), user="nobody")
+    public = {key: value for key, value in settings.items() if not key.endswith("TOKEN")}
+    folder = "nixos" if file.endswith(".nix") else "guix"
+    return render(f"{folder}/{file}.j2", service=service, settings=public).decode()
 
 
 def _refuse_downgrade(guest: GuestInfo, archive: Archive) -> None:

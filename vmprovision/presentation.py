@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from vmprovision.appliance.saved import SavedAppliance
     from vmprovision.doctor import Finding
-    from vmprovision.guest import GuestInfo
+    from vmprovision.guest import GuestInfo, InitVerdict
     from vmprovision.prove import ProofReport
     from vmprovision.reports import (
         BatchReport,
@@ -36,9 +36,7 @@ def show_guest(console: Console, guest: GuestInfo) -> None:
     _row(console, "product name", distribution.product_name)
     _row(console, "version", distribution.version or "-")
     _row(console, "arch", f"{guest.arch} ({guest.libc})")
-    _row(console, "init", f"{guest.init.system or guest.init.pid1} ({guest.init.confidence})")
-    for sentence in guest.init.evidence:
-        console.print(f"{'':<14}- {printable(sentence)}")
+    _show_verdict(console, guest.init)
     pythons = [f"{i.path} ({i.version or 'version unknown'})" for i in guest.interpreters]
     _row(console, "interpreters", ", ".join(pythons) or "none")
     selinux = guest.selinux
@@ -51,6 +49,20 @@ def show_guest(console: Console, guest: GuestInfo) -> None:
     _row(console, "agent", f"version {guest.agent.version}{brought}" if guest.agent else "none")
     for note in guest.notes:
         _row(console, "note", note)
+
+
+def _show_verdict(console: Console, verdict: InitVerdict) -> None:
+    """What runs services, why, and what speaks for another, where somebody asked."""
+    nobody = f"none that is known: process 1 is {verdict.pid1}"
+    _row(console, "init", f"{verdict.system} ({verdict.confidence})" if verdict.system else nobody)
+    for sentence in (*verdict.evidence, verdict.doubt):
+        if sentence:
+            console.print(f"{'':<14}- {printable(sentence)}")
+    for hint in verdict.hints or ():
+        said = f"{hint.speaks_for}: {hint.seen}; {hint.outcome}"
+        agrees = hint.speaks_for == verdict.system and hint.kind != "boot"
+        mark = "for" if agrees else "against" if verdict.system else "seen"
+        console.print(f"{'':<14}{mark:<8}{printable(said)}")
 
 
 def show_plan(console: Console, report: PlanReport) -> None:

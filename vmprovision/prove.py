@@ -172,7 +172,6 @@ def _prepare(
             configuration, update_configuration(guest.agent.configuration, changes)
         )
         boot_source, booted_by = _boot_source(appliance, mounted, guest, folder, options)
-        appliance.call("umount_all")
     return _Subject(
         guest=guest,
         agent=guest.agent,

@@ -16,7 +16,7 @@ from vmprovision.archive import build_archive
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-READY_SECONDS = 120.0
+READY_SECONDS = 240.0
 
 
 def library(images: Sequence[Path]) -> Iterator[None]:
@@ -28,13 +28,13 @@ def library(images: Sequence[Path]) -> Iterator[None]:
 
 
 def pool(images: Sequence[Path]) -> Iterator[None]:
-    """The same, each with an appliance that stands ready."""
+    """As ``library``, each with an appliance that stands ready."""
     build_archive()
-    with vmprovision.Pool(size=1) as ready:
-        ready.wait_until_ready(READY_SECONDS)
+    with vmprovision.Pool(size=1) as appliances:
+        assert appliances.wait_until_ready(READY_SECONDS)
         yield
         for image in images:
-            vmprovision.inject(image, pool=ready)
+            vmprovision.inject(image, pool=appliances)
 
 
 DRIVERS: dict[str, Callable[[Sequence[Path]], Iterator[None]]] = {

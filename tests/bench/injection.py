@@ -22,7 +22,6 @@ from tests.bench.ways import WAYS, Case, Way
 from tests.conftest import DEBIAN_RECIPE
 from vmprovision.appliance.accelerator import choose_accelerator
 from vmprovision.appliance.library import qemu_program
-from vmprovision.appliance.session import build_host_appliance
 from vmprovision.progress import Control
 from vmprovision.recipe import build_image
 
@@ -74,7 +73,6 @@ class _Bench:
         self._base = folder / "base.qcow2"
         shutil.copy(build_image(DEBIAN_RECIPE, control=Control()), self._base)
         self._base.chmod(0o644)
-        build_host_appliance(Control())
         self._edit: Edit = edit_for(self._base, folder)
         self._environment = {"LIBGUESTFS_BACKEND": "direct"}
         if choose_accelerator(qemu_program()).accelerator != "kvm":
@@ -103,10 +101,10 @@ class _Bench:
         """A copy of the image; of many, an overlay over the one that all share."""
         image = folder / f"vm-{number}.{way.disk_format}"
         if way.images > 1:
-            base = folder / self._base.name  # beside the images, as vmprovision wants it
-            if not base.exists():
-                base.hardlink_to(self._base)
-            words = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base.name, image]
+            beside = folder / self._base.name  # a backing file elsewhere would be refused
+            if not beside.exists():
+                beside.hardlink_to(self._base)
+            words = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", beside, image]
         else:
             words = ["convert", "-O", way.disk_format, self._base, image]
         subprocess.run(["qemu-img", *map(str, words)], check=True)

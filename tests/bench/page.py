@@ -122,8 +122,8 @@ def _draw(rows: Sequence[Row]) -> None:
     matplotlib.use("Agg")
     pyplot = importlib.import_module("matplotlib.pyplot")
     figure, (bars, lines) = pyplot.subplots(1, 2, figsize=(12, 5), width_ratios=[3, 2])
-    _draw_single(bars, [row for row in rows if not row.way.series])
-    _draw_batches(lines, [row for row in rows if row.way.series])
+    _draw_single(bars, [row for row in rows if row.way.jobs is None])
+    _draw_batches(lines, [row for row in rows if row.way.jobs is not None])
     figure.tight_layout()
     figure.savefig(PLOT, dpi=100, metadata={"Software": None})
     pyplot.close(figure)
@@ -141,9 +141,10 @@ def _draw_single(axes: Any, rows: Sequence[Row]) -> None:  # noqa: ANN401 -- mat
 
 
 def _draw_batches(axes: Any, rows: Sequence[Row]) -> None:  # noqa: ANN401 -- matplotlib's
-    for series in dict.fromkeys(row.way.series for row in rows):
-        mine = [row for row in rows if row.way.series == series]
-        axes.plot([r.way.images for r in mine], [r.wall for r in mine], "o-", label=series)
+    for jobs, together in dict.fromkeys((row.way.jobs, row.way.together) for row in rows):
+        mine = [row for row in rows if (row.way.jobs, row.way.together) == (jobs, together)]
+        label = f"--jobs {jobs}" + (" --together" if together else "")
+        axes.plot([r.way.images for r in mine], [r.wall for r in mine], "o-", label=label)
     axes.set_xscale("log", base=2)
     axes.set_xticks(BATCHES, [str(number) for number in BATCHES])
     axes.set_ylim(bottom=0)

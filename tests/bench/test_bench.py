@@ -67,7 +67,7 @@ def test_the_table_has_medians_and_ratios_for_each_image() -> None:
     """A batch is divided by its images, and compared with one run of the baseline."""
     baseline, batch = (
         next(way for way in WAYS if way.name == name)
-        for name in (BASELINE, "`inject --jobs 2`, 4 images")
+        for name in (BASELINE, "`inject --jobs 2` of 4")
     )
     costs: dict[Way, list[Cost]] = {
         baseline: [cost(16, 15, 680), cost(18, 15, 680), cost(90, 15, 680)],
@@ -76,7 +76,7 @@ def test_the_table_has_medians_and_ratios_for_each_image() -> None:
     lines = table_of(rows_of(costs), {WAYS[1]: "not measured: install it"})
     assert lines[2:] == [
         f"| {BASELINE} | 18.00 | 15.00 | 680 | 1.0 times | 1.0 times | 1.00 |",
-        "| `inject --jobs 2`, 4 images | 2.00 | 3.00 | 272 | 9.0 times | 5.0 times | 0.10 |",
+        "| `inject --jobs 2` of 4 | 2.00 | 3.00 | 272 | 9.0 times | 5.0 times | 0.10 |",
         f"| {WAYS[1].name} | not measured: install it | | | | | |",
     ]
 

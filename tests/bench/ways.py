@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 
 from tests.bench.drivers import DRIVERS
 from tests.images.tiny import PATH
-from vmprovision.appliance.session import STOCK_VARIABLE
-from vmprovision.cache import CACHE_VARIABLE, cache_directory
+from vmprovision.cache import CACHE_VARIABLE
 from vmprovision.plan import MakeDirectory, Symlink, WriteFile
 from vmprovision.runtime.store import cached_folder
 
@@ -63,7 +62,8 @@ class Way:
         phased: the command says itself where the measured part begins and ends.
         environment: variables to set, given the case.
         obstacle: why it cannot be tried on this host; empty where it can.
-        series: of batches that differ in size only: a line in the plot.
+        jobs: of a batch, for the plot.
+        together: whether the batch shares its appliances.
     """
 
     name: str
@@ -73,7 +73,8 @@ class Way:
     phased: bool = False
     environment: Callable[[Case], Mapping[str, str]] = field(default=lambda _: {})
     obstacle: Callable[[], str] = field(default=lambda: "")
-    series: str = ""
+    jobs: int | None = None
+    together: bool = False
 
 
 def virt_customize(case: Case) -> list[str | Path]:
@@ -120,10 +121,12 @@ def command_line(case: Case, words: Sequence[str] = ()) -> list[str | Path]:
     return [Path(sys.executable).with_name("vmprovision"), "inject", *case.images, *words]
 
 
-def new_cache(case: Case) -> dict[str, str]:
-    """A cache as it is after an installation, whose wheel has the runtimes in it."""
+def new_host(case: Case) -> dict[str, str]:
+    """A cache as it is after the installation of a wheel: there is the runtime and no more."""
     cache = case.folder / "cache"
-    shutil.copytree(cached_folder(), cache / cached_folder().relative_to(cache_directory()))
+    runtimes = cached_folder()
+    shutil.copytree(runtimes, cache / "runtimes" / runtimes.name)
+    cache.chmod(0o700)
     return {CACHE_VARIABLE: str(cache)}
 
 
@@ -188,18 +191,13 @@ WAYS: tuple[Way, ...] = (
     ),
     Way(name="libguestfs from Python, `inspect_os`", command=plain_libguestfs),
     Way(
-        name="`vmprovision inject`, stock appliance",
-        command=command_line,
-        environment=lambda _: {STOCK_VARIABLE: "1"},
-    ),
-    Way(
         name="`vmprovision inject`, first run on a host",
         command=command_line,
-        environment=new_cache,
+        environment=new_host,
     ),
     Way(name="`vmprovision inject`", command=command_line),
     Way(name="`vmprovision.inject()`, the call alone", command=driver("library"), phased=True),
-    Way(name="`vmprovision.inject(pool=…)`, the call alone", command=driver("pool"), phased=True),
+    Way(name="`vmprovision.inject(pool=)`, the call alone", command=driver("pool"), phased=True),
     Way(
         name="root: loop mount and `cp`, raw image",
         command=loop_mount,
@@ -208,12 +206,22 @@ WAYS: tuple[Way, ...] = (
     ),
     *(
         Way(
-            name=f"`inject {' '.join(series)}`, {images} images",
-            command=functools.partial(command_line, words=series),
+            name=f"`inject --jobs {jobs}` of {images}",
+            command=functools.partial(command_line, words=("--jobs", str(jobs))),
             images=images,
-            series=" ".join(series),
+            jobs=jobs,
         )
         for images in BATCHES
-        for series in (("--jobs", "1"), ("--jobs", "2"), ("--jobs", "1", "--together"))
+        for jobs in (1, 2)
+    ),
+    *(
+        Way(
+            name=f"`inject --together --jobs 1` of {images}",
+            command=functools.partial(command_line, words=("--together", "--jobs", "1")),
+            images=images,
+            jobs=1,
+            together=True,
+        )
+        for images in BATCHES
     ),
 )

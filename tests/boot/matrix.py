@@ -3,7 +3,8 @@
 ``nox -s boot-matrix`` builds, injects and boots every recipe of ``images/``, makes a
 plan for every real tree of ``tests/roots/real_trees.py``, and writes what came of it
 to ``docs/support-matrix.md``.  A boot's result is kept in the cache as long as neither
-its recipe nor vmprovision changes, so that an interrupted run goes on.
+its recipe nor vmprovision changes, so that an interrupted run goes on; ``--kept``
+writes the page of what is kept so far, and of what the page says of the others.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,17 +48,24 @@ EMPTY = "\N{EN DASH}"
 HEAD = """\
 # Support matrix
 
-`nox -s boot-matrix` wrote this page; edit `tests/boot/matrix.py` instead of it.
+`nox -s boot-matrix` wrote this page; edit `tests/boot/matrix.py` instead of it.{whole}
 
 - **booted**: the image of a recipe in `images/` was built, injected and started, and \
 `vmprovision prove` saw the agent answer from under that init system. The seconds are from \
 power-on to its first answer, {speed}.
-- **files checked**: the verdict and the planned files are right on real files of that guest.
+- **files checked**: the verdict and the planned files are right on real files of that guest, or \
+on its layout as its makers document it; nothing was booted.
 - **failed**, **not tried**: what the words say; the reason stands beside them.
 
 | guest | architecture | services run by | process 1 | agent's runtime | result | how |
 |---|---|---|---|---|---|---|
 """
+
+
+IN_PARTS = (
+    " It is not of one whole run: boots of other days than the last were made with older sources "
+    "of vmprovision."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +96,7 @@ class Row:
 
 def try_recipe(recipe: Recipe, control: Control, tarballs: Path = TARBALLS) -> Row:
     """What a boot of the recipe's image shows: as the cache has it, or tried now."""
-    kept = cache_directory() / "matrix" / f"{recipe.name}-{recipe.key()}-{source_key()}.json"
+    kept = kept_result(recipe)
     if kept.exists():
         return Row(**json.loads(kept.read_text(encoding="utf-8")))
     guest = f"`{recipe.name}`"
@@ -101,6 +109,21 @@ def try_recipe(recipe: Recipe, control: Control, tarballs: Path = TARBALLS) -> R
         return Row(guest=guest, result=FAILED, how=" ".join(exc.message.split()))
     write_atomically(kept, json.dumps(asdict(row)).encode())
     return row
+
+
+def kept_result(recipe: Recipe) -> Path:
+    """Where the result of a boot is kept, for this recipe and this source."""
+    return cache_directory() / "matrix" / f"{recipe.name}-{recipe.key()}-{source_key()}.json"
+
+
+def row_on_page(recipe: Recipe) -> Row:
+    """What the page says of a recipe that an earlier run has booted."""
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if len(cells) == len(fields(Row)) and cells[-1].startswith(f"`{recipe.name}`, "):
+            return Row(**dict(zip((field.name for field in fields(Row)), cells, strict=True)))
+    how = "the next run of the matrix boots it"
+    return Row(guest=f"`{recipe.name}`", result="not tried", how=how)
 
 
 def boot_recipe(recipe: Recipe, tarball: Path | None, control: Control) -> Row:
@@ -132,7 +155,13 @@ def boot_recipe(recipe: Recipe, tarball: Path | None, control: Control) -> Row:
 
 def check_tree(tree: RealTree) -> Row:
     """What a plan for a real guest's files shows."""
-    what = "its root filesystem" if tree.is_whole else "its `/etc`, programs stood in for"
+    what = (
+        "its root filesystem"
+        if tree.is_whole
+        else "its `/etc`, programs stood in for"
+        if tree.source
+        else "its layout by its documentation"
+    )
     with tempfile.TemporaryDirectory(prefix="vmprovision-matrix-") as folder:
         root = assemble(tree, Path(folder) / "guest")
         if root is None:
@@ -171,12 +200,14 @@ def untried(rows: Sequence[Row]) -> Iterator[Row]:
             yield Row(system=module.NAME, result="not tried", how=how)
 
 
-def write_page(rows: Sequence[Row]) -> None:
-    """Put the whole table where people read it."""
+def write_page(rows: Sequence[Row], *, whole: bool = True) -> None:
+    """Put the table where people read it, and say so where it is not of one run."""
     accelerator = choose_accelerator(find_qemu("x86_64", HARDWARE["x86_64"])).accelerator
     speed = "with KVM" if accelerator == "kvm" else "without KVM"
     lines = [row.as_markdown() for row in (*rows, *untried(rows))]
-    PAGE.write_text(HEAD.format(speed=speed) + "".join(lines), encoding="utf-8")
+    PAGE.write_text(
+        HEAD.format(speed=speed, whole="" if whole else IN_PARTS) + "".join(lines), encoding="utf-8"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -187,11 +218,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", nargs="*", help="try only these, and do not write the page")
     parser.add_argument("--jobs", type=int, default=JOBS, help="so many guests at a time")
+    parser.add_argument("--kept", action="store_true", help="boot nothing that no run has booted")
     asked = parser.parse_args(arguments)
     recipes = [r for r in list_recipes() if not asked.recipe or r.name in asked.recipe]
 
     def tell(recipe: Recipe) -> Row:
         begun = time.monotonic()
+        if asked.kept and not kept_result(recipe).exists():
+            return row_on_page(recipe)
         row = try_recipe(recipe, Control())
         took = time.monotonic() - begun
         sys.stdout.write(f"{recipe.name}: {row.result}, {row.how} ({took:.0f} s in all)\n")
@@ -202,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = list(pool.map(tell, recipes))
     if not asked.recipe:
         rows += [check_tree(tree) for tree in REAL_TREES]
-        write_page(rows)
+        write_page(rows, whole=not asked.kept)
     failed = sum(row.result == FAILED for row in rows)
     sys.stdout.write(f"{len(rows) - failed} guests are right or were not tried, {failed} failed\n")
     return 1 if failed else 0

@@ -1,8 +1,9 @@
 """Files of real guests, and what inspection and plan have to make of each.
 
 ``tests/roots/test_real_trees.py`` checks them, and the support matrix reports on them.
-What is a guest's whole root filesystem stands as it is; of the others only ``/etc``
-is there, and the programs outside it are stand-ins.
+What is a guest's whole root filesystem stands as it is; of others only ``/etc`` is
+there, and the programs outside it are stand-ins; the rest is laid out as its
+documentation says.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import vmprovision
+from tests.roots import documented_trees
 from tests.trees import SHARED, Link, Program, Tree, elf, make_tree
 
 if TYPE_CHECKING:
@@ -37,20 +39,21 @@ class RealTree:
 
     Attributes:
         name: what a test of it is called.
-        source: its folder or its tarball in the shared data.
+        source: its folder or its tarball in the shared data; empty where there is none, and
+            its layout is a documented one.
         programs: stand-ins for what is not in it.
         expected: what has to be seen of it.
     """
 
     name: str
-    source: str
+    source: str = ""
     programs: Tree = field(default_factory=dict)
     expected: Seen
 
     @property
     def is_whole(self) -> bool:
         """Whether it is a root filesystem, not only its ``/etc``."""
-        return not self.source.startswith("trees/")
+        return self.source.startswith("alpine/")
 
 
 REDHAT_LINKS = (
@@ -58,6 +61,7 @@ REDHAT_LINKS = (
     *(f"/etc/rc.d/rc{level}.d/S99guest-agent" for level in (2, 3, 4, 5)),
 )
 OPENRC_FILES = ("/etc/init.d/guest-agent", "/etc/runlevels/default/guest-agent")
+DINIT_FILES = ("/etc/dinit.d/guest-agent", "/etc/dinit.d/boot.d/guest-agent")
 # Its inittab names OpenRC, which is not there, so BusyBox's init respawns the agent.
 ALPINE_WITHOUT_OPENRC = Seen(system="busybox", pid1="busybox", planned=("/etc/inittab",))
 
@@ -109,15 +113,98 @@ REAL_TREES = (
         )
         for version in ("3.8.5-x86_64", "3.20.3-x86_64", "3.20.3-aarch64")
     ),
+    RealTree(
+        name="chimera-dinit",
+        programs=documented_trees.CHIMERA,
+        expected=Seen(system="dinit", pid1="dinit", planned=DINIT_FILES),
+    ),
+    RealTree(
+        name="artix-dinit",
+        programs=documented_trees.ARTIX_DINIT,
+        expected=Seen(system="dinit", pid1="dinit", planned=DINIT_FILES),
+    ),
+    RealTree(
+        name="s6-linux-init",
+        programs=documented_trees.S6_MAKER,
+        expected=Seen(
+            system="s6",
+            pid1="s6",
+            dialect="scandir",
+            planned=("/etc/s6-linux-init/current/run-image/service/guest-agent/run",),
+        ),
+    ),
+    RealTree(
+        name="artix-s6",
+        programs=documented_trees.ARTIX_S6,
+        expected=Seen(system="s6", pid1="s6", dialect="rc.local", planned=("/etc/s6/rc.local",)),
+    ),
+    RealTree(
+        name="openwrt",
+        programs=documented_trees.OPENWRT,
+        expected=Seen(
+            system="procd",
+            pid1="procd",
+            planned=(
+                "/etc/init.d/guest-agent",
+                "/etc/rc.d/K01guest-agent",
+                "/etc/rc.d/S99guest-agent",
+            ),
+        ),
+    ),
+    RealTree(
+        name="slackware-15",
+        programs=documented_trees.SLACKWARE,
+        expected=Seen(
+            system="slackware",
+            pid1="sysvinit",
+            planned=(
+                "/etc/rc.d/rc.guest-agent",
+                "/etc/rc.d/rc.local_shutdown",
+                "/etc/rc.d/rc.local",
+            ),
+        ),
+    ),
+    RealTree(
+        name="sles-11",
+        programs=documented_trees.SLES_11,
+        expected=Seen(
+            system="sysv",
+            pid1="sysvinit",
+            dialect="suse-startpar",
+            planned=(
+                "/etc/init.d/guest-agent",
+                *(f"/etc/init.d/rc{level}.d/K01guest-agent" for level in (3, 5)),
+                *(f"/etc/init.d/rc{level}.d/S99guest-agent" for level in (3, 5)),
+                "/etc/init.d/.depend.stop",
+                "/etc/init.d/.depend.start",
+            ),
+        ),
+    ),
+    RealTree(
+        name="void",
+        programs=documented_trees.VOID,
+        expected=Seen(
+            system="runit",
+            pid1="runit",
+            dialect="usual",
+            planned=(
+                "/etc/sv/guest-agent/run",
+                "/etc/sv/guest-agent/supervise",
+                "/etc/runit/runsvdir/default/guest-agent",
+            ),
+        ),
+    ),
 )
 
 
 def assemble(tree: RealTree, target: Path) -> Path | None:
     """The guest's files in a new directory; None where the shared data is not there."""
     source = SHARED / tree.source
-    if not source.exists():
+    if not source.exists() and tree.source:
         return None
-    if source.is_dir():
+    if not tree.source:
+        target.mkdir()
+    elif source.is_dir():
         shutil.copytree(source, target, symlinks=True)
     else:
         _unpack(source, target)

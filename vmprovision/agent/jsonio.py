@@ -10,10 +10,10 @@ _SHORT = {8: "\\b", 9: "\\t", 10: "\\n", 12: "\\f", 13: "\\r", 34: '\\"', 92: "\
 
 
 class Written(object):
-    """A value of which the text is kept, for one that is written again and again."""
+    """A value whose JSON text is there already."""
 
-    def __init__(self, value):
-        self.text = dumps(value)
+    def __init__(self, text):
+        self.text = text
 
 
 def dumps(value):  # noqa: PLR0911 -- one return for each kind

@@ -13,6 +13,8 @@ WINDOW = 5  # samples before the newest one
 LIST_LIMIT = 64  # devices of a kind, or file systems
 STAT_LIMIT = 8192  # of /proc/stat, for some 130 processors
 
+_MEMORY = (b"MemTotal", b"MemFree", b"MemAvailable", b"Buffers", b"Cached", b"Shmem")
+_MEMORY = frozenset(_MEMORY + (b"SReclaimable", b"SwapTotal", b"SwapFree"))
 _SECTORS = ("read_bytes", "written_bytes")
 
 
@@ -54,9 +56,10 @@ def parse_memory(meminfo):
     values = {}
     for line in meminfo.split(b"\n"):
         name, _, rest = line.partition(b":")
-        fields = rest.split()
-        if fields and fields[0].isdigit():
-            values[name] = int(fields[0])
+        if name in _MEMORY:
+            fields = rest.split()
+            if fields and fields[0].isdigit():
+                values[name] = int(fields[0])
     total = values.get(b"MemTotal")
     available = values.get(b"MemAvailable")
     if available is None and b"MemFree" in values:
@@ -148,7 +151,7 @@ class Metrics(object):
         return self._due
 
     def read(self):
-        """What ``GET /metrics`` answers.
+        """What ``GET /metrics`` answers, as a jsonio.Written.
 
         The processor figures cover the last five seconds; before the second
         sample they cover the time since the guest booted. Those beyond the
@@ -163,7 +166,9 @@ class Metrics(object):
         load = (_floats(read_bounded(self._proc + "/loadavg", 128)) + [None] * 3)[:3]
         if self._usage is None:
             self._usage = self._cpu_usage()
-            self._more = self._read_more()
+            more = {"load_average_5": load[1], "load_average_15": load[2]}
+            more["swap_total_kb"], more["swap_used_kb"] = swap, swap_used
+            self._more = jsonio.dumps(self._read_more(more))[1:]
         answer = {
             "cpu_usage_percent": self._usage.get("cpu"),
             "memory_usage_percent": percent,
@@ -172,17 +177,12 @@ class Metrics(object):
             "memory_available_kb": available,
             "uptime_seconds": int(uptime[0]) if uptime else None,
             "load_average": load[0],
-            "load_average_5": load[1],
-            "load_average_15": load[2],
             "process_count": self._count_processes(),
-            "swap_total_kb": swap,
-            "swap_used_kb": swap_used,
         }
-        answer.update(self._more)
-        return answer
+        return jsonio.Written(jsonio.dumps(answer)[:-1] + "," + self._more)
 
-    def _read_more(self):
-        """The figures that are dear, as the text that they are answered with."""
+    def _read_more(self, more):
+        """Adds the figures that are dear to a dict."""
         ways = {
             "cpus": lambda: dict([pair for pair in self._usage.items() if pair[0] != "cpu"]),
             "file_systems": lambda: _file_systems(self._proc, self._root),
@@ -190,10 +190,9 @@ class Metrics(object):
             "networks": lambda: _networks(self._proc),
             "pressure": lambda: _pressure(self._proc),
         }
-        more = {}
         for name, way in ways.items():
             try:
-                more[name] = jsonio.Written(way() or None)
+                more[name] = way() or None
             except (ValueError, KeyError, IndexError):  # not what these kernels write
                 more[name] = None
         return more

@@ -16,7 +16,8 @@ ORDER_LIMIT = 4096
 REQUEST_SECONDS = 10.0  # from a request's first byte to its last, and to take an answer
 IDLE_SECONDS = 30.0  # between two requests of a connection
 ACCEPT_PAUSE_SECONDS = 1.0
-PENDING_LIMIT = 16384
+PENDING_LIMIT = 16384  # bytes that a client may send while its order is carried out
+ANSWERS_LIMIT = 4096  # bytes that wait to be taken, before more requests are answered
 ACCEPT_BURST = 16
 RECEIVE_SIZE = 4096
 GIVE_WAY_SECONDS = 1.0
@@ -262,9 +263,7 @@ class Server(object):
                 connection.since = self._clock()
                 connection.deadline = connection.since + REQUEST_SECONDS
             connection.received += data
-            if (
-                len(connection.received) > PENDING_LIMIT
-            ):  # it goes on while its order is carried out
+            if len(connection.received) > PENDING_LIMIT:
                 self._drop(connection)
             else:
                 self._answer(connection)
@@ -272,7 +271,7 @@ class Server(object):
     def _answer(self, connection):
         """Answers the requests received, as long as the client takes the answers."""
         while not (connection.closing or connection.stream) and (
-            len(connection.pending) < PENDING_LIMIT
+            len(connection.pending) < ANSWERS_LIMIT
         ):
             take = self._take_order if connection.request else self._take_request
             if not take(connection):

@@ -158,12 +158,8 @@ def mount_root(
     Raises:
         InspectionError: it cannot be mounted.
     """
-    options = _access(readonly=readonly)
     try:
-        if driver:
-            appliance.call("mount_vfs", options, driver, device, "/")
-        else:
-            appliance.call("mount_options", options, device, "/")
+        _mount(appliance, device, "/", _access(readonly=readonly), driver)
     except ApplianceCallError as exc:
         raise InspectionError(
             f"{device} cannot be mounted on /: {exc.message}",
@@ -172,16 +168,23 @@ def mount_root(
     return ApplianceFilesystem(appliance)
 
 
+def _mount(appliance: Appliance, device: str, place: str, options: str, driver: str) -> None:
+    if driver:
+        appliance.call("mount_vfs", options, driver, device, place)
+    else:
+        appliance.call("mount_options", options, device, place)
+
+
 def _access(*, readonly: bool) -> str:
     """How to mount: reading a guest's files leaves no times behind."""
-    return "ro" if readonly else "rw,noatime"
+    return "ro,noatime" if readonly else "rw,noatime"
 
 
 def blkid_tag(appliance: Appliance, device: str, tag: str) -> str:
     """What blkid(8) says of a device, which takes a process of the appliance."""
     try:
         return str(appliance.call("blkid", device).get(tag, ""))
-    except ApplianceCallError:  # nothing that it knows
+    except (ApplianceCallError, UnicodeDecodeError):  # nothing that it knows, or no text
         return ""
 
 
@@ -192,12 +195,14 @@ class WantedMount:
     Attributes:
         named: the device, as fstab calls it.
         device: what the appliance calls it; None where the image does not hold it.
+        driver: the kernel's filesystem; without it mount(8) looks for all that it knows.
     """
 
     named: str
     device: str | None
     mountpoint: PurePosixPath
     options: Sequence[str]
+    driver: str = ""
 
 
 def wanted_mounts(
@@ -270,7 +275,7 @@ def _mount_extra(
             return False
         kept = [option for option in entry.options if option.startswith("subvol")]
         flags = ",".join([_access(readonly=readonly), *kept])
-        appliance.call("mount_options", flags, device, str(real))
+        _mount(appliance, device, str(real), flags, entry.driver)
     except (ApplianceCallError, InspectionError) as exc:
         log.info("cannot mount %s on %s: %s", device, entry.mountpoint, exc.message)
         return False

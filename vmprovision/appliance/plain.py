@@ -10,7 +10,7 @@ mount, and a few files are then all it takes, a tenth of the search in
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -136,7 +136,12 @@ def _mount(appliance: Appliance, volumes: Mapping[str, _Volume], *, readonly: bo
     root = unix_root(files, likely.device)
     if root is None or root.system != "linux":
         raise UnclearLayoutError(f"{likely.device} holds no Linux")
-    wanted = wanted_mounts(files, list(volumes), lambda *asked: _tag(appliance, volumes, *asked))
+    wanted = [
+        replace(entry, driver=volumes[entry.device].driver if entry.device else "")
+        for entry in wanted_mounts(
+            files, list(volumes), lambda *asked: _tag(appliance, volumes, *asked)
+        )
+    ]
     if any(entry.device and entry.mountpoint not in MOUNTED_HERE for entry in wanted):
         raise UnclearLayoutError("fstab mounts more than /boot")
     others = {volume.device for volume in candidates} - {root.device}

@@ -35,12 +35,12 @@ RETRY_SECONDS = 5.0  # after an appliance did not restore
 class Pool:
     """Appliances that stand ready for ``inject`` and its siblings, as their ``pool``.
 
-    At most ``size`` calls work at once, and more wait for their turn; meanwhile
-    another ``size`` appliances stand ready, of about 150 MB resident each, of which
-    about half is shared with the others. Threads may share a pool, and a coroutine
-    uses it through ``asyncio.to_thread``. An image never meets an appliance that
-    has worked on another one. Where this host cannot restore appliances, each call
-    starts its own, as without a pool.
+    At most ``size`` calls work at once, and more wait for their turn; beside them as
+    many appliances stand ready, of about 150 MB resident each, of which about half is
+    shared with the others. New ones are restored when no call works, or one waits.
+    Threads may share a pool, and a coroutine uses it through ``asyncio.to_thread``.
+    An image never meets an appliance that has worked on another one. Where this host
+    cannot restore appliances, each call starts its own, as without a pool.
 
     Use it as a context manager, or ``close`` it: that ends the appliances that
     stand ready and waits for the calls that work.
@@ -61,6 +61,8 @@ class Pool:
         self._closed = Control()
         self._ended = threading.Event()
         self._fails = False
+        self._working = 0
+        self._waiting = 0
         self._filler = threading.Thread(target=self._fill, name="vmprovision-pool", daemon=True)
         self._filler.start()
 
@@ -106,16 +108,17 @@ class Pool:
         """
         with self._turn(control):
             restored = self._take(control)
-            if restored is not None and attach_all(restored, drives) is not None:
-                appliance = Appliance(restored.handle, restored.watchdog, restored)
-                try:
+            with self._at_work():
+                if restored is not None and attach_all(restored, drives) is not None:
+                    appliance = Appliance(restored.handle, restored.watchdog, restored)
+                    try:
+                        yield appliance
+                        appliance.finish()
+                    finally:
+                        restored.close()
+                    return
+                with open_appliance(drives, control=control) as appliance:
                     yield appliance
-                    appliance.call("shutdown")
-                finally:
-                    restored.close()
-                return
-            with open_appliance(drives, control=control) as appliance:
-                yield appliance
 
     @contextlib.contextmanager
     def _turn(self, control: Control) -> Iterator[None]:
@@ -132,14 +135,29 @@ class Pool:
     def _take(self, control: Control) -> RestoredAppliance | None:
         """An appliance that obeys this caller; None where there is none to be had."""
         with self._changed:
-            while not self._ready:
-                if self._fails or control.cancelled.is_set() or self._closed.cancelled.is_set():
-                    return None
-                self._changed.wait(WAIT_SECONDS)
-            restored = self._ready.popleft()
+            self._waiting += 1
             self._changed.notify_all()
+            try:
+                while not self._ready:
+                    if self._fails or control.cancelled.is_set() or self._closed.cancelled.is_set():
+                        return None
+                    self._changed.wait(WAIT_SECONDS)
+                restored = self._ready.popleft()
+            finally:
+                self._waiting -= 1
         restored.watchdog.serve(control)
         return restored
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        with self._changed:
+            self._working += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._working -= 1
+                self._changed.notify_all()
 
     def _fill(self) -> None:
         """Keep as many ready as the pool is to have.
@@ -173,4 +191,7 @@ class Pool:
         return None
 
     def _lacks_one(self) -> bool:
-        return len(self._ready) < self._size
+        """Whether to restore another one now: where that holds up nobody, or one waits for it."""
+        if len(self._ready) >= self._size:
+            return False
+        return not self._working or (self._waiting > len(self._ready))

@@ -82,7 +82,7 @@ class RestoredAppliance:
         log.debug("appliance restored in %.2f s", time.monotonic() - begun)
 
     def attach(self, drive: Drive) -> int:
-        """Plug in a disk that is seen to be this drive; the number to ``detach`` it by.
+        """Plug in a disk that is seen to be this drive; its number.
 
         Raises:
             WrongDiskError: the appliance's new disk is another one.
@@ -122,17 +122,25 @@ class RestoredAppliance:
         self._serials[number] = serial
         return number
 
-    def detach(self, number: int) -> None:
-        """Unplug a disk, of which nothing is mounted; all that was written to it is in its file.
+    def detach_all(self) -> None:
+        """Unplug the disks, of which nothing is mounted; what was written is in their files then.
 
         Raises:
-            ApplianceError: it does not go.
+            ApplianceError: one of them does not go.
         """
-        self.monitor.ask("device_del", id=f"scsi{number}")
+        for number in list(self._serials):
+            self.monitor.ask("device_del", id=f"scsi{number}")
+            self.monitor.wait_for("DEVICE_DELETED")
+            self.monitor.ask("blockdev-del", node_name=f"disk{number}")
+            del self._serials[number]
+
+    def wait_until_gone(self, number: int) -> None:
+        """Wait until the appliance's kernel, too, has let go of a disk that was unplugged.
+
+        Raises:
+            ApplianceError: it does not.
+        """
         self.ask("gone", f"detach {number}")
-        self.monitor.wait_for("DEVICE_DELETED")
-        self.monitor.ask("blockdev-del", node_name=f"disk{number}")
-        del self._serials[number]
 
     def activate_volumes(self) -> None:
         """Do with the disks what a stock appliance does as it starts: udev, RAID, LVM.

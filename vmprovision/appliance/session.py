@@ -100,6 +100,19 @@ class Appliance:
             self._restored.activate_volumes()
             self.has_volumes = True
 
+    def finish(self) -> None:
+        """Unmount the guest and let go of the disks; all that was written is in their files then.
+
+        Raises:
+            ApplianceError: a write did not reach its disk.
+        """
+        self.call("umount_all")
+        self.call("set_autosync", False)  # noqa: FBT003 -- libguestfs's; nothing is left to sync
+        if self._restored is None:
+            self.call("shutdown")
+        else:
+            self._restored.detach_all()
+
 
 class Appliances(Protocol):
     """What appliances are taken from: each in its own way as ``open_appliance``."""
@@ -154,7 +167,7 @@ def open_appliance(drives: Sequence[Drive], *, control: Control) -> Iterator[App
     appliance = Appliance(restored.handle, restored.watchdog, restored)
     try:
         yield appliance
-        appliance.call("shutdown")
+        appliance.finish()
     finally:
         restored.close()
 
@@ -172,7 +185,7 @@ def launch(drives: Sequence[Drive], *, control: Control) -> Iterator[Appliance]:
     appliance = Appliance(handle, watchdog)
     try:
         yield appliance
-        appliance.call("shutdown")
+        appliance.finish()
     finally:
         watchdog.stop()
         handle.close()

@@ -63,9 +63,9 @@ class SharedAppliances:
         is_clean = False
         try:
             yield appliance
-            appliance.call("umount_all")
+            appliance.finish()
             for number in numbers:
-                restored.detach(number)
+                restored.wait_until_gone(number)
             is_clean = not appliance.has_volumes
         finally:
             with self._guard:

@@ -3,16 +3,17 @@
 A module offers ``NAME``; ``detect(reader, pid1)``, which gives the
 verdict where this init system runs the guest's services; and
 ``service_operations(service, verdict)``, pure, which gives what it needs, the
-enabling operation last; ``told`` and ``running_fault`` beside them.
+enabling operation last; ``told``, ``running_fault`` and ``TRACES`` beside them.
 ``docs/adding-an-init-system.md`` shows how to add one.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vmprovision.errors import PlanError
-from vmprovision.guest import InitVerdict
+from vmprovision.guest import Hint, InitVerdict
 from vmprovision.initsystem import (
     busybox,
     dinit,
@@ -27,6 +28,7 @@ from vmprovision.initsystem import (
     sysv,
     upstart,
 )
+from vmprovision.initsystem.traces import find_traces, present_programs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
     from vmprovision.filesystem import GuestReader
     from vmprovision.guest import InitSystem, Pid1
+    from vmprovision.initsystem.traces import Traces
     from vmprovision.plan import Operation
     from vmprovision.rendering import Service
 
@@ -43,6 +46,7 @@ class InitSystemModule(Protocol):
 
     NAME: InitSystem
     VARIANTS: tuple[tuple[str, PurePosixPath | None], ...]
+    TRACES: Traces
 
     def detect(self, reader: GuestReader, pid1: Pid1) -> InitVerdict | None:
         """The verdict, where this init system runs the guest's services."""
@@ -75,14 +79,76 @@ INIT_SYSTEMS: tuple[InitSystemModule, ...] = (
 )
 
 
+# what find_pid1() says where the guest has no program of its own for process 1
+NO_INIT = ("none", "shell")
+
+
 def judge_init(reader: GuestReader, pid1: Pid1, *, told: InitSystem | None) -> InitVerdict:
-    """Which init system runs the guest's services; ``system`` is None for those not known here."""
+    """Which init system runs the guest's services.
+
+    ``system`` is None for those not known here, and where the evidence contradicts itself.
+    """
     if told is not None:
         return module_for(told).told(reader, pid1)
-    for module in INIT_SYSTEMS:
-        if verdict := module.detect(reader, pid1):
-            return verdict
-    return InitVerdict(system=None, pid1=pid1.program, confidence="certain", evidence=pid1.evidence)
+    verdict = None
+    if not pid1.doubt:
+        asked = (module.detect(reader, pid1) for module in INIT_SYSTEMS)
+        verdict = next((found for found in asked if found), None)
+    doubt = pid1.doubt or (_rivals(reader, pid1, verdict) if verdict else "")
+    if verdict is None or doubt:
+        return InitVerdict(
+            system=None,
+            pid1=pid1.program,
+            confidence="unknown",
+            evidence=pid1.evidence,
+            doubt=doubt,
+        )
+    return verdict if pid1.is_seen else replace(verdict, confidence="likely")
+
+
+def _rivals(reader: GuestReader, pid1: Pid1, verdict: InitVerdict) -> str:
+    """What speaks against a verdict that rests on nothing else being there; empty: nothing does."""
+    if verdict.system == standalone.NAME and standalone.find_caller(reader, pid1) is None:
+        left = [
+            hint.seen
+            for module in INIT_SYSTEMS
+            if module.NAME not in (standalone.NAME, busybox.NAME)
+            for hint in find_traces(reader, module.NAME, module.TRACES)
+        ]
+        return f"nothing names {verdict.hook}, and {', '.join(left)}" if left else ""
+    if pid1.program not in NO_INIT:
+        return ""
+    others = [
+        f"{path} ({module.NAME})"
+        for module in INIT_SYSTEMS
+        if module.NAME not in (verdict.system, busybox.NAME)
+        for path in present_programs(reader, module.TRACES)
+    ]
+    if not others:
+        return ""
+    return f"nothing starts {verdict.system}, and {', '.join(others)} could be started as well"
+
+
+def find_hints(reader: GuestReader, pid1: Pid1, verdict: InitVerdict) -> tuple[Hint, ...]:
+    """All that speaks for any init system in the guest, and what came of it."""
+    traces = [
+        hint for module in INIT_SYSTEMS for hint in find_traces(reader, module.NAME, module.TRACES)
+    ]
+    offered = [Hint(speaks_for=what, kind="boot", seen=seen) for what, seen in pid1.offered]
+    return tuple(replace(hint, outcome=_outcome(hint, verdict)) for hint in (*traces, *offered))
+
+
+def _outcome(hint: Hint, verdict: InitVerdict) -> str:
+    """Why a hint decides nothing, or that it agrees."""
+    if hint.kind == "boot":
+        return "boots only where a person chooses it"
+    if hint.speaks_for == verdict.system:
+        return "agrees"
+    if verdict.system is None:
+        return "says what could run services, not what does"
+    if hint.kind == "program":
+        return f"nothing starts it as process 1, which is {verdict.pid1}"
+    return f"{hint.speaks_for} would read it, and {verdict.system} runs the services"
 
 
 def module_for(name: str) -> InitSystemModule:

@@ -11,9 +11,9 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from vmprovision.errors import InspectionError
-from vmprovision.filesystem import read_text, resolved_file
+from vmprovision.filesystem import resolved_file
 from vmprovision.guest import InitSystem, InitVerdict
-from vmprovision.initsystem.inittab import starts_openrc
+from vmprovision.initsystem.traces import Traces
 from vmprovision.plan import EditBlock, Operation
 from vmprovision.rendering import render
 
@@ -30,14 +30,12 @@ INITTAB = PurePosixPath("/etc/inittab")
 RCS = PurePosixPath("/etc/init.d/rcS")
 VARIANTS: tuple[tuple[str, PurePosixPath | None], ...] = (("", INITTAB), ("", RCS))
 EXECUTABLE = 0o111
+TRACES = Traces(programs=("/bin/busybox",), files=(str(RCS),))
 
 
 def detect(reader: GuestReader, pid1: Pid1) -> InitVerdict | None:
-    """BusyBox is PID 1 and hands over to nobody else."""
+    """BusyBox is PID 1; where its inittab starts OpenRC, that has been asked before."""
     if pid1.program != "busybox":
-        return None
-    inittab = read_text(reader, INITTAB)
-    if inittab is not None and starts_openrc(reader, inittab):
         return None
     hook = _hook(reader)
     if hook is None:

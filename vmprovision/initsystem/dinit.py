@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmprovision.filesystem import read_text
 from vmprovision.guest import InitSystem, InitVerdict
+from vmprovision.initsystem.traces import Traces
 from vmprovision.plan import Operation, Symlink, WriteFile
 from vmprovision.rendering import render
 
@@ -31,6 +32,7 @@ BOOT_FILES = tuple(
     PurePosixPath(folder) / "boot"
     for folder in ("/etc/dinit.d", "/usr/local/lib/dinit.d", "/usr/lib/dinit.d", "/lib/dinit.d")
 )
+TRACES = Traces(programs=("/sbin/dinit", "/usr/bin/dinit"), folders=(str(SERVICES),))
 
 
 def detect(reader: GuestReader, pid1: Pid1) -> InitVerdict | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmprovision.filesystem import status_of
 from vmprovision.guest import InitSystem, InitVerdict
+from vmprovision.initsystem.traces import Traces
 from vmprovision.plan import Operation, Symlink, WriteFile
 from vmprovision.rendering import render
 
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 NAME: InitSystem = "finit"
 VARIANTS: tuple[tuple[str, PurePosixPath | None], ...] = (("", None),)
 SNIPPETS = PurePosixPath("/etc/finit.d")
+TRACES = Traces(
+    programs=("/sbin/finit", "/usr/sbin/finit"),
+    files=("/etc/finit.conf",),
+    folders=(str(SNIPPETS / "enabled"),),
+)
 
 
 def detect(reader: GuestReader, pid1: Pid1) -> InitVerdict | None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from vmprovision.filesystem import read_text, resolved_file
 from vmprovision.guest import InitSystem, InitVerdict
-from vmprovision.initsystem.inittab import names_openrc, read_inittab, starts_openrc
+from vmprovision.initsystem.inittab import OPENRC, names_openrc, read_inittab, starts_openrc
+from vmprovision.initsystem.traces import Traces
 from vmprovision.plan import Operation, Symlink, WriteFile
 from vmprovision.rendering import render
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmprovision.filesystem import GuestReader
-    from vmprovision.guest import Pid1
+    from vmprovision.guest import Confidence, Pid1
     from vmprovision.rendering import Service
 
 NAME: InitSystem = "openrc"
@@ -39,40 +40,60 @@ SUPERVISORS = ("/sbin/supervise-daemon", "/usr/sbin/supervise-daemon", "/usr/bin
 # old OpenRC may stand without its interpreter's new name
 OPENRC_RUN = "/sbin/openrc-run"
 RUNSCRIPT = "/sbin/runscript"
+HEAD_LIMIT = 100
+TRACES = Traces(
+    programs=(*OPENRC, "/sbin/openrc-init", "/usr/bin/openrc-init"),
+    folders=(str(RUNLEVEL),),
+)
 
 
 def detect(reader: GuestReader, pid1: Pid1) -> InitVerdict | None:
     """OpenRC's own init is PID 1; or sysvinit's or BusyBox's, and its inittab starts OpenRC."""
-    why = _why(reader, pid1)
-    if why is None:
+    found = _why(reader, pid1)
+    if found is None:
         return None
+    why, confidence = found
     return InitVerdict(
         system=NAME,
         pid1=pid1.program,
-        confidence="certain",
+        confidence=confidence,
         evidence=(*pid1.evidence, why),
         dialect=_dialect(reader),
     )
 
 
-def _why(reader: GuestReader, pid1: Pid1) -> str | None:
+def _why(reader: GuestReader, pid1: Pid1) -> tuple[str, Confidence] | None:
     if pid1.program == "openrc-init":
-        return f"{pid1.path} is OpenRC's own init"
+        return f"{pid1.path} is OpenRC's own init", "certain"
     if pid1.program not in ("sysvinit", "busybox"):
         return None
     inittab = read_inittab(reader)
     if starts_openrc(reader, inittab):
-        return "/etc/inittab starts OpenRC"
+        return "/etc/inittab starts OpenRC", "certain"
     if WRAPPER in inittab and names_openrc(read_text(reader, PurePosixPath(WRAPPER)) or ""):
-        return f"/etc/inittab runs {WRAPPER}, and that starts OpenRC"
+        return f"/etc/inittab runs {WRAPPER}, and that starts OpenRC", "certain"
+    # Alpine's minimal root has that inittab too, and neither OpenRC nor services of it
+    if names_openrc(inittab) and reader.list_directory(RUNLEVEL):
+        return f"/etc/inittab names OpenRC, and {RUNLEVEL} has services of it", "likely"
     return None
 
 
 def _dialect(reader: GuestReader) -> str:
     if any(resolved_file(reader, path) for path in SUPERVISORS):
         return "supervise-daemon"
-    old = resolved_file(reader, RUNSCRIPT) and not resolved_file(reader, OPENRC_RUN)
+    if resolved_file(reader, OPENRC_RUN):
+        return "openrc-run"
+    old = resolved_file(reader, RUNSCRIPT) is not None or _uses_runscript(reader)
     return "runscript" if old else "openrc-run"
+
+
+def _uses_runscript(reader: GuestReader) -> bool:
+    """Whether the guest's own scripts are for the interpreter's old name."""
+    for name in reader.list_directory(RUNLEVEL):
+        first = (read_text(reader, RUNLEVEL / name, HEAD_LIMIT) or "").split("\n", 1)[0]
+        if first.startswith("#!"):
+            return "runscript" in first
+    return False
 
 
 def told(reader: GuestReader, pid1: Pid1) -> InitVerdict:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmprovision.filesystem import resolved_file
 from vmprovision.guest import InitSystem, InitVerdict
+from vmprovision.initsystem.traces import Traces
 from vmprovision.plan import Operation, Symlink, WriteFile
 from vmprovision.rendering import render
 
@@ -27,6 +28,7 @@ VARIANTS: tuple[tuple[str, PurePosixPath | None], ...] = (("", None),)
 SCRIPTS = PurePosixPath("/etc/init.d")
 LINKS = PurePosixPath("/etc/rc.d")
 FRAMEWORK = "/etc/rc.common"
+TRACES = Traces(programs=("/sbin/procd",), files=(FRAMEWORK,))
 
 
 def detect(reader: GuestReader, pid1: Pid1) -> InitVerdict | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmprovision.filesystem import status_of
 from vmprovision.guest import InitSystem, InitVerdict
+from vmprovision.initsystem.traces import Traces
 from vmprovision.plan import Operation, Symlink, WriteFile
 from vmprovision.rendering import render
 
@@ -28,6 +29,10 @@ NAME: InitSystem = "runit"
 SERVICES = {"usual": PurePosixPath("/etc/sv"), "artix": PurePosixPath("/etc/runit/sv")}
 VARIANTS: tuple[tuple[str, PurePosixPath | None], ...] = tuple((name, None) for name in SERVICES)
 RUNLEVEL = PurePosixPath("/etc/runit/runsvdir/default")
+TRACES = Traces(
+    programs=("/sbin/runit-init", "/usr/bin/runit-init", "/lib/runit/runit-init"),
+    folders=(str(RUNLEVEL),),
+)
 
 
 def detect(reader: GuestReader, pid1: Pid1) -> InitVerdict | None:

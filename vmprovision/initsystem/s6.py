@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmprovision.filesystem import read_text, resolve, resolved_file, status_of
 from vmprovision.guest import InitSystem, InitVerdict
+from vmprovision.initsystem.traces import Traces
 from vmprovision.plan import EditBlock, Operation, WriteFile
 from vmprovision.rendering import render
 
@@ -32,6 +33,11 @@ VARIANTS: tuple[tuple[str, PurePosixPath | None], ...] = (
     ("scandir", SCANDIR),
 )
 EXECUTABLE = 0o755
+TRACES = Traces(
+    programs=("/usr/bin/s6-linux-init", "/bin/s6-linux-init"),
+    files=(str(RC_LOCAL),),
+    folders=(str(BASE),),
+)
 
 
 def detect(reader: GuestReader, pid1: Pid1) -> InitVerdict | None:

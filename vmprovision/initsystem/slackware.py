@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vmprovision.filesystem import resolved_file
 from vmprovision.guest import InitSystem, InitVerdict
 from vmprovision.initsystem.inittab import read_inittab
+from vmprovision.initsystem.traces import Traces
 from vmprovision.plan import EditBlock, Operation, WriteFile
 from vmprovision.rendering import render
 
@@ -28,6 +29,7 @@ VARIANTS: tuple[tuple[str, PurePosixPath | None], ...] = (("", None),)
 SCRIPTS = PurePosixPath("/etc/rc.d")
 MULTI_USER = "/etc/rc.d/rc.M"
 EXECUTABLE = 0o111
+TRACES = Traces(files=(MULTI_USER,))
 
 
 def detect(reader: GuestReader, pid1: Pid1) -> InitVerdict | None:

@@ -1,15 +1,19 @@
 """The fallback: a block of lines in ``rc.local``, for an init that nobody knows.
 
-It cannot be asked to respawn anything, so a loop in the script does.
+The file may be left over: that it is there counts only where something that runs at
+boot names it, or nothing of another init system is in the guest.  An unknown init
+cannot be asked to respawn anything, so a loop in the script does.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from vmprovision.filesystem import resolve, resolved_file
+from vmprovision.filesystem import read_text, resolve, resolved_file
 from vmprovision.guest import InitSystem, InitVerdict
+from vmprovision.initsystem.traces import Traces
 from vmprovision.plan import EditBlock, Operation
 from vmprovision.rendering import render
 
@@ -23,27 +27,55 @@ if TYPE_CHECKING:
 NAME: InitSystem = "standalone"
 
 RC_LOCAL = ("/etc/rc.d/rc.local", "/etc/rc.local")
-# PID 1 programs of which nobody else's module is the right answer.
-# A bare shell is none of them: it runs nothing at boot.
-UNCLAIMED = ("unknown", "script", "toybox", "minit")
+# PID 1 programs of which nobody else's module is the right answer, sysvinit's inittab
+# included.  A bare shell is none of them: it runs nothing at boot.
+UNCLAIMED = ("unknown", "script", "toybox", "minit", "sysvinit")
+# What may run at boot and run rc.local in turn, beside process 1 itself.
+CALLERS = ("/etc/inittab", "/etc/init.d/rcS", "/etc/rc", "/etc/rc.d/rc", "/etc/rc.multi")
+PROGRAM_LIMIT = 8 << 20
 VARIANTS: tuple[tuple[str, PurePosixPath | None], ...] = (("", PurePosixPath(RC_LOCAL[-1])),)
 EXECUTABLE = 0o111
+TRACES = Traces(files=RC_LOCAL)
 
 
 def detect(reader: GuestReader, pid1: Pid1) -> InitVerdict | None:
-    """An init that nobody knows, in a guest that has an rc.local."""
+    """An init that nobody knows, in a guest that has an rc.local; sysvinit has to name it."""
     if pid1.program not in UNCLAIMED:
         return None
     hook = _hook(reader)
     if hook is None:
         return None
+    caller = find_caller(reader, pid1)
+    if caller is None and pid1.program == "sysvinit":
+        return None
+    called = f", and {caller} names it" if caller else " for commands to run at boot"
     return InitVerdict(
         system=NAME,
         pid1=pid1.program,
         confidence="likely",
-        evidence=(*pid1.evidence, f"{hook} is there for commands to run at boot"),
+        evidence=(*pid1.evidence, f"{hook} is there{called}"),
         hook=hook,
     )
+
+
+def find_caller(reader: GuestReader, pid1: Pid1) -> PurePosixPath | None:
+    """The file that names rc.local outside its comments."""
+    if pid1.path:
+        program = reader.read(pid1.path, limit=PROGRAM_LIMIT)
+        if (_names_hook if program.startswith(b"#!") else _holds_hook)(program):
+            return pid1.path
+    for path in (PurePosixPath(name) for name in CALLERS):
+        if _names_hook((read_text(reader, path) or "").encode()):
+            return path
+    return None
+
+
+def _names_hook(text: bytes) -> bool:
+    return re.search(rb"(?m)^[^#\n]*/rc\.local\b", text) is not None
+
+
+def _holds_hook(program: bytes) -> bool:
+    return b"/rc.local" in program
 
 
 def _hook(reader: GuestReader) -> PurePosixPath | None:

@@ -3,6 +3,7 @@
 systemd.unit(5), systemd.preset(5).  The preset is needed beside the link: a
 guest without a machine-id runs ``preset-all`` at its first boot, and on
 distributions whose presets end in ``disable *`` that would take the link away.
+Releases before 232 have no dynamic users, and would leave the agent root.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from vmprovision.filesystem import status_of
+from vmprovision.filesystem import resolved_file, status_of
 from vmprovision.guest import InitSystem, InitVerdict
+from vmprovision.initsystem.traces import Traces
 from vmprovision.plan import Operation, Symlink, WriteFile
 from vmprovision.rendering import render
 
@@ -24,10 +26,18 @@ if TYPE_CHECKING:
 
 NAME: InitSystem = "systemd"
 # (dialect, hook) of every way in which it may be met
-VARIANTS: tuple[tuple[str, PurePosixPath | None], ...] = (("", None),)
+VARIANTS: tuple[tuple[str, PurePosixPath | None], ...] = (("", None), ("static-user", None))
 UNITS = PurePosixPath("/etc/systemd/system")
 PRESETS = PurePosixPath("/etc/systemd/system-preset")
+# a manager that holds its own code, as all did before 250, and what such a one contains
+WHOLE_SIZE = 500_000
+PROGRAM_LIMIT = 8 << 20
+MANAGER = b"org.freedesktop.systemd1"
 PROGRAMS = ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")
+TRACES = Traces(
+    programs=(*PROGRAMS, "/bin/systemd"),
+    folders=("/etc/systemd/system/multi-user.target.wants",),
+)
 
 
 def detect(reader: GuestReader, pid1: Pid1) -> InitVerdict | None:
@@ -41,6 +51,7 @@ def detect(reader: GuestReader, pid1: Pid1) -> InitVerdict | None:
             pid1="systemd",
             confidence="certain",
             evidence=(*pid1.evidence, f"{pid1.path} is systemd"),
+            dialect=_dialect(reader, pid1.path),
         )
     nothing_else = pid1.program in ("none", "shell")
     for path in PROGRAMS:
@@ -50,18 +61,37 @@ def detect(reader: GuestReader, pid1: Pid1) -> InitVerdict | None:
                 pid1="systemd",
                 confidence="likely",
                 evidence=(*pid1.evidence, f"{path} is there, and no other init is"),
+                dialect=_dialect(reader, PurePosixPath(path)),
             )
     return None
 
 
-def told(_reader: GuestReader, pid1: Pid1) -> InitVerdict:
+def _dialect(reader: GuestReader, path: PurePosixPath | None) -> str:
+    """Whether it knows dynamic users, by its words; since 250 they are in a library beside it."""
+    real = resolved_file(reader, str(path)) if path else None
+    status = reader.lstat(real) if real else None
+    if real is None or status is None or status.size < WHOLE_SIZE:
+        return ""
+    content = reader.read(real, limit=PROGRAM_LIMIT)
+    return "static-user" if MANAGER in content and b"DynamicUser" not in content else ""
+
+
+def told(reader: GuestReader, pid1: Pid1) -> InitVerdict:
     """The caller says that systemd runs the services."""
     return InitVerdict(
         system=NAME,
         pid1=pid1.program,
         confidence="told",
         evidence=("the caller named systemd", *pid1.evidence),
+        dialect=_dialect(reader, _program(reader, pid1)),
     )
+
+
+def _program(reader: GuestReader, pid1: Pid1) -> PurePosixPath | None:
+    if pid1.program == "systemd":
+        return pid1.path
+    found = (resolved_file(reader, path) for path in PROGRAMS)
+    return next((path for path in found if path), None)
 
 
 def running_fault(running: Mapping[str, Any], _verdict: InitVerdict) -> str | None:
@@ -73,12 +103,17 @@ def running_fault(running: Mapping[str, Any], _verdict: InitVerdict) -> str | No
     return None
 
 
-def service_operations(service: Service, _verdict: InitVerdict) -> list[Operation]:
+def service_operations(service: Service, verdict: InitVerdict) -> list[Operation]:
     """Unit, preset, and last the link that starts the unit at boot."""
     unit = f"{service.name}.service"
     return [
         WriteFile(
-            path=UNITS / unit, content=render("systemd/guest-agent.service.j2", service=service)
+            path=UNITS / unit,
+            content=render(
+                "systemd/guest-agent.service.j2",
+                service=service,
+                dynamic=verdict.dialect != "static-user",
+            ),
         ),
         WriteFile(
             path=PRESETS / f"50-{service.name}.preset",

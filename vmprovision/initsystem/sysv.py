@@ -14,9 +14,10 @@ import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from vmprovision.filesystem import resolved_file, status_of
+from vmprovision.filesystem import read_text, resolved_file, status_of
 from vmprovision.guest import InitSystem, InitVerdict
 from vmprovision.initsystem.inittab import read_inittab
+from vmprovision.initsystem.traces import Traces
 from vmprovision.plan import EditBlock, Operation, Symlink, WriteFile
 from vmprovision.rendering import render
 
@@ -47,6 +48,11 @@ LEGACY_ORDER = DEBIAN_SCRIPTS / ".legacy-bootordering"
 STARTPAR = ("/bin/startpar", "/sbin/startpar", "/usr/bin/startpar", "/lib/startpar/startpar")
 # Linux From Scratch has it in /etc/rc.d/init.d
 _RUNS_RC = re.compile(r"(?m)^[^#\n]*(/etc/(?:rc\.d|init\.d|rc\.d/init\.d)/rc)\s+\d")
+TRACES = Traces(
+    programs=("/lib/sysvinit/init",),
+    files=("/etc/inittab",),
+    folders=("/etc/rc.d/rc3.d", "/etc/init.d/rc3.d", "/etc/rc2.d"),
+)
 
 
 def detect(reader: GuestReader, pid1: Pid1) -> InitVerdict | None:
@@ -69,8 +75,11 @@ def _why(reader: GuestReader, pid1: Pid1) -> str | None:
         return f"/etc/inittab runs {match[1]} for each runlevel" if match else None
     if pid1.program != "upstart" or not _is_redhat(reader):
         return None
-    if resolved_file(reader, REDHAT_JOB) and resolved_file(reader, REDHAT_RC):
+    job = read_text(reader, PurePosixPath(REDHAT_JOB)) or ""
+    if REDHAT_RC in job:
         return f"{REDHAT_JOB} runs {REDHAT_RC} for each runlevel"
+    if not job and resolved_file(reader, REDHAT_RC):
+        return f"{REDHAT_RC} is there, which Red Hat's Upstart runs for each runlevel"
     return None
 
 

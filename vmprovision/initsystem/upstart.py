@@ -9,7 +9,9 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from vmprovision.filesystem import status_of
 from vmprovision.guest import InitSystem, InitVerdict
+from vmprovision.initsystem.traces import Traces
 from vmprovision.plan import Operation, WriteFile
 from vmprovision.rendering import render
 
@@ -24,11 +26,13 @@ NAME: InitSystem = "upstart"
 
 VARIANTS: tuple[tuple[str, PurePosixPath | None], ...] = (("", None),)
 JOBS = PurePosixPath("/etc/init")
+REDHAT_SCRIPTS = PurePosixPath("/etc/rc.d/init.d")
+TRACES = Traces(programs=("/sbin/upstart",), folders=(str(JOBS),))
 
 
 def detect(reader: GuestReader, pid1: Pid1) -> InitVerdict | None:
     """Upstart is PID 1 and has jobs of its own; Red Hat's, which has not, is sysv's to claim."""
-    if pid1.program != "upstart":
+    if pid1.program != "upstart" or status_of(reader, REDHAT_SCRIPTS) is not None:
         return None
     jobs = [name for name in reader.list_directory(JOBS) if name.endswith(".conf")]
     if not jobs:

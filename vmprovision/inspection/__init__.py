@@ -6,6 +6,7 @@ evidence that they rest on.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
@@ -13,8 +14,9 @@ from vmprovision.elf import architecture_of
 from vmprovision.errors import InspectionError, UnsupportedGuestError
 from vmprovision.filesystem import read_all, resolve, status_of
 from vmprovision.guest import GuestInfo, InstalledAgent
-from vmprovision.initsystem import judge_init
+from vmprovision.initsystem import find_hints, judge_init
 from vmprovision.inspection.distribution import inspect_distribution
+from vmprovision.inspection.generated import as_generated, find_generator
 from vmprovision.inspection.interpreters import find_interpreters
 from vmprovision.inspection.layout import find_kernels, find_links
 from vmprovision.inspection.pid1 import find_pid1
@@ -51,9 +53,14 @@ def inspect_guest(
         UnsupportedGuestError: a system that must not be written to offline.
     """
     distribution = inspect_distribution(reader)
-    _refuse_image_based(reader, distribution.id)
+    _refuse_ostree(reader)
     pid1 = find_pid1(reader)
-    verdict = judge_init(reader, pid1, told=init)
+    if generator := find_generator(reader, distribution, pid1):
+        distribution, verdict = as_generated(generator, distribution, pid1)
+    else:
+        verdict = judge_init(reader, pid1, told=init)
+    if verdict.system is None:  # whoever has to choose is told among what
+        verdict = replace(verdict, hints=find_hints(reader, pid1, verdict))
     interpreters = find_interpreters(reader)
     return GuestInfo(
         distribution=distribution,
@@ -70,13 +77,14 @@ def inspect_guest(
     )
 
 
-def _refuse_image_based(reader: GuestReader, identifier: str) -> None:
-    """Refuse systems that build their own tree: what is written into it is lost or breaks it."""
-    if identifier in ("nixos", "guix") or _is_there(reader, "/etc/NIXOS"):
-        raise UnsupportedGuestError(
-            f"the guest is {identifier}, which builds its /etc from its own configuration",
-            hint="add the agent to that configuration and build the image anew",
-        )
+def explain_init(reader: GuestReader, guest: GuestInfo) -> GuestInfo:
+    """The guest with all in it that speaks for one init system or another, as ``init.hints``."""
+    hints = find_hints(reader, find_pid1(reader), guest.init)
+    return replace(guest, init=replace(guest.init, hints=hints))
+
+
+def _refuse_ostree(reader: GuestReader) -> None:
+    """Refuse systems whose root is inside a deployment: what is written beside it is lost."""
     if _is_there(reader, "/ostree/deploy"):
         raise UnsupportedGuestError(
             "the guest is an OSTree system, whose root is a deployment inside it",

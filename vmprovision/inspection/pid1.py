@@ -10,36 +10,31 @@ what that file is, by name, by package owner, by what it contains.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from vmprovision.errors import InspectionError, printable
 from vmprovision.filesystem import read_text, resolve
 from vmprovision.guest import Pid1
+from vmprovision.inspection.bootmenu import read_boot_menus
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vmprovision.filesystem import GuestReader
+    from vmprovision.inspection.bootmenu import BootMenu
 
 KERNEL_ORDER = ("/sbin/init", "/etc/init", "/bin/init", "/bin/sh")
 PROGRAM_LIMIT = 8 << 20
 EXECUTABLE = 0o111
 SCRIPT_DEPTH = 4
 SCRIPT_LIMIT = 64 << 10
+OFFERED_LIMIT = 8
+UNTOLD = ("shell", "unknown", "script")  # programs that say nothing of who runs services
 
-# Each holds the command line of the entry that boots unless a person chooses another.
-BOOT_FILES = (
-    "/boot/grub/grub.cfg",
-    "/boot/grub2/grub.cfg",
-    "/boot/efi/EFI/debian/grub.cfg",
-    "/boot/extlinux/extlinux.conf",
-    "/boot/syslinux/syslinux.cfg",
-    "/boot/extlinux.conf",
-    "/extlinux.conf",
-    "/boot/grub/menu.lst",
-    "/boot/grub/grub.conf",
-    "/etc/kernel/cmdline",
-)
-BOOT_ENTRIES = ("/boot/loader/entries", "/boot/efi/loader/entries", "/efi/loader/entries")
+# Where it is once /usr holds the programs, in a tree whose links into it are missing.
+MERGED = ("/usr/sbin/init", "/usr/bin/init")
 
 _BY_NAME = {
     "systemd": "systemd",
@@ -78,26 +73,105 @@ _BY_PACKAGE = {
 _BY_CONTENT = (
     (b"BusyBox v", "busybox"),
     (b"com.ubuntu.Upstart", "upstart"),
+    (b"libsystemd-core-", "systemd"),
+    (b"org.freedesktop.systemd1", "systemd"),
     (b"/etc/dinit.d", "dinit"),
     (b"/etc/finit.conf", "finit"),
     (b"/etc/runit/", "runit"),
+    (b"/run/runit.stopit", "runit"),
     (b"/etc/preinit", "procd"),
     (b"OpenRC init", "openrc-init"),
-    (b"org.freedesktop.systemd1", "systemd"),
     (b"/etc/inittab", "sysvinit"),
 )
 
 
 def find_pid1(reader: GuestReader) -> Pid1:
     """The program that the guest's kernel starts."""
+    menus = read_boot_menus(reader)
+    offered = _other_entries(reader, menus)
+    found = [replace(_started(reader, init), offered=offered) for init in _named_inits(menus)]
+    if len({each.program for each in found}) > 1:
+        evidence = dict.fromkeys(sentence for each in found for sentence in each.evidence)
+        return Pid1(
+            program="unknown",
+            path=None,
+            evidence=tuple(evidence),
+            doubt="the boot loader's files do not agree on what process 1 is: "
+            + ", ".join(each.program for each in found),
+            offered=offered,
+        )
+    return found[0]
+
+
+# A path that init= gives, and the menu that does
+_Named = tuple[PurePosixPath | None, PurePosixPath | None]
+
+
+def _named_inits(menus: Sequence[BootMenu]) -> list[_Named]:
+    """Every ``init=`` that may be in force, each once; None where the kernel's own order is."""
+    found: dict[PurePosixPath | None, PurePosixPath | None] = {}
+    for menu in menus:
+        for init in menu.inits:
+            found.setdefault(init, menu.path)
+    return list(found.items()) or [(None, None)]
+
+
+def _other_entries(reader: GuestReader, menus: Sequence[BootMenu]) -> tuple[tuple[str, str], ...]:
+    """What entries start that nobody has chosen, each ``init=`` once, with where it stands."""
+    found: dict[PurePosixPath, str] = {}
+    for menu in menus:
+        for entry in menu.entries:
+            if entry.init and entry.init not in menu.inits:
+                title = f"the entry {entry.title!r}" if entry.title else "an entry"
+                found.setdefault(entry.init, f"{title} of {menu.path} has init={entry.init}")
+    return tuple(
+        (_started(reader, (init, None)).program, seen)
+        for init, seen in list(found.items())[:OFFERED_LIMIT]
+    )
+
+
+def _started(reader: GuestReader, named: _Named) -> Pid1:
+    """The program that is started where this ``init=``, or none, is in force."""
     evidence: list[str] = []
-    for start in _starting_points(reader, evidence):
+    starts = [PurePosixPath(path) for path in KERNEL_ORDER]
+    init, menu = named
+    if init:
+        evidence.append(f"{menu} starts the kernel with init={init}")
+        # a kernel whose init= is missing tries its own list; an initramfs stops instead
+        starts.insert(0, init)
+    for start in starts:
         real = _program_at(reader, start, evidence)
         if real is None:
             continue
         program, path = _identify(reader, start, real, evidence)
         return Pid1(program=program, path=path, evidence=tuple(evidence))
-    evidence.append(f"none of {', '.join(KERNEL_ORDER)} is there")
+    evidence.append(f"none of {', '.join(str(start) for start in starts)} can be started")
+    return _unseen(reader, starts, evidence)
+
+
+def _unseen(reader: GuestReader, starts: list[PurePosixPath], evidence: list[str]) -> Pid1:
+    """What would be started if files that are missing here, or rights to run them, were there.
+
+    A tree may be a part of a guest: its links without what they lead to, its files
+    without their modes.  A guest that is whole and looks like this does not boot.
+    """
+    if reader.lstat(PurePosixPath("/sbin")) is None:
+        starts = [*starts, *(PurePosixPath(path) for path in MERGED)]
+    for start in starts:
+        try:
+            real = resolve(reader, start)
+        except InspectionError:
+            continue
+        status = reader.lstat(real)
+        if status is not None and status.kind == "file":
+            program, path = _identify(reader, start, real, evidence)
+        elif status is None and (named := _by_name(real)):
+            program, path = named, real
+        else:
+            continue
+        if program not in UNTOLD:
+            evidence.append(f"{start} leads to {real}, which would be {program}")
+            return Pid1(program=program, path=path, evidence=tuple(evidence), is_seen=False)
     return Pid1(program="none", path=None, evidence=tuple(evidence))
 
 
@@ -124,55 +198,6 @@ def _program_at(
     return real
 
 
-def _starting_points(reader: GuestReader, evidence: list[str]) -> list[PurePosixPath]:
-    named = kernel_option(reader)
-    if named is None:
-        return [PurePosixPath(path) for path in KERNEL_ORDER]
-    path, source = named
-    evidence.append(f"{source} starts the kernel with init={path}")
-    # a kernel whose init= is missing tries its own list; an initramfs stops instead
-    return [path, *(PurePosixPath(path) for path in KERNEL_ORDER)]
-
-
-def kernel_option(reader: GuestReader) -> tuple[PurePosixPath, PurePosixPath] | None:
-    """The ``init=`` that the guest's boot loader passes, and the file that says so."""
-    for name in BOOT_FILES:
-        path = PurePosixPath(name)
-        text = read_text(reader, path)
-        if text and (found := _option_in(default_entry(text))):
-            return found, path
-    for folder in BOOT_ENTRIES:
-        names = [n for n in reader.list_directory(PurePosixPath(folder)) if n.endswith(".conf")]
-        found_in = {}
-        for name in names:
-            path = PurePosixPath(folder) / name
-            found_in[path] = _option_in(read_text(reader, path) or "")
-        values = set(found_in.values())
-        if len(values) == 1 and (value := values.pop()):
-            return value, next(iter(found_in))
-    return None
-
-
-def default_entry(text: str) -> str:
-    """The part of a boot loader's configuration that boots by default: all up to a second entry.
-
-    GRUB's and syslinux's first entry is the default one unless a person or
-    ``grub-set-default`` chose another; the later ones are older kernels,
-    recovery modes and, on Debian, the init systems that were replaced.
-    """
-    starts = [
-        m.start()
-        for m in re.finditer(r"(?m)^\s*(?:menuentry|title|label|submenu)\s", text, re.IGNORECASE)
-    ]
-    return text[: starts[1]] if len(starts) > 1 else text
-
-
-def _option_in(text: str) -> PurePosixPath | None:
-    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
-    match = re.search(r'(?:^|[\s"\'])init=(/[^\s"\']+)', "\n".join(lines))
-    return PurePosixPath(printable(match[1])) if match else None
-
-
 def _identify(
     reader: GuestReader,
     start: PurePosixPath,
@@ -181,11 +206,9 @@ def _identify(
     depth: int = SCRIPT_DEPTH,
 ) -> tuple[str, PurePosixPath]:
     """What a program is, and where: for a script, what it hands over to."""
-    name = real.name
-    if name.startswith("busybox"):
-        return "busybox", real
-    if name in _BY_NAME and not (_BY_NAME[name] == "shell" and start.name == "init"):
-        return _BY_NAME[name], real
+    program = _by_name(real)
+    if program and not (program == "shell" and start.name == "init"):
+        return program, real
     content = reader.read(real, limit=PROGRAM_LIMIT)
     if content.startswith(b"#!"):
         return _identify_script(reader, content, real, evidence, depth)
@@ -201,6 +224,11 @@ def _identify(
     return "unknown", real
 
 
+def _by_name(path: PurePosixPath) -> str | None:
+    """What a program of this name is; BusyBox has its variants' names behind its own."""
+    return "busybox" if path.name.startswith("busybox") else _BY_NAME.get(path.name)
+
+
 def _identify_script(
     reader: GuestReader, content: bytes, real: PurePosixPath, evidence: list[str], depth: int
 ) -> tuple[str, PurePosixPath]:
@@ -214,7 +242,7 @@ def _identify_script(
         if target is None or target == real:
             continue
         program, where = _identify(reader, path, target, sentences, depth - 1)
-        if program not in ("shell", "unknown", "script"):
+        if program not in UNTOLD:
             found.setdefault(program, (where, sentences))
     if len(found) == 1:
         program, (where, sentences) = found.popitem()

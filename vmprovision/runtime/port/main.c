@@ -19,7 +19,8 @@
 #include "py/mphal.h"
 #include "py/runtime.h"
 
-#define HEAP_SIZE (512 * 1024)
+// For hostile clients; see zipboot.py for what it takes in peace.
+#define HEAP_SIZE (1024 * 1024)
 #define SMALLEST_HEAP (64 * 1024)
 #define STACK_SIZE (40000 * sizeof(void *))
 

@@ -7,6 +7,7 @@ the lines of a launcher, and its members may be stored or deflated (PKWARE's
 APPNOTE.TXT).  Nothing is written to disk.
 """
 
+import gc
 import io
 import os
 import struct
@@ -20,6 +21,9 @@ _END = b"PK\x05\x06"
 _END_SIZE = 22
 _LONGEST_COMMENT = 65535
 _SIZE_LIMIT = 1 << 20
+# What has been allocated is collected after so many bytes, not only when the heap is full: the
+# pages above are then never touched, and take no memory.
+_COLLECT_AFTER = 256 * 1024
 
 
 class Archive:
@@ -138,6 +142,7 @@ def find_own_archive():
 
 
 def main():
+    gc.threshold(_COLLECT_AFTER)
     words = sys.argv
     own = find_own_archive()
     if own:

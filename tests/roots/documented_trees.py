@@ -1,0 +1,133 @@
+"""Layouts of guests that cannot be booted or had here, by what their own makers say of them.
+
+Each is made from an init system's documentation or source, whose names stand beside
+it; only what decides the verdict and the plan is in it.
+"""
+
+from __future__ import annotations
+
+from tests.trees import Link, Program, Tree, elf
+
+# dinit-chimera: services/boot.in, services/system; Chimera's handbook, "Service management"
+CHIMERA: Tree = {
+    "/etc/os-release": 'ID=chimera\nPRETTY_NAME="Chimera Linux"\n',
+    "/bin": Link("usr/bin"),
+    "/sbin": Link("usr/bin"),
+    "/usr/bin/init": Link("dinit"),
+    "/usr/bin/dinit": elf(content=b"/etc/dinit.d"),
+    "/usr/lib/dinit.d/boot": (
+        "type        = internal\ndepends-on  = system\nwaits-for.d = /etc/dinit.d/boot.d\n"
+    ),
+    "/usr/lib/dinit.d/system": "type = internal\ndepends-on = login.target\n",
+    "/etc/dinit.d/sshd": "type = process\ncommand = /usr/bin/sshd -D\n",
+    "/etc/dinit.d/boot.d/sshd": Link("../sshd"),
+}
+# dinit's own example: doc/linux/services/boot with a boot.d, as its comment has it; Artix
+ARTIX_DINIT: Tree = {
+    "/etc/os-release": 'ID=artix\nPRETTY_NAME="Artix Linux"\n',
+    "/bin": Link("usr/bin"),
+    "/sbin": Link("usr/bin"),
+    "/usr/bin/init": Link("dinit"),
+    "/usr/bin/dinit": elf(content=b"/etc/dinit.d"),
+    "/etc/dinit.d/boot": "type = internal\ndepends-ms = tty1\nwaits-for.d = boot.d\n",
+    "/etc/dinit.d/boot.d": None,
+}
+# s6-linux-init: what src/init/s6-linux-init-maker.c writes, and skel/; its doc/quickstart.html
+_S6 = "/etc/s6-linux-init/current"
+_SCANDIR = f"{_S6}/run-image/service"
+S6_MAKER: Tree = {
+    "/etc/os-release": 'ID=linux\nPRETTY_NAME="Linux with s6-linux-init"\n',
+    "/sbin/init": Link(f"{_S6}/bin/init"),
+    f"{_S6}/bin/init": Program(
+        b'#!/bin/execlineb -S0\n\ns6-linux-init -c "/etc/s6-linux-init/current" -m 00022 '
+        b'-p "/usr/bin:/bin" -d "/dev" -- "$@"\n'
+    ),
+    f"{_S6}/bin/halt": Program(b'#!/bin/execlineb -S0\n\ns6-linux-init-hpr -h "$@"\n'),
+    f"{_S6}/env": None,
+    f"{_S6}/scripts/rc.init": Program(b"#!/bin/sh -e\n"),
+    f"{_S6}/scripts/runlevel": Program(b"#!/bin/sh -e\n"),
+    f"{_SCANDIR}/.s6-svscan/crash": Program(b"#!/bin/execlineb -P\n"),
+    f"{_SCANDIR}/s6-svscan-log/run": Program(b"#!/bin/execlineb -P\n"),
+    f"{_SCANDIR}/s6-linux-init-shutdownd/run": Program(b"#!/bin/execlineb -P\n"),
+    f"{_SCANDIR}/s6-linux-init-runleveld/run": Program(b"#!/bin/execlineb -P\n"),
+    "/bin/s6-svscan": elf(),
+}
+# Artix's wiki, "s6": the same by s6-linux-init-maker -c /etc/s6/current; /etc/s6/rc.local is
+# run once all services are up
+ARTIX_S6: Tree = {
+    "/etc/os-release": 'ID=artix\nPRETTY_NAME="Artix Linux"\n',
+    "/bin": Link("usr/bin"),
+    "/sbin": Link("usr/bin"),
+    "/usr/bin/init": Link("/etc/s6/current/bin/init"),
+    "/etc/s6/current/bin/init": Program(
+        b'#!/usr/bin/execlineb -S0\n\ns6-linux-init -c "/etc/s6/current" -m 00022 -- "$@"\n'
+    ),
+    "/etc/s6/current/run-image/service": None,
+    "/etc/s6/adminsv/default/contents.d/sshd": "",
+    "/etc/s6/rc.local": Program(b"#!/bin/sh\n"),
+}
+# OpenWrt: package/base-files (inittab, rc.common), procd's initd/preinit.c; the squashfs image's
+# root is read-only, an ext4 image's is not
+OPENWRT: Tree = {
+    "/etc/os-release": 'ID="openwrt"\nPRETTY_NAME="OpenWrt 23.05.5"\nVERSION_ID="23.05.5"\n',
+    "/etc/openwrt_release": "DISTRIB_ID='OpenWrt'\n",
+    "/sbin/init": elf(content=b"/etc/preinit\0/sbin/procd\0/etc/hotplug-preinit.json"),
+    "/sbin/procd": elf(),
+    "/bin/busybox": elf(content=b"BusyBox v1.36.1"),
+    "/bin/sh": Link("busybox"),
+    "/etc/preinit": Program(b"#!/bin/sh\n"),
+    "/etc/inittab": (
+        "::sysinit:/etc/init.d/rcS S boot\n::shutdown:/etc/init.d/rcS K shutdown\n"
+        "::askconsole:/usr/libexec/login.sh\n"
+    ),
+    "/etc/rc.common": Program(b"#!/bin/sh\n"),
+    "/etc/rc.local": "exit 0\n",
+    "/etc/init.d/cron": Program(b"#!/bin/sh /etc/rc.common\nSTART=50\n"),
+    "/etc/rc.d/S50cron": Link("../init.d/cron"),
+}
+# Slackware's sysvinit-scripts: /etc/inittab, rc.M, rc.local
+SLACKWARE: Tree = {
+    "/etc/slackware-version": "Slackware 15.0\n",
+    "/etc/os-release": 'ID=slackware\nPRETTY_NAME="Slackware 15.0 x86_64"\nVERSION_ID=15.0\n',
+    "/sbin/init": elf(content=b"INIT: version booting /etc/inittab"),
+    "/etc/inittab": (
+        "id:3:initdefault:\nsi:S:sysinit:/etc/rc.d/rc.S\nsu:1S:wait:/etc/rc.d/rc.K\n"
+        "rc:2345:wait:/etc/rc.d/rc.M\nl6:6:wait:/etc/rc.d/rc.6\n"
+    ),
+    "/etc/rc.d/rc.S": Program(b"#!/bin/bash\n"),
+    "/etc/rc.d/rc.M": Program(
+        b"#!/bin/bash\n[ ! -x /etc/rc.d/rc.local ] || . /etc/rc.d/rc.local\n"
+    ),
+    "/etc/rc.d/rc.local": Program(b"#!/bin/bash\n"),
+    # it runs SysV scripts too, by rc.sysvinit
+    "/etc/rc.d/init.d": None,
+    "/etc/rc.d/rc3.d": None,
+}
+# SUSE's init.d(7): the runlevels are below /etc/init.d, and rc goes by .depend.* where startpar is
+SLES_11: Tree = {
+    "/etc/SuSE-release": "SUSE Linux Enterprise Server 11 (x86_64)\nVERSION = 11\nPATCHLEVEL = 4\n",
+    "/sbin/init": elf(content=b"INIT: version booting /etc/inittab"),
+    "/sbin/startpar": elf(),
+    "/etc/inittab": "si::bootwait:/etc/init.d/boot\nl3:3:wait:/etc/init.d/rc 3\n",
+    "/etc/rc.d": Link("init.d"),
+    "/etc/init.d/rc": Program(b"#!/bin/bash\n"),
+    "/etc/init.d/rc3.d/S12cron": Link("../cron"),
+    "/etc/init.d/rc5.d/S12cron": Link("../cron"),
+    "/etc/init.d/.depend.boot": "TARGETS = boot.proc\n",
+    "/etc/init.d/.depend.start": "TARGETS = cron\n",
+    "/etc/init.d/.depend.stop": "TARGETS = cron\n",
+}
+# Void's handbook, "Services and Daemons - runit"; void-runit: /etc/runit/2 starts runsvdir
+VOID: Tree = {
+    "/etc/os-release": 'ID=void\nPRETTY_NAME="Void Linux"\n',
+    "/bin": Link("usr/bin"),
+    "/sbin": Link("usr/bin"),
+    "/usr/bin/init": Link("runit-init"),
+    "/usr/bin/runit-init": elf(content=b"/etc/runit/stopit"),
+    "/etc/runit/2": Program(b"#!/bin/sh\nrunsvchdir default\n"),
+    "/etc/runit/runsvdir/current": Link("default"),
+    "/etc/runit/runsvdir/default/sshd": Link("/etc/sv/sshd"),
+    "/etc/sv/sshd/run": Program(b"#!/bin/sh\nexec /usr/bin/sshd -D\n"),
+    "/etc/rc.conf": "# HARDWARECLOCK\n",
+    "/etc/rc.local": "# run by /etc/runit/2\n",
+}

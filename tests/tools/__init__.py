@@ -1,0 +1,1 @@
+"""What is rendered, judged and run by the init systems' own programs."""
