@@ -77,13 +77,6 @@ def boot_matrix(session: nox.Session) -> None:
 
 
 @nox.session
-def bench(session: nox.Session) -> None:
-    """Measure injections beside other ways, and the agent beside node_exporter; write the docs."""
-    session.run(sys.executable, "-m", "pip", "install", "--quiet", "--editable", ".[bench]")
-    _run(session, "python", "-m", "tests.bench.injection", *session.posargs)
-
-
-@nox.session
 def slow(session: nox.Session) -> None:
     """Run what the default run leaves out: more layouts, more moments of interruption."""
     _run(session, "pytest", *SIDE_BY_SIDE, "-m", "slow", *session.posargs)
