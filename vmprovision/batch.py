@@ -13,12 +13,14 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import threading
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmprovision.appliance.session import STOCK_VARIABLE, find_host_appliance
 from vmprovision.appliance.shared import SharedAppliances
 from vmprovision.archive import build_archive
 from vmprovision.capacity import host_capacity
@@ -40,7 +42,6 @@ from vmprovision.progress import Control, Progress
 from vmprovision.reports import BatchReport, ChangeReport, ImageOptions, JobResult
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from vmprovision.appliance.session import Appliances
@@ -48,7 +49,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-APPLIANCE_MEMORY = 600 << 20  # resident at its peak, where KVM is missing
+# What an appliance takes at its peak where KVM is missing, libguestfs's own or a restored one.
+STOCK_MEMORY, RESTORED_MEMORY = 600 << 20, 200 << 20
 MERGE_PATIENCE = 600.0
 POLL_SECONDS = 0.2
 
@@ -127,7 +129,7 @@ def inject_many(  # noqa: PLR0913 -- inject's options, and those of a batch
         batch = _Batch(planned, book, control or Control())
         batch.settle()
         if executor is None:
-            workers = jobs or host_capacity().workers(APPLIANCE_MEMORY)
+            workers = jobs or host_capacity().workers(_memory_of_each())
             shared = SharedAppliances() if together else None
             pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(workers))
             if shared is not None:
@@ -136,6 +138,14 @@ def inject_many(  # noqa: PLR0913 -- inject's options, and those of a batch
         else:
             batch.work(lambda job: executor.submit(do_job_elsewhere, _absolute(job)))
         return BatchReport(results=tuple(batch.results[job] for job in planned))
+
+
+def _memory_of_each() -> int:
+    """What the appliance of each image will take: less, once the host has a saved one."""
+    if not os.environ.get(STOCK_VARIABLE):
+        with contextlib.suppress(ApplianceError):
+            return RESTORED_MEMORY if find_host_appliance() else STOCK_MEMORY
+    return STOCK_MEMORY
 
 
 def do_job(job: Job, control: Control, appliances: Appliances | None) -> JobResult:

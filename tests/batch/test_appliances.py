@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import vmprovision
 from tests.images.conftest import file_hash, state_of
 from tests.images.test_crashes import machine_runs, machines_on, wait_until
 from tests.images.tiny import tiny_disk
+from vmprovision.appliance.session import STOCK_VARIABLE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,6 +59,7 @@ def test_interrupted_and_resumed(folder: Path, tmp_path: Path, run_cli: RunCli) 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, STOCK_VARIABLE: "1"},  # takes long enough to be interrupted in
     )
     try:
         wait_until(lambda: batch.poll() is not None or machine_runs(images[2]))
@@ -86,7 +89,6 @@ def test_interrupted_and_resumed(folder: Path, tmp_path: Path, run_cli: RunCli) 
     assert sorted(path.name for path in folder.iterdir()) == [path.name for path in images]
 
 
-@pytest.mark.slow
 def test_new_images(folder: Path, tmp_path: Path) -> None:
     """The images stay as they are, a backing file among them; done ones are not done again."""
     images, new = sorted(folder.iterdir()), tmp_path / "new"

@@ -25,6 +25,7 @@ from tests.images.test_crashes import OPEN, beside, blocks_of, wait_until
 from tests.images.tiny import PATH, tiny_disk
 from tests.trees import SYSTEMD_TREE, make_tree
 from vmprovision import fleet
+from vmprovision.appliance.session import STOCK_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -65,14 +66,18 @@ def test_the_command_line_on_a_cluster(cluster: Cluster, run_cli: RunCli, tmp_pa
 
 
 @pytest.mark.appliance
-def test_a_worker_that_is_killed(cluster: Cluster, run_cli: RunCli, tmp_path: Path) -> None:
+def test_a_worker_that_is_killed(run_cli: RunCli, tmp_path: Path) -> None:
     """Its appliance ends, and another worker does over what it had begun to write."""
     disks = tmp_path / "disks"
     disks.mkdir()
     made = tiny_disk(tmp_path / "tiny.raw", {})
     images = [Path(shutil.copy(made, disks / f"{name}.raw")) for name in GUESTS[:3]]
-    victim = cluster.processes[1]
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    with (
+        cluster_in(tmp_path / "cluster", workers=1) as cluster,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        victim = cluster.add_worker({STOCK_VARIABLE: "1"})  # slow enough to be met at work
+        wait_until(lambda: "Registered to" in cluster.log_of(2))
         words = ("--vm-id", "{name}", "--format", "raw", "--scheduler", cluster.address)
         batch = pool.submit(run_cli, "inject", *images, *words, "--json", check=False)
         wait_until(lambda: batch.done() or machines_of(victim.pid, images))
@@ -86,10 +91,11 @@ def test_a_worker_that_is_killed(cluster: Cluster, run_cli: RunCli, tmp_path: Pa
         victim.wait()
         wait_until(lambda: not any(map(is_alive, below)), 15)
         done = batch.result()
+        survivor = cluster.log_of(1)
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads(done.stdout)["results"]
     assert [result["outcome"] for result in results] == ["injected"] * 3
-    assert f"{image}: throwing away the unfinished redo log" in cluster.log_of(2)
+    assert f"{image}: throwing away the unfinished redo log" in survivor
     assert sorted(disks.iterdir()) == images, "something is left beside the images"
     for path in images:
         assert f"VM_ID={path.stem}\n" in guest_file(path, "/etc/guest-agent.conf")

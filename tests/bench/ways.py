@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from tests.bench.drivers import DRIVERS
 from tests.images.tiny import PATH
+from vmprovision.appliance.session import STOCK_VARIABLE
 from vmprovision.cache import CACHE_VARIABLE
 from vmprovision.plan import MakeDirectory, Symlink, WriteFile
 from vmprovision.runtime.store import cached_folder
@@ -190,6 +191,11 @@ WAYS: tuple[Way, ...] = (
         obstacle=_installed("guestfish", "libguestfs-tools"),
     ),
     Way(name="libguestfs from Python, `inspect_os`", command=plain_libguestfs),
+    Way(
+        name="`vmprovision inject`, stock appliance",
+        command=command_line,
+        environment=lambda _: {STOCK_VARIABLE: "1"},
+    ),
     Way(
         name="`vmprovision inject`, first run on a host",
         command=command_line,
