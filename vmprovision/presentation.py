@@ -136,7 +136,8 @@ def show_proof(console: Console, report: ProofReport) -> None:
     for check in report.checks:
         console.print(f"ok  {printable(check)}")
     _show_answer(console, "health", report.health)
-    _show_answer(console, "metrics", report.metrics)
+    flat = {name: value for name, value in report.metrics.items() if _is_flat(value)}
+    _show_answer(console, "metrics", flat)
     _row(console, "reported IP", report.guest_ip)
     console.print(f"{report.image}: proven by a boot, agent up after {report.seconds:.0f} s")
 
@@ -183,6 +184,11 @@ def show_service(console: Console, operations: Sequence[tuple[Operation, bytes]]
 
 def _show_answer(console: Console, name: str, answer: dict[str, Any]) -> None:
     _row(console, name, json.dumps(answer))
+
+
+def _is_flat(value: object) -> bool:
+    """Whether it is one figure, and not a table of processors, disks or interfaces."""
+    return not isinstance(value, dict | list)
 
 
 def _show_target(console: Console, guest: GuestInfo) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -88,6 +90,32 @@ def test_check_of_what_is_not_the_agent(
     assert status == 1
     assert "no answer in" in found["port"]
     assert "none can listen" in found["port"]
+
+
+@ONE_OF_EACH
+def test_check_of_the_service(interpreter: Interpreter, program: Path, tmp_path: Path) -> None:
+    """What was installed or injected is there and runs, or it is a fault."""
+    folder = tmp_path / "usr/local/lib/guest-agent"
+    folder.mkdir(parents=True)
+    arguments = ("--root", str(tmp_path), "--proc", "/proc", "--port", str(free_port()))
+    (folder / "installed").write_text("runit usual\n/etc/sv/guest-agent/run\n# /etc/rc.local\n")
+    _, found = findings(interpreter, program, *arguments)
+    assert found["service"] == (
+        "fault installed for runit usual, but /etc/sv/guest-agent/run is gone"
+    )
+    (tmp_path / "etc/sv/guest-agent").mkdir(parents=True)
+    (tmp_path / "etc/sv/guest-agent/run").touch()
+    _, found = findings(interpreter, program, *arguments)
+    assert found["service"].startswith("fault installed for runit usual, but it does not run; ")
+    (folder / "installed").unlink()
+    (folder / "receipt.json").touch()
+    _, found = findings(interpreter, program, *arguments)
+    assert found["service"].startswith("fault injected, but it does not run; process 1 is ")
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)", "/usr/local/bin/guest-agent"]
+    with subprocess.Popen(sleeper) as run:
+        _, found = findings(interpreter, program, *arguments)
+        run.kill()
+    assert found["service"] == f"ok injected, runs as process {run.pid}"
 
 
 @ONE_OF_EACH

@@ -174,6 +174,21 @@ def test_a_connection_goes_on_after_an_exposition(agent: Agent) -> None:
     assert answers.endswith(b"\r\n0\r\n\r\n")
 
 
+def test_pieces_do_not_wait_for_each_other(agent: Agent) -> None:
+    """Ten scrapes on one connection take no pauses of Nagle's algorithm, 40 ms each."""
+    ask = b"GET /metrics HTTP/1.1\r\nHost: a\r\nAccept: text/plain\r\n\r\n"
+    quickest = 1.0
+    with agent.connect() as sock, sock.makefile("rb") as answers:
+        for _ in range(10):
+            started = time.monotonic()
+            sock.sendall(ask)
+            while answers.readline() != b"0\r\n":
+                pass
+            answers.readline()
+            quickest = min(quickest, time.monotonic() - started)
+    assert quickest < 0.035
+
+
 def criticise(prometheus: Path, text: str) -> set[str]:
     """What `promtool check metrics` has to say about an exposition."""
     argv: list[str | Path] = [prometheus / "promtool", "check", "metrics"]

@@ -27,6 +27,7 @@ from tests.debian import unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from typing import BinaryIO
 
 DOCUMENT = Path(__file__).parents[2] / "docs/agent.md"
 BEGIN, END = "<!-- bench: agent -->", "<!-- /bench: agent -->"
@@ -144,40 +145,32 @@ def answers(port: int) -> bool:
         return False
 
 
-def ask(port: int, kind: str, count: int) -> None:
-    """Ask for the metrics so often on one connection, each time when the last answer is there."""
+def ask(port: int, kind: str, count: int, at_once: int = 1) -> None:
+    """Ask for the metrics so often on one connection, some at once when the last answers are in."""
     head = f"GET /metrics HTTP/1.1\r\nHost: guest\r\nAccept: {ACCEPTS[kind]}\r\n\r\n"
-    request = head.encode()
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as sock:
+    requests = head.encode() * at_once
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for _ in range(count):
-            sock.sendall(request)
-            take_answer(sock)
+        with sock.makefile("rb") as answers:
+            for _ in range(count // at_once):
+                sock.sendall(requests)
+                for _ in range(at_once):
+                    take_answer(answers)
 
 
-def take_answer(sock: socket.socket) -> None:
-    """Receive one answer to its end."""
-    data = b""
-    while b"\r\n\r\n" not in data:
-        data += receive(sock)
-    head, _, body = data.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 200 "), head
-    length = head.lower().partition(b"content-length: ")[2].split(b"\r")[0]
-    if length:
-        left = int(length) - len(body)
-        while left > 0:
-            left -= len(receive(sock))
-        assert left == 0
-    else:
-        while not body.endswith(b"\r\n0\r\n\r\n"):
-            body = body[-8:] + receive(sock)
-
-
-def receive(sock: socket.socket) -> bytes:
-    """Some bytes."""
-    data = sock.recv(65536)
-    assert data, "the connection was closed"
-    return data
+def take_answer(source: BinaryIO) -> None:
+    """Read one answer to its end."""
+    assert b" 200 " in source.readline()
+    length = -1
+    while line := source.readline().strip().lower():
+        if line.startswith(b"content-length:"):
+            length = int(line.partition(b":")[2])
+    if length >= 0:
+        assert len(source.read(length)) == length
+        return
+    while size := int(source.readline(), 16):
+        source.read(size + 2)
+    source.readline()
 
 
 def measure_round(subject: Subject, requests: int) -> None:
@@ -201,7 +194,7 @@ def measure_memory(subject: Subject, counts: Sequence[int]) -> None:
         for count in counts:
             while done < count:
                 kind = subject.kinds[-1 if done // BATCH % 10 == 9 else 0]
-                ask(server.port, kind, BATCH)
+                ask(server.port, kind, BATCH, at_once=10)
                 done += BATCH
             subject.note(f"resident {count}", server.resident())
 
@@ -249,13 +242,13 @@ def resident(name: str) -> Callable[[Subject], str]:
     return lambda each: f"{each[name]:.1f}" if name in each.figures else "-"
 
 
-def render_ratios(subjects: Mapping[str, Subject]) -> str:
+def render_ratios(subjects: Mapping[str, Subject], count: int) -> str:
     """How the agent on the runtime compares with node_exporter."""
     ours, theirs = subjects[RUNTIME], subjects[EXPORTER]
-    largest = max(name for name in ours.figures if name.startswith("resident 5"))
+    memory = f"resident {count}"
     parts = [
         f"{theirs.size / ours.size:.0f} times as large on disk",
-        f"holds {theirs[largest] / ours[largest]:.0f} times the memory",
+        f"holds {theirs[memory] / ours[memory]:.0f} times the memory",
         f"takes {theirs['first'] / ours['first']:.1f} times as long to its first answer",
         f"and {ours['text/cpu'] / theirs['text/cpu']:.1f} times the processor time for a scrape",
     ]
@@ -337,7 +330,9 @@ def main() -> int:
             sys.stderr.write(f"{subject.name}: done\n")
         named = {subject.name: subject for subject in subjects}
         table = render_table(subjects, options.memory)
-        text = "\n\n".join([describe_host(options.rounds), table, render_ratios(named)])
+        text = "\n\n".join(
+            [describe_host(options.rounds), table, render_ratios(named, options.memory[0])]
+        )
         missed = missed_targets(named, Path(folder) / AGENT, options.memory)
     sys.stdout.write(text + "\n")
     for name in missed:

@@ -59,7 +59,7 @@ def check(path, settings_of, proc, root):
         text = entry["value"] and "%s, from %s" % (entry["value"], entry["source"])
         found.tell(key, False if text else None, text or "not set: addresses are not reported")
     _check_port(settings, found)
-    _check_service(found, proc)
+    _check_service(found, proc, root)
     if settings.manager:
         _check_manager(settings.manager, found)
     return 1 if found.faults else 0
@@ -102,14 +102,14 @@ def _check_port(settings, found):
         found.tell("port", True, text)
 
 
-def _check_service(found, proc):
-    lines = compat.to_text(read_bounded(MANIFEST)).split("\n")
+def _check_service(found, proc, root):
+    lines = compat.to_text(read_bounded(root + MANIFEST)).split("\n")
     first = (guest.parse_process(read_bounded(proc + "/1/stat")) or {}).get("comm")
-    if not lines[1:] and not compat.exists(RECEIPT):
+    if not lines[1:] and not compat.exists(root + RECEIPT):
         found.tell("service", None, "neither installed nor injected; process 1 is %s" % first)
         return
     how = "installed for " + lines[0] if lines[1:] else "injected"
-    missing = [path for path in lines[1:] if path[:1] == "/" and not compat.exists(path)]
+    missing = [path for path in lines[1:] if path[:1] == "/" and not compat.exists(root + path)]
     running = _agent_processes(proc)
     if missing:
         text = "%s, but %s is gone" % (how, missing[0])

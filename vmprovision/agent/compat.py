@@ -288,6 +288,14 @@ def close_on_exec(sock):
     fcntl.fcntl(sock.fileno(), fcntl.F_SETFD, flags | fcntl.FD_CLOEXEC)
 
 
+def send_at_once(sock):
+    """Lets what is written in pieces go before the last piece has been acknowledged (RFC 896)."""
+    try:
+        sock.setsockopt(6, 1, 1)  # IPPROTO_TCP, TCP_NODELAY
+    except SOCKET_ERRORS:
+        pass  # it is none of TCP's
+
+
 def _set_nonblocking(descriptor):
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
     fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_NONBLOCK)

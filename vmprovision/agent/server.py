@@ -205,6 +205,7 @@ class Server(object):
             try:
                 sock.setblocking(False)
                 compat.close_on_exec(sock)
+                compat.send_at_once(sock)
                 if not access.is_allowed(self.settings.allow, peer):
                     self._log.limited("a client that ALLOW does not name was turned away")
                     sock.close()
