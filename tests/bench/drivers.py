@@ -1,7 +1,8 @@
 """Calls of the library, measured without what comes before: ``drivers.py NAME IMAGE...``.
 
-Each is a generator: up to its ``yield`` it makes ready what a long-lived process has
-ready, behind it is what is measured.  See ``measure`` for how the two talk.
+Each is a generator: up to its first ``yield`` it makes ready what a long-lived process
+has ready, up to the second is what is measured, and behind that it cleans up.  See
+``measure`` for how the two talk.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ def library(images: Sequence[Path]) -> Iterator[None]:
     yield
     for image in images:
         vmprovision.inject(image)
+    yield
 
 
 def pool(images: Sequence[Path]) -> Iterator[None]:
@@ -35,6 +37,7 @@ def pool(images: Sequence[Path]) -> Iterator[None]:
         yield
         for image in images:
             vmprovision.inject(image, pool=appliances)
+        yield
 
 
 DRIVERS: dict[str, Callable[[Sequence[Path]], Iterator[None]]] = {
@@ -50,11 +53,12 @@ def main(name: str, *images: str) -> None:
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     sys.stdin.readline()
-    for _ in steps:
-        pass
+    next(steps)
     sys.stdout.write("done\n")
     sys.stdout.flush()
     sys.stdin.readline()
+    for _ in steps:
+        pass
 
 
 if __name__ == "__main__":
