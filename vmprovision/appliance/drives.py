@@ -44,7 +44,7 @@ def new_serial() -> str:
     return "".join(secrets.choice(string.ascii_letters) for _ in range(SERIAL_LENGTH))
 
 
-def require_disk(drive: Drive, wanted: tuple[str, str, int], found: tuple[str, str, int]) -> None:
+def require_disk(drive: Drive, wanted: tuple[str, ...], found: tuple[str, ...]) -> None:
     """Refuse a disk that is not the drive: by device name, serial number and size in bytes.
 
     Raises:

@@ -26,6 +26,7 @@ COMMAND_LINE = (
     "root=/dev/vda"
 )
 # The memory stays in its file and is not copied into the state.
+SPECIAL = frozenset(',"\\$`\n')  # in a path that stands in an option or in a shell script
 IGNORE_SHARED = {"capability": "x-ignore-shared", "state": True}
 # prctl(2), PR_SET_PDEATHSIG: it is the death of the parent's *thread* that counts
 END_WITH_PARENT = """\

@@ -167,7 +167,10 @@ class Monitor:
         self._connection.close()
 
     def _next(self) -> dict[str, Any]:
-        message = json.loads(self._connection.receive(self._seconds))
+        try:
+            message = json.loads(self._connection.receive(self._seconds))
+        except ValueError as exc:
+            raise ApplianceError("QEMU talks nonsense") from exc
         if not isinstance(message, dict):
             raise ApplianceError("QEMU talks nonsense")
         if "event" in message:

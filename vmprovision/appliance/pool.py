@@ -12,9 +12,8 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from vmprovision.appliance.restored import RestoredAppliance
+from vmprovision.appliance.restored import RestoredAppliance, attach_all
 from vmprovision.appliance.session import Appliance, host_appliance, open_appliance
-from vmprovision.appliance.shared import attach_all
 from vmprovision.errors import ApplianceError, CancelledError, PlanError
 from vmprovision.progress import Control
 

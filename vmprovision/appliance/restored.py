@@ -14,6 +14,7 @@ import fcntl
 import logging
 import os
 import secrets
+import shlex
 import shutil
 import tempfile
 import threading
@@ -22,13 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmprovision.appliance.drives import device_name, new_serial, require_disk
-from vmprovision.appliance.hardware import ATTENDANT, IGNORE_SHARED, MONITOR
+from vmprovision.appliance.hardware import ATTENDANT, IGNORE_SHARED, MONITOR, SPECIAL
 from vmprovision.appliance.library import Handle, launch_failure
 from vmprovision.appliance.monitor import Connection, Listener, Monitor
 from vmprovision.appliance.saved import UnusableApplianceError
 from vmprovision.appliance.watchdog import Watchdog
 from vmprovision.command import run
-from vmprovision.errors import ApplianceError
+from vmprovision.errors import ApplianceError, CommandError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +45,7 @@ VOLUMES_SECONDS = 240.0
 ENTROPY_BYTES = 16 + 64  # a machine-id, and what the random generator gets
 PREFIX = "vmprovision-session-"
 LOCK = "lock"
-SPECIAL = frozenset(',"\\$`\n')  # in a path that stands in an option or in a shell script
+SOCKET_PATH_LIMIT = 107  # unix(7)
 
 
 class RestoredAppliance:
@@ -73,7 +74,7 @@ class RestoredAppliance:
         self._handle = Handle(str(self._folder))
         self.handle = self._handle.guestfs
         try:
-            _require_plain(self._folder, saved.folder)
+            _require_plain(self._folder)
             self._listeners = {name: Listener(self._folder / name) for name in (MONITOR, ATTENDANT)}
             self._start(saved)
         except BaseException:
@@ -100,11 +101,8 @@ class RestoredAppliance:
             node_name=node,
             file={"driver": "file", "filename": str(path.absolute())},
         )
-        size = next(
-            found["image"]["virtual-size"]
-            for found in self.monitor.ask("query-named-block-nodes", flat=True)
-            if found.get("node-name") == node
-        )
+        nodes = self.monitor.ask("query-named-block-nodes", flat=True)
+        (size,) = (n["image"]["virtual-size"] for n in nodes if n.get("node-name") == node)
         self.monitor.ask(
             "device_add",
             driver="scsi-hd",
@@ -116,9 +114,9 @@ class RestoredAppliance:
             drive=node,
             serial=serial,
         )
-        _, name, found_size, found_serial = self.ask("disk", f"attach {number}")
-        wanted = (device_name(len(self._serials)), serial, size)
-        require_disk(drive, wanted, (f"/dev/{name}", found_serial, int(found_size)))
+        _, name, *found = self.ask("disk", f"attach {number}")
+        wanted = (device_name(len(self._serials)), serial, str(size))
+        require_disk(drive, wanted, (f"/dev/{name}", *reversed(found)))
         self._serials[number] = serial
         return number
 
@@ -199,7 +197,9 @@ class RestoredAppliance:
                     self._attendant = connection
             monitor = self.monitor
             monitor.ask("migrate-set-capabilities", capabilities=[IGNORE_SHARED])
-            monitor.ask("migrate-incoming", uri=f"exec:cat '{saved.folder}/state'")
+            monitor.ask(
+                "migrate-incoming", uri=f"exec:cat {shlex.quote(str(saved.folder / 'state'))}"
+            )
             monitor.wait_for_migration(RESTORE_SECONDS)
             monitor.ask("cont")
             entropy = secrets.token_hex(ENTROPY_BYTES)
@@ -234,11 +234,14 @@ def _session_folder() -> tuple[Path, int]:
     """A new folder with an open lock in it; those that a killed process left are removed."""
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{LOCK}"):
         _remove_abandoned(path)
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-    hidden = folder / f".{LOCK}"
-    lock = os.open(hidden, os.O_RDONLY | os.O_CREAT, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    hidden.rename(folder / LOCK)  # it is seen only when it is held
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        hidden = folder / f".{LOCK}"
+        lock = os.open(hidden, os.O_RDONLY | os.O_CREAT, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        hidden.rename(folder / LOCK)  # it is seen only when it is held
+    except OSError as exc:
+        raise UnusableApplianceError(f"no session can have a folder: {exc}") from exc
     return folder, lock
 
 
@@ -255,25 +258,22 @@ def _remove_abandoned(lock: Path) -> None:
 
 
 def _require_plain(*folders: Path) -> None:
-    """Refuse paths that cannot stand in an option of QEMU or in the wrapper."""
+    """Refuse paths that cannot stand in an option of QEMU or in the wrapper, or name a socket."""
     for folder in folders:
         if SPECIAL & {*str(folder)}:
-            raise UnusableApplianceError(
-                f"the path {folder} has characters that QEMU's options have"
-            )
+            raise UnusableApplianceError(f"{folder} has characters that QEMU would misread")
+        if len(os.fsencode(folder / ATTENDANT)) > SOCKET_PATH_LIMIT:
+            raise UnusableApplianceError(f"{folder} is too long a path for a socket")
 
 
-def restore(saved: SavedAppliance, drives: Sequence[Drive], control: Control) -> RestoredAppliance:
-    """A restored appliance with these drives, in their order.
-
-    Raises:
-        ApplianceError: as for the class and ``attach``.
-    """
-    restored = RestoredAppliance(saved, control)
+def attach_all(restored: RestoredAppliance, drives: Sequence[Drive]) -> list[int] | None:
+    """The numbers of the drives; None, and the appliance is gone, where one is not plugged in."""
     try:
-        for drive in drives:
-            restored.attach(drive)
+        return [restored.attach(drive) for drive in drives]
+    except (ApplianceError, CommandError) as exc:
+        log.warning("a disk cannot be plugged in, another appliance is started: %s", exc.message)
+        restored.close()
+        return None
     except BaseException:
         restored.close()
         raise
-    return restored

@@ -35,7 +35,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmprovision.appliance.hardware import COMMAND_LINE, bound_script, machine_options
+from vmprovision.appliance.hardware import (
+    COMMAND_LINE,
+    SPECIAL,
+    bound_script,
+    machine_options,
+)
 from vmprovision.appliance.library import guestfs_module
 from vmprovision.appliance.saving import INSIDE, STEP, WRAPPER, build, inside_files
 from vmprovision.cache import cache_directory, locked, write_atomically
@@ -115,6 +120,8 @@ def saved_appliance(
     made_of = ingredients(qemu, accelerator)
     folder = _folder(made_of)
     _require_own_cache()
+    if SPECIAL & {*str(folder)}:
+        raise UnusableApplianceError(f"{folder} has characters that QEMU would misread")
     if not refresh:
         if found := _read(folder, made_of):
             return found
@@ -277,9 +284,12 @@ def _failure(folder: Path) -> Path:
 
 def _require_own_cache() -> None:
     """Refuse a cache that somebody else could write to: what is in it will be run."""
-    _parent().mkdir(mode=0o700, parents=True, exist_ok=True)
-    for path in (cache_directory(), _parent()):
-        status = path.stat()
+    try:
+        _parent().mkdir(mode=0o700, parents=True, exist_ok=True)
+        statuses = {path: path.stat() for path in (cache_directory(), _parent())}
+    except OSError as exc:
+        raise UnusableApplianceError(f"{_parent()}: {exc.strerror}") from exc
+    for path, status in statuses.items():
         if status.st_uid != os.geteuid():
             raise UnusableApplianceError(f"{path} belongs to somebody else")
         if status.st_mode & 0o022:
@@ -331,6 +341,9 @@ def _look(folder: Path) -> dict[str, list[int]]:
 
 def _remove_old(newest: Path) -> None:
     """Keep the last few; whoever runs one that goes has all of its files open."""
+    for leftover in _parent().glob("*.building"):  # of a killed process, but for a lately begun one
+        if leftover.stat().st_mtime + RETRY_SECONDS < time.time():
+            shutil.rmtree(leftover, ignore_errors=True)
     folders = [path for path in _parent().iterdir() if (path / MANIFEST).exists()]
     for old in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT:]:
         if old != newest:

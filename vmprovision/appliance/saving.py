@@ -51,6 +51,7 @@ STEP = "saving an appliance, once on this host"
 WRAPPER = "qemu"
 README = "An appliance that vmprovision has saved; libguestfs takes the folder for a fixed one.\n"
 BUILD_SECONDS = 300.0  # 4 s on an idle host without KVM; a loaded CI host is far slower
+KVM_BOOT_SECONDS = 30.0  # a KVM that runs and then hangs was seen
 ANSWER_SECONDS = 120.0
 TAIL = 600
 
@@ -155,7 +156,8 @@ def _boot_and_save(
         for name, listener in listeners.items():
             connections[name] = listener.accept(ANSWER_SECONDS, lambda: process.poll() is None)
             s.callback(connections[name].close)
-        _wait_until_parked(connections, process, control)
+        seconds = KVM_BOOT_SECONDS if accelerator == "kvm" else BUILD_SECONDS
+        _wait_until_parked(connections, process, control, seconds)
         _save(Monitor(connections[MONITOR], ANSWER_SECONDS), workshop / "state")
         process.wait(ANSWER_SECONDS)
     (workshop / "console").unlink()
@@ -165,8 +167,9 @@ def _wait_until_parked(
     connections: Mapping[str, Connection],
     process: subprocess.Popen[bytes],
     control: Control,
+    seconds: float,
 ) -> None:
-    deadline = time.monotonic() + BUILD_SECONDS
+    deadline = time.monotonic() + seconds
     while connections[ATTENDANT].receive_soon(0.1) != "parked":
         control.step(STEP)
         if connections[CHANNEL].has_data():

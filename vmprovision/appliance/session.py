@@ -24,7 +24,7 @@ from vmprovision.appliance.drives import (
     require_disk,
 )
 from vmprovision.appliance.library import Handle, launch_failure, qemu_program
-from vmprovision.appliance.restored import RestoredAppliance, restore
+from vmprovision.appliance.restored import RestoredAppliance, attach_all
 from vmprovision.appliance.saved import (
     UnusableApplianceError,
     bound_qemu,
@@ -33,7 +33,7 @@ from vmprovision.appliance.saved import (
     suspect,
 )
 from vmprovision.appliance.watchdog import Watchdog
-from vmprovision.errors import ApplianceError, CommandError
+from vmprovision.errors import ApplianceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -238,13 +238,15 @@ def _restore(drives: Sequence[Drive], control: Control) -> RestoredAppliance | N
     if saved is None:
         return None
     try:
-        return restore(saved, drives, control)
+        restored = RestoredAppliance(saved, control)
     except UnusableApplianceError as exc:
         log.info("a stock appliance is started: %s", exc.message)
-    except (ApplianceError, CommandError) as exc:
+        return None
+    except ApplianceError as exc:
         log.warning("the saved appliance failed, a stock one is started: %s", exc.message)
         suspect(saved)
-    return None
+        return None
+    return restored if attach_all(restored, drives) is not None else None
 
 
 def _start(drives: Sequence[Drive], control: Control) -> tuple[Any, Watchdog]:
@@ -275,8 +277,8 @@ def _require_disks(handle: Any, drives: Sequence[Drive], serials: Sequence[str])
         labelled = handle.list_disk_labels() if drives else {}
         for number, (drive, serial) in enumerate(zip(drives, serials, strict=True)):
             device = labelled.get(serial, "nowhere")
-            found = handle.blockdev_getsize64(device) if serial in labelled else 0
-            wanted = handle.disk_virtual_size(str(drive.path))
+            found = str(handle.blockdev_getsize64(device)) if serial in labelled else ""
+            wanted = str(handle.disk_virtual_size(str(drive.path)))
             require_disk(drive, (device_name(number), serial, wanted), (device, serial, found))
     except RuntimeError as exc:
         raise WrongDiskError(f"the appliance's disks cannot be told apart: {exc}") from exc

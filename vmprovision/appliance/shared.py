@@ -13,7 +13,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from vmprovision.appliance.restored import RestoredAppliance
+from vmprovision.appliance.restored import RestoredAppliance, attach_all
 from vmprovision.appliance.session import Appliance, host_appliance, open_appliance
 from vmprovision.errors import ApplianceError
 
@@ -89,16 +89,3 @@ class SharedAppliances:
         except ApplianceError as exc:
             log.warning("the saved appliance failed, a stock one is started: %s", exc.message)
             return None
-
-
-def attach_all(restored: RestoredAppliance, drives: Sequence[Drive]) -> list[int] | None:
-    """The numbers of the drives; None, and the appliance is gone, where one is not plugged in."""
-    try:
-        return [restored.attach(drive) for drive in drives]
-    except ApplianceError as exc:
-        log.warning("a shared appliance failed, another one is started: %s", exc.message)
-        restored.close()
-        return None
-    except BaseException:
-        restored.close()
-        raise
