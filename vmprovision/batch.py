@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import queue
 import threading
 import time
 from dataclasses import asdict, dataclass, replace
@@ -256,29 +257,29 @@ class _Batch:
     def work(self, submit: Callable[[Job], concurrent.futures.Future[JobResult]]) -> None:
         """Have all the other jobs done; end when the last has ended."""
         running: dict[concurrent.futures.Future[JobResult], Job] = {}
+        ended: queue.SimpleQueue[concurrent.futures.Future[JobResult]] = queue.SimpleQueue()
         try:
             for job in self._jobs:
                 if job not in self.results:
-                    running[_submitted(submit, job)] = job
+                    future = _submitted(submit, job)
+                    running[future] = job
+                    future.add_done_callback(ended.put)
             while running:
-                done, _ = concurrent.futures.wait(
-                    running, POLL_SECONDS, concurrent.futures.FIRST_COMPLETED
-                )
-                if self._control.cancelled.is_set() and not self._stopped.is_set():
-                    done |= self._stop(running)
-                for future in done:
+                with contextlib.suppress(queue.Empty):
+                    future = ended.get(timeout=POLL_SECONDS)
                     job = running.pop(future)
                     self._end(job, self._result(job, future))
+                if self._control.cancelled.is_set() and not self._stopped.is_set():
+                    self._stop(running)
         except BaseException:
             self._stop(running)
             raise
 
-    def _stop(
-        self, running: Iterable[concurrent.futures.Future[JobResult]]
-    ) -> set[concurrent.futures.Future[JobResult]]:
-        """Stop what runs in this process; give what will not begin any more."""
+    def _stop(self, running: Iterable[concurrent.futures.Future[JobResult]]) -> None:
+        """Stop what runs in this process; what has not begun ends as cancelled at once."""
         self._stopped.set()
-        return {future for future in running if future.cancel()}
+        for future in running:
+            future.cancel()
 
     def _result(self, job: Job, future: concurrent.futures.Future[JobResult]) -> JobResult:
         if not future.cancelled() and not future.exception():
