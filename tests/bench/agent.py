@@ -243,19 +243,17 @@ def resident(name: str) -> Callable[[Subject], str]:
 
 
 def render_ratios(subjects: Mapping[str, Subject], count: int) -> str:
-    """How the agent on the runtime compares with node_exporter."""
+    """How node_exporter compares with the agent on the runtime."""
     ours, theirs = subjects[RUNTIME], subjects[EXPORTER]
     memory = f"resident {count}"
-    parts = [
-        f"{theirs.size / ours.size:.0f} times as large on disk",
-        f"holds {theirs[memory] / ours[memory]:.0f} times the memory",
-        f"takes {theirs['first'] / ours['first']:.1f} times as long to its first answer",
-        f"and {ours['text/cpu'] / theirs['text/cpu']:.1f} times the processor time for a scrape",
-    ]
-    return (
-        f"Compared with the agent on the runtime, {EXPORTER} is " + ", ".join(parts) + "; "
-        "it has more metrics."
-    )
+    ratios = {
+        "size on disk": theirs.size / ours.size,
+        f"memory after {count:,} requests": theirs[memory] / ours[memory],
+        "time to the first answer": theirs["first"] / ours["first"],
+        "processor time of a scrape": ours["text/cpu"] / theirs["text/cpu"],
+    }
+    listed = ", ".join(f"{name} {ratio:.1f}" for name, ratio in ratios.items())
+    return f"{EXPORTER}, which has more metrics, divided by the agent on the runtime: {listed}."
 
 
 def missed_targets(

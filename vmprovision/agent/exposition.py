@@ -77,25 +77,31 @@ def _fraction(number, unit, digits):
     return "%d.%0*d" % (number // unit, digits, number % unit)
 
 
+def _processors(name, modes, rows):
+    yield _begin(name, "/proc/stat")
+    for words in rows:
+        for mode, ticks in zip(modes, kernel.numbers(words[1:]) or []):
+            labels = _labels((("cpu", words[0][3:]), ("mode", mode)))
+            yield "%s%s %s\n" % (name, labels, _fraction(ticks, 100, 2))
+
+
 def _stat(proc, _):
-    columns = (("node_cpu_seconds_total", _MODES), ("node_cpu_guest_seconds_total", _MODES[:2]))
-    rest = []
-    for name, modes in columns:
-        yield _begin(name, "/proc/stat")
+    guests, singles = [], []
+
+    def rows():
         for line in read_lines(proc + "/stat"):
             words = compat.to_text(line).split()
-            if name == "node_cpu_seconds_total" and words and words[0] in _STAT:
-                if kernel.numbers(words[1:2]):
-                    rest.append((_STAT[words[0]], words[1]))
-            if line[:3] != b"cpu" or not compat.is_digits(words[0][3:]):
-                continue
-            ticks = kernel.numbers(words[1:]) or []
-            if modes != _MODES:
-                ticks = ticks[8:]
-            for mode, count in zip(modes, ticks):
-                labels = _labels((("cpu", words[0][3:]), ("mode", mode)))
-                yield "%s%s %s\n" % (name, labels, _fraction(count, 100, 2))
-    for name, number in rest:
+            if line[:3] == b"cpu" and compat.is_digits(words[0][3:]):
+                guests.append(words[:1] + words[9:])
+                yield words
+            elif words and words[0] in _STAT and kernel.numbers(words[1:2]):
+                singles.append((_STAT[words[0]], words[1]))
+
+    for text in _processors("node_cpu_seconds_total", _MODES, rows()):
+        yield text
+    for text in _processors("node_cpu_guest_seconds_total", _MODES[:2], guests):
+        yield text
+    for name, number in singles:
         yield _single("node_" + name, "/proc/stat", number)
 
 
@@ -186,6 +192,8 @@ def _pressure(proc, _):
 
 def _vmstat(proc, _):
     for line in read_lines(proc + "/vmstat", 32768):
+        if line[:2] not in (b"pg", b"ps", b"oo"):
+            continue
         name, _, number = compat.to_text(line).partition(" ")
         is_fault = name[:2] == "pg" and name.endswith("fault")
         if name[:4] in ("pgpg", "pswp") or is_fault or name == "oom_kill":
