@@ -16,6 +16,7 @@ import pytest
 from tests.conftest import require
 from vmprovision.appliance import restored as restoring
 from vmprovision.appliance.drives import Drive
+from vmprovision.appliance.library import qemu_program
 from vmprovision.appliance.saved import MANIFEST, SUSPECT, UnusableApplianceError
 from vmprovision.appliance.session import (
     STOCK_VARIABLE,
@@ -44,6 +45,16 @@ from vmprovision.progress import Control
 steps = []
 saved = host_appliance(Control(report=lambda progress: steps.append(progress.step)))
 print(saved.folder, saved.made)
+"""
+
+# A QEMU that loads no state and connects to nobody.
+IDLE = """#!/bin/sh
+for word; do
+    [ "$last" != -name ] || name=$word
+    last=$word
+done
+[ "$name" ] || exec {qemu} "$@" # asked what it can do
+exec {qemu} -S -nodefaults -display none -name "$name"
 """
 
 
@@ -208,7 +219,7 @@ def test_what_does_not_restore_is_replaced_by_a_stock_appliance(
         assert appliance.has_volumes
     assert "a stock one is started" in caplog.text
     assert (saved.folder / SUSPECT).exists()
-    (saved.folder / "qemu").write_text("#!/bin/sh\nexec sleep 600\n")
+    (saved.folder / "qemu").write_text(IDLE.format(qemu=qemu_program()))
     trust(saved, "qemu")
     begun = time.monotonic()
     with open_appliance([disk], control=Control()) as appliance:
