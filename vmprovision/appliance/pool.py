@@ -13,7 +13,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from vmprovision.appliance.restored import RestoredAppliance, attach_all
-from vmprovision.appliance.session import Appliance, host_appliance, open_appliance
+from vmprovision.appliance.session import Appliance, host_appliance, open_appliance, use
 from vmprovision.errors import ApplianceError, CancelledError, PlanError
 from vmprovision.progress import Control
 
@@ -109,14 +109,10 @@ class Pool:
             restored = self._take(control)
             with self._at_work():
                 if restored is not None and attach_all(restored, drives) is not None:
-                    appliance = Appliance(restored.handle, restored.watchdog, restored)
-                    try:
-                        yield appliance
-                        appliance.finish()
-                    finally:
-                        restored.close()
-                    return
-                with open_appliance(drives, control=control) as appliance:
+                    opened = use(restored)
+                else:
+                    opened = open_appliance(drives, control=control)
+                with opened as appliance:
                     yield appliance
 
     @contextlib.contextmanager

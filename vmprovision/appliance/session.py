@@ -164,6 +164,17 @@ def open_appliance(drives: Sequence[Drive], *, control: Control) -> Iterator[App
         with launch(drives, control=control) as appliance:
             yield appliance
         return
+    with use(restored) as appliance:
+        yield appliance
+
+
+@contextlib.contextmanager
+def use(restored: RestoredAppliance) -> Iterator[Appliance]:
+    """A restored appliance whose drives are plugged in; closed at the end, as ``open_appliance``.
+
+    Raises:
+        ApplianceError: a write did not reach its disk.
+    """
     appliance = Appliance(restored.handle, restored.watchdog, restored)
     try:
         yield appliance
