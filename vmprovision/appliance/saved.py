@@ -257,8 +257,10 @@ def _make(
     folder: Path, made_of: dict[str, Any], qemu: Path, accelerator: Accelerator, control: Control
 ) -> None:
     """Make all files in a folder of another name; its lock is ours."""
-    workshop = folder.with_suffix(".building")
-    shutil.rmtree(workshop, ignore_errors=True)  # an interrupted run's
+    for leftover in folder.parent.glob(f"{folder.name}-*.building"):  # of a killed process
+        shutil.rmtree(leftover, ignore_errors=True)
+    # under a name of its own: what a killed process had started may write for a while
+    workshop = folder.with_name(f"{folder.name}-{os.getpid()}.building")
     workshop.mkdir(mode=0o700)
     try:
         build(workshop, supermin_inputs(), qemu, accelerator, control)

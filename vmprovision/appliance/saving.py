@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import shlex
 import shutil
 import socket
 import subprocess
 import sys
 import tarfile
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -137,13 +137,16 @@ def _boot_and_save(
 ) -> None:
     overlay = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", "root"]
     run([*overlay, workshop / "root.qcow2"], timeout=60)
-    with tempfile.TemporaryDirectory(prefix="vmprovision-") as sockets, contextlib.ExitStack() as s:
-        names = (CHANNEL, ATTENDANT, MONITOR)
-        listeners = {name: Listener(Path(sockets) / name) for name in names}
-        argv = [str(qemu)]
-        for name, listener in listeners.items():
-            s.callback(listener.close)
-            argv += socket_options(name, Path(sockets) / name)
+    with contextlib.ExitStack() as s:
+        # QEMU runs in the folder, and by this name no path is too long for a socket
+        folder = os.open(workshop, os.O_RDONLY | os.O_DIRECTORY)
+        s.callback(os.close, folder)
+        argv, listeners = [str(qemu)], {}
+        for name in (CHANNEL, ATTENDANT, MONITOR):
+            listeners[name] = Listener(Path(f"/proc/self/fd/{folder}") / name)
+            s.callback(listeners[name].close)
+            s.callback((workshop / name).unlink, missing_ok=True)
+            argv += socket_options(name, name)
         argv += [
             *machine_options(accelerator),
             *memory_options(".", share=True),
