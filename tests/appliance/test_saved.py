@@ -15,11 +15,13 @@ import pytest
 
 from tests.conftest import require
 from vmprovision.appliance import restored as restoring
+from vmprovision.appliance import saving
 from vmprovision.appliance.drives import Drive
 from vmprovision.appliance.library import qemu_program
 from vmprovision.appliance.saved import MANIFEST, SUSPECT, UnusableApplianceError
 from vmprovision.appliance.session import (
     STOCK_VARIABLE,
+    build_host_appliance,
     find_host_appliance,
     host_appliance,
     open_appliance,
@@ -236,3 +238,15 @@ def trust(saved: SavedAppliance, name: str) -> None:
     facts = [status.st_size, *times, status.st_ino, status.st_uid, status.st_mode]
     manifest["files"][name] = facts
     (saved.folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_daemon_that_could_not_be_held_up_is_started_after_the_restore(
+    disk: Drive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The appliance is saved before its daemon's start then, and works as the other."""
+    monkeypatch.setattr(saving, "COMMAND_LINE", f"{saving.COMMAND_LINE} {saving.EARLY}")
+    build_host_appliance(Control())
+    with open_appliance([disk], control=Control()) as appliance:
+        assert not appliance.has_volumes, "this is a stock appliance"
+        assert appliance.call("list_devices") == ["/dev/sda"]

@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 INSIDE = Path(__file__).with_name("inside")
 STEP = "saving an appliance, once on this host"
 WRAPPER = "qemu"
+EARLY = "vmprovision.park=early"  # what tells inside/init not to wait for guestfsd
 README = "An appliance that vmprovision has saved; libguestfs takes the folder for a fixed one.\n"
 BUILD_SECONDS = 300.0  # 4 s on an idle host without KVM; a loaded CI host is far slower
 KVM_BOOT_SECONDS = 30.0  # a KVM that runs and then hangs was seen
@@ -81,8 +82,7 @@ def build(
         _boot_and_save(workshop, qemu, accelerator, control, COMMAND_LINE)
     except NotParkedError:
         log.info("this guestfsd does not list the disks as it starts: it is saved before that")
-        early = f"{COMMAND_LINE} vmprovision.park=early"
-        _boot_and_save(workshop, qemu, accelerator, control, early)
+        _boot_and_save(workshop, qemu, accelerator, control, f"{COMMAND_LINE} {EARLY}")
     wrapper = workshop / WRAPPER
     wrapper.write_text(wrapper_script(qemu, accelerator), encoding="utf-8")
     wrapper.chmod(0o700)
