@@ -17,6 +17,7 @@ from tests.conftest import require
 from vmprovision.appliance import restored as restoring
 from vmprovision.appliance import saving
 from vmprovision.appliance.drives import Drive
+from vmprovision.appliance.hardware import COMMAND_LINE
 from vmprovision.appliance.library import qemu_program
 from vmprovision.appliance.saved import MANIFEST, SUSPECT, UnusableApplianceError
 from vmprovision.appliance.session import (
@@ -245,7 +246,7 @@ def test_a_daemon_that_could_not_be_held_up_is_started_after_the_restore(
     disk: Drive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The appliance is saved before its daemon's start then, and works as the other."""
-    monkeypatch.setattr(saving, "COMMAND_LINE", f"{saving.COMMAND_LINE} {saving.EARLY}")
+    monkeypatch.setattr(saving, "COMMAND_LINE", f"{COMMAND_LINE} {saving.EARLY}")
     build_host_appliance(Control())
     with open_appliance([disk], control=Control()) as appliance:
         assert not appliance.has_volumes, "this is a stock appliance"
