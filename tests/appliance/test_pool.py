@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -180,25 +179,26 @@ time.sleep(600)
 @pytest.mark.parametrize("group", [False, True], ids=["the process", "its whole group"])
 def test_a_killed_process_leaves_no_machine(*, group: bool) -> None:
     """QEMU ends with it, and the next session removes what lies about."""
-    before = machines()
     process = subprocess.Popen(
         [sys.executable, "-c", WAITS], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     assert process.stdout
     assert process.stdout.readline() == "True\n"
-    assert len(machines() - before) >= 2
+    started = machines(process.pid)
+    assert len(started) == 2
+    folders = [session_of(machine) for machine in started]
+    assert all(folder.is_dir() for folder in folders)
     if group:
         os.killpg(process.pid, signal.SIGKILL)
     else:
         process.kill()
     process.wait()
     deadline = time.monotonic() + ORPHAN_SECONDS
-    while machines() - before:
+    while any(is_machine(Path(f"/proc/{machine}")) for machine in started):
         assert time.monotonic() < deadline, "a machine lives on"
         time.sleep(0.1)
-    left = set(Path(tempfile.gettempdir()).glob(f"{PREFIX}*"))
     with restored():
-        assert len(left - set(Path(tempfile.gettempdir()).glob(f"{PREFIX}*"))) >= 2
+        assert not [folder for folder in folders if folder.exists()]
 
 
 def test_another_disk_in_its_place_is_refused(images: Callable[[int], list[Path]]) -> None:
@@ -250,13 +250,27 @@ def slip_in(machine: RestoredAppliance, image: Path) -> None:
     machine.ask("disk", "attach 99")
 
 
-def machines() -> set[int]:
-    """The QEMUs of restored appliances that run now."""
+def machines(parent: int | None = None) -> set[int]:
+    """The QEMUs of restored appliances that a process has started, this one if none is named."""
     found = set()
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            if entry.name.isdigit():
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-                if any(PREFIX.encode() in word for word in words) and b"-incoming" in words:
+            if entry.name.isdigit() and is_machine(entry):
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[1]) == (parent or os.getpid()):
                     found.add(int(entry.name))
     return found
+
+
+def session_of(machine: int) -> Path:
+    """The folder of the session that a QEMU belongs to, which is its name."""
+    words = Path(f"/proc/{machine}/cmdline").read_text().split("\0")
+    return Path(words[words.index("-name") + 1])
+
+
+def is_machine(entry: Path) -> bool:
+    """Whether a process, by its folder in /proc, is the QEMU of a restored appliance."""
+    with contextlib.suppress(OSError):
+        words = (entry / "cmdline").read_bytes().split(b"\0")
+        return any(PREFIX.encode() in word for word in words) and b"-incoming" in words
+    return False

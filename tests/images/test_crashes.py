@@ -93,13 +93,25 @@ def wait_until(condition: Callable[[], object], seconds: float = PATIENCE) -> No
 
 
 def machines_on(image: Path) -> list[int]:
-    """The processes whose command line names the image or its redo log."""
+    """The other processes that have the image, or what stands beside it, open or in a command."""
     found = []
     for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if entry.name.isdigit() and str(image).encode() in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if str(image).encode() in (entry / "cmdline").read_bytes() or has_open(
+                    entry, image
+                ):
+                    found.append(int(entry.name))
     return found
+
+
+def has_open(process: Path, image: Path) -> bool:
+    """Whether a process, by its folder in /proc, has the image or what is beside it open."""
+    for handle in (process / "fd").iterdir():
+        with contextlib.suppress(OSError):
+            if str(handle.readlink()).startswith(str(image)):
+                return True
+    return False
 
 
 def machine_runs(image: Path) -> bool:
@@ -356,11 +368,13 @@ def test_image_is_held_while_it_is_written(
     """While an injection runs, another one and a real QEMU are kept out; it then completes."""
     process = start("inject", image, "--json")
     launching(process, image)
+    process.send_signal(signal.SIGSTOP)  # or it would be done before the others have begun
     second = run_cli("inject", image, "--json", check=False)
     assert second.returncode == LOCKED, second.stderr
     qemu = subprocess.run(qemu_command(image), check=False, capture_output=True, timeout=60)
     assert qemu.returncode != 0
     assert b"lock" in qemu.stderr
+    process.send_signal(signal.SIGCONT)
     stdout, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, stderr
     assert json.loads(stdout)["changed"]
@@ -416,7 +430,14 @@ def test_two_threads(image: Path, tmp_path: Path) -> None:
     other = Path(shutil.copy(image, tmp_path / "other" / "other.qcow2"))
     before = state_of(other)
     results: dict[str, object] = {}
-    cancel = vmprovision.Control()
+    both_run = threading.Barrier(3)
+
+    def report(progress: vmprovision.Progress) -> None:
+        if progress.step == "inspecting the guest":
+            both_run.wait(PATIENCE)
+            both_run.wait(PATIENCE)
+
+    kept, cancel = vmprovision.Control(report=report), vmprovision.Control(report=report)
 
     def work(name: str, path: Path, control: vmprovision.Control) -> None:
         try:
@@ -425,15 +446,18 @@ def test_two_threads(image: Path, tmp_path: Path) -> None:
             results[name] = exc
 
     threads = [
-        threading.Thread(target=work, args=("kept", image, vmprovision.Control())),
+        threading.Thread(target=work, args=("kept", image, kept)),
         threading.Thread(target=work, args=("cancelled", other, cancel)),
     ]
     for thread in threads:
         thread.start()
-    wait_until(lambda: machine_runs(image) and machine_runs(other))
+    both_run.wait(PATIENCE)
+    assert machine_runs(image)
+    assert machine_runs(other)
     with pytest.raises(ImageLockedError):
         vmprovision.inject(image)  # the lock holds between threads of one process as well
     cancel.cancelled.set()
+    both_run.wait(PATIENCE)
     for thread in threads:
         thread.join(PATIENCE)
     assert isinstance(results["kept"], vmprovision.ChangeReport), results["kept"]
