@@ -159,20 +159,16 @@ def mount_root(
         InspectionError: it cannot be mounted.
     """
     try:
-        _mount(appliance, device, "/", _access(readonly=readonly), driver)
+        if driver:
+            appliance.mount(device, driver, "/", readonly=readonly)
+        else:
+            appliance.call("mount_options", _access(readonly=readonly), device, "/")
     except ApplianceCallError as exc:
         raise InspectionError(
             f"{device} cannot be mounted on /: {exc.message}",
             hint="check the guest's filesystem with fsck",
         ) from exc
     return ApplianceFilesystem(appliance)
-
-
-def _mount(appliance: Appliance, device: str, place: str, options: str, driver: str) -> None:
-    if driver:
-        appliance.call("mount_vfs", options, driver, device, place)
-    else:
-        appliance.call("mount_options", options, device, place)
 
 
 def _access(*, readonly: bool) -> str:
@@ -264,7 +260,7 @@ def _mount_extra(
 ) -> bool:
     """Mount one more filesystem of the guest; False where that cannot be done.
 
-    mount(8) runs in the appliance, not inside the guest's root: through a link
+    Mounting is done in the appliance, not inside the guest's root: through a link
     of the guest it would mount over the appliance's own directories, and the
     guest's programs would run in their place.  So only a real directory will do.
     """
@@ -273,9 +269,12 @@ def _mount_extra(
         status = files.lstat(real)
         if status is None or status.kind != "directory":
             return False
-        kept = [option for option in entry.options if option.startswith("subvol")]
-        flags = ",".join([_access(readonly=readonly), *kept])
-        _mount(appliance, device, str(real), flags, entry.driver)
+        if entry.driver:
+            appliance.mount(device, entry.driver, str(real), readonly=readonly)
+        else:
+            kept = [option for option in entry.options if option.startswith("subvol")]
+            flags = ",".join([_access(readonly=readonly), *kept])
+            appliance.call("mount_options", flags, device, str(real))
     except (ApplianceCallError, InspectionError) as exc:
         log.info("cannot mount %s on %s: %s", device, entry.mountpoint, exc.message)
         return False

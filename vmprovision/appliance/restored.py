@@ -140,6 +140,29 @@ class RestoredAppliance:
         """
         self.ask("gone", f"detach {number}")
 
+    def mount(self, device: str, driver: str, place: str, *, readonly: bool) -> None:
+        """Let the kernel mount a disk or partition of the guest; no program is started for it.
+
+        Args:
+            device: its node in the appliance.
+            driver: the kernel's filesystem.
+            place: a directory of the guest, free of links.
+            readonly: do not write to it.
+
+        Raises:
+            ApplianceError: the kernel does not.
+        """
+        access = "ro" if readonly else "rw"
+        self.ask("mounted", f"mount {device} {driver} {access} {place.encode().hex()}")
+
+    def unmount(self) -> None:
+        """Unmount all of the guest.
+
+        Raises:
+            ApplianceError: something is still in use.
+        """
+        self.ask("unmounted", "unmount")
+
     def activate_volumes(self) -> None:
         """Do with the disks what a stock appliance does as it starts: udev, RAID, LVM.
 

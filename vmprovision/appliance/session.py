@@ -90,6 +90,27 @@ class Appliance:
                 self._watchdog.raise_cause()
                 raise ApplianceCallError(f"appliance: {exc}", number=_number_in(str(exc))) from exc
 
+    def mount(self, device: str, driver: str, place: str, *, readonly: bool) -> None:
+        """Mount a filesystem of the guest, of which no access times are written.
+
+        Args:
+            device: its node in the appliance.
+            driver: the kernel's filesystem.
+            place: a directory of the guest, free of links.
+            readonly: do not write to it.
+
+        Raises:
+            ApplianceCallError: it cannot be mounted.
+        """
+        if self._restored is None or self.has_volumes:
+            access = "ro,noatime" if readonly else "rw,noatime"
+            self.call("mount_vfs", access, driver, device, place)
+            return
+        try:
+            self._restored.mount(device, driver, place, readonly=readonly)
+        except ApplianceError as exc:
+            raise ApplianceCallError(exc.message, number=0) from exc
+
     def activate_volumes(self) -> None:
         """See to it that udev, RAID, LVM and dynamic disks work, as a stock appliance has them.
 
@@ -106,8 +127,11 @@ class Appliance:
         Raises:
             ApplianceError: a write did not reach its disk.
         """
-        self.call("umount_all")
         self.call("set_autosync", False)  # noqa: FBT003 -- libguestfs's; nothing is left to sync
+        if self._restored is None or self.has_volumes:
+            self.call("umount_all")
+        else:
+            self._restored.unmount()
         if self._restored is None:
             self.call("shutdown")
         else:

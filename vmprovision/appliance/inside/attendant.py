@@ -7,6 +7,9 @@ The host and the attendant talk over a virtio port of their own, a line each:
 ``attach ID``         wait for the disk with this SCSI id and its partitions;
                       ``disk ID NAME BYTES SERIAL``
 ``detach ID``         wait until it is gone; ``gone ID``
+``mount DEVICE DRIVER ro|rw PLACE``
+                      mount at a place of the guest, which is in hexadecimal; ``mounted``
+``unmount``           all that is mounted of the guest; ``unmounted``
 ``volumes``           what a stock appliance does as it starts; ``volumes STATUS``
 
 What fails is answered with ``failed`` and the reason.
@@ -22,6 +25,8 @@ PORT = "/dev/virtio-ports/org.vmprovision.attendant"
 FOLDER = "/run/vmprovision/"
 DEVICES = "/sys/class/scsi_device/"
 VOLUMES = "/usr/lib/vmprovision/volumes"
+SYSROOT = "/sysroot"  # where guestfsd has the guest
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_NOATIME = 1, 2, 4, 8, 1024
 UDEV = "/run/udev/control"
 BY_PATH = "/dev/disk/by-path/appliance-scsi-"
 O_RDWR = 2
@@ -84,6 +89,27 @@ def detach(number):
     return "gone " + number
 
 
+def mount(device, driver, access, place):
+    target = SYSROOT + bytes.fromhex(place).decode().rstrip("/")
+    flags = MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME
+    _guest.mount(device, target, driver, flags | (MS_RDONLY if access == "ro" else 0), None)
+    return "mounted"
+
+
+def unmount():
+    places = [line.split(b" ")[1] for line in get("/proc/mounts").split(b"\n") if line]
+    for place in reversed(places):
+        if place == SYSROOT.encode() or place.startswith(SYSROOT.encode() + b"/"):
+            _guest.umount(unescaped(place))
+    return "unmounted"
+
+
+def unescaped(place):
+    """As getmntent(3) has it: space, tab, newline and backslash are octal numbers."""
+    first, *parts = place.split(b"\\")
+    return first + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in parts)
+
+
 def volumes():
     return "volumes %d" % run(VOLUMES)
 
@@ -98,7 +124,14 @@ def run(*words):
     return posix.waitpid(child, 0)[1]
 
 
-COMMANDS = {"resume": resume, "attach": attach, "detach": detach, "volumes": volumes}
+COMMANDS = {
+    "resume": resume,
+    "attach": attach,
+    "detach": detach,
+    "mount": mount,
+    "unmount": unmount,
+    "volumes": volumes,
+}
 
 
 def disk_at(number):
@@ -145,7 +178,7 @@ def exists(path):
 def get(path):
     file = posix.open(path, 0)
     try:
-        return posix.read(file, 4096)
+        return posix.read(file, 1 << 16)
     finally:
         posix.close(file)
 

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -399,7 +400,16 @@ static mp_obj_t guest_inflate(mp_obj_t packed, mp_obj_t size) {
 }
 static MP_DEFINE_CONST_FUN_OBJ_2(guest_inflate_obj, guest_inflate);
 
-// The appliance that vmprovision restores from a saved state asks for these two.
+// The appliance that vmprovision restores from a saved state asks for these four.
+static mp_obj_t guest_mount(size_t count, const mp_obj_t *args) {
+    (void)count;
+    const char *options = mp_obj_is_true(args[4]) ? STR(args[4]) : NULL;
+    return done(mount(STR(args[0]), STR(args[1]), STR(args[2]), WORD(args[3]), options));
+}
+static MP_DEFINE_CONST_FUN_OBJ_VAR_BETWEEN(guest_mount_obj, 5, 5, guest_mount);
+
+FUNCTION_1(guest_umount, done(umount(STR(a))));
+
 static mp_obj_t guest_set_time(mp_obj_t seconds) {
     struct timeval now = {.tv_sec = mp_obj_get_int(seconds)};
     return done(settimeofday(&now, NULL));
@@ -432,10 +442,12 @@ static const mp_rom_map_elem_t guest_globals_table[] = {
     {MP_ROM_QSTR(MP_QSTR_crc32), MP_ROM_PTR(&guest_crc32_obj)},
     {MP_ROM_QSTR(MP_QSTR_environment), MP_ROM_PTR(&guest_environment_obj)},
     {MP_ROM_QSTR(MP_QSTR_inflate), MP_ROM_PTR(&guest_inflate_obj)},
+    {MP_ROM_QSTR(MP_QSTR_mount), MP_ROM_PTR(&guest_mount_obj)},
     {MP_ROM_QSTR(MP_QSTR_new_module), MP_ROM_PTR(&guest_new_module_obj)},
     {MP_ROM_QSTR(MP_QSTR_reseed), MP_ROM_PTR(&guest_reseed_obj)},
     {MP_ROM_QSTR(MP_QSTR_set_time), MP_ROM_PTR(&guest_set_time_obj)},
     {MP_ROM_QSTR(MP_QSTR_shutdown), MP_ROM_PTR(&guest_shutdown_obj)},
+    {MP_ROM_QSTR(MP_QSTR_umount), MP_ROM_PTR(&guest_umount_obj)},
 };
 static MP_DEFINE_CONST_DICT(guest_globals, guest_globals_table);
 const mp_obj_module_t guest_module = {
