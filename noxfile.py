@@ -66,6 +66,12 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """Restore the saved appliance a thousand times, each disk and identity checked."""
+    _run(session, "python", "-m", "tests.appliance.soak", *session.posargs)
+
+
+@nox.session
 def boot(session: nox.Session) -> None:
     """Run the tests that boot a guest."""
     _run(session, "pytest", *SIDE_BY_SIDE, "-m", "boot", *session.posargs)
