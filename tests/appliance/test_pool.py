@@ -142,30 +142,34 @@ def test_running_work_can_be_cancelled(
     assert vmprovision.inject(second, source=RAW, pool=pool).changed
 
 
-def test_a_closed_pool_serves_nobody(images: Callable[[int], list[Path]]) -> None:
+def test_a_closed_pool_serves_nobody(
+    pool: vmprovision.Pool, images: Callable[[int], list[Path]]
+) -> None:
     """It says so; and nothing of it is left."""
+    assert pool.wait_until_ready(READY_SECONDS)  # and so restores no more meanwhile
     before = machines()
-    pool = vmprovision.Pool(size=1)
-    assert pool.wait_until_ready(READY_SECONDS)
+    another = vmprovision.Pool(size=1)
+    assert another.wait_until_ready(READY_SECONDS)
     assert machines() - before
-    pool.close()
+    another.close()
     assert not machines() - before
     with pytest.raises(ApplianceError, match="closed"):
-        vmprovision.inspect(images(1)[0], source=RAW, pool=pool)
+        vmprovision.inspect(images(1)[0], source=RAW, pool=another)
     with pytest.raises(PlanError):
         vmprovision.Pool(size=0)
 
 
 def test_an_appliance_that_died_while_it_waited_is_replaced(
-    images: Callable[[int], list[Path]],
+    pool: vmprovision.Pool, images: Callable[[int], list[Path]]
 ) -> None:
     """As when the host ran out of memory: the caller notices nothing."""
+    assert pool.wait_until_ready(READY_SECONDS)  # and so restores no more meanwhile
     before = machines()
-    with vmprovision.Pool(size=1) as pool:
-        assert pool.wait_until_ready(READY_SECONDS)
+    with vmprovision.Pool(size=1) as another:
+        assert another.wait_until_ready(READY_SECONDS)
         (machine,) = machines() - before
         os.kill(machine, signal.SIGKILL)
-        assert vmprovision.inject(images(1)[0], source=RAW, pool=pool).changed
+        assert vmprovision.inject(images(1)[0], source=RAW, pool=another).changed
 
 
 WAITS = """
@@ -274,3 +278,21 @@ def is_machine(entry: Path) -> bool:
         words = (entry / "cmdline").read_bytes().split(b"\0")
         return any(PREFIX.encode() in word for word in words) and b"-incoming" in words
     return False
+
+
+def test_cancelling_while_the_disks_are_let_go_of_is_told_as_such(
+    pool: vmprovision.Pool, images: Callable[[int], list[Path]]
+) -> None:
+    """The machine is gone then, but why is what counts."""
+    control = Control()
+
+    def work() -> None:
+        drive = Drive(path=images(1)[0], format="raw")
+        with pool.open([drive], control=control) as appliance:
+            control.cancelled.set()
+            with contextlib.suppress(CancelledError):
+                while True:
+                    appliance.call("list_devices")
+
+    with pytest.raises(CancelledError):
+        work()

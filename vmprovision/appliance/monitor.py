@@ -115,12 +115,16 @@ class Connection:
 
 
 class Monitor:
-    """Commands to one QEMU; one thread at a time uses it."""
+    """Commands to one QEMU; one thread at a time uses it.
+
+    Attributes:
+        seconds: how long any answer or event may take.
+    """
 
     def __init__(self, connection: Connection, seconds: float) -> None:
         """Take the connection, and how long any answer or event may take."""
         self._connection = connection
-        self._seconds = seconds
+        self.seconds = seconds
         self._events: list[str] = []
         self._next()  # the greeting
         self.ask("qmp_capabilities")
@@ -168,7 +172,7 @@ class Monitor:
 
     def _next(self) -> dict[str, Any]:
         try:
-            message = json.loads(self._connection.receive(self._seconds))
+            message = json.loads(self._connection.receive(self.seconds))
         except ValueError as exc:
             raise ApplianceError("QEMU talks nonsense") from exc
         if not isinstance(message, dict):

@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmprovision.appliance.drives import device_name, new_serial, require_disk
 from vmprovision.appliance.hardware import ATTENDANT, IGNORE_SHARED, MONITOR, SPECIAL
@@ -32,7 +32,7 @@ from vmprovision.command import run
 from vmprovision.errors import ApplianceError, CommandError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from vmprovision.appliance.drives import Drive
     from vmprovision.appliance.saved import SavedAppliance
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RESTORE_SECONDS = 20.0  # 0.4 s on an idle host without KVM
-VOLUMES_SECONDS = 240.0
+WORK_SECONDS = 240.0  # a journal to replay or to flush, on a slow disk of a loaded host
 ENTROPY_BYTES = 16 + 64  # a machine-id, and what the random generator gets
 PREFIX = "vmprovision-session-"
 LOCK = "lock"
@@ -95,15 +95,15 @@ class RestoredAppliance:
         if drive.readonly:
             path, disk_format = self._throwaway(drive, number), "qcow2"
         node = f"disk{number}"
-        self.monitor.ask(
+        self._tell(
             "blockdev-add",
             driver=disk_format,
             node_name=node,
             file={"driver": "file", "filename": str(path.absolute())},
         )
-        nodes = self.monitor.ask("query-named-block-nodes", flat=True)
+        nodes = self._tell("query-named-block-nodes", flat=True)
         (size,) = (n["image"]["virtual-size"] for n in nodes if n.get("node-name") == node)
-        self.monitor.ask(
+        self._tell(
             "device_add",
             driver="scsi-hd",
             id=f"scsi{number}",
@@ -127,9 +127,10 @@ class RestoredAppliance:
             ApplianceError: one of them does not go.
         """
         for number in list(self._serials):
-            self.monitor.ask("device_del", id=f"scsi{number}")
-            self.monitor.wait_for("DEVICE_DELETED")
-            self.monitor.ask("blockdev-del", node_name=f"disk{number}")
+            self._tell("device_del", id=f"scsi{number}")
+            with self._explained():
+                self.monitor.wait_for("DEVICE_DELETED")
+            self._tell("blockdev-del", node_name=f"disk{number}")
             del self._serials[number]
 
     def wait_until_gone(self, number: int) -> None:
@@ -153,7 +154,9 @@ class RestoredAppliance:
             ApplianceError: the kernel does not.
         """
         access = "ro" if readonly else "rw"
-        self.ask("mounted", f"mount {device} {driver} {access} {place.encode().hex()}")
+        self.ask(
+            "mounted", f"mount {device} {driver} {access} {place.encode().hex()}", WORK_SECONDS
+        )
 
     def unmount(self) -> None:
         """Unmount all of the guest.
@@ -161,7 +164,7 @@ class RestoredAppliance:
         Raises:
             ApplianceError: something is still in use.
         """
-        self.ask("unmounted", "unmount")
+        self.ask("unmounted", "unmount", WORK_SECONDS)
 
     def activate_volumes(self) -> None:
         """Do with the disks what a stock appliance does as it starts: udev, RAID, LVM.
@@ -169,7 +172,7 @@ class RestoredAppliance:
         Raises:
             ApplianceError: it is not done in time.
         """
-        self.ask("volumes", "volumes", VOLUMES_SECONDS)
+        self.ask("volumes", "volumes", WORK_SECONDS)
 
     def close(self) -> None:
         """End the machine and remove what it left."""
@@ -226,6 +229,7 @@ class RestoredAppliance:
             monitor.wait_for_migration(RESTORE_SECONDS)
             monitor.ask("cont")
             entropy = secrets.token_hex(ENTROPY_BYTES)
+            monitor.seconds = WORK_SECONDS
             self.ask("resumed", f"resume {time.time():.0f} {entropy}")
         except ApplianceError as exc:
             failures.append(exc)
@@ -237,13 +241,27 @@ class RestoredAppliance:
         Raises:
             ApplianceError: it answers something else, or not in time.
         """
-        self._attendant.send(question)
-        words = self._attendant.receive(seconds).split()
+        with self._explained():
+            self._attendant.send(question)
+            words = self._attendant.receive(seconds).split()
         if words[:1] != [answer]:
             raise ApplianceError(
                 f"the appliance cannot {question.split(maxsplit=1)[0]}: {' '.join(words)}"
             )
         return words[1:]
+
+    def _tell(self, command: str, **arguments: Any) -> Any:  # noqa: ANN401 -- any JSON value
+        with self._explained():
+            return self.monitor.ask(command, **arguments)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Raise why the watchdog has ended QEMU, where it has, instead of that it is gone."""
+        try:
+            yield
+        except ApplianceError:
+            self.watchdog.raise_cause()
+            raise
 
     def _throwaway(self, drive: Drive, number: int) -> Path:
         """An overlay over a disk that is not to be written to: a journal may want to be."""
