@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -59,11 +60,13 @@ def test_the_agent_answers(foreign: Interpreter, tmp_path: Path) -> None:
 
 
 def test_results_do_not_depend_on_the_architecture(foreign: Interpreter, tmp_path: Path) -> None:
-    """Parsing and writing give the bytes that CPython gives here."""
+    """Parsing and writing give the bytes that CPython gives here, but for the machine's name."""
     unwanted = shutil.ignore_patterns("__pycache__")
     shutil.copytree(SOURCE, tmp_path / "guest_agent", ignore=unwanted)
     expected = run_script((sys.executable, "-S", "-E", "-s"), tmp_path)
-    assert run_script(foreign.argv, tmp_path) == expected
+    machine = re.compile(r'machine=\\"\w+\\"')
+    assert machine.search(expected)
+    assert machine.sub("", run_script(foreign.argv, tmp_path)) == machine.sub("", expected)
 
 
 @pytest.mark.parametrize("name", ["files", "children", "descriptors", "signals", "environment"])
