@@ -19,6 +19,12 @@ import signal
 import sys
 
 PR_SET_PDEATHSIG = 1
+ISOLATED_PYTHON = ("-S", "-E", "-s")
+
+
+def bound_to(lifeline: int, command: list[str]) -> list[str]:
+    """The command that runs this script for another one, whose lifeline is this descriptor."""
+    return [sys.executable, *ISOLATED_PYTHON, __file__, str(lifeline), *command]
 
 
 def main(arguments: list[str]) -> int:

@@ -298,13 +298,12 @@ def _remove_abandoned(lock: Path) -> None:
             os.close(handle)
 
 
-def _require_plain(*folders: Path) -> None:
-    """Refuse paths that cannot stand in an option of QEMU or in the wrapper, or name a socket."""
-    for folder in folders:
-        if SPECIAL & {*str(folder)}:
-            raise UnusableApplianceError(f"{folder} has characters that QEMU would misread")
-        if len(os.fsencode(folder / ATTENDANT)) > SOCKET_PATH_LIMIT:
-            raise UnusableApplianceError(f"{folder} is too long a path for a socket")
+def _require_plain(folder: Path) -> None:
+    """Refuse a path that cannot stand in an option of QEMU, or hold a socket."""
+    if SPECIAL & {*str(folder)}:
+        raise UnusableApplianceError(f"{folder} has characters that QEMU would misread")
+    if len(os.fsencode(folder / ATTENDANT)) > SOCKET_PATH_LIMIT:
+        raise UnusableApplianceError(f"{folder} is too long a path for a socket")
 
 
 def attach_all(restored: RestoredAppliance, drives: Sequence[Drive]) -> list[int] | None:

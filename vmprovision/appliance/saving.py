@@ -14,7 +14,6 @@ import shlex
 import shutil
 import socket
 import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
@@ -197,7 +196,7 @@ def _started(argv: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]
     errors = folder / "errors"
     with ours, errors.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 -- an argument list, never a shell
-            [sys.executable, "-S", "-E", "-s", lifeline.__file__, str(theirs.fileno()), *argv],
+            lifeline.bound_to(theirs.fileno(), argv),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

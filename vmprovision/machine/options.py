@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmprovision.errors import ProofError
+from vmprovision.lifeline import ISOLATED_PYTHON
 from vmprovision.machine import relay
 
 MANAGER_URL = "http://10.0.2.100:8081"  # as the guest sees it; any address inside 10.0.2.0/24
-ISOLATED_PYTHON = ("-S", "-E", "-s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,19 +11,17 @@ import os
 import select
 import socket
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmprovision import lifeline
 from vmprovision.errors import CancelledError, ProofError
-from vmprovision.machine.options import ISOLATED_PYTHON
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from vmprovision.progress import Control
 
@@ -96,10 +94,9 @@ def start_qemu(
     errors: Any,  # noqa: ANN401 -- a temporary file has no public type
 ) -> subprocess.Popen[bytes]:
     """Start QEMU under its watcher; both write their complaints into ``errors``."""
-    script = str(Path(lifeline.__file__))
     line = channels.lifeline_end.fileno()
     process = subprocess.Popen(  # noqa: S603 -- an argument list, never a shell
-        [sys.executable, *ISOLATED_PYTHON, script, str(line), str(qemu), *options],
+        lifeline.bound_to(line, [str(qemu), *options]),
         stdin=subprocess.DEVNULL,
         stdout=errors,
         stderr=errors,
