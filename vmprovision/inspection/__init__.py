@@ -21,6 +21,7 @@ from vmprovision.inspection.interpreters import find_interpreters
 from vmprovision.inspection.layout import find_kernels, find_links
 from vmprovision.inspection.pid1 import find_pid1
 from vmprovision.inspection.selinux import inspect_selinux
+from vmprovision.inspection.watched import WatchedReader
 from vmprovision.plan import FILE_LIMIT
 from vmprovision.receipt import CONFIGURATION, RECEIPT, parse_receipt
 
@@ -52,6 +53,7 @@ def inspect_guest(
         InspectionError: the files cannot be read or the evidence contradicts itself.
         UnsupportedGuestError: a system that must not be written to offline.
     """
+    reader = WatchedReader(reader)
     distribution = inspect_distribution(reader)
     _refuse_ostree(reader)
     pid1 = find_pid1(reader)
@@ -79,6 +81,7 @@ def inspect_guest(
 
 def explain_init(reader: GuestReader, guest: GuestInfo) -> GuestInfo:
     """The guest with all in it that speaks for one init system or another, as ``init.hints``."""
+    reader = WatchedReader(reader)
     hints = find_hints(reader, find_pid1(reader), guest.init)
     return replace(guest, init=replace(guest.init, hints=hints))
 

@@ -1,0 +1,82 @@
+"""A guest's files, read within a budget: whatever is in them, inspection ends.
+
+Every parser of guest text is bounded by itself.  This is the bound on all of them
+together: a guest that answers each question with the next one, or with another
+file as large as allowed, is refused before it holds up the host.  The budget is of
+questions, bytes and processor seconds of this thread, not of time on the clock, so
+a loaded host does not refuse what an idle one accepts.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from vmprovision.errors import InspectionError
+
+if TYPE_CHECKING:
+    from pathlib import PurePosixPath
+
+    from vmprovision.filesystem import FileStatus, GuestReader
+
+# The guests of the tests take 600 questions, 10 MiB and half a second at most.
+QUESTIONS = 50_000
+BYTES = 256 << 20
+SECONDS = 30.0
+
+
+class WatchedReader:
+    """A ``GuestReader`` that passes on to another one until the budget is spent.
+
+    Every method raises ``InspectionError`` from then on.
+    """
+
+    def __init__(self, reader: GuestReader) -> None:
+        """Take the guest to read; the budget begins now."""
+        self._reader = reader
+        self._questions = 0
+        self._bytes = 0
+        self._began = time.thread_time()
+
+    def _spend(self, path: PurePosixPath, size: int = 0) -> None:
+        self._questions += 1
+        self._bytes += size
+        seconds = time.thread_time() - self._began
+        if self._questions > QUESTIONS or self._bytes > BYTES or seconds > SECONDS:
+            raise InspectionError(
+                f"inspecting the guest takes too much, last at guest path {path}: "
+                f"{self._questions} questions, {self._bytes >> 20} MiB, "
+                f"{seconds:.0f} s of processor time",
+                hint="look for a file there that is far larger or deeper than usual",
+            )
+
+    def lstat(self, path: PurePosixPath) -> FileStatus | None:
+        """As the Protocol has it."""
+        self._spend(path)
+        return self._reader.lstat(path)
+
+    def read(self, path: PurePosixPath, *, limit: int, offset: int = 0) -> bytes:
+        """As the Protocol has it."""
+        self._spend(path)
+        content = self._reader.read(path, limit=limit, offset=offset)
+        self._spend(path, len(content))
+        return content
+
+    def readlink(self, path: PurePosixPath) -> str:
+        """As the Protocol has it."""
+        self._spend(path)
+        return self._reader.readlink(path)
+
+    def list_directory(self, path: PurePosixPath) -> list[str]:
+        """As the Protocol has it."""
+        self._spend(path)
+        return self._reader.list_directory(path)
+
+    def label(self, path: PurePosixPath) -> str | None:
+        """As the Protocol has it."""
+        self._spend(path)
+        return self._reader.label(path)
+
+    def takes_labels(self) -> bool:
+        """As the Protocol has it."""
+        return self._reader.takes_labels()
