@@ -81,7 +81,7 @@ class ApplianceFilesystem:
         return nearest is not None and (status is None or status.kind != "directory")
 
     def _look_up(self, path: PurePosixPath) -> FileStatus | None:
-        """Status of what stands at a path whose parents are no links, and perhaps of its siblings.
+        """Status of what is at a path whose parents are no links, and perhaps of its siblings.
 
         A name that its directory does not list costs nothing.
         """
