@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from vmprovision.filesystem import resolve
+from vmprovision.filesystem import resolved_file
 
 if TYPE_CHECKING:
     from pathlib import PurePosixPath
@@ -71,8 +71,7 @@ def runs_alone(content: bytes) -> bool:
 
 def architecture_of(reader: GuestReader, path: PurePosixPath) -> str | None:
     """The architecture of the program at a guest path, links followed; None where it is no ELF."""
-    real = resolve(reader, path)
-    status = reader.lstat(real)
-    if status is None or status.kind != "file":
+    real = resolved_file(reader, path)
+    if real is None:
         return None
     return elf_architecture(reader.read(real, limit=HEADER_SIZE))

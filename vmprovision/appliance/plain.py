@@ -17,7 +17,7 @@ from vmprovision.appliance.devicenames import DeviceNames
 from vmprovision.appliance.mounting import (
     ON_DEMAND,
     Mounting,
-    blkid_tag,
+    blkid_tags,
     mount_root,
     unix_root,
     wanted_mounts,
@@ -188,5 +188,5 @@ def _tag(appliance: Appliance, volumes: Mapping[str, _Volume], device: str, tag:
         return ""
     # FAT's label is in its root directory, and the others' tags were not read
     if superblock.kind in ("ntfs", "exfat") or (superblock.kind == "vfat" and tag == "LABEL"):
-        return blkid_tag(appliance, device, tag)
+        return blkid_tags(appliance, device).get(tag, "")
     return superblock.uuid if tag == "UUID" else superblock.label

@@ -10,7 +10,7 @@ import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from vmprovision.filesystem import read_text, resolve, resolved_file, status_of
+from vmprovision.filesystem import follow, read_text, resolved_file
 from vmprovision.guest import InitSystem, InitVerdict
 from vmprovision.initsystem.traces import Traces
 from vmprovision.plan import EditBlock, Operation, WriteFile
@@ -66,8 +66,8 @@ def _scandir(reader: GuestReader, pid1: Pid1) -> PurePosixPath | None:
     script = (read_text(reader, pid1.path) if pid1.path else None) or ""
     named = re.search(r"s6-linux-init\s(?:[^\n]*?\s)?-c\s*[\"']?(/[^\s\"']+)", script)
     base = PurePosixPath(named[1]) if named else BASE
-    path = resolve(reader, base / "run-image/service")
-    status = status_of(reader, path)
+    path = follow(reader, base / "run-image/service")
+    status = reader.lstat(path) if path else None
     return path if status is not None and status.kind == "directory" else None
 
 
@@ -79,7 +79,7 @@ def told(reader: GuestReader, pid1: Pid1) -> InitVerdict:
         pid1=pid1.program,
         confidence="told",
         evidence=("the caller named s6", *pid1.evidence),
-        hook=scandir or resolve(reader, RC_LOCAL),
+        hook=scandir or follow(reader, RC_LOCAL) or RC_LOCAL,
         dialect="scandir" if scandir else "rc.local",
     )
 

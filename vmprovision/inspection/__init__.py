@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Literal
 
 from vmprovision.elf import architecture_of
 from vmprovision.errors import InspectionError, UnsupportedGuestError, printable
-from vmprovision.filesystem import read_all, resolve, status_of
+from vmprovision.filesystem import follow, read_all, resolve, status_of
 from vmprovision.guest import GuestInfo, InstalledAgent
 from vmprovision.initsystem import find_hints, judge_init
 from vmprovision.inspection.distribution import inspect_distribution
 from vmprovision.inspection.generated import as_generated, find_generator
 from vmprovision.inspection.interpreters import find_interpreters
-from vmprovision.inspection.layout import find_kernels, find_links
+from vmprovision.inspection.layout import find_circles, find_kernels, find_links
 from vmprovision.inspection.pid1 import find_pid1
 from vmprovision.inspection.selinux import inspect_selinux
 from vmprovision.inspection.watched import WatchedReader
@@ -79,6 +79,7 @@ def inspect_guest(
         selinux=inspect_selinux(reader),
         agent=find_agent(reader),
         links=find_links(reader),
+        circles=find_circles(reader),
         mountpoints=dict(mountpoints or {}),
         hidden=tuple(hidden),
         notes=limited([*(each.sentence for each in hidden), *notes]),
@@ -146,8 +147,8 @@ def find_agent(reader: GuestReader) -> InstalledAgent | None:
     Raises:
         InspectionError: there is a receipt that cannot be understood.
     """
-    path = resolve(reader, RECEIPT)
-    if reader.lstat(path) is None:
+    path = follow(reader, RECEIPT)
+    if path is None or reader.lstat(path) is None:
         return None
     receipt = parse_receipt(read_all(reader, path, FILE_LIMIT))
     configuration = b""
