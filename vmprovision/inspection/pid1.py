@@ -18,6 +18,7 @@ from vmprovision.errors import InspectionError, printable
 from vmprovision.filesystem import read_text, resolve
 from vmprovision.guest import Pid1
 from vmprovision.inspection.bootmenu import read_boot_menus
+from vmprovision.shelltext import without_comments
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
 KERNEL_ORDER = ("/sbin/init", "/etc/init", "/bin/init", "/bin/sh")
 PROGRAM_LIMIT = 8 << 20
 EXECUTABLE = 0o111
-SCRIPT_DEPTH = 4
+SCRIPT_DEPTH = 3
 SCRIPT_LIMIT = 64 << 10
+SUCCESSORS_LIMIT = 8  # SCRIPT_DEPTH times over, each a file to read
 OFFERED_LIMIT = 8
 UNTOLD = ("shell", "unknown", "script")  # programs that say nothing of who runs services
 
@@ -83,6 +85,10 @@ _BY_CONTENT = (
     (b"OpenRC init", "openrc-init"),
     (b"/etc/inittab", "sysvinit"),
 )
+
+
+_EXEC = re.compile(r"\bexec\s+([^;&|]*)")
+_PROGRAM = re.compile(r"/(?!dev/|proc/)[\w./+-]{1,4000}")
 
 
 def find_pid1(reader: GuestReader) -> Pid1:
@@ -255,11 +261,11 @@ def _identify_script(
 
 def _successors(content: bytes) -> list[PurePosixPath]:
     """Programs that a script may ``exec``: the absolute paths in such commands."""
-    text = content[:SCRIPT_LIMIT].decode("utf-8", "replace")
-    commands = re.findall(r"(?m)^[^#\n]*\bexec\s+([^\n;&|]*)", text)
+    lines = without_comments(content[:SCRIPT_LIMIT].decode("utf-8", "replace"))
+    commands = [match[1] for line in lines for match in _EXEC.finditer(line)]
     words = [word.strip("\"'") for command in commands for word in command.split()]
-    paths = dict.fromkeys(word for word in words if re.match(r"/(?!dev/|proc/)[\w./+-]+$", word))
-    return [PurePosixPath(printable(path)) for path in paths]
+    paths = list(dict.fromkeys(word for word in words if _PROGRAM.fullmatch(word)))
+    return [PurePosixPath(printable(path)) for path in paths[:SUCCESSORS_LIMIT]]
 
 
 def _owns(reader: GuestReader, package: str, paths: tuple[PurePosixPath, ...]) -> bool:
