@@ -62,6 +62,7 @@ class Pid1:
         doubt: what in the guest contradicts itself, as a sentence; empty where nothing does.
         offered: programs that the boot menu starts if a person chooses them, each with the
             sentence that says where.
+        units: what the boot menu has systemd start, each once; None for ``default.target``.
     """
 
     program: str
@@ -70,6 +71,7 @@ class Pid1:
     is_seen: bool = True
     doubt: str = ""
     offered: tuple[tuple[str, str], ...] = ()
+    units: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
