@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from vmprovision.filesystem import GuestReader
 
-TOTAL_LIMIT = 4 << 20  # a menu with a hundred snapshots has 200 KB
+TOTAL_LIMIT = 4 << 20
 FILES_LIMIT = 400
 WORK_LIMIT = 20 << 20
 ENTRY_LIMIT = 200
