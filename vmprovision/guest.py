@@ -177,11 +177,13 @@ class InstalledAgent:
 
     Attributes:
         configuration: what ``/etc/guest-agent.conf`` holds now; empty where it is gone.
+        notes: what a person should know of the receipt, in sentences.
     """
 
     version: str
     receipt: Receipt
     configuration: bytes
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
