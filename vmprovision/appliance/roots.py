@@ -38,6 +38,7 @@ from vmprovision.appliance.unreadable import (
     unmountable,
     unreadable_files,
 )
+from vmprovision.appliance.volumes import BTRFS_PREFIX, find_filesystems
 from vmprovision.errors import (
     InspectionError,
     NoOperatingSystemError,
@@ -59,7 +60,6 @@ log = logging.getLogger(__name__)
 SKIPPED = ("swap", "unknown", LVM, RAID, ZFS, BCACHE, LUKS, BITLOCKER)
 LISTED_LIMIT = 20
 MBR_BSD = (0xA5, 0xA6, 0xA9)  # FreeBSD, OpenBSD, NetBSD
-BTRFS_PREFIX = "btrfsvol:"
 SOLE_DISK = "/dev/sda"  # libguestfs's name for the only drive of an appliance
 
 
@@ -88,9 +88,8 @@ def mount_guest(
 
 
 def _mount_found_guest(appliance: Appliance, wanted: str | None, *, readonly: bool) -> MountedGuest:
-    """The guest, by libguestfs's list of all filesystems and a look into each."""
-    appliance.activate_volumes()
-    filesystems: dict[str, str] = appliance.call("list_filesystems")
+    """The guest, by a list of all filesystems and a look into each."""
+    filesystems = find_filesystems(appliance)
     seen = [_look_into(appliance, device, kind) for device, kind in filesystems.items()]
     search = _Search(
         appliance=appliance,

@@ -105,7 +105,7 @@ def _left_out(appliance: Appliance, filesystems: Mapping[str, str]) -> list[str]
     parents = {appliance.call("part_to_dev", partition) for partition in partitions}
     disks = [disk for disk in appliance.call("list_devices") if disk not in parents]
     devices = [*disks, *partitions]
-    listed = [device for device, kind in filesystems.items() if kind in _CLOSED]
+    listed = [device for device, kind in filesystems.items() if kind in (*_CLOSED, LVM)]
     return list(dict.fromkeys([*listed, *(each for each in devices if each not in filesystems)]))
 
 
