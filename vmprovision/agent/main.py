@@ -108,7 +108,7 @@ def main(argv):  # noqa: PLR0911 -- one for each way to be called
 
 def _identify(options):
     try:
-        identity.hand_over(options.get("--root", ""))
+        identity.hand_over(options.get("--root", ""), options.get("--config", config.DEFAULT_PATH))
     except compat.FILE_ERRORS as error:
         sys.stderr.write("guest-agent: %s\n" % compat.describe_error(error))
         return 1
