@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from vmprovision.appliance.mounting import recognise_system
@@ -22,7 +22,9 @@ from vmprovision.errors import NoOperatingSystemError, PlanError
 from vmprovision.filesystem import GuestFilesystem, LocalFilesystem
 from vmprovision.image import Recovery, open_image, recover_image
 from vmprovision.inspection import explain_init, inspect_guest
+from vmprovision.inspection.layout import DIRECTORIES
 from vmprovision.labelling import AUTORELABEL
+from vmprovision.mounts import find_hidden
 from vmprovision.naming import naming
 from vmprovision.plan import Plan, is_satisfied
 from vmprovision.planning import (
@@ -40,14 +42,13 @@ from vmprovision.reports import (
     PlanReport,
     VerifyReport,
 )
-from vmprovision.restoration import restoration, survey, with_receipt
+from vmprovision.restoration import notes_on_names, restoration, survey, with_receipt
 from vmprovision.runtime.choice import choose_runtime
 from vmprovision.verify import verify_plan, verify_receipt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
-    from pathlib import PurePosixPath
 
     from vmprovision.appliance.session import Appliance, Appliances
     from vmprovision.archive import Archive
@@ -108,9 +109,8 @@ def plan(
             )
             for operation in planned.operations
         )
-        return PlanReport(
-            image=Path(image), guest=opened.guest, operations=operations, notes=planned.notes
-        )
+        notes = (*planned.notes, *notes_on_names(planned, opened.filesystem))
+        return PlanReport(image=Path(image), guest=opened.guest, operations=operations, notes=notes)
 
 
 def inject(  # noqa: PLR0913 -- the options of one injection
@@ -312,6 +312,7 @@ def _change(
 def _carry_out(
     path: Path, opened: _Opened, planned: Plan, control: Control, agent_version: str | None
 ) -> ChangeReport:
+    notes = (*planned.notes, *notes_on_names(planned, opened.filesystem))
     applied = apply_plan(planned, opened.filesystem, control)
     control.step("verifying")
     verify_plan(planned, opened.filesystem)
@@ -321,7 +322,7 @@ def _carry_out(
         changed=tuple(operation.path for operation in applied),
         verified=len(planned.operations),
         agent_version=agent_version,
-        notes=planned.notes,
+        notes=notes,
     )
 
 
@@ -395,6 +396,7 @@ def _opened_image(image: OpenImage, access: _Access, *, write: bool) -> Iterator
             mounted.filesystem,
             init=access.init,
             mountpoints=mounted.mountpoints,
+            hidden=mounted.hidden,
             notes=mounted.notes,
         )
         yield _Opened(guest=guest, filesystem=mounted.filesystem)
@@ -410,4 +412,6 @@ def _opened_directory(path: Path, access: _Access) -> Iterator[_Opened]:
                 "the directory does not hold the root filesystem of a Linux guest",
                 hint="give the directory that has /etc in it",
             )
-        yield _Opened(guest=inspect_guest(filesystem, init=access.init), filesystem=filesystem)
+        hidden, notes = find_hidden(filesystem, filesystem.root, map(PurePosixPath, DIRECTORIES))
+        guest = inspect_guest(filesystem, init=access.init, hidden=hidden, notes=notes)
+        yield _Opened(guest=guest, filesystem=filesystem)
