@@ -1,8 +1,8 @@
 """Power cuts: what the disk may hold when the lights go out in the middle of a merge.
 
 A kill leaves all that was written; a power cut leaves what was *synced*, and of the
-rest any part.  So the merge is recorded by QEMU's own ``blklogwrites`` filter, which
-is put between the image's driver and its file: each write and each flush, in order.
+rest any part.  So the merge is recorded by QEMU's own ``blklogwrites`` filter, through
+which qemu-nbd serves the image's file to it: each write and each flush, in order.
 From that record the states are made that a disk could be left in: all writes before a
 flush, and of those after it a random choice.
 """
@@ -26,32 +26,45 @@ _MAGIC = 0x6A736677736872  # of the dm-log-writes format, which the filter write
 _HEADER = struct.Struct("<QQQI")  # magic, version, entries, sector size
 _ENTRY = struct.Struct("<QQQQ")  # sector, sectors, flags, length of data
 _FLUSH, _DISCARD = 1, 4
+_ROOM = 8 << 20  # an NBD export does not grow, and a qcow2 does
 _PROGRAM = """\
 #!{python}
-import json, os, shutil, sys
+import json, os, shutil, subprocess, sys, time
 from pathlib import Path
 words = sys.argv[1:]
-if words[0] == "commit":
-    kept = Path({kept!r})
-    for redo_log in Path({folder!r}).glob("*.vmprovision-merging"):
-        shutil.copy2(redo_log, kept / redo_log.name)
-    overlay = json.loads(words[-1].removeprefix("json:"))
-    log = kept / "log"
-    log.touch()
-    overlay["backing"]["file"] = {{
-        "driver": "blklogwrites",
-        "file": overlay["backing"]["file"],
-        "log": {{"driver": "file", "filename": str(log)}},
-        "log-sector-size": {sector},
-    }}
-    words[-1] = "json:" + json.dumps(overlay)
-os.execv({real!r}, ["qemu-img", *words])
+if words[0] != "commit":
+    os.execv({real!r}, ["qemu-img", *words])
+kept = Path({kept!r})
+for redo_log in Path({folder!r}).glob("*.vmprovision-merging"):
+    shutil.copy2(redo_log, kept / redo_log.name)
+overlay = json.loads(words[-1].removeprefix("json:"))
+image = overlay["backing"]["file"]["filename"]
+if overlay["backing"]["driver"] == "qcow2":
+    os.truncate(image, os.stat(image).st_size + {room})
+log, socket = kept / "log", kept / "socket"
+log.touch()
+node = "driver=blklogwrites,log-sector-size={sector},log.driver=file,log.filename=" + str(log)
+node += ",file.driver=file,file.locking=off,file.filename=" + image
+server = subprocess.Popen(
+    ["qemu-nbd", "-k", str(socket), "--cache=writeback", "--image-opts", node],
+    close_fds=False,
+)
+while not socket.exists():
+    assert server.poll() is None, "qemu-nbd did not start"
+    time.sleep(0.02)
+overlay["backing"]["file"] = {{
+    "driver": "nbd", "server": {{"type": "unix", "path": str(socket)}}
+}}
+words[-1] = "json:" + json.dumps(overlay)
+status = subprocess.run([{real!r}, *words], close_fds=False).returncode
+server.wait(60)
+sys.exit(status)
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """Bytes that were written at an offset; None as content: they may be anything."""
+    """Bytes that were written at an offset."""
 
     offset: int
     content: bytes
@@ -71,6 +84,7 @@ def recording_qemu_img(folder: Path, images: Path) -> Path:
             kept=str(folder),
             folder=str(images),
             sector=SECTOR,
+            room=_ROOM,
             real=shutil.which("qemu-img"),
         )
     )
