@@ -22,6 +22,7 @@ from vmprovision.errors import NoOperatingSystemError, PlanError
 from vmprovision.filesystem import GuestFilesystem, LocalFilesystem
 from vmprovision.image import Recovery, open_image, recover_image
 from vmprovision.inspection import explain_init, inspect_guest
+from vmprovision.keyfile import read_keys
 from vmprovision.labelling import AUTORELABEL
 from vmprovision.naming import naming
 from vmprovision.plan import Plan, is_satisfied
@@ -384,12 +385,17 @@ def _opened(path: Path, access: _Access) -> Iterator[_Opened]:
 
 @contextlib.contextmanager
 def _opened_image(image: OpenImage, access: _Access, *, write: bool) -> Iterator[_Opened]:
+    keys = read_keys(access.source.keys)
     access.control.step("starting the appliance")
     drive = Drive(path=image.drive, format=image.drive_format, readonly=not write)
     with access.appliance([drive], control=access.control) as appliance:
         access.control.step("inspecting the guest")
         mounted = mount_guest(
-            appliance, wanted=access.source.root, readonly=not write, disk=SOLE_DISK
+            appliance,
+            wanted=access.source.root,
+            readonly=not write,
+            disk=SOLE_DISK,
+            keys=keys,
         )
         guest = inspect_guest(
             mounted.filesystem,

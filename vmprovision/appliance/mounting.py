@@ -32,6 +32,7 @@ MOUNTED = tuple(
     for path in ("/usr", "/usr/local", "/etc", "/var", "/var/log", "/opt", "/boot", "/boot/efi")
 )
 _FSTAB = PurePosixPath("/etc/fstab")
+_CRYPTTAB = PurePosixPath("/etc/crypttab")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,7 +203,10 @@ class WantedMount:
 
 
 def wanted_mounts(
-    reader: GuestReader, devices: Collection[str], tag_of: TagOf
+    reader: GuestReader,
+    devices: Collection[str],
+    tag_of: TagOf,
+    unlocked: Mapping[str, str] | None = None,
 ) -> list[WantedMount]:
     """Those lines of the guest's fstab(5) that matter, parents first.
 
@@ -210,11 +214,13 @@ def wanted_mounts(
         reader: the root's files.
         devices: of the image, as the appliance calls them.
         tag_of: what blkid(8) says of one of them.
+        unlocked: encrypted device -> the device of what is in it.
     """
+    names = crypttab_names(reader, unlocked, tag_of) if unlocked else {}
     wanted = [
         WantedMount(
             named=named,
-            device=_find_device(named, devices, tag_of),
+            device=names.get(named) or _find_device(named, devices, tag_of),
             mountpoint=mountpoint,
             options=options,
         )
@@ -224,6 +230,22 @@ def wanted_mounts(
         and not {"bind", "rbind"} & set(options)
     ]
     return sorted(wanted, key=lambda entry: len(entry.mountpoint.parts))
+
+
+def crypttab_names(
+    reader: GuestReader, unlocked: Mapping[str, str], tag_of: TagOf
+) -> dict[str, str]:
+    """What the guest's crypttab(5) calls the unlocked volumes -> the appliance's device."""
+    names = {}
+    for line in (read_text(reader, _CRYPTTAB) or "").splitlines():
+        fields = line.split()
+        if line.lstrip().startswith("#") or len(fields) < 2:  # noqa: PLR2004
+            continue
+        encrypted = _find_device(fields[1], unlocked, tag_of)
+        if encrypted is not None:
+            for directory in ("/dev/mapper/", "/dev/disk/by-id/dm-name-"):
+                names[directory + fields[0]] = unlocked[encrypted]
+    return names
 
 
 def mount_wanted(
