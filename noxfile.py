@@ -72,6 +72,19 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session
+def crash(session: nox.Session) -> None:
+    """Kill 500 runs at every moment, look at each image, and write the table in docs/safety.md."""
+    _run(session, "python", "-m", "tests.crash.matrix", *session.posargs)
+
+
+@nox.session
+def hostile(session: nox.Session) -> None:
+    """Read hostile guests, images and neighbours, then mutated ones for ten minutes."""
+    _run(session, "pytest", *SIDE_BY_SIDE, "tests/hostile", "tests/images/test_hostile.py")
+    _run(session, "python", "-m", "tests.hostile.fuzz", *session.posargs)
+
+
+@nox.session
 def boot(session: nox.Session) -> None:
     """Run the tests that boot a guest."""
     _run(session, "pytest", *SIDE_BY_SIDE, "-m", "boot", *session.posargs)

@@ -6,7 +6,9 @@ import logging
 from typing import TYPE_CHECKING
 
 from vmprovision.errors import ApplyError
+from vmprovision.filesystem import PERMISSIONS, Attributes, check_size
 from vmprovision.plan import (
+    FILE_LIMIT,
     EditBlock,
     MakeDirectory,
     Operation,
@@ -58,80 +60,62 @@ def _apply(operation: Operation, filesystem: GuestFilesystem) -> None:
 def _make_directory(operation: MakeDirectory, filesystem: GuestFilesystem) -> None:
     status = filesystem.lstat(operation.path)
     if status is None:
-        filesystem.make_directory(operation.path)
-        _give(operation, filesystem)
+        filesystem.make_directory(operation.path, _attributes(operation))
     elif status.kind != "directory":
         raise ApplyError(
             f"guest path {operation.path} is a {status.kind}, a directory is needed there",
             hint="move it out of the way in the guest",
         )
-    _set_label(operation, filesystem)
-
-
-def _write_file(operation: WriteFile, filesystem: GuestFilesystem) -> None:
-    # a new file: what stands there may have other names, and attributes of its own
-    _clear(operation, filesystem)
-    filesystem.write(operation.path, operation.content)
-    _give(operation, filesystem)
-    _set_label(operation, filesystem)
-
-
-def _give(operation: MakeDirectory | WriteFile, filesystem: GuestFilesystem) -> None:
-    """Give what was just made its owner and mode, where it has not got them already.
-
-    The owner first: changing it clears the set-user-id and set-group-id bits.
-    """
-    _give_owner(operation, filesystem)
-    made = filesystem.lstat(operation.path)
-    if made is None or made.mode != operation.mode:
-        filesystem.set_mode(operation.path, operation.mode)
-
-
-def _give_owner(
-    operation: MakeDirectory | WriteFile | Symlink, filesystem: GuestFilesystem
-) -> None:
-    made = filesystem.lstat(operation.path)
-    if made is None or (made.uid, made.gid) != (operation.uid, operation.gid):
-        filesystem.set_owner(operation.path, operation.uid, operation.gid)
-
-
-def _make_link(operation: Symlink, filesystem: GuestFilesystem) -> None:
-    _clear(operation, filesystem)
-    filesystem.symlink(operation.path, operation.target)
-    _give_owner(operation, filesystem)
-    _set_label(operation, filesystem)
-
-
-def _set_label(
-    operation: MakeDirectory | WriteFile | Symlink | EditBlock, filesystem: GuestFilesystem
-) -> None:
-    if operation.label is not None:
+    elif operation.label is not None:
         filesystem.set_label(operation.path, operation.label)
 
 
-def _clear(operation: WriteFile | Symlink, filesystem: GuestFilesystem) -> None:
-    """Take away what stands at the path; never a directory."""
+def _write_file(operation: WriteFile, filesystem: GuestFilesystem) -> None:
+    _refuse_directory(operation, filesystem)
+    filesystem.write(operation.path, operation.content, _attributes(operation))
+
+
+def _make_link(operation: Symlink, filesystem: GuestFilesystem) -> None:
+    _refuse_directory(operation, filesystem)
+    filesystem.symlink(
+        operation.path,
+        operation.target,
+        Attributes(uid=operation.uid, gid=operation.gid, label=operation.label),
+    )
+
+
+def _attributes(operation: MakeDirectory | WriteFile) -> Attributes:
+    return Attributes(
+        mode=operation.mode, uid=operation.uid, gid=operation.gid, label=operation.label
+    )
+
+
+def _refuse_directory(operation: WriteFile | Symlink, filesystem: GuestFilesystem) -> None:
     status = filesystem.lstat(operation.path)
-    if status is None:
-        return
-    if status.kind == "directory":
+    if status is not None and status.kind == "directory":
         raise ApplyError(
             f"guest path {operation.path} is a directory, something else is needed there",
             hint="move it out of the way in the guest",
         )
-    filesystem.remove(operation.path)
 
 
 def _edit_block(operation: EditBlock, filesystem: GuestFilesystem) -> None:
-    status = filesystem.lstat(operation.path)
+    """Write the file anew with the block in it, never set-user-id: it is not the file it was."""
+    path = operation.path
+    status = filesystem.lstat(path)
     if status is None:
-        filesystem.write(operation.path, insert_block(operation, operation.prologue))
-        filesystem.set_owner(operation.path, 0, 0)
-        filesystem.set_mode(operation.path, 0o644 | operation.mode)
-        _set_label(operation, filesystem)
+        made = Attributes(mode=0o644 | operation.mode, label=operation.label)
+        filesystem.write(path, insert_block(operation, operation.prologue), made)
         return
     if status.kind != "file":
-        raise ApplyError(f"guest path {operation.path} is a {status.kind}, a file is needed there")
-    content = filesystem.read(operation.path, limit=status.size + 1)
-    filesystem.write(operation.path, insert_block(operation, content))
-    filesystem.set_mode(operation.path, status.mode | operation.mode)
+        raise ApplyError(f"guest path {path} is a {status.kind}, a file is needed there")
+    label = filesystem.label(path)
+    status, content = filesystem.load(path, limit=FILE_LIMIT + 1)
+    check_size(path, content, FILE_LIMIT)
+    kept = Attributes(
+        mode=status.mode & PERMISSIONS | operation.mode,
+        uid=status.uid,
+        gid=status.gid,
+        label=label if label and filesystem.takes_labels() else None,
+    )
+    filesystem.write(path, insert_block(operation, content), kept)

@@ -132,12 +132,20 @@ def _in_order(sources: Mapping[str, str], name: str) -> list[str]:
 _IMPORT = re.compile(r"^from\.(?:import ([\w,]+)|(\w+) import )", re.MULTILINE)
 
 
+# what find_variant() of the agent's install can give
+INSTALLABLE = frozenset({
+    *("systemd", "openrc supervise-daemon", "openrc openrc-run", "openrc runscript"),
+    *("sysv redhat", "sysv debian", "upstart", "runit usual", "runit artix"),
+    *("dinit", "finit", "busybox", "standalone"),
+})  # fmt: skip
+
+
 def _services() -> bytes:
     """A module with what each init system gets, for ``guest-agent install``.
 
-    Only what takes files, links and lines of one file: s6 may need its compiler,
-    and startpar's makefiles are made by Debian's own ``update-rc.d``.  Nor does it
-    look at how old systemd is.
+    Only what ``find_variant`` of the agent's ``install`` can choose.  s6 may need its
+    compiler, startpar's makefiles are made by Debian's own ``update-rc.d``, and on
+    Slackware, OpenWrt and a BusyBox without an inittab it takes ``rc.local``.
     """
     begin, end = (line.encode() for line in marked(Service().name, b"").decode().splitlines())
     services = {
@@ -149,7 +157,7 @@ def _services() -> bytes:
         ]
         for module in INIT_SYSTEMS
         for dialect, hook in reversed(module.VARIANTS)
-        if module.NAME != "s6" and dialect not in ("debian-startpar", "static-user")
+        if f"{module.NAME} {dialect}".strip() in INSTALLABLE
     }
     names = {
         "CONFIGURATION": render("agent/guest-agent.conf.j2", settings={"PORT": DEFAULT_PORT}),

@@ -26,7 +26,9 @@ LabelledKind = Literal["file", "directory", "symlink"]
 _KINDS: dict[str, LabelledKind] = {"--": "file", "-d": "directory", "-l": "symlink"}
 _OTHER_KINDS = ("-b", "-c", "-p", "-s")
 NO_LABEL = "<<none>>"
-_LABEL = re.compile(r"[!-~]+(:[!-~]+){2,}")
+# user, role, and a type with perhaps a level: no part before the last holds a colon, so
+# there is one way only to match it
+_LABEL = re.compile(r"[!-9;-~]+:[!-9;-~]+:[!-~]*[!-9;-~]")
 _LABEL_LIMIT = 1024
 LINE_LIMIT = 50_000  # Fedora's policy has some 7,000
 

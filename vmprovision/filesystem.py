@@ -14,28 +14,62 @@ import errno
 import os
 import stat
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Literal, Protocol
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Literal, Protocol
 
+from vmprovision import inroot
 from vmprovision.errors import ApplyError, GuestSpaceError, InspectionError
+from vmprovision.inroot import LINK_LIMIT, Root
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
 
 ROOT = PurePosixPath("/")
-LINK_LIMIT = 40  # as the kernel's own (path_resolution(7))
 TEXT_LIMIT = 1 << 20
 SELINUX = "security.selinux"  # the extended attribute that holds the label (xattr(7))
+PERMISSIONS = 0o777  # of a mode, without set-user-id, set-group-id and sticky
+NAMES_LIMIT = 100_000  # in one directory
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY
 
 FileKind = Literal["file", "directory", "symlink", "other"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileStatus:
-    """What ``lstat`` says of one guest file: size in bytes, mode as its twelve permission bits."""
+    """What ``lstat`` says of one guest file.
+
+    Attributes:
+        mode: the twelve permission bits.
+        size: in bytes.
+        links: how many names the file has; of directories it means nothing.
+    """
 
     kind: FileKind
     mode: int
     uid: int
     gid: int
     size: int
+    links: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attributes:
+    """What a new file has besides its content.
+
+    Attributes:
+        mode: the twelve permission bits; None where there is no choice to be made: 0644 for
+            a file, 0755 for a directory; a link has none.
+        label: the SELinux label; None leaves it to the filesystem.
+    """
+
+    mode: int | None = None
+    uid: int = 0
+    gid: int = 0
+    label: str | None = None
+
+
+PLAIN = Attributes()
 
 
 def kind_of(mode: int) -> FileKind:
@@ -61,6 +95,12 @@ class GuestReader(Protocol):
     def read(self, path: PurePosixPath, *, limit: int, offset: int = 0) -> bytes:
         """At most ``limit`` bytes of the regular file at path, from ``offset``."""
 
+    def load(self, path: PurePosixPath, *, limit: int) -> tuple[FileStatus, bytes]:
+        """Status and at most ``limit`` bytes of the regular file at path, a last link not followed.
+
+        Both are of one file, whatever somebody else does to the tree meanwhile.
+        """
+
     def readlink(self, path: PurePosixPath) -> str:
         """The target of the link at path, as it is written in it."""
 
@@ -81,33 +121,30 @@ class GuestFilesystem(GuestReader, Protocol):
     subclass ``GuestSpaceError`` where the guest's filesystem is full or read-only.
     """
 
-    def write(self, path: PurePosixPath, content: bytes) -> None:
-        """Make the regular file at path hold content: created, or truncated and rewritten."""
+    def write(self, path: PurePosixPath, content: bytes, attributes: Attributes = PLAIN) -> None:
+        """Put a new regular file at path, in place of a file or link that is there.
 
-    def make_directory(self, path: PurePosixPath) -> None:
-        """Create the directory; its parent exists."""
+        It is always a new file: another name of the old one keeps the old content.
+        """
 
-    def symlink(self, path: PurePosixPath, target: str) -> None:
-        """Create a link at path, where nothing stands."""
+    def make_directory(self, path: PurePosixPath, attributes: Attributes = PLAIN) -> None:
+        """Create the directory, where nothing is; its parent exists."""
+
+    def symlink(self, path: PurePosixPath, target: str, attributes: Attributes = PLAIN) -> None:
+        """Put a new link at path, in place of a file or link that is there."""
 
     def remove(self, path: PurePosixPath) -> None:
-        """Remove the file, link or empty directory at path."""
-
-    def set_mode(self, path: PurePosixPath, mode: int) -> None:
-        """Give the file or directory its twelve permission bits."""
-
-    def set_owner(self, path: PurePosixPath, uid: int, gid: int) -> None:
-        """Give the file, directory or link its owner."""
+        """Remove the file, link or empty directory at path; other names of a file stay."""
 
     def set_label(self, path: PurePosixPath, label: str) -> None:
-        """Give what stands at path its SELinux label."""
+        """Give what is at path its SELinux label."""
 
 
 def resolve(reader: GuestReader, path: PurePosixPath, *, last: bool = True) -> PurePosixPath:
     """The path without any symbolic link in it, inside the guest's root.
 
     What does not exist is kept as it is written, so a path that is yet to be
-    made resolves too.
+    made resolves too.  Below what is no directory nothing is asked for.
 
     Args:
         reader: the guest.
@@ -119,15 +156,20 @@ def resolve(reader: GuestReader, path: PurePosixPath, *, last: bool = True) -> P
     """
     todo = list(reversed(path.parts[1:]))
     done = ROOT
+    missing: PurePosixPath | None = None
     links = 0
     while todo:
         name = todo.pop()
         if name == "..":
+            if done == missing:
+                missing = None
             done = done.parent
             continue
         here = done / name
-        status = reader.lstat(here) if todo or last else None
+        status = reader.lstat(here) if missing is None and (todo or last) else None
         if status is None or status.kind != "symlink":
+            if missing is None and (status is None or status.kind != "directory"):
+                missing = here
             done = here
             continue
         links += 1
@@ -171,84 +213,106 @@ def read_all(reader: GuestReader, path: PurePosixPath, limit: int) -> bytes:
         InspectionError: it is larger than ``limit`` bytes.
     """
     content = reader.read(path, limit=limit + 1)
+    check_size(path, content, limit)
+    return content
+
+
+def check_size(path: PurePosixPath, content: bytes, limit: int) -> None:
+    """Check what was read of a guest file with a limit of one byte more than this.
+
+    Raises:
+        InspectionError: it is larger than ``limit`` bytes.
+    """
     if len(content) > limit:
         raise InspectionError(
             f"guest file {path} is larger than the {limit} bytes allowed for it",
             hint="move it out of the way in the guest",
         )
-    return content
 
 
 class LocalFilesystem:
     """The tree under a host directory as a guest: an unpacked root filesystem, or test data.
 
-    Links are resolved here, inside the root, and every host call is made on a
-    path without links; nothing outside the root is read or written.  Where the
-    caller is not root, files of its own count as the guest's root's (as
-    fakeroot has it), since nobody else's can be made.
+    Nothing outside the root is read or written, also while somebody changes the
+    tree: every path is opened inside it (``inroot``), and what is written goes
+    through descriptors.  What is made is made under a temporary name, complete and
+    durable before it gets its own.  Where the caller is not root, files of its own
+    count as the guest's root's (as fakeroot has it), since nobody else's can be made.
     """
 
     def __init__(self, root: Path) -> None:
         """Take the host directory that is the guest's ``/``."""
         self.root = root
-
-    def _at(self, path: PurePosixPath) -> Path:
-        """The host path of a guest path whose parent is free of links."""
-        parent = resolve(self, path.parent) if path != ROOT else ROOT
-        return self.root.joinpath(*parent.parts[1:], *path.parts[1:][-1:])
+        self._tree = Root(root)
 
     def lstat(self, path: PurePosixPath) -> FileStatus | None:
         """As the Protocol has it."""
         try:
-            status = self._at(path).lstat()
+            with self._tree.opened(path, os.O_PATH | os.O_NOFOLLOW) as handle:
+                return _status(os.fstat(handle))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError) as exc:
+        except OSError as exc:
+            if exc.errno == errno.ENAMETOOLONG:  # nothing can have such a name
+                return None
+            raise _unreadable("path", path, exc) from exc
+        except ValueError as exc:
             raise InspectionError(f"cannot read guest path {path}: {exc}") from exc
-        own = os.geteuid() != 0
-        return FileStatus(
-            kind=kind_of(status.st_mode),
-            mode=stat.S_IMODE(status.st_mode),
-            uid=0 if own and status.st_uid == os.geteuid() else status.st_uid,
-            gid=0 if own and status.st_gid == os.getegid() else status.st_gid,
-            size=status.st_size,
-        )
 
     def read(self, path: PurePosixPath, *, limit: int, offset: int = 0) -> bytes:
         """As the Protocol has it."""
-        real = self._at(resolve(self, path))
+        return self._load(path, limit, offset=offset)[1]
+
+    def load(self, path: PurePosixPath, *, limit: int) -> tuple[FileStatus, bytes]:
+        """As the Protocol has it."""
+        return self._load(path, limit, flags=os.O_NOFOLLOW)
+
+    def _load(
+        self, path: PurePosixPath, limit: int, *, offset: int = 0, flags: int = 0
+    ) -> tuple[FileStatus, bytes]:
         try:
-            handle = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            # looked at first: opening a device may do something
+            with self._tree.opened(path, os.O_PATH | flags) as handle:
+                _check_regular(path, handle)
+            handle = self._tree.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | flags)
             with os.fdopen(handle, "rb") as file:
-                if not stat.S_ISREG(os.fstat(handle).st_mode):
-                    raise InspectionError(f"guest path {path} is not a regular file")
+                _check_regular(path, handle)
                 file.seek(offset)
-                return file.read(limit)
+                return _status(os.fstat(handle)), file.read(limit)
         except OSError as exc:
-            raise InspectionError(f"cannot read guest file {path}: {exc.strerror}") from exc
+            raise _unreadable("file", path, exc) from exc
 
     def readlink(self, path: PurePosixPath) -> str:
         """As the Protocol has it."""
         try:
-            return str(self._at(path).readlink())
+            with self._tree.opened(path, os.O_PATH | os.O_NOFOLLOW) as handle:
+                return os.readlink("", dir_fd=handle)
         except OSError as exc:
-            raise InspectionError(f"cannot read guest link {path}: {exc.strerror}") from exc
+            raise _unreadable("link", path, exc) from exc
 
     def list_directory(self, path: PurePosixPath) -> list[str]:
         """As the Protocol has it."""
+        names = []
         try:
-            # as bytes: a guest's names need not be valid UTF-8
-            names = os.listdir(os.fsencode(self._at(resolve(self, path))))  # noqa: PTH208
+            with self._tree.opened(path, _FOLDER) as handle, os.scandir(handle) as entries:
+                for entry in entries:
+                    names.append(os.fsencode(entry.name))
+                    if len(names) > NAMES_LIMIT:
+                        raise InspectionError(
+                            f"guest directory {path} has more than {NAMES_LIMIT} entries",
+                            hint="clear it in the guest",
+                        )
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as exc:
-            raise InspectionError(f"cannot list guest directory {path}: {exc.strerror}") from exc
+            raise _unreadable("directory", path, exc) from exc
         return valid_names(names)
 
     def label(self, path: PurePosixPath) -> str | None:
         """As the Protocol has it."""
         try:
-            raw = os.getxattr(self._at(path), SELINUX, follow_symlinks=False)
+            with self._tree.opened(path, os.O_PATH | os.O_NOFOLLOW) as handle:
+                raw = os.getxattr(inroot.by_name(handle), SELINUX)
         except OSError:
             return None
         return raw.rstrip(b"\0").decode("utf-8", errors="replace")
@@ -256,7 +320,7 @@ class LocalFilesystem:
     def takes_labels(self) -> bool:
         """As the Protocol has it: needs CAP_SYS_ADMIN, which root in a container may lack."""
         try:
-            os.getxattr(self.root, SELINUX)
+            os.getxattr(self._tree.handle, SELINUX)
         except OSError as exc:
             if exc.errno != errno.ENODATA:
                 return False
@@ -270,50 +334,114 @@ class LocalFilesystem:
             os.close(probe)
         return True
 
-    def write(self, path: PurePosixPath, content: bytes) -> None:
+    def write(self, path: PurePosixPath, content: bytes, attributes: Attributes = PLAIN) -> None:
         """As the Protocol has it."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK
-        with _applying(path), os.fdopen(os.open(self._at(path), flags, 0o600), "wb") as file:
-            file.write(content)
 
-    def make_directory(self, path: PurePosixPath) -> None:
-        """As the Protocol has it."""
-        with _applying(path):
-            self._at(path).mkdir()
+        def make(folder: int, name: str) -> None:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            handle = os.open(name, flags, 0o600, dir_fd=folder)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                _dress(handle, attributes, 0o644)
+                os.fsync(handle)
 
-    def symlink(self, path: PurePosixPath, target: str) -> None:
-        """As the Protocol has it."""
         with _applying(path):
-            self._at(path).symlink_to(target)
+            self._tree.put(path, make)
+
+    def make_directory(self, path: PurePosixPath, attributes: Attributes = PLAIN) -> None:
+        """As the Protocol has it."""
+
+        def make(folder: int, name: str) -> None:
+            os.mkdir(name, 0o700, dir_fd=folder)
+            handle = os.open(name, _FOLDER | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            try:
+                _dress(handle, attributes, 0o755)
+                inroot.sync(handle)
+            finally:
+                os.close(handle)
+
+        if self.lstat(path) is not None:
+            raise apply_failure(path, errno.EEXIST, os.strerror(errno.EEXIST))
+        with _applying(path):
+            self._tree.put(path, make)
+
+    def symlink(self, path: PurePosixPath, target: str, attributes: Attributes = PLAIN) -> None:
+        """As the Protocol has it."""
+
+        def make(folder: int, name: str) -> None:
+            os.symlink(target, name, dir_fd=folder)
+            flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+            handle = os.open(name, flags, dir_fd=folder)
+            try:
+                _dress(handle, attributes, None)
+            finally:
+                os.close(handle)
+
+        with _applying(path):
+            self._tree.put(path, make)
 
     def remove(self, path: PurePosixPath) -> None:
         """As the Protocol has it."""
-        here = self._at(path)
         with _applying(path):
-            if stat.S_ISDIR(here.lstat().st_mode):
-                here.rmdir()
-            else:
-                here.unlink()
-
-    def set_mode(self, path: PurePosixPath, mode: int) -> None:
-        """As the Protocol has it."""
-        here = self._at(path)
-        with _applying(path):
-            if stat.S_ISLNK(here.lstat().st_mode):
-                raise ApplyError(f"guest path {path} is a link and takes no mode")
-            here.chmod(mode)
-
-    def set_owner(self, path: PurePosixPath, uid: int, gid: int) -> None:
-        """As the Protocol has it."""
-        if os.geteuid() != 0 and uid == gid == 0:
-            return
-        with _applying(path):
-            os.chown(self._at(path), uid, gid, follow_symlinks=False)
+            self._tree.remove(path)
 
     def set_label(self, path: PurePosixPath, label: str) -> None:
         """As the Protocol has it."""
-        with _applying(path):
-            os.setxattr(self._at(path), SELINUX, label.encode() + b"\0", follow_symlinks=False)
+        flags = os.O_PATH | os.O_NOFOLLOW
+        with _applying(path), self._tree.opened(path, flags) as handle:
+            _set_label(handle, label)
+
+    def clear(self, folders: Iterable[PurePosixPath]) -> None:
+        """Take away what a run that was killed left in these directories under temporary names."""
+        for path in folders:
+            for name in self.list_directory(path):
+                if inroot.is_temporary(name):
+                    self.remove(path / name)
+
+
+def _status(status: os.stat_result) -> FileStatus:
+    own = os.geteuid() != 0
+    return FileStatus(
+        kind=kind_of(status.st_mode),
+        mode=stat.S_IMODE(status.st_mode),
+        uid=0 if own and status.st_uid == os.geteuid() else status.st_uid,
+        gid=0 if own and status.st_gid == os.getegid() else status.st_gid,
+        size=status.st_size,
+        links=status.st_nlink,
+    )
+
+
+def _check_regular(path: PurePosixPath, handle: int) -> None:
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        raise InspectionError(f"guest path {path} is not a regular file")
+
+
+def _dress(handle: int, attributes: Attributes, mode: int | None) -> None:
+    """Give what was just made its owner, mode (where it takes one) and label.
+
+    The owner first: changing it clears the set-user-id and set-group-id bits.
+    """
+    inroot.check_own(handle)
+    made, wanted = _status(os.fstat(handle)), (attributes.uid, attributes.gid)
+    if (made.uid, made.gid) != wanted:
+        inroot.change_owner(handle, *wanted)
+    if mode is not None:
+        os.fchmod(handle, mode if attributes.mode is None else attributes.mode)
+    if attributes.label is not None:
+        _set_label(handle, attributes.label)
+
+
+def _set_label(handle: int, label: str) -> None:
+    os.setxattr(inroot.by_name(handle), SELINUX, label.encode() + b"\0")
+
+
+def _unreadable(what: str, path: PurePosixPath, exc: OSError) -> InspectionError:
+    if exc.errno == errno.ELOOP:
+        return InspectionError(
+            f"guest path {path} leads through a circle of links", hint="mend the links in the guest"
+        )
+    return InspectionError(f"cannot read guest {what} {path}: {exc.strerror}")
 
 
 def valid_names(names: list[bytes]) -> list[str]:

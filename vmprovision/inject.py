@@ -41,7 +41,7 @@ from vmprovision.reports import (
     PlanReport,
     VerifyReport,
 )
-from vmprovision.restoration import restoration, survey, with_receipt
+from vmprovision.restoration import notes_on_names, restoration, survey, with_receipt
 from vmprovision.runtime.choice import choose_runtime
 from vmprovision.verify import verify_plan, verify_receipt
 
@@ -109,9 +109,8 @@ def plan(
             )
             for operation in planned.operations
         )
-        return PlanReport(
-            image=Path(image), guest=opened.guest, operations=operations, notes=planned.notes
-        )
+        notes = (*planned.notes, *notes_on_names(planned, opened.filesystem))
+        return PlanReport(image=Path(image), guest=opened.guest, operations=operations, notes=notes)
 
 
 def inject(  # noqa: PLR0913 -- the options of one injection
@@ -313,6 +312,7 @@ def _change(
 def _carry_out(
     path: Path, opened: _Opened, planned: Plan, control: Control, agent_version: str | None
 ) -> ChangeReport:
+    notes = (*planned.notes, *notes_on_names(planned, opened.filesystem))
     applied = apply_plan(planned, opened.filesystem, control)
     control.step("verifying")
     verify_plan(planned, opened.filesystem)
@@ -322,7 +322,7 @@ def _carry_out(
         changed=tuple(operation.path for operation in applied),
         verified=len(planned.operations),
         agent_version=agent_version,
-        notes=planned.notes,
+        notes=notes,
     )
 
 

@@ -235,6 +235,7 @@ def _at_end(subject: _Subject, starts: int) -> int:
 def _one_after_another(parts: list[_Matcher]) -> _Matcher:
     def match(subject: _Subject, starts: int) -> int:
         for part in parts:
+            subject.effort.spend(1)
             if not starts:
                 break
             starts = part(subject, starts)
@@ -247,6 +248,7 @@ def _any_of(parts: list[_Matcher]) -> _Matcher:
     def match(subject: _Subject, starts: int) -> int:
         ends = 0
         for part in parts:
+            subject.effort.spend(1)
             ends |= part(subject, starts)
         return ends
 

@@ -19,6 +19,7 @@ from vmprovision.appliance.roots import SOLE_DISK, mount_guest
 from vmprovision.appliance.session import Drive, open_appliance
 from vmprovision.configuration import parse_configuration, port_in, update_configuration
 from vmprovision.errors import PlanError, ProofError
+from vmprovision.filesystem import Attributes
 from vmprovision.image import create_throwaway, open_image
 from vmprovision.initsystem import module_for
 from vmprovision.inspection import inspect_guest
@@ -172,8 +173,11 @@ def _prepare(
         settings = parse_configuration(guest.agent.configuration)
         changes = {"MANAGER_URL": MANAGER_URL, "VM_ID": settings.get("VM_ID", DEFAULT_VM_ID)}
         configuration = guest.locate(CONFIGURATION)
+        status = mounted.filesystem.lstat(configuration)
         mounted.filesystem.write(
-            configuration, update_configuration(guest.agent.configuration, changes)
+            configuration,
+            update_configuration(guest.agent.configuration, changes),
+            Attributes(mode=status.mode if status else None),
         )
         boot_source, booted_by = _boot_source(appliance, mounted, guest, folder, options)
     return _Subject(

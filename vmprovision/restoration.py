@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmprovision.errors import PlanError
-from vmprovision.filesystem import read_all
+from vmprovision.filesystem import check_size
 from vmprovision.labelling import AUTORELABEL, find_labels, request_relabelling
 from vmprovision.plan import (
     FILE_LIMIT,
@@ -24,6 +24,7 @@ from vmprovision.plan import (
     Symlink,
     WriteFile,
     digest,
+    is_satisfied,
     strip_blocks,
 )
 from vmprovision.receipt import (
@@ -63,7 +64,10 @@ def look_at(path: PurePosixPath, reader: GuestReader) -> Found:
         raise PlanError(
             f"guest path {path} is a device, pipe or socket", hint="move it out of the way"
         )
-    content = read_all(reader, path, FILE_LIMIT) if status.kind == "file" else None
+    content = None
+    if status.kind == "file":
+        status, content = reader.load(path, limit=FILE_LIMIT + 1)
+        check_size(path, content, FILE_LIMIT)
     return Found(
         kind=status.kind,
         mode=status.mode,
@@ -74,6 +78,24 @@ def look_at(path: PurePosixPath, reader: GuestReader) -> Found:
         sha256=digest(content) if content is not None else None,
         content=content,
     )
+
+
+def notes_on_names(plan: Plan, reader: GuestReader) -> list[str]:
+    """Which files of a plan that are yet to be changed have other names, which keep their content.
+
+    Such as are made by ``cp -al``, or share their content with a file of the host.
+    """
+    found = []
+    for operation in plan.operations:
+        status = reader.lstat(operation.path)
+        if status is None or status.kind != "file" or status.links < 2:  # noqa: PLR2004 -- names
+            continue
+        if not is_satisfied(operation, reader):
+            found.append(
+                f"guest path {operation.path} has other names (it is a hard link): they keep "
+                "what was in it, and are files of their own from now on"
+            )
+    return found
 
 
 def with_receipt(

@@ -261,6 +261,12 @@ def test_the_processor_is_sampled_while_idle(
             time.sleep(0.1)
 
 
+def without_tables(folder: Path) -> list[str]:
+    """The option by which an agent has no tables of the kernel's, so that it asks programs."""
+    (folder / "no-proc").mkdir(parents=True)
+    return ["--proc", str(folder / "no-proc")]
+
+
 ROUTES = {"net/route": "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT\n"}
 FIB_TRIE = """Local:
   +-- 0.0.0.0/0 3 0 5
@@ -285,25 +291,39 @@ NOTHING = "exit 127\n"
         (IP_ANSWERS, IFCONFIG_ANSWERS, "10.9.0.1"),
         (NOTHING, IFCONFIG_ANSWERS, "10.9.0.2"),
         (ROUTE_ANSWERS, NOTHING, "10.9.0.3"),
-        (NOTHING, NOTHING, "10.9.0.4"),
         ("head -c 300000 /dev/zero | tr '\\0' x\n", IFCONFIG_ANSWERS, "10.9.0.2"),
     ],
-    ids=["ip", "ifconfig", "route-get", "kernel", "flood"],
+    ids=["ip", "ifconfig", "route-get", "flood"],
 )
 def test_each_way_to_the_address_is_reachable(  # noqa: PLR0913, PLR0917 -- fixtures and cases
     interpreter: Interpreter, program: Path, tmp_path: Path, ip: str, ifconfig: str, address: str
 ) -> None:
-    """What the earlier commands do not tell, the later ones do, and in the end the kernel."""
+    """Without tables of the kernel's, the later commands tell what the earlier ones do not."""
     write_command(tmp_path / "bin", "ip", ip)
     write_command(tmp_path / "bin", "ifconfig", ifconfig)
-    proc = write_proc(tmp_path / "proc", {**ROUTES, "net/fib_trie": FIB_TRIE})
     environment = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
-    arguments = ["--proc", str(proc)]
+    arguments = without_tables(tmp_path)
     with running_agent(
         interpreter, program, tmp_path, environment=environment, arguments=arguments
     ) as agent:
         assert await_addresses(agent) == [address]
         assert agent.get("/health").status == 200
+
+
+def test_the_tables_are_read_without_a_program(
+    interpreter: Interpreter, program: Path, tmp_path: Path
+) -> None:
+    """Where the kernel tells the addresses, no program is started for them."""
+    for name in ("ip", "ifconfig"):
+        write_command(tmp_path / "bin", name, f"touch {tmp_path}/started; {IP_ANSWERS}")
+    environment = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    proc = write_proc(tmp_path / "proc", {**ROUTES, "net/fib_trie": FIB_TRIE})
+    arguments = ["--proc", str(proc)]
+    with running_agent(
+        interpreter, program, tmp_path, environment=environment, arguments=arguments
+    ) as agent:
+        assert await_addresses(agent) == ["10.9.0.4"]
+    assert not (tmp_path / "started").exists()
 
 
 def test_commands_get_a_clean_environment(
@@ -320,7 +340,11 @@ def test_commands_get_a_clean_environment(
         "LC_ALL": "de_DE.UTF-8",
         "TOKEN": "secret",
     }
-    with running_agent(interpreter, program, tmp_path, environment=environment) as agent:
+    with running_agent(
+        *(interpreter, program, tmp_path),
+        environment=environment,
+        arguments=without_tables(tmp_path),
+    ) as agent:
         assert await_addresses(agent) == ["10.9.0.1"]
     locale, lang, token, path, size = (tmp_path / "seen").read_text().strip().split("|")
     assert (locale, lang, token, size) == ("C", "C", "", "0")
@@ -336,7 +360,11 @@ def test_a_command_that_hangs_is_given_up(
     write_command(tmp_path / "bin", "ip", f"echo $$ >> {tmp_path}/pids; exec sleep 30\n")
     write_command(tmp_path / "bin", "ifconfig", IFCONFIG_ANSWERS)
     environment = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
-    with running_agent(interpreter, program, tmp_path, environment=environment) as agent:
+    with running_agent(
+        *(interpreter, program, tmp_path),
+        environment=environment,
+        arguments=without_tables(tmp_path),
+    ) as agent:
         started = time.monotonic()
         while not await_addresses(agent, seconds=0):
             assert time.monotonic() - started < 9

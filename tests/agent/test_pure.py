@@ -7,6 +7,7 @@ import random
 import re
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -24,6 +25,9 @@ from vmprovision.agent import (
     metrics,
     tasks,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SAMPLES = Path(__file__).parent / "samples"
 
@@ -208,6 +212,9 @@ def candidates(*pairs: tuple[str, str | None]) -> list[addresses.Candidate]:
         ([("169.254.3.4", "ens4"), ("fd00::1", "ens3")], (["fd00::1"], True)),
         ([("10.0.0.1", "ens3"), ("10.0.0.1", "ens3")], (["10.0.0.1"], True)),
         ([("10.0.0.1", None)], (["10.0.0.1"], True)),
+        ([("192.0.0.1", "ens4"), ("2001:db8::1", "x")], (["2001:db8::1", "192.0.0.1"], True)),
+        ([("192.0.0.9", "ens4"), ("2001:db8::1", "x")], (["192.0.0.9", "2001:db8::1"], True)),
+        ([("192.0.0.1", "ens4"), ("fe80::1", "ens4")], (["192.0.0.1"], True)),
     ],
 )
 def test_the_best_address_comes_first(
@@ -215,6 +222,47 @@ def test_the_best_address_comes_first(
 ) -> None:
     """With the default route on ens4: IPv4, then IPv6, then inner bridges; the rest only alone."""
     assert addresses.choose(candidates(*pairs), ("ens4", "ens4")) == expected
+
+
+@pytest.mark.parametrize("name", ["lo", "wg0", "tun0", "kube-ipvs0", "docker0", "dummy0", "idle0"])
+@pytest.mark.parametrize("other", ["10.9.0.9", "fd00::9"])
+def test_without_a_default_route_a_real_interface_is_first(name: str, other: str) -> None:
+    """What is on the loopback, a tunnel or a link without carrier is no guest's main address."""
+    odd = addresses.Candidate("10.0.0.1", name, idle=name == "idle0")
+    real = addresses.Candidate(other, "eth0")
+    assert addresses.choose([odd, real], (None, None)) == ([other, "10.0.0.1"], True)
+    if name in ("lo", "idle0"):  # a default route there leads nowhere
+        assert addresses.choose([odd, real], (name, None))[0][0] == other
+    assert addresses.choose([odd], (None, None)) == (["10.0.0.1"], True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2: eth1: <NO-CARRIER,BROADCAST,MULTICAST,UP> mtu 1500\n    inet 10.0.0.1/24 scope\n",
+        "2: eth1: <BROADCAST,MULTICAST> mtu 1500\n    inet 10.0.0.1/24 scope global\n",
+        "2: xyz0: <LOOPBACK,UP,LOWER_UP> mtu 1500\n    inet 10.0.0.1/24 scope global\n",
+        "eth1: flags=4099<UP,BROADCAST,MULTICAST>  mtu 1500\n        inet 10.0.0.1\n",
+        "eth1      Link encap:Ethernet\n    inet addr:10.0.0.1\n    UP BROADCAST  MTU:1500\n",
+    ],
+    ids=["no-carrier", "down", "loopback", "ifconfig", "old-ifconfig"],
+)
+def test_links_without_carrier_are_told_by_programs_too(text: str) -> None:
+    """The flags that ``ip`` and ``ifconfig`` print say which interfaces lead nowhere."""
+    parsers: tuple[Callable[[str], list[addresses.Candidate]], ...] = (
+        addresses.parse_ifconfig,
+        addresses.parse_ip_address,
+    )
+    parse = parsers[text[0] == "2"]
+    (candidate,) = parse(text)
+    assert candidate.idle
+    (candidate,) = parse(
+        text.replace("<NO-CARRIER,", "<")
+        .replace("LOOPBACK,", "")
+        .replace("MULTICAST>", "MULTICAST,UP,RUNNING>")
+        .replace("BROADCAST  ", "RUNNING  ")
+    )
+    assert not candidate.idle
 
 
 def test_a_chosen_interface_is_the_only_one() -> None:
@@ -286,8 +334,8 @@ def test_the_kernels_own_tables(tmp_path: Path) -> None:
     assert found(addresses.read_kernel_tables(make_proc_net(tmp_path))) == [
         ("192.0.2.2", "ens3"),
         ("10.5.0.1", None),
-        ("fe80:0:0:0:fc:ff:fe00:1", "ens3"),
-        ("fd00:0:0:0:0:0:0:2", "ens3"),
+        ("fe80::fc:ff:fe00:1", "ens3"),
+        ("fd00::2", "ens3"),
     ]
 
 

@@ -16,11 +16,11 @@ import pytest
 
 from vmprovision.agent import compat, delivery
 from vmprovision.agent.reporting import Retries
-from vmprovision.agent.tasks import Outcome
+from vmprovision.agent.tasks import Outcome, flow
 
 from .agents import Agent, Manager, black_hole, free_port, running_agent, running_manager
 from .interpreters import Interpreter, get_interpreter, interpreter_names
-from .test_process import ONE_OF_EACH, write_command
+from .test_process import ONE_OF_EACH, without_tables, write_command
 from .test_pure import parse, run_now
 
 if TYPE_CHECKING:
@@ -160,6 +160,7 @@ def black_holed(
                     *(interpreter, program, folder),
                     config=f"VM_ID=a\nMANAGER_URL=http://127.0.0.1:{port}\n",
                     environment=environment,
+                    arguments=without_tables(folder),
                 )
             )
         slowest = dict.fromkeys(agents, 0.0)
@@ -201,6 +202,7 @@ def test_https_goes_through_curl(interpreter: Interpreter, program: Path, tmp_pa
         *(interpreter, program, tmp_path),
         config="VM_ID=a\nTOKEN=t0k3n\nMANAGER_URL=https://[fd00::1]:8443/x\n",
         environment={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"},
+        arguments=without_tables(tmp_path),
     ) as agent:
         agent.await_log("reported 10.9.0.1")
     assert "t0k3n" not in (tmp_path / "arguments").read_text()
@@ -273,7 +275,8 @@ def test_programs_are_tried_in_turn(left: str, tmp_path: Path) -> None:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("PATH", f"{tmp_path}/bin:{path}")
                 clock = time.monotonic
-                for pause in delivery.deliver_by_program(settings, "10.9.0.1", outcome, clock):
+                task = delivery.deliver_by_program(settings, "10.9.0.1", outcome, clock)
+                for pause in flow(task):
                     time.sleep(pause)
         if failure and left != "busybox-wget":  # it does not tell what the server said
             assert re.search(failure, outcome.failure or "")
@@ -292,6 +295,7 @@ def test_what_sockets_cannot_a_program_may(
         *(interpreter, program, tmp_path),
         config="VM_ID=a\nMANAGER_URL=http://no-such-host.invalid\n",
         environment={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"},
+        arguments=without_tables(tmp_path),
     ) as agent:
         agent.await_log("reported 10.9.0.1", seconds=40)
     assert (tmp_path / "ran").read_text()
@@ -308,6 +312,7 @@ def test_no_program_is_started_for_a_manager_that_is_down(
         *(interpreter, program, tmp_path),
         config=f"VM_ID=a\nMANAGER_URL=http://127.0.0.1:{free_port()}\n",
         environment={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"},
+        arguments=without_tables(tmp_path),
     ) as agent:
         agent.await_log("reporting 10.9.0.1 failed")
     assert not (tmp_path / "ran").exists()
@@ -340,15 +345,22 @@ def test_a_manager_is_found_by_name(
     """A host name in MANAGER_URL is looked up, and one that does not exist is only logged."""
     with running_manager(200) as manager, fake_address(tmp_path) as (_, environment):
         config = f"VM_ID=a\nMANAGER_URL=http://localhost:{manager.port}\n"
+        arguments = without_tables(tmp_path)
         with running_agent(
-            interpreter, program, tmp_path / "good", config=config, environment=environment
+            *(interpreter, program, tmp_path / "good"),
+            config=config,
+            environment=environment,
+            arguments=arguments,
         ):
             report = manager.await_reports(1)[0]
         assert report.headers["Host"] == f"localhost:{manager.port}"
         assert "Authorization" not in report.headers
         config = "VM_ID=a\nMANAGER_URL=http://no-such-host.invalid\n"
         with running_agent(
-            interpreter, program, tmp_path / "bad", config=config, environment=environment
+            *(interpreter, program, tmp_path / "bad"),
+            config=config,
+            environment=environment,
+            arguments=arguments,
         ) as agent:
             agent.await_log("no-such-host.invalid")
             assert agent.get("/health").status == 200

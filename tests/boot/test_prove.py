@@ -12,6 +12,7 @@ import pytest
 import vmprovision
 from vmprovision.appliance.filesystem import ApplianceFilesystem
 from vmprovision.appliance.session import Drive, launch
+from vmprovision.filesystem import Attributes
 from vmprovision.progress import Control
 from vmprovision.recipe import build_image
 
@@ -135,8 +136,7 @@ def test_an_rc_local_guest_keeps_its_agent(busybox: Path) -> None:
         assert b"rc.local" in guest.read(PurePosixPath("/etc/rc"), limit=10_000)
         # a program that inspection does not know starts BusyBox's init
         appliance.call("rm", "/sbin/init")
-        guest.write(PurePosixPath("/sbin/init"), SCRIPT)
-        guest.set_mode(PurePosixPath("/sbin/init"), 0o755)
+        guest.write(PurePosixPath("/sbin/init"), SCRIPT, Attributes(mode=0o755))
         guest.write(PurePosixPath("/etc/rc.local"), b"#!/bin/sh\nexit 0\n")
         appliance.call("umount_all")
     report = vmprovision.inject(busybox)

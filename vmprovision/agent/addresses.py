@@ -1,37 +1,46 @@
 """Finds the guest's own address, whatever its interfaces are called.
 
-Four ways in the order of the specification, each used only if those before
-it found no address worth reporting: ``ip addr show`` (ip-address(8), busybox),
-``ifconfig`` (ifconfig(8) of old and new net-tools, busybox), ``ip route get
-1``, and the kernel's own tables in /proc/net for guests without any of them.
+The kernel is asked first, without starting a program: by rtnetlink(7), else by
+its tables in /proc/net. Where neither tells an address worth reporting come the
+ways of the specification, each only if those before it found none: ``ip addr
+show`` (ip-address(8), busybox), ``ifconfig`` (ifconfig(8) of old and new
+net-tools, busybox) and ``ip route get 1``.
 """
 
+import struct
 import sys
 
 from . import compat
+from .compat import socket
 from .files import read_bounded
 
-COMMANDS = (
-    ("ip", "-o", "addr", "show"),
-    ("ip", "addr", "show"),
-    ("ifconfig",),
-    ("ip", "route", "get", "1"),
-)
+COMMANDS = (("ip", "addr", "show"), ("ifconfig",), ("ip", "route", "get", "1"))
 
 # Addresses on these are the guest's own business; prefixes of names given by the programs that
 # make them. Only a tie-break: with nothing else, they are reported.
-_INNER = ("docker", "br-", "veth", "virbr", "cni", "flannel", "cali", "lxc", "lxd", "podman")
+_INNER = ("docker", "br-", "veth", "virbr", "cni", "flannel", "cali", "cilium", "weave", "lxc")
+_INNER += ("lxd", "incus", "podman", "kube", "nodelocal", "dummy", "tun", "tap", "wg", "tailscale")
+_INNER += ("zt", "ppp", "gre", "sit", "ip6tnl", "vxlan", "vnet")
 
-_HOPELESS = 6  # the first rank that is only reported when every way has been tried
+_HOPELESS = 9  # the first rank that is only reported when every way has been tried
+
+_GETLINK, _GETADDR, _LINK, _ADDRESS = 18, 22, 16, 20  # RTM_GETLINK and so on
+_WIRES = (1, 6, 32)  # ARPHRD_ETHER, _IEEE802 and _INFINIBAND: everything else is a tunnel
 
 
 class Candidate(object):
-    """An address, the interface it is on (None if unknown) and whether it is short-lived."""
+    """An address, the interface it is on (None if unknown) and whether it is short-lived.
 
-    def __init__(self, address, interface, temporary=False):
+    ``idle``: nobody outside reaches the guest there, since the interface is the
+    loopback, is down or has no carrier. ``inner``: it is a tunnel.
+    """
+
+    def __init__(self, address, interface, temporary=False, idle=False, inner=False):
         self.address = address
         self.interface = interface
         self.temporary = temporary
+        self.idle = idle
+        self.inner = inner
 
 
 def is_ipv4(text):
@@ -42,34 +51,38 @@ def is_ipv4(text):
     ]
 
 
-def is_ipv6(text):
-    """Whether the text looks like an IPv6 address without a zone."""
-    return text.count(":") >= 2 and not [
-        character for character in text.lower() if character not in "0123456789abcdef:."
-    ]
-
-
 def _address(word):
-    word = word.split("/")[0].split("%")[0].lower()
-    return word if is_ipv4(word) or is_ipv6(word) else None
+    """Return an address in the one form that RFC 5952 gives it, or None."""
+    word = word.split("/")[0].split("%")[0]
+    if ":" not in word and not is_ipv4(word):
+        return None
+    packed = compat.pack_address(word)
+    return packed and _format(packed)
+
+
+def _format(packed):
+    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
 
 
 def parse_ip_address(text):
     """Candidates from ``ip addr show``, with or without ``-o``."""
     found = []
     interface = None
+    idle = False
     for line in text.split("\n"):
         words = line.replace("\\", " ").split()
         if len(words) < 2:
             continue
         if line[:1].isdigit():
             interface = words[1].rstrip(":").split("@")[0]
+            flags = words[2][1:-1].split(",") if words[2:] and words[2][0] == "<" else ["UP"]
+            idle = "UP" not in flags or "NO-CARRIER" in flags or "LOOPBACK" in flags
         for kind in ("inet", "inet6"):
             if kind in words[:-1]:
                 address = _address(words[words.index(kind) + 1])
                 if address and "tentative" not in words and "dadfailed" not in words:
                     temporary = "temporary" in words or "deprecated" in words
-                    found.append(Candidate(address, interface, temporary))
+                    found.append(Candidate(address, interface, temporary, idle))
     return found
 
 
@@ -77,11 +90,17 @@ def parse_ifconfig(text):
     """Candidates from ``ifconfig`` in the dialects of old and new net-tools and of busybox."""
     found = []
     interface = None
+    idle = False
     for line in text.split("\n"):
         words = line.split()
         if words and line[:1] not in (" ", "\t"):
             # "eth0", "eth0:" or, for a second address, "eth0:1"
             interface = words[0].split(":")[0]
+            idle = False
+        if "flags=" in line or "MTU:" in line:  # before the addresses, or in the old one after them
+            idle = "RUNNING" not in line or "LOOPBACK" in line
+            for each in found:
+                each.idle = each.idle or (idle and each.interface == interface)
         for index, word in enumerate(words[:-1]):
             if word in ("inet", "inet6"):
                 value = words[index + 1]
@@ -91,7 +110,7 @@ def parse_ifconfig(text):
                     value = value[5:]
                 address = _address(value)
                 if address:
-                    found.append(Candidate(address, interface))
+                    found.append(Candidate(address, interface, idle=idle))
     return found
 
 
@@ -105,14 +124,77 @@ def parse_route_get(text):
     return [Candidate(address, interface)] if address else []
 
 
-PARSERS = (parse_ip_address, parse_ip_address, parse_ifconfig, parse_route_get)
+PARSERS = (parse_ip_address, parse_ifconfig, parse_route_get)
 
 
-def _route_lines(proc):
+def _ask_kernel(kind):
+    """Yield the type and the content of each message that answers an rtnetlink(7) dump."""
+    sock = socket.socket(16, socket.SOCK_RAW, 0)  # AF_NETLINK, NETLINK_ROUTE
+    try:
+        sock.settimeout(1.0)
+        # NLM_F_REQUEST | NLM_F_DUMP, and a struct rtgenmsg for all families
+        sock.send(struct.pack("IHHII", 20, kind, 0x301, 1, 0) + b"\0\0\0\0")
+        while True:
+            data = sock.recv(16384)
+            if not data:
+                return
+            while len(data) >= 16:
+                length, answer = struct.unpack("IH", data[:6])
+                if answer in (2, 3) or length < 16:  # NLMSG_ERROR, NLMSG_DONE
+                    return
+                yield answer, data[16:length]
+                data = data[(length + 3) & ~3 :]
+    finally:
+        sock.close()
+
+
+def _attributes(data):
+    """Return the attributes of a message as bytes by their number."""
+    found = {}
+    while len(data) >= 4:
+        length, kind = struct.unpack("HH", data[:4])
+        if length < 4:
+            break
+        found[kind] = data[4:length]
+        data = data[(length + 3) & ~3 :]
+    return found
+
+
+def read_netlink():
+    """Return the kernel's own addresses and links as candidates; none where it may not be asked."""
+    links = {}
+    found = []
+    try:
+        for kind, body in list(_ask_kernel(_GETLINK)):
+            if kind == _LINK and len(body) >= 16:
+                _, hardware, index, flags = struct.unpack("HHiI", body[:12])
+                name = compat.to_text(_attributes(body[16:]).get(3, b"").rstrip(b"\0"))
+                # IFF_UP and IFF_RUNNING, but not IFF_LOOPBACK
+                links[index] = (name, flags & 0x49 != 0x41, hardware not in _WIRES)
+        for kind, body in list(_ask_kernel(_GETADDR)):
+            if kind == _ADDRESS and len(body) >= 8:
+                _, _, flags, _, index = struct.unpack("BBBBi", body[:8])
+                parts = _attributes(body[8:])
+                packed = parts.get(2) or parts.get(1)  # IFA_LOCAL, where the other is a peer's
+                # tentative and failed addresses are not ours yet
+                if packed and len(packed) in (4, 16) and not flags & 0x48:
+                    name, idle, inner = links.get(index, (None, False, False))
+                    temporary = len(packed) == 16 and bool(flags & 0x21)
+                    found.append(Candidate(_format(packed), name, temporary, idle, inner))
+    except compat.SOCKET_ERRORS:
+        return []
+    return found
+
+
+def _routes(proc):
+    """Yield the IPv4 routes: interface, network, gateway, flags, metric and mask, as numbers."""
     for line in compat.to_text(read_bounded(proc + "/net/route")).split("\n")[1:]:
         words = line.split()
-        if len(words) >= 8 and compat.is_digits(words[3]) and compat.is_digits(words[6]):
-            yield words
+        try:
+            network, gateway, mask = [_route_number(words[at]) for at in (1, 2, 7)]
+            yield words[0], network, gateway, int(words[3], 16), int(words[6]), mask
+        except (IndexError, ValueError):
+            pass  # not a route
 
 
 def default_interfaces(proc):
@@ -121,17 +203,25 @@ def default_interfaces(proc):
     Of several routes the one with the lowest metric counts.
     """
     best4 = best6 = (None, None)
-    for words in _route_lines(proc):
-        if words[1] == words[7] == "00000000" and int(words[3]) & 1:  # RTF_UP
-            if best4[0] is None or int(words[6]) < best4[0]:
-                best4 = (int(words[6]), words[0])
+    for name, network, _gateway, flags, metric, mask in _routes(proc):
+        if not network and not mask and flags & 0x201 == 1:  # RTF_UP, and not RTF_REJECT
+            if best4[0] is None or metric < best4[0]:
+                best4 = (metric, name)
     for line in compat.to_text(read_bounded(proc + "/net/ipv6_route")).split("\n"):
         words = line.split()
         if len(words) == 10 and words[0] == "0" * 32 and words[1] == "00" and words[9] != "lo":
-            metric = int(words[5], 16)
-            if not int(words[8], 16) & 0x200 and (best6[0] is None or metric < best6[0]):
-                best6 = (metric, words[9])  # 0x200 is RTF_REJECT
+            metric, flags = _hexadecimal(words[5]), _hexadecimal(words[8])
+            if not flags & 0x200 and (best6[0] is None or metric < best6[0]):
+                best6 = (metric, words[9])
     return best4[1], best6[1]
+
+
+def _hexadecimal(word):
+    """Return the number, or one of all bits where it is none."""
+    try:
+        return int(word, 16)
+    except ValueError:
+        return 0xFFFFFFFF
 
 
 def _ipv4_number(address):
@@ -153,11 +243,12 @@ def _route_number(word):
 
 def read_kernel_tables(proc):
     """Candidates from /proc/net/fib_trie and /proc/net/if_inet6."""
-    networks = []
-    for words in _route_lines(proc):
-        mask = _route_number(words[7])
-        if mask:
-            networks.append((_route_number(words[1]), mask, words[0]))
+    networks = [
+        (mask, network, name)
+        for name, network, gateway, _flags, _metric, mask in _routes(proc)
+        if mask and not gateway
+    ]
+    networks.sort(reverse=True)  # the narrowest network says where an address is
     found = []
     seen = set()
     last = None
@@ -168,16 +259,26 @@ def read_kernel_tables(proc):
         elif words[:3] == ["/32", "host", "LOCAL"] and last not in seen and is_ipv4(last or ""):
             seen.add(last)
             number = _ipv4_number(last)
-            on = [name for network, mask, name in networks if number & mask == network]
+            on = [name for mask, network, name in networks if number & mask == network]
             found.append(Candidate(last, on[0] if on else None))
     for line in compat.to_text(read_bounded(proc + "/net/if_inet6")).split("\n"):
         words = line.split()
         # The fifth word has the flags: tentative and failed addresses are not ours yet.
-        if len(words) == 6 and len(words[0]) == 32 and not int(words[4], 16) & 0x48:
+        if len(words) == 6 and len(words[0]) == 32 and not _hexadecimal(words[4]) & 0x48:
             groups = [words[0][at : at + 4] for at in range(0, 32, 4)]
-            address = ":".join([group.lstrip("0") or "0" for group in groups])
-            found.append(Candidate(address, words[5], bool(int(words[4], 16) & 0x21)))
+            address = _address(":".join(groups))
+            if address:
+                found.append(Candidate(address, words[5], bool(int(words[4], 16) & 0x21)))
     return found
+
+
+def read_kernel(proc):
+    """Return the candidates that the kernel tells without a program, and whether those are all.
+
+    Tables below another directory than /proc are another machine's, or a test's.
+    """
+    found = read_netlink() if proc == "/proc" else []
+    return found or read_kernel_tables(proc), bool(found)
 
 
 def is_loopback(address):
@@ -190,18 +291,24 @@ def is_link_local(address):
     return address.startswith("169.254.") or address[:3] in ("fe8", "fe9", "fea", "feb")
 
 
-def _rank(candidate, default4, default6):
+def _rank(candidate, default4, default6):  # noqa: PLR0911 -- one for each kind
     version6 = ":" in candidate.address
+    name = candidate.interface
     if is_link_local(candidate.address):
         return _HOPELESS + version6
-    if version6:
-        return 3 if candidate.interface == default6 else 4
-    if candidate.interface and candidate.interface == default4:
-        return 0
-    if candidate.interface and candidate.interface == default6:
+    if candidate.address[:8] == "192.0.0." and int(candidate.address[8:]) < 8:
+        return 8  # RFC 7335: the guest's end of a translation, behind which only IPv6 leaves it
+    if candidate.idle or name == "lo":
+        return 6 + version6
+    if name and name == (default6 if version6 else default4):
+        return 4 if version6 else 0
+    if not version6 and name and name == default6:
         return 1
-    inner = [prefix for prefix in _INNER if (candidate.interface or "").startswith(prefix)]
-    return 5 if inner else 2
+    if candidate.inner or [prefix for prefix in _INNER if (name or "").startswith(prefix)]:
+        return 6 + version6
+    if version6:
+        return 5
+    return 2 if name else 3
 
 
 def choose(candidates, defaults, interface=None):

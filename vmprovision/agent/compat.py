@@ -53,6 +53,7 @@ EINTR = getattr(errno, "EINTR", 4)
 # The manager, or the way to it, is down; MicroPython names only some of these.
 UNREACHED = (errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH)
 UNREACHED += (getattr(errno, "ENETUNREACH", 101), getattr(errno, "EPIPE", 32))
+UNREACHED += (getattr(errno, "EAFNOSUPPORT", 97), getattr(errno, "EADDRNOTAVAIL", 99))
 EMFILE = getattr(errno, "EMFILE", 24)
 ENFILE = getattr(errno, "ENFILE", 23)
 
@@ -69,6 +70,8 @@ ROW_LIMIT = 128 if IS_MICROPYTHON else 1024
 
 # MicroPython allocates what read() is asked for, so files are read in pieces of this size.
 READ_SIZE = 4096
+# O_RDWR | O_CREAT | O_EXCL, which MicroPython does not name: the numbers of its processors.
+_NEW_FILE = 2 | getattr(os, "O_CREAT", 64) | getattr(os, "O_EXCL", 128)
 COMMAND_OUTPUT_LIMIT = 16384 if IS_MICROPYTHON else 65536
 # Services often have no sbin folders in their PATH, and ip and ifconfig live there.
 COMMAND_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
@@ -209,6 +212,16 @@ def become(uid, gid):
         raise PrivilegeError("cannot become user %d" % uid)
 
 
+def keep_to_itself():
+    """Make what this process inherited harmless: call it before anything else.
+
+    Files that it makes are its own user's only. With SIGCHLD ignored, which a
+    parent may have left so, the kernel would keep no status of any child.
+    """
+    os.umask(0o077)
+    signal.signal(getattr(signal, "SIGCHLD", 17), signal.SIG_DFL)
+
+
 # --- files and processes ------------------------------------------------------------------------
 
 
@@ -302,11 +315,11 @@ def _set_nonblocking(descriptor):
 
 
 def unnamed_file(content=b""):
-    """A file open for writing and reading that has no name any more.
+    """Return a file open for writing and reading that has no name any more.
 
-    Nothing is left behind, and nothing in a shared directory can be replaced
-    by somebody else: mkdir refuses a name that exists, and only we may write
-    into the directory it makes. Raises OSError if no directory can be had.
+    Only this user may open it while it has one, whatever the umask is: it may
+    hold a token. O_EXCL neither follows a link nor takes a file that somebody
+    else made. Raises OSError if no directory can be had.
     """
     shared = ("/run", "/var/run", "/dev/shm", "/tmp")  # noqa: S108 -- see above
     for parent in (getenv("RUNTIME_DIRECTORY"),) + shared:
@@ -314,17 +327,18 @@ def unnamed_file(content=b""):
             continue
         name = "%s/.guest-agent-%d" % (parent, int(time.time() * 1000000))
         try:
-            os.mkdir(name)
+            descriptor = os.open(name, _NEW_FILE, 0o600)
         except OSError:
             continue
+        os.remove(name)
+        unnamed = getattr(os, "fdopen", open)(descriptor, "w+b")
         try:
-            unnamed = open(name + "/f", "w+b")
-            os.remove(name + "/f")
-        finally:
-            os.rmdir(name)
-        unnamed.write(content)
-        unnamed.flush()
-        unnamed.seek(0)
+            unnamed.write(content)
+            unnamed.flush()
+            unnamed.seek(0)
+        except FILE_ERRORS:  # the filesystem is full
+            unnamed.close()
+            continue
         return unnamed
     raise OSError(EACCES, "no directory for temporary files")
 
@@ -334,20 +348,29 @@ class Child(object):
 
     ``poll()`` gives None while it runs, then ``(status, output)``; ``kill()``
     ends it and everything it started. A function is called with no arguments
-    and returns bytes.
+    and returns bytes. Raises OSError if no process can be had, and keeps nothing then.
     """
 
     def __init__(self, argv=None, stdin=b"", function=None):
         self._output = b""
         # wget reads its configuration from a file, but not from a pipe.
         source = unnamed_file(stdin) if stdin else open("/dev/null", "rb")
-        self._out, write_out = os.pipe()
-        _set_nonblocking(self._out)
-        self._pid = os.fork()
-        if self._pid == 0:
-            self._become(argv, function, source.fileno(), write_out)
-        source.close()
-        os.close(write_out)
+        ends = ()
+        try:
+            ends = os.pipe()
+            _set_nonblocking(ends[0])
+            self._pid = os.fork()
+            if self._pid == 0:
+                self._become(argv, function, source.fileno(), ends[1])
+        except Exception:  # no more processes, descriptors or memory
+            if ends:
+                os.close(ends[0])
+            raise
+        finally:
+            source.close()
+            if ends:
+                os.close(ends[1])
+        self._out = ends[0]
 
     def _become(self, argv, function, source, write_out):
         status = 127
@@ -355,6 +378,7 @@ class Child(object):
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
                 signal.signal(number, signal.SIG_DFL)
+            os.umask(0o022)  # what a DHCP client or an installer makes is for everybody
             os.setpgid(0, 0)
             os.dup2(source, 0)
             os.dup2(write_out, 1)
@@ -365,10 +389,7 @@ class Child(object):
                 os.write(1, function())
                 status = 0
             else:
-                environment = dict(os.environ)
-                environment.pop("TOKEN", None)
-                environment["LC_ALL"] = environment["LANG"] = "C"
-                environment["PATH"] = environment.get("PATH", "") + ":" + COMMAND_PATH
+                environment = program_environment(os.environ)
                 os.execvpe(argv[0], argv, environment)  # noqa: S606 -- that is safer than with one
         finally:
             os._exit(status)
@@ -386,7 +407,7 @@ class Child(object):
 
     def poll(self):
         self._drain()
-        pid, status = os.waitpid(self._pid, os.WNOHANG)
+        pid, status = _wait_for(self._pid, os.WNOHANG)
         if pid == 0:
             return None
         self._drain()
@@ -399,8 +420,32 @@ class Child(object):
                 kill(self._pid, signal.SIGKILL)
             except OSError:  # setpgid may not have happened yet
                 pass
-        os.waitpid(self._pid, 0)
+        _wait_for(self._pid, 0)
         os.close(self._out)
+
+
+def _wait_for(pid, options):
+    """Return what waitpid(2) gives, or a signal's status where the kernel has kept none."""
+    while True:
+        try:
+            return os.waitpid(pid, options)
+        except OSError as error:
+            if errno_of(error) != EINTR:
+                return pid, 9
+
+
+def program_environment(environment):
+    """Return the environment of a program that we start: the C locale and nothing secret.
+
+    An empty or relative word in PATH would run what lies in the current directory.
+    """
+    secret = ("TOKEN", "READ_TOKEN")
+    names = [name for name in environment if name[:12] != "GUEST_AGENT_" and name not in secret]
+    kept = dict([(name, environment[name]) for name in names])
+    kept["LC_ALL"] = kept["LANG"] = "C"
+    folders = [folder for folder in kept.get("PATH", "").split(":") if folder[:1] == "/"]
+    kept["PATH"] = ":".join(folders + [COMMAND_PATH])
+    return kept
 
 
 # --- network ------------------------------------------------------------------------------------

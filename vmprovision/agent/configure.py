@@ -103,9 +103,7 @@ def configure(body, root, outcome, clock):
         wanted = parse_object(compat.to_text(body))
         answer = {"success": True, "interface": parse_interface(wanted.get("interface"), root)}
         is_static = wanted.get("static_ip") or wanted.get("gateway")
-        steps = (_set_static if is_static else _ask_dhcp)(wanted, answer, clock)
-        for pause in steps:
-            yield pause
+        yield (_set_static if is_static else _ask_dhcp)(wanted, answer, clock)
     except RefusalError as refused:
         answer = {"success": False, "error": refused.args[0]}
     outcome.output = answer
@@ -120,23 +118,20 @@ def _set_static(wanted, answer, clock):
     name, cidr = answer["interface"], "%s/%d" % (address, length)
     answer.update({"mode": "static", "ip": cidr, "gateway": gateway})
     ran = Outcome()
-    for pause in run_program(("ip", "link", "set", "dev", name, "up"), SECONDS, ran, clock):
-        yield pause
+    yield run_program(("ip", "link", "set", "dev", name, "up"), SECONDS, ran, clock)
     if ran.status == 127:
         steps = _run_all(_ifconfig_commands(name, address, length, gateway), ran, clock)
     else:
         ip = ("ip", version)
         steps = _set_by_ip(ip, name, cidr, gateway, ran, clock)
-    for pause in steps:
-        yield pause
+    yield steps
 
 
 def _set_by_ip(ip, name, cidr, gateway, ran, clock):  # noqa: PLR0913, PLR0917 -- one call
     """Adds the address before others go, so that a refusal by the kernel changes nothing."""
     add = ip + ("addr", "replace", cidr, "dev", name)
     show = ip + ("addr", "show", "dev", name)
-    for pause in _run_all([add, show], ran, clock):
-        yield pause
+    yield _run_all([add, show], ran, clock)
     words = compat.to_text(ran.output).split()
     others = [words[at + 1] for at, word in enumerate(words[:-1]) if word in ("inet", "inet6")]
     commands = [
@@ -148,8 +143,7 @@ def _set_by_ip(ip, name, cidr, gateway, ran, clock):  # noqa: PLR0913, PLR0917 -
     commands.append(add)
     if gateway:
         commands.append(ip + ("route", "replace", "default", "via", gateway, "dev", name))
-    for pause in _run_all(commands, ran, clock):
-        yield pause
+    yield _run_all(commands, ran, clock)
 
 
 def _ifconfig_commands(name, address, length, gateway):
@@ -167,8 +161,7 @@ def _run_all(commands, ran, clock):
     """Runs one after the other; the outcome is the last one's. Raises RefusalError at a failure."""
     for argv in commands:
         ran.output, ran.status = b"", None
-        for pause in run_program(argv, SECONDS, ran, clock):
-            yield pause
+        yield run_program(argv, SECONDS, ran, clock)
         # An address that is gone already went with another one of its network.
         if ran.status != 0 and "del" not in argv:
             raise RefusalError("%s failed: %s" % (" ".join(argv), ran.status))
@@ -177,12 +170,10 @@ def _run_all(commands, ran, clock):
 def _ask_dhcp(_wanted, answer, clock):
     name, ran = answer["interface"], Outcome()
     answer["mode"] = "dhcp"
-    for pause in run_program(("ip", "link", "set", "dev", name, "up"), SECONDS, ran, clock):
-        yield pause
+    yield run_program(("ip", "link", "set", "dev", name, "up"), SECONDS, ran, clock)
     for argv in DHCP_CLIENTS:
         ran = Outcome()
-        for pause in run_program(argv + (name,), DHCP_SECONDS, ran, clock):
-            yield pause
+        yield run_program(argv + (name,), DHCP_SECONDS, ran, clock)
         if ran.status == 0:
             answer["dhcp_client"] = argv[0]
             return

@@ -74,8 +74,7 @@ def deliver_by_socket(settings, address, targets, outcome, clock):
     for place, target in enumerate(targets):
         share = max(0.0, end - clock()) / (len(targets) - place)
         outcome.failure = None
-        for pause in post(target, render_report(settings, address), share, outcome, clock):
-            yield pause
+        yield post(target, render_report(settings, address), share, outcome, clock)
         if outcome.status is not None:
             break
     if outcome.status is not None:
@@ -90,14 +89,15 @@ def _judge(status):
     return "the manager answered %d" % status if status else "the manager does not speak HTTP"
 
 
-def post(target, request, seconds, outcome, clock):
+def post(target, request, seconds, outcome, clock):  # noqa: C901 -- one exchange, to its end
     """Sends one request and waits for the answer's status, by trying again after each rest.
 
     The output is what has arrived by then.
     """
-    sock = socket.socket(target[0], socket.SOCK_STREAM)
+    sock = None
     received = b""
     try:
+        sock = socket.socket(target[0], socket.SOCK_STREAM)  # fails for a family that is off
         compat.close_on_exec(sock)
         sock.setblocking(False)
         try:
@@ -129,7 +129,8 @@ def post(target, request, seconds, outcome, clock):
         outcome.failure = compat.describe_error(error)
         outcome.hopeless = outcome.hopeless and compat.errno_of(error) in compat.UNREACHED
     finally:
-        sock.close()
+        if sock is not None:
+            sock.close()
 
 
 def _quoted(text):
@@ -186,8 +187,7 @@ def deliver_by_program(settings, address, outcome, clock):
         if argv[0] in useless:
             continue
         ran = Outcome()
-        for pause in run_program(argv, SECONDS + 1, ran, clock, stdin):
-            yield pause
+        yield run_program(argv, SECONDS + 1, ran, clock, stdin)
         status = _status_from(argv[0], ran)
         if status is not None:
             outcome.failure = _judge(status)
@@ -196,7 +196,8 @@ def deliver_by_program(settings, address, outcome, clock):
             outcome.failure = "the manager refused the report"
             return
         if ran.status is None:
-            failure = failure or "%s: no answer in %.1f s" % (argv[0], SECONDS)
+            text = ran.failure or "no answer in %.1f s" % SECONDS
+            failure = failure or "%s: %s" % (argv[0], text)
         elif ran.status != 127:
             failure = failure or "%s ended with status %d" % (argv[0], ran.status)
         if ran.status not in (1, 2, 127):  # it is there, and knows its options

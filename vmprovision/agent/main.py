@@ -3,7 +3,7 @@
 import sys
 import time
 
-from . import __version__, access, compat, config, guest, http, identity, server
+from . import __version__, access, compat, config, guest, http, identity, server, tasks
 from .log import Log
 from .metrics import Metrics
 from .reporting import Reporter
@@ -81,6 +81,7 @@ def main(argv):  # noqa: PLR0911 -- one for each way to be called
 
     0 after a clean stop, 1 if it cannot listen, 2 for a wrong command line.
     """
+    compat.keep_to_itself()
     word = argv[1] if argv[1:] and argv[1] in _WORDS else None
     if word in ("install", "uninstall") and not argv[2:]:
         from . import install  # noqa: PLC0415 -- rare, and large
@@ -188,7 +189,7 @@ def _run(options):
     def configure(body, outcome):
         from . import configure  # noqa: PLC0415 -- rare, and a heap of half a megabyte is small
 
-        return configure.configure(body, root, outcome, clock)
+        return tasks.flow(configure.configure(body, root, outcome, clock))
 
     actions = {"/configure-interface": configure}
     serving = server.Server(listeners, routes, actions, settings, log, clock, signals.fileno)

@@ -7,7 +7,7 @@ are looked at now and then, sockets do not block, and every wait has an end.
 
 from . import addresses, compat
 from .delivery import deliver_by_program, deliver_by_socket
-from .tasks import Outcome, run_program
+from .tasks import Outcome, flow, run_program
 
 FIRST_REPORT_SECONDS = 3.0
 RETRY_SECONDS = 5.0
@@ -63,7 +63,7 @@ class Reporter(object):
         self._failure = (None, 0.0)
         self._retries = Retries()
         self._targets = []  # the manager's socket addresses while they work
-        self._flow = self._run()
+        self._flow = flow(self._run())
         self._due = clock()
 
     def tick(self, now):
@@ -74,7 +74,7 @@ class Reporter(object):
             pause = next(self._flow)
         except Exception as error:
             self._log.limited("reporting: " + compat.describe_error(error))
-            self._flow = self._run()
+            self._flow = flow(self._run())
             pause = RETRY_SECONDS
         self._due = now + pause
         return self._due
@@ -90,26 +90,22 @@ class Reporter(object):
         self._targets = []
         self._retries.begin()
         self._flow.close()
-        self._flow = self._run()
+        self._flow = flow(self._run())
         self._due = self._clock()
 
     def _run(self):
         start = self._clock()
         self._is_wanted()
-        for pause in self._detect():
-            yield pause
+        yield self._detect()
         yield max(0.0, start + FIRST_REPORT_SECONDS - self._clock())
         while True:
-            for pause in self._detect():
-                yield pause
+            yield self._detect()
             wanted = self._is_wanted()
             if wanted:
-                for pause in self._report():
-                    yield pause
+                yield self._report()
             settled = not wanted or (self.addresses and self._accepted == self.addresses[0])
             seconds = HEARTBEAT_SECONDS if settled else self._retries.next(self._clock())
-            for pause in self._rest(seconds * (1 - JITTER * compat.chance(self._proc))):
-                yield pause
+            yield self._rest(seconds * (1 - JITTER * compat.chance(self._proc)))
 
     def _is_wanted(self):
         """Whether this guest has a name and a manager; looked for until it has been accepted."""
@@ -130,22 +126,18 @@ class Reporter(object):
                 return
 
     def _detect(self):
-        """Goes through the ways to find addresses until one of them finds a good one."""
+        """Go through the ways to find addresses until one of them finds a good one."""
         self._fingerprint = addresses.fingerprint(self._proc)
         defaults = addresses.default_interfaces(self._proc)
         interface = self.settings.interface
-        candidates = []
-        chosen, good = [], False
+        candidates, is_complete = addresses.read_kernel(self._proc)
+        chosen, good = addresses.choose(candidates, defaults, interface)
         for argv, parse in zip(addresses.COMMANDS, addresses.PARSERS):
-            outcome = Outcome()
-            for pause in run_program(argv, COMMAND_SECONDS, outcome, self._clock):
-                yield pause
-            candidates += parse(compat.to_text(outcome.output))
-            chosen, good = addresses.choose(candidates, defaults, interface)
-            if good:
+            if good or is_complete:
                 break
-        if not good:
-            candidates += addresses.read_kernel_tables(self._proc)
+            outcome = Outcome()
+            yield run_program(argv, COMMAND_SECONDS, outcome, self._clock)
+            candidates += parse(compat.to_text(outcome.output))
             chosen, good = addresses.choose(candidates, defaults, interface)
         self.addresses = chosen
         where = " on " + interface if interface else ""
@@ -159,16 +151,12 @@ class Reporter(object):
         settings = self.settings
         outcome = Outcome()
         if settings.manager.scheme == "http":
-            for pause in self._find_manager(outcome):
-                yield pause
+            yield self._find_manager(outcome)
             if outcome.failure is None:
-                flow = deliver_by_socket(settings, address, self._targets, outcome, self._clock)
-                for pause in flow:
-                    yield pause
+                yield deliver_by_socket(settings, address, self._targets, outcome, self._clock)
         if outcome.failure or settings.manager.scheme == "https":
             if not outcome.hopeless:
-                for pause in deliver_by_program(settings, address, outcome, self._clock):
-                    yield pause
+                yield deliver_by_program(settings, address, outcome, self._clock)
         if outcome.failure is None:
             self._accepted = address
             self._failure = (None, 0.0)
@@ -190,8 +178,7 @@ class Reporter(object):
             return
         lookup = Outcome()
         look_up = compat.lookup_function(host, port)
-        for pause in run_program(None, COMMAND_SECONDS, lookup, self._clock, function=look_up):
-            yield pause
+        yield run_program(None, COMMAND_SECONDS, lookup, self._clock, function=look_up)
         self._targets = compat.parse_lookup(lookup.output, port)
         if not self._targets:
             outcome.failure = "%s could not be looked up" % host

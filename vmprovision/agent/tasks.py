@@ -1,4 +1,7 @@
-"""Waiting without blocking: generators that yield how long they want to rest."""
+"""Waiting without blocking: generators that yield how long they want to rest.
+
+They may also yield another one, to wait for what that does: ``flow`` runs such.
+"""
 
 from . import compat
 
@@ -25,12 +28,48 @@ def pauses(seconds, clock):
         pause = min(pause * 2, 0.25)
 
 
-def run_program(argv, seconds, outcome, clock, stdin=b"", function=None):  # noqa: PLR0913, PLR0917
-    """Runs a program, or a function in a process of its own, and keeps its status and output.
+def flow(task):
+    """Yield the pauses of a task, and in their place those of the tasks that it yields.
 
-    The status is None if the time was up first, 127 if there is no such program.
+    What one raises goes to the one that yielded it. Closing closes them all, the innermost
+    first: MicroPython would not, and each would leave what it holds.
     """
-    child = compat.Child(argv, stdin, function)
+    stack = [task]
+    raised = None
+    try:
+        while stack:
+            try:
+                step = stack[-1].throw(raised) if raised is not None else next(stack[-1])
+                raised = None
+            except StopIteration:
+                raised = None
+                stack.pop()
+            except Exception as error:
+                raised = error
+                stack.pop()
+            else:
+                if hasattr(step, "close"):
+                    stack.append(step)
+                else:
+                    yield step
+        if raised is not None:
+            raise raised
+    finally:
+        while stack:
+            stack.pop().close()
+
+
+def run_program(argv, seconds, outcome, clock, stdin=b"", function=None):  # noqa: PLR0913, PLR0917
+    """Run a program, or a function in a process of its own, and keep its status and output.
+
+    The status is None if the time was up first, 127 if there is no such program. Where no
+    process can be had, ``outcome.failure`` says why.
+    """
+    try:
+        child = compat.Child(argv, stdin, function)
+    except compat.FILE_ERRORS as error:
+        outcome.failure = compat.describe_error(error)
+        return
     try:
         for pause in pauses(seconds, clock):
             yield pause

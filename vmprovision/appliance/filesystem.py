@@ -19,8 +19,10 @@ from vmprovision.appliance.memory import Memory, may_hold
 from vmprovision.appliance.session import ApplianceCallError
 from vmprovision.errors import InspectionError
 from vmprovision.filesystem import (
+    PLAIN,
     ROOT,
     SELINUX,
+    Attributes,
     FileStatus,
     apply_failure,
     kind_of,
@@ -60,18 +62,32 @@ class ApplianceFilesystem:
     def lstat(self, path: PurePosixPath) -> FileStatus | None:
         """As the Protocol has it."""
         _check_encodable(path)
-        if path not in self._memory.statuses:
+        if path not in self._memory.statuses and not self._is_in_real_directory(path):
             path = resolve(self, path, last=False)
         if path not in self._memory.statuses:
             self._memory.statuses[path] = self._look_up(path)
         return self._memory.statuses[path]
 
+    def _is_in_real_directory(self, path: PurePosixPath) -> bool:
+        """Whether a path is known to have no links among its parents."""
+        above = self._memory.statuses.get(path.parent) if path.name != ".." else None
+        return above is not None and above.kind == "directory"
+
+    def _is_below_nothing(self, path: PurePosixPath) -> bool:
+        """Whether the nearest parent of which anything is known is no directory."""
+        known = self._memory.statuses
+        nearest = next((parent for parent in path.parents if parent in known), None)
+        status = known[nearest] if nearest else None
+        return nearest is not None and (status is None or status.kind != "directory")
+
     def _look_up(self, path: PurePosixPath) -> FileStatus | None:
-        """Status of what stands at a path whose parents are no links, and perhaps of its siblings.
+        """Status of what is at a path whose parents are no links, and perhaps of its siblings.
 
         A name that its directory does not list costs nothing.
         """
         folder = path.parent
+        if self._is_below_nothing(path):
+            return None
         above = self.lstat(folder) if path != ROOT else None
         if path == ROOT or len(os.fsencode(path.name)) > NAME_LIMIT:
             return self._ask(path)
@@ -121,6 +137,7 @@ class ApplianceFilesystem:
             uid=int(found["st_uid"]),
             gid=int(found["st_gid"]),
             size=int(found["st_size"]),
+            links=int(found["st_nlink"]),
         )
 
     def read(self, path: PurePosixPath, *, limit: int, offset: int = 0) -> bytes:
@@ -148,6 +165,13 @@ class ApplianceFilesystem:
         if not offset and size >= status.size:
             self._memory.keep_content(real, content)
         return content
+
+    def load(self, path: PurePosixPath, *, limit: int) -> tuple[FileStatus, bytes]:
+        """As the Protocol has it; nobody else changes a guest that is off."""
+        status = self.lstat(path)
+        if status is None or status.kind != "file":
+            raise InspectionError(f"guest path {path} is not a regular file")
+        return status, self.read(path, limit=limit)
 
     def readlink(self, path: PurePosixPath) -> str:
         """As the Protocol has it."""
@@ -215,32 +239,62 @@ class ApplianceFilesystem:
             return exc.number == errno.ENODATA
         return True
 
-    def write(self, path: PurePosixPath, content: bytes) -> None:
+    def write(self, path: PurePosixPath, content: bytes, attributes: Attributes = PLAIN) -> None:
         """As the Protocol has it."""
-        status = self.lstat(path)
+        self._make_way(path)
         with self._changing(path):
-            if status is not None and status.kind != "file":
-                raise ApplianceCallError(f"a {status.kind} is there", number=errno.EEXIST)
             self._appliance.call("write", str(path), content[:CHUNK])
             for start in range(CHUNK, len(content), CHUNK):
                 self._appliance.call("write_append", str(path), content[start : start + CHUNK])
+        self._dress(path, attributes, 0o644)
 
-    def make_directory(self, path: PurePosixPath) -> None:
+    def make_directory(self, path: PurePosixPath, attributes: Attributes = PLAIN) -> None:
         """As the Protocol has it."""
         with self._changing(path) as real:
             self._appliance.call("mkdir", str(path))
         self._memory.names[real] = set()
+        self._dress(path, attributes, 0o755)
 
-    def symlink(self, path: PurePosixPath, target: str) -> None:
+    def symlink(self, path: PurePosixPath, target: str, attributes: Attributes = PLAIN) -> None:
         """As the Protocol has it.
 
         Alone of the calls used here, ``ln_s`` runs a program outside the guest's
         root: through an absolute link among the path's parents it would make its
         link in the appliance, and report success.
         """
+        self._make_way(path)
         real = resolve(self, path.parent) / path.name
         with self._changing(path):
             self._appliance.call("ln_s", target, str(real))
+        self._dress(path, attributes, None)
+
+    def _make_way(self, path: PurePosixPath) -> None:
+        """Take away the name of the file or link that is at a path; its other names stay."""
+        status = self.lstat(path)
+        if status is None:
+            return
+        if status.kind == "directory":
+            with _applying(path):
+                raise ApplianceCallError("a directory is there", number=errno.EISDIR)
+        self.remove(path)
+
+    def _dress(self, path: PurePosixPath, attributes: Attributes, mode: int | None) -> None:
+        """Give what was just made its owner, mode and label, where it has not got them already.
+
+        The owner first: changing it clears the set-user-id and set-group-id bits.
+        """
+        made = self.lstat(path)
+        if made is None or (made.uid, made.gid) != (attributes.uid, attributes.gid):
+            with self._changing(path):
+                self._appliance.call("lchown", attributes.uid, attributes.gid, str(path))
+        if mode is not None:
+            wanted = mode if attributes.mode is None else attributes.mode
+            made = self.lstat(path)
+            if made is None or made.mode != wanted:
+                with self._changing(path):
+                    self._appliance.call("chmod", wanted, str(path))
+        if attributes.label is not None:
+            self.set_label(path, attributes.label)
 
     def remove(self, path: PurePosixPath) -> None:
         """As the Protocol has it."""
@@ -248,16 +302,6 @@ class ApplianceFilesystem:
         with self._changing(path, removing=True):
             name = "rmdir" if status is not None and status.kind == "directory" else "rm"
             self._appliance.call(name, str(path))
-
-    def set_mode(self, path: PurePosixPath, mode: int) -> None:
-        """As the Protocol has it."""
-        with self._changing(path):
-            self._appliance.call("chmod", mode, str(path))
-
-    def set_owner(self, path: PurePosixPath, uid: int, gid: int) -> None:
-        """As the Protocol has it."""
-        with self._changing(path):
-            self._appliance.call("lchown", uid, gid, str(path))
 
     def set_label(self, path: PurePosixPath, label: str) -> None:
         """As the Protocol has it."""

@@ -62,6 +62,13 @@ class WatchedReader:
         self._spend(path, len(content))
         return content
 
+    def load(self, path: PurePosixPath, *, limit: int) -> tuple[FileStatus, bytes]:
+        """As the Protocol has it."""
+        self._spend(path)
+        status, content = self._reader.load(path, limit=limit)
+        self._spend(path, len(content))
+        return status, content
+
     def readlink(self, path: PurePosixPath) -> str:
         """As the Protocol has it."""
         self._spend(path)

@@ -1,0 +1,1 @@
+"""Directory targets: races, crashes and hostile receipts."""

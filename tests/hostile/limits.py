@@ -1,0 +1,71 @@
+"""Work done in a process of its own, with limits on its processor time and its memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import vmprovision
+from vmprovision.cli import EXIT_CODES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SECONDS = 20  # of processor time: what an attacker may cost the host
+MEMORY = 1 << 30  # bytes of address space above what the process has already
+WALL_SECONDS = 600.0  # a loaded host
+
+CORRECT = "correct"
+
+
+def outcome_of(work: Callable[[], object]) -> str:
+    """What work comes to: ``correct``, ``refused with N``, or what went wrong.
+
+    The work is done in a forked process, which is ended when it takes too much.
+    """
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_limited, args=(work, sender))
+    process.start()
+    sender.close()
+    try:
+        said = receiver.recv() if receiver.poll(WALL_SECONDS) else "no answer"
+    except EOFError:
+        said = ""
+    process.join(WALL_SECONDS)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    if process.exitcode == -signal.SIGXCPU:
+        return f"more than {SECONDS} s of processor time"
+    return said or f"ended with {process.exitcode}"
+
+
+def is_right(outcome: str) -> bool:
+    """Whether an outcome is one that a hostile input may have."""
+    return outcome == CORRECT or outcome.startswith("refused with ")
+
+
+def _limited(work: Callable[[], object], sender: multiprocessing.connection.Connection) -> None:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = int(used.ru_utime + used.ru_stime) + SECONDS
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+    pages = int(open("/proc/self/statm", encoding="ascii").read().split()[0])  # noqa: PTH123, SIM115 -- at once, in a fork
+    limit = pages * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    try:
+        work()
+    except vmprovision.VmprovisionError as exc:
+        code = next((EXIT_CODES[kind] for kind in type(exc).__mro__ if kind in EXIT_CODES), 1)
+        sender.send(f"refused with {code}" if code != 1 else f"no exit code: {exc!r}")
+    except BaseException as exc:  # noqa: BLE001 -- this is what is looked for
+        trace = sys.exc_info()[2]
+        while trace and trace.tb_next:
+            trace = trace.tb_next
+        where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else ""
+        sender.send(f"{type(exc).__name__} at {where}: {str(exc)[:200]}")
+    else:
+        sender.send(CORRECT)
