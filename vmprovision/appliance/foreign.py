@@ -90,6 +90,11 @@ def refuse_unreadable(layers: Layers) -> None:
             "and no other filesystem holds an operating system",
             hint=f"give the key with --key {locked[0]}:file:PATH, or with --key-file PATH",
         )
+    for device, cause in layers.unusable.items():
+        raise UnsupportedGuestError(
+            f"{device} is a member of an MD array, and {cause}",
+            hint="give the array's other disks with --disk, or start the guest with all of them",
+        )
     for device, kind in {**layers.filesystems, **layers.others}.items():
         if found := FOREIGN.get(kind):
             what, hint = found

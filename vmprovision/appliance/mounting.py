@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from vmprovision.appliance.filesystem import ApplianceFilesystem
@@ -206,7 +207,9 @@ def wanted_mounts(
     reader: GuestReader,
     devices: Collection[str],
     tag_of: TagOf,
-    unlocked: Mapping[str, str] | None = None,
+    *,
+    unlocked: Mapping[str, str] = MappingProxyType({}),
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> list[WantedMount]:
     """Those lines of the guest's fstab(5) that matter, parents first.
 
@@ -215,8 +218,10 @@ def wanted_mounts(
         devices: of the image, as the appliance calls them.
         tag_of: what blkid(8) says of one of them.
         unlocked: encrypted device -> the device of what is in it.
+        names: what the guest calls other devices -> what the appliance does.
     """
-    names = crypttab_names(reader, unlocked, tag_of) if unlocked else {}
+    if unlocked:
+        names = {**names, **crypttab_names(reader, unlocked, tag_of, names)}
     wanted = [
         WantedMount(
             named=named,
@@ -233,19 +238,22 @@ def wanted_mounts(
 
 
 def crypttab_names(
-    reader: GuestReader, unlocked: Mapping[str, str], tag_of: TagOf
+    reader: GuestReader,
+    unlocked: Mapping[str, str],
+    tag_of: TagOf,
+    names: Mapping[str, str],
 ) -> dict[str, str]:
     """What the guest's crypttab(5) calls the unlocked volumes -> the appliance's device."""
-    names = {}
+    mapped = {}
     for line in (read_text(reader, _CRYPTTAB) or "").splitlines():
         fields = line.split()
         if line.lstrip().startswith("#") or len(fields) < 2:  # noqa: PLR2004
             continue
-        encrypted = _find_device(fields[1], unlocked, tag_of)
-        if encrypted is not None:
+        encrypted = names.get(fields[1]) or _find_device(fields[1], unlocked, tag_of)
+        if encrypted is not None and encrypted in unlocked:
             for directory in ("/dev/mapper/", "/dev/disk/by-id/dm-name-"):
-                names[directory + fields[0]] = unlocked[encrypted]
-    return names
+                mapped[directory + fields[0]] = unlocked[encrypted]
+    return mapped
 
 
 def mount_wanted(

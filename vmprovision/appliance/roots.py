@@ -98,7 +98,11 @@ def _mount_found_guest(
     # subvolumes have no tags of their own
     devices = [device for device in filesystems if not device.startswith(BTRFS_PREFIX)]
     extra = wanted_mounts(
-        files, devices, lambda *asked: blkid_tag(appliance, *asked), layers.unlocked
+        files,
+        devices,
+        lambda *asked: blkid_tag(appliance, *asked),
+        unlocked=layers.unlocked,
+        names=layers.array_names,
     )
     return mount_wanted(appliance, files, root, extra, readonly=readonly)
 

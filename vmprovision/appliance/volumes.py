@@ -10,8 +10,9 @@ import logging
 import os
 import shlex
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from vmprovision.appliance.arrays import MEMBER, Arrays, examine_arrays
 from vmprovision.appliance.session import ApplianceCallError
 from vmprovision.errors import ApplianceError, InspectionError, WrongKeyError
 
@@ -40,12 +41,16 @@ class Layers:
         others: device -> kind, of what holds something else that blkid(8) knows.
         unlocked: encrypted device -> the device of what is in it.
         tried: locked devices for which the caller has given a key.
+        array_names: what the guest calls an MD array -> the appliance's device.
+        unusable: member of an MD array -> why the array must not be worked on.
     """
 
     filesystems: Mapping[str, str]
     others: Mapping[str, str]
     unlocked: Mapping[str, str]
     tried: tuple[str, ...]
+    array_names: Mapping[str, str]
+    unusable: Mapping[str, str]
 
     @property
     def locked(self) -> list[str]:
@@ -66,27 +71,70 @@ def open_layers(appliance: Appliance, keys: Sequence[Key]) -> Layers:
         ApplianceTimeoutError: deriving a key takes too long.
     """
     appliance.activate_volumes()
+    filesystems, others = _look(appliance)
+    arrays = Arrays(names={}, unusable={})
+    if MEMBER in others.values():
+        arrays = _examined_arrays(appliance, others)
+        filesystems, others = _look(appliance)
     unlocked: dict[str, str] = {}
     tried: list[str] = []
-    while True:
-        filesystems: dict[str, str] = appliance.call("list_filesystems")
-        others = dict(_others(appliance, filesystems))
-        opened = {}
-        for device in (device for device, kind in others.items() if kind == LUKS):
-            if device in unlocked or device in tried:
-                continue
-            mapped, has_key = _unlock(appliance, device, keys)
-            if mapped:
-                opened[device] = mapped
-            elif has_key:
-                tried.append(device)
-        if not opened:
-            break
+    while opened := _unlock_new(appliance, others, keys, (unlocked, tried)):
         unlocked.update(opened)
         appliance.call("lvm_scan", True)  # noqa: FBT003 -- libguestfs's: activate what is found
-    if unlocked or appliance.call("list_md_devices"):
+        filesystems, others = _look(appliance)
+    if unlocked or MEMBER in others.values():
         appliance.before_detaching(lambda: close_layers(appliance, unlocked.values()))
-    return Layers(filesystems=filesystems, others=others, unlocked=unlocked, tried=tuple(tried))
+    return Layers(
+        filesystems=filesystems,
+        others=others,
+        unlocked=unlocked,
+        tried=tuple(tried),
+        array_names=arrays.names,
+        unusable=arrays.unusable,
+    )
+
+
+def _look(appliance: Appliance) -> tuple[dict[str, str], dict[str, str]]:
+    """Device -> kind: the filesystems, as libguestfs lists them, and the others."""
+    filesystems: dict[str, str] = appliance.call("list_filesystems")
+    return filesystems, dict(_others(appliance, filesystems))
+
+
+def _examined_arrays(appliance: Appliance, others: Mapping[str, str]) -> Arrays:
+    """The arrays, those that lack a member stopped, and the logical volumes on them too."""
+    # a volume group on an array keeps it from being stopped
+    appliance.call("vg_activate_all", False)  # noqa: FBT003 -- libguestfs's
+    arrays = examine_arrays(appliance, [d for d, kind in others.items() if kind == MEMBER])
+    appliance.call("lvm_scan", True)  # noqa: FBT003 -- libguestfs's: activate what is found
+    return arrays
+
+
+def _unlock_new(
+    appliance: Appliance,
+    others: Mapping[str, str],
+    keys: Sequence[Key],
+    known: tuple[dict[str, str], list[str]],
+) -> dict[str, str]:
+    """Unlock the encrypted devices that have appeared; device -> the device of what is in it.
+
+    Args:
+        appliance: has the devices.
+        others: device -> kind.
+        keys: the caller's.
+        known: the devices that are unlocked already, and those that no key fits, which
+            are added to.
+    """
+    unlocked, tried = known
+    opened = {}
+    for device, kind in others.items():
+        if kind != LUKS or device in unlocked or device in tried:
+            continue
+        mapped, has_key = _unlock(appliance, device, keys)
+        if mapped:
+            opened[device] = mapped
+        elif has_key:
+            tried.append(device)
+    return opened
 
 
 def close_layers(appliance: Appliance, mapped: Collection[str]) -> None:
@@ -109,7 +157,7 @@ def close_layers(appliance: Appliance, mapped: Collection[str]) -> None:
         appliance.call("md_stop", array)
 
 
-def _works(appliance: Appliance, name: str, **arguments: str | bool) -> bool:
+def _works(appliance: Appliance, name: str, **arguments: Any) -> bool:  # noqa: ANN401 -- as call
     """Whether a call is done; one that is not may be after another."""
     try:
         appliance.call(name, **arguments)
