@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
+from vmprovision.cache import cache_directory
 from vmprovision.doctor import examine_host
 from vmprovision.progress import Control
 from vmprovision.recipe import build_image
@@ -51,6 +52,27 @@ def require(condition: object, reason: str) -> None:
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a host be simulated whose KVM hangs or fails."""
+    parser.addoption(
+        "--kvm",
+        choices=("hangs", "fails"),
+        help="run on a QEMU of which only KVM hangs, or fails",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Put that QEMU where libguestfs and vmprovision find it; worker processes inherit it."""
+    if behaviour := config.getoption("--kvm"):
+        from tests.kvm import broken_qemu  # noqa: PLC0415 -- it imports this module
+
+        folder = cache_directory() / "tests" / f"kvm-{behaviour}"
+        if str(folder) not in os.environ["PATH"]:
+            qemu = broken_qemu(folder, behaviour)
+            os.environ["LIBGUESTFS_HV"] = str(qemu)
+            os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
 
 
 @pytest.hookimpl(trylast=True)

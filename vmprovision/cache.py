@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import stat
 import tempfile
 import time
 from pathlib import Path
@@ -43,6 +45,22 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+def open_own(path: Path, flags: int) -> int:
+    """Return an open file of this user's own, whoever else can write to its directory.
+
+    Where others can, they may have put a pipe there, which would hold us up, or a link.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file of this user's.
+    """
+    handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    status = os.fstat(handle)
+    if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+        return handle
+    os.close(handle)
+    raise PermissionError(errno.EPERM, "is no file of this user's", str(path))
+
+
 @contextlib.contextmanager
 def locked(path: Path, wait: Callable[[], None]) -> Iterator[None]:
     """Hold a lock file, whose directory is made, for its owner only.
@@ -56,7 +74,8 @@ def locked(path: Path, wait: Callable[[], None]) -> Iterator[None]:
         OSError: the file cannot be made.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with path.open("a", encoding="ascii") as file:
+    handle = open_own(path, os.O_RDWR | os.O_CREAT)
+    with os.fdopen(handle, "rb") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from vmprovision.appliance.mounting import recognise_system
@@ -22,8 +22,10 @@ from vmprovision.errors import NoOperatingSystemError, PlanError
 from vmprovision.filesystem import GuestFilesystem, LocalFilesystem
 from vmprovision.image import Recovery, open_image, recover_image
 from vmprovision.inspection import explain_init, inspect_guest
+from vmprovision.inspection.layout import DIRECTORIES
 from vmprovision.keyfile import read_keys
 from vmprovision.labelling import AUTORELABEL
+from vmprovision.mounts import find_hidden
 from vmprovision.naming import naming
 from vmprovision.plan import Plan, is_satisfied
 from vmprovision.planning import (
@@ -48,7 +50,6 @@ from vmprovision.verify import verify_plan, verify_receipt
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
-    from pathlib import PurePosixPath
 
     from vmprovision.appliance.session import Appliance, Appliances
     from vmprovision.archive import Archive
@@ -401,6 +402,7 @@ def _opened_image(image: OpenImage, access: _Access, *, write: bool) -> Iterator
             mounted.filesystem,
             init=access.init,
             mountpoints=mounted.mountpoints,
+            hidden=mounted.hidden,
             notes=mounted.notes,
         )
         yield _Opened(guest=guest, filesystem=mounted.filesystem)
@@ -416,4 +418,6 @@ def _opened_directory(path: Path, access: _Access) -> Iterator[_Opened]:
                 "the directory does not hold the root filesystem of a Linux guest",
                 hint="give the directory that has /etc in it",
             )
-        yield _Opened(guest=inspect_guest(filesystem, init=access.init), filesystem=filesystem)
+        hidden, notes = find_hidden(filesystem, filesystem.root, map(PurePosixPath, DIRECTORIES))
+        guest = inspect_guest(filesystem, init=access.init, hidden=hidden, notes=notes)
+        yield _Opened(guest=guest, filesystem=filesystem)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from vmprovision.configuration import (
@@ -37,8 +38,7 @@ from vmprovision.restoration import restorations
 from vmprovision.runtime.choice import INSTALL_PYTHON
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import PurePosixPath
+    from collections.abc import Iterable, Mapping
 
     from vmprovision.archive import Archive
     from vmprovision.guest import GuestInfo, InitSystem
@@ -132,8 +132,34 @@ def plan_injection(
     files += module.service_operations(service, guest.init)
     located = [replace(operation, path=guest.locate(operation.path)) for operation in files]
     receipt = guest.locate(RECEIPT)
+    refuse_hidden(guest, [*(operation.path for operation in located), receipt])
     directories: list[Operation] = list(directories_for([*(o.path for o in located), receipt]))
     return Plan(operations=(*directories, *located), notes=notes)
+
+
+# What the kernel or the init system makes anew at each boot, whatever fstab says.
+VOLATILE = tuple(PurePosixPath(path) for path in ("/dev", "/proc", "/run", "/sys", "/tmp"))  # noqa: S108 -- the guest's
+
+
+def refuse_hidden(guest: GuestInfo, paths: Iterable[PurePosixPath]) -> None:
+    """Check that the running guest will see what is written to these paths, free of links.
+
+    Raises:
+        UnsupportedGuestError: another filesystem is mounted over one of them.
+    """
+    for path in paths:
+        if hidden := guest.hidden_by(path):
+            raise UnsupportedGuestError(
+                f"guest path {path} would be hidden in the running guest: {hidden.sentence}",
+                hint=hidden.mount.advice,
+            )
+        volatile = next((each for each in VOLATILE if path.is_relative_to(each)), None)
+        if volatile:
+            raise UnsupportedGuestError(
+                f"guest path {path}, where a link of the guest leads, would be hidden in the "
+                f"running guest: {volatile} is made anew at each boot",
+                hint=f"replace the link that leads into {volatile} by a directory",
+            )
 
 
 def _service(settings: Mapping[str, str]) -> Service:

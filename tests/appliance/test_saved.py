@@ -21,20 +21,15 @@ from vmprovision.appliance.hardware import COMMAND_LINE
 from vmprovision.appliance.library import qemu_program
 from vmprovision.appliance.saved import MANIFEST, SUSPECT, UnusableApplianceError
 from vmprovision.appliance.session import (
-    STOCK_VARIABLE,
     build_host_appliance,
     find_host_appliance,
     host_appliance,
     open_appliance,
 )
-from vmprovision.cache import CACHE_VARIABLE, cache_directory
-from vmprovision.errors import BundledRuntimeError
+from vmprovision.cache import cache_directory
 from vmprovision.progress import Control
-from vmprovision.runtime.store import LIST, cached_folder, find_runtime, host_architecture
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from vmprovision.appliance.saved import SavedAppliance
     from vmprovision.appliance.session import Appliance
 
@@ -59,24 +54,6 @@ done
 [ "$name" ] || exec {qemu} "$@" # asked what it can do
 exec {qemu} -S -nodefaults -display none -name "$name"
 """
-
-
-@pytest.fixture(scope="module")
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of this module's own, with the runtime in it."""
-    try:
-        runtime = find_runtime(host_architecture())
-    except BundledRuntimeError as exc:
-        require(condition=False, reason=exc.message)
-    cache = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(CACHE_VARIABLE, str(cache))
-        patch.delenv(STOCK_VARIABLE, raising=False)
-        folder = cached_folder()
-        folder.mkdir(mode=0o700, parents=True)
-        for name in (runtime.path.name, LIST):
-            (folder / name).write_bytes((runtime.path.parent / name).read_bytes())
-        yield cache
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,17 @@ END_WITH_PARENT = """\
 bound=
 setpriv --pdeathsig KILL true 2>/dev/null && bound='setpriv --pdeathsig KILL --'"""
 
+# of the accelerators that libguestfs names, the next one
+WITHOUT_KVM = """\
+for word; do
+    shift
+    case $word in
+    *accel=kvm:*) word=${word%%accel=kvm:*}accel=${word#*accel=kvm:} ;;
+    esac
+    set -- "$@" "$word"
+done
+"""
+
 
 def machine_options(accelerator: Accelerator) -> list[str]:
     """The machine without what differs: its memory's file, disk, serial port and sockets."""
@@ -101,21 +112,33 @@ for word; do
     esac
     last=$word
 done
-[ -n "$channel" ] || exec "$qemu" "$@"
+if [ -z "$channel" ]; then
+{_without_kvm(accelerator)}exec "$qemu" "$@"
+fi
 {END_WITH_PARENT}
 exec $bound "$qemu" {" ".join(options)}
 """
 
 
-def bound_script(qemu: Path) -> str:
+def bound_script(qemu: Path, accelerator: Accelerator) -> str:
     """What libguestfs starts in place of QEMU where it boots its own appliance.
 
     libguestfs has a process that ends QEMU when ours is killed; it does not help
     where that is killed as well, as with a whole process group.
+
     """
     return f"""\
 #!/bin/sh
 # QEMU, ended by the kernel when the thread that has started it ends.
-{END_WITH_PARENT}
+{_without_kvm(accelerator)}{END_WITH_PARENT}
 exec $bound {shlex.quote(str(qemu))} "$@"
 """
+
+
+def _without_kvm(accelerator: Accelerator) -> str:
+    """What keeps QEMU off KVM where that is not to be used.
+
+    libguestfs asks QEMU what it can do on KVM all the same, and would wait for a KVM that
+    hangs for ever.
+    """
+    return "" if accelerator == "kvm" else WITHOUT_KVM

@@ -11,7 +11,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from vmprovision.errors import ApplianceError
+from vmprovision.errors import ApplianceError, ApplianceTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +44,8 @@ class Listener:
                 connection = Connection(self._socket.accept()[0])
                 self._socket.close()
                 return connection
+        if is_alive():
+            raise ApplianceTimeoutError("QEMU did not start in time")
         raise ApplianceError("QEMU did not start")
 
     def close(self) -> None:
@@ -78,7 +80,7 @@ class Connection:
         """
         line = self.receive_soon(seconds)
         if line is None:
-            raise ApplianceError("QEMU does not answer")
+            raise ApplianceTimeoutError("QEMU does not answer")
         return line
 
     def receive_soon(self, seconds: float) -> str | None:
@@ -162,8 +164,10 @@ class Monitor:
         """
         deadline = time.monotonic() + seconds
         while (status := self.ask("query-migrate").get("status")) != "completed":
-            if status == "failed" or time.monotonic() > deadline:
+            if status == "failed":
                 raise ApplianceError("QEMU cannot save or load the machine's state")
+            if time.monotonic() > deadline:
+                raise ApplianceTimeoutError("QEMU does not save or load the machine's state")
             time.sleep(POLL_SECONDS)
 
     def close(self) -> None:

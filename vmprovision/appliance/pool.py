@@ -12,8 +12,8 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from vmprovision.appliance.restored import RestoredAppliance, attach_all
-from vmprovision.appliance.session import Appliance, host_appliance, open_appliance, use
+from vmprovision.appliance.restored import attach_all
+from vmprovision.appliance.session import Appliance, open_appliance, restore, use
 from vmprovision.errors import ApplianceError, CancelledError, PlanError
 from vmprovision.progress import Control
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from vmprovision.appliance.drives import Drive
+    from vmprovision.appliance.restored import RestoredAppliance
 
 log = logging.getLogger(__name__)
 
@@ -177,12 +178,15 @@ class Pool:
 
     def _restored(self) -> RestoredAppliance | None:
         try:
-            saved = host_appliance(self._closed)
-            return RestoredAppliance(saved, Control()) if saved else None
+            restored = restore(self._closed)
         except ApplianceError as exc:
             log.warning("no appliance restores for the pool: %s", exc.message)
         except CancelledError:
             log.debug("the pool is closed before it is full")
+        else:
+            if restored is not None:
+                restored.watchdog.serve(Control())  # it works on when the pool is closed
+            return restored
         return None
 
     def _lacks_one(self) -> bool:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RESTORE_SECONDS = 20.0  # 0.4 s on an idle host without KVM
+KVM_RESTORE_SECONDS = 10.0  # a KVM that passes its trial may still hang
 WORK_SECONDS = 240.0  # a journal to replay or to flush, on a slow disk of a loaded host
 ENTROPY_BYTES = 16 + 64  # a machine-id, and what the random generator gets
 PREFIX = "vmprovision-session-"
@@ -70,6 +71,7 @@ class RestoredAppliance:
         self._connections: list[Connection] = []
         self._serials: dict[int, str] = {}
         self._next = 0
+        self._seconds = RESTORE_SECONDS if saved.accelerator == "tcg" else KVM_RESTORE_SECONDS
         self.watchdog = Watchdog(str(self._folder), control)
         self._handle = Handle(str(self._folder))
         self.handle = self._handle.guestfs
@@ -195,7 +197,7 @@ class RestoredAppliance:
             self.handle.set_hv(str(saved.wrapper))
             # libguestfs wants a disk before it launches; the wrapper leaves it out
             self.handle.add_drive_opts(str(saved.wrapper), format="raw")
-            with self.watchdog.limit(RESTORE_SECONDS, "the restoring"):
+            with self.watchdog.limit(self._seconds, "the restoring"):
                 self.handle.launch()
             guide.join()
         except RuntimeError as exc:

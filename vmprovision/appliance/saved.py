@@ -40,7 +40,9 @@ from vmprovision.appliance.hardware import (
     SPECIAL,
     bound_script,
     machine_options,
+    wrapper_script,
 )
+from vmprovision.appliance.kernel import host_kernels
 from vmprovision.appliance.library import guestfs_module
 from vmprovision.appliance.saving import INSIDE, STEP, WRAPPER, build, inside_files
 from vmprovision.cache import cache_directory, locked, write_atomically
@@ -87,6 +89,11 @@ class SavedAppliance:
     made_of: dict[str, Any]
     made: float
     size: int
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """What it was saved on, and is restored on."""
+        return "kvm" if self.made_of["accelerator"] == "kvm" else "tcg"
 
     def as_json(self) -> dict[str, Any]:
         """The appliance as ``vmprovision appliance status --json`` prints it."""
@@ -160,9 +167,9 @@ def find_saved(qemu: Path, accelerator: Accelerator) -> SavedAppliance | None:
     return None
 
 
-def bound_qemu(qemu: Path) -> Path:
+def bound_qemu(qemu: Path, accelerator: Accelerator) -> Path:
     """A program of the cache that is QEMU, and ends with whoever starts it; else QEMU itself."""
-    content = bound_script(qemu).encode()
+    content = bound_script(qemu, accelerator).encode()
     path = _parent() / f"{_digest(content)[:16]}.qemu"
     try:
         _require_own_cache()
@@ -214,8 +221,6 @@ def ingredients(qemu: Path, accelerator: Accelerator) -> dict[str, Any]:
         runtime = find_runtime(machine)
     except BundledRuntimeError as exc:
         raise UnusableApplianceError(exc.message, hint=exc.hint) from exc
-    named = os.environ.get("SUPERMIN_KERNEL")
-    kernels = [Path(named)] if named else sorted(Path("/boot").glob("vmlinu[xz]-*"))
     binding = importlib.util.find_spec("libguestfsmod")
     packages = [Path(name) for name in PACKAGE_LISTS]
     try:
@@ -226,13 +231,14 @@ def ingredients(qemu: Path, accelerator: Accelerator) -> dict[str, Any]:
             "libguestfs": _version(),
             "binding": _identity(Path(binding.origin)) if binding and binding.origin else None,
             "inputs": [_identity(path) for path in sorted(supermin_inputs().iterdir())],
-            "kernels": [_identity(path) for path in kernels if path.exists()],
+            "kernels": [_identity(path) for path in host_kernels() if path.exists()],
             "packages": [_identity(path) for path in packages if path.exists()],
             "inside": {
                 str(path.relative_to(INSIDE)): _digest(path.read_bytes()) for path in inside_files()
             },
             "runtime": runtime.sha256,
             "machine": [*machine_options(accelerator), COMMAND_LINE],
+            "wrapper": _digest(wrapper_script(qemu, accelerator).encode()),
             # the processor's features are in the state
             "processor": [_processor(), platform.release()] if accelerator == "kvm" else None,
         }

@@ -34,7 +34,7 @@ from vmprovision.appliance.hardware import (
 )
 from vmprovision.appliance.monitor import Connection, Listener, Monitor
 from vmprovision.command import run
-from vmprovision.errors import ApplianceError
+from vmprovision.errors import ApplianceError, ApplianceTimeoutError
 from vmprovision.runtime.store import find_runtime, host_architecture, load
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ WRAPPER = "qemu"
 EARLY = "vmprovision.park=early"  # what tells inside/init not to wait for guestfsd
 README = "An appliance that vmprovision has saved; libguestfs takes the folder for a fixed one.\n"
 BUILD_SECONDS = 300.0  # 4 s on an idle host without KVM; a loaded CI host is far slower
-KVM_BOOT_SECONDS = 30.0  # a KVM that runs and then hangs was seen
+KVM_BOOT_SECONDS = 20.0  # it takes one; a KVM that passes its trial may still hang
 ANSWER_SECONDS = 120.0
 TAIL = 600
 
@@ -176,8 +176,10 @@ def _wait_until_parked(
         control.step(STEP)
         if connections[CHANNEL].has_data():
             raise NotParkedError
-        if process.poll() is not None or time.monotonic() > deadline:
+        if process.poll() is not None:
             raise ApplianceError("it did not come up")
+        if time.monotonic() > deadline:
+            raise ApplianceTimeoutError(f"it did not come up within {seconds:.0f} s")
 
 
 def _save(monitor: Monitor, state: Path) -> None:
@@ -209,7 +211,7 @@ def _started(argv: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]
             yield process
         except ApplianceError as exc:
             told = [_tail(errors), _tail(folder / "console")]
-            raise ApplianceError(" ".join([exc.message, *filter(None, told)])) from exc
+            raise type(exc)(" ".join([exc.message, *filter(None, told)])) from exc
         finally:
             ours.close()
             process.wait()

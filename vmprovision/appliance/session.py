@@ -15,7 +15,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vmprovision.appliance.accelerator import choose_accelerator, forget_kvm
+from vmprovision.appliance.accelerator import choose_accelerator, distrust_kvm
 from vmprovision.appliance.drives import (
     Drive,
     WrongDiskError,
@@ -33,7 +33,7 @@ from vmprovision.appliance.saved import (
     suspect,
 )
 from vmprovision.appliance.watchdog import Watchdog
-from vmprovision.errors import ApplianceError
+from vmprovision.errors import ApplianceError, ApplianceTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -47,7 +47,7 @@ __all__ = ["Appliance", "ApplianceCallError", "Appliances", "Drive", "launch", "
 log = logging.getLogger(__name__)
 
 LAUNCH_SECONDS = 240.0  # 8 s on an idle host without KVM; a loaded CI host is far slower
-# With KVM it is done in seconds; a KVM that runs and then hangs was seen, too.
+# With KVM it is done in seconds; a KVM that passes its trial may still hang.
 KVM_LAUNCH_SECONDS = 30.0
 CALL_SECONDS = 300.0
 LAUNCHES = 3
@@ -243,9 +243,8 @@ def host_appliance(control: Control) -> SavedAppliance | None:
     if os.environ.get(STOCK_VARIABLE):
         return None
     qemu = qemu_program()
-    accelerator = choose_accelerator(qemu).accelerator
     try:
-        return saved_appliance(qemu, accelerator, control)
+        return _saved_on_what_works(qemu, control)
     except UnusableApplianceError as exc:
         log.info("a stock appliance is started: %s", exc.message)
         return None
@@ -259,8 +258,7 @@ def build_host_appliance(control: Control) -> SavedAppliance:
         ApplianceError: libguestfs or its QEMU is not installed.
         CancelledError: the caller cancelled.
     """
-    qemu = qemu_program()
-    return saved_appliance(qemu, choose_accelerator(qemu).accelerator, control, refresh=True)
+    return _saved_on_what_works(qemu_program(), control, refresh=True)
 
 
 def find_host_appliance() -> SavedAppliance | None:
@@ -271,24 +269,78 @@ def find_host_appliance() -> SavedAppliance | None:
         ApplianceError: libguestfs or its QEMU is not installed.
     """
     qemu = qemu_program()
-    return find_saved(qemu, choose_accelerator(qemu).accelerator)
+    accelerator = choose_accelerator(qemu).accelerator
+    try:
+        return find_saved(qemu, accelerator)
+    except UnusableApplianceError:
+        if accelerator == "tcg":
+            raise
+        return find_saved(qemu, "tcg")
+
+
+def restore(control: Control) -> RestoredAppliance | None:
+    """This host's saved appliance, running without a disk; None where there is none that does.
+
+    Where KVM passed its trial and the appliance does not come up on it all the same, the
+    one without KVM is taken at once.
+
+    Raises:
+        ApplianceError: libguestfs or its QEMU is not installed.
+        CancelledError: the caller cancelled.
+    """
+    saved = host_appliance(control)
+    restored = _restored(saved, control) if saved else None
+    if restored or saved is None or saved.accelerator == "tcg":
+        return restored
+    saved = _saved_without_kvm(control)
+    return _restored(saved, control) if saved else None
+
+
+def _restored(saved: SavedAppliance, control: Control) -> RestoredAppliance | None:
+    try:
+        return RestoredAppliance(saved, control)
+    except UnusableApplianceError as exc:
+        log.info("the saved appliance is not used: %s", exc.message)
+    except ApplianceError as exc:
+        suspect(saved)
+        if saved.accelerator == "tcg":
+            log.warning("the saved appliance failed, a stock one is started: %s", exc.message)
+        elif isinstance(exc, ApplianceTimeoutError):
+            distrust_kvm(qemu_program(), exc.message)
+        else:
+            log.warning("the saved appliance failed on KVM, TCG is used: %s", exc.message)
+    return None
+
+
+def _saved_on_what_works(qemu: Path, control: Control, *, refresh: bool = False) -> SavedAppliance:
+    """The saved appliance on KVM, where that works for it too, else on TCG."""
+    accelerator = choose_accelerator(qemu).accelerator
+    try:
+        return saved_appliance(qemu, accelerator, control, refresh=refresh)
+    except UnusableApplianceError as exc:
+        # what a program or the host's disk refuses is no fault of the accelerator's
+        if accelerator == "tcg" or not isinstance(exc.__cause__, (ApplianceError, type(None))):
+            raise
+        saved = saved_appliance(qemu, "tcg", control, refresh=refresh)
+        if isinstance(exc.__cause__, ApplianceTimeoutError):
+            distrust_kvm(qemu, exc.message)
+        return saved
+
+
+def _saved_without_kvm(control: Control) -> SavedAppliance | None:
+    try:
+        return saved_appliance(qemu_program(), "tcg", control)
+    except UnusableApplianceError as exc:
+        log.info("a stock appliance is started: %s", exc.message)
+        return None
 
 
 def _restore(drives: Sequence[Drive], control: Control) -> RestoredAppliance | None:
     """The saved appliance with the drives; None where a stock one is to be tried instead."""
-    saved = host_appliance(control)
-    if saved is None:
+    restored = restore(control)
+    if restored is None or attach_all(restored, drives) is None:
         return None
-    try:
-        restored = RestoredAppliance(saved, control)
-    except UnusableApplianceError as exc:
-        log.info("a stock appliance is started: %s", exc.message)
-        return None
-    except ApplianceError as exc:
-        log.warning("the saved appliance failed, a stock one is started: %s", exc.message)
-        suspect(saved)
-        return None
-    return restored if attach_all(restored, drives) is not None else None
+    return restored
 
 
 def _start(drives: Sequence[Drive], control: Control) -> tuple[Any, Watchdog]:
@@ -330,14 +382,19 @@ def _launch_on_what_works(
     drives: Sequence[Drive], serials: Sequence[str], control: Control
 ) -> tuple[Any, Watchdog]:
     qemu = qemu_program()
-    choice = choose_accelerator(qemu)
+    on_kvm = choose_accelerator(qemu).accelerator == "kvm"
     try:
-        return _launch_once(qemu, drives, serials, control, kvm=choice.accelerator == "kvm")
+        return _launch_once(qemu, drives, serials, control, kvm=on_kvm)
     except ApplianceError as exc:
-        if choice.accelerator != "kvm":
+        if not on_kvm:
             raise
-        forget_kvm(qemu, f"an appliance did not start on it: {exc.message}")
-        return _launch_once(qemu, drives, serials, control, kvm=False)
+        launched = _launch_once(qemu, drives, serials, control, kvm=False)
+        # only now is it known that the fault is KVM's and none of the host or the image
+        if isinstance(exc, ApplianceTimeoutError):
+            distrust_kvm(qemu, f"an appliance did not start on it: {exc.message}")
+        else:
+            log.warning("an appliance failed on KVM and started without: %s", exc.message)
+        return launched
 
 
 def _launch_once(
@@ -348,7 +405,7 @@ def _launch_once(
     watchdog = Watchdog(mark, control)
     guestfs = handle.guestfs
     try:
-        guestfs.set_hv(str(bound_qemu(qemu)))
+        guestfs.set_hv(str(bound_qemu(qemu, "kvm" if kvm else "tcg")))
         if not kvm:
             guestfs.set_backend_setting("force_tcg", "1")
         for drive, serial in zip(drives, serials, strict=True):

@@ -9,21 +9,18 @@ or in which anything failed, is not used again.
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 from typing import TYPE_CHECKING
 
-from vmprovision.appliance.restored import RestoredAppliance, attach_all
-from vmprovision.appliance.session import Appliance, host_appliance, open_appliance
-from vmprovision.errors import ApplianceError
+from vmprovision.appliance.restored import attach_all
+from vmprovision.appliance.session import Appliance, open_appliance, restore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from vmprovision.appliance.drives import Drive
+    from vmprovision.appliance.restored import RestoredAppliance
     from vmprovision.progress import Control
-
-log = logging.getLogger(__name__)
 
 
 class SharedAppliances:
@@ -81,11 +78,4 @@ class SharedAppliances:
                 restored = self._idle.pop()
                 restored.watchdog.serve(control)
                 return restored
-        saved = host_appliance(control)
-        if saved is None:
-            return None
-        try:
-            return RestoredAppliance(saved, control)
-        except ApplianceError as exc:
-            log.warning("the saved appliance failed, a stock one is started: %s", exc.message)
-            return None
+        return restore(control)

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
 from vmprovision.elf import architecture_of
-from vmprovision.errors import InspectionError, UnsupportedGuestError
+from vmprovision.errors import InspectionError, UnsupportedGuestError, printable
 from vmprovision.filesystem import read_all, resolve, status_of
 from vmprovision.guest import GuestInfo, InstalledAgent
 from vmprovision.initsystem import find_hints, judge_init
@@ -26,12 +26,15 @@ from vmprovision.plan import FILE_LIMIT
 from vmprovision.receipt import CONFIGURATION, RECEIPT, parse_receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from vmprovision.filesystem import GuestReader
     from vmprovision.guest import InitSystem, Interpreter
+    from vmprovision.mounts import HiddenMount
 
 CONFIGURATION_LIMIT = 64 << 10
+NOTES_LIMIT = 20
+NOTE_LIMIT = 300  # characters
 
 
 def inspect_guest(
@@ -39,6 +42,7 @@ def inspect_guest(
     *,
     init: InitSystem | None = None,
     mountpoints: Mapping[str, str] | None = None,
+    hidden: Sequence[HiddenMount] = (),
     notes: Sequence[str] = (),
 ) -> GuestInfo:
     """All facts about a guest that a plan rests on.
@@ -46,7 +50,8 @@ def inspect_guest(
     Args:
         reader: the guest's files.
         init: the init system, where the caller knows better.
-        mountpoints: what is mounted in the appliance; a fact for the report.
+        mountpoints: what is mounted in the appliance.
+        hidden: what the guest mounts besides, over directories that matter.
         notes: what mounting the guest had to say.
 
     Raises:
@@ -75,8 +80,21 @@ def inspect_guest(
         agent=find_agent(reader),
         links=find_links(reader),
         mountpoints=dict(mountpoints or {}),
-        notes=tuple(notes),
+        hidden=tuple(hidden),
+        notes=limited([*(each.sentence for each in hidden), *notes]),
     )
+
+
+def limited(notes: Iterable[str]) -> tuple[str, ...]:
+    """Return notes that a person can read, each once: not many, none long, all printable."""
+    kept: dict[str, None] = {}
+    for note in notes:
+        short = note if len(note) <= NOTE_LIMIT else f"{note[: NOTE_LIMIT - 1]}…"
+        kept.setdefault(printable(short))
+    shown = list(kept)[:NOTES_LIMIT]
+    if len(kept) > NOTES_LIMIT:
+        shown.append(f"and {len(kept) - NOTES_LIMIT} more of such notes")
+    return tuple(shown)
 
 
 def explain_init(reader: GuestReader, guest: GuestInfo) -> GuestInfo:

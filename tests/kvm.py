@@ -1,0 +1,65 @@
+"""A QEMU of which only KVM is broken, so that a host with such a KVM can be tested anywhere.
+
+It is the real QEMU, told to use TCG in place of KVM.  ``pytest --kvm hangs`` runs
+the whole suite on such a host.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from typing import TYPE_CHECKING
+
+from tests.conftest import require
+from vmprovision.cache import write_atomically
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NAME = "qemu-system-x86_64"
+# What the wrapper does where it is asked for KVM.
+BEHAVIOURS = {
+    "works": "",
+    "fails": 'echo "qemu: failed to set MSR 0x10a" >&2; exit 1',
+    "hangs": 'set -- "$@" -S',
+    "prints": "printf 'SeaBIOS\\r\\nBooting from ROM..\\r\\n'; exec sleep 600",
+}
+WRAPPER = """\
+#!/bin/sh
+# QEMU whose KVM {behaviour}; for vmprovision's tests.
+asked=
+for word; do
+    shift
+    case $word in
+    kvm) word=tcg asked=kvm ;;
+    *accel=kvm*) word=${{word%%accel=kvm*}}accel=tcg asked=kvm ;;
+    host) word=max ;;
+    esac
+    set -- "$@" "$word"
+done
+if [ "$asked" ] && [ ! -e {switch} ]; then
+    {action}
+    :
+fi
+exec {qemu} "$@"
+"""
+
+
+def broken_qemu(folder: Path, behaviour: str) -> Path:
+    """Return a QEMU in a folder whose KVM behaves so, but works while the folder has a ``mended``.
+
+    A wrapper that is there stays as it is: what is saved with it depends on its age.
+    """
+    real = shutil.which(NAME)
+    require(real, f"{NAME} is not installed")
+    path = folder / NAME
+    content = WRAPPER.format(
+        behaviour=behaviour,
+        action=BEHAVIOURS[behaviour],
+        switch=shlex.quote(str(folder / "mended")),
+        qemu=shlex.quote(str(real)),
+    ).encode()
+    if not path.exists() or path.read_bytes() != content:
+        write_atomically(path, content)
+        path.chmod(0o755)
+    return path

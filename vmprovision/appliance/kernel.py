@@ -1,0 +1,35 @@
+"""The host's kernels: libguestfs's appliance is made with one, and KVM is tried with it.
+
+supermin(1) takes the newest of ``/boot`` whose modules are there, or the one that
+``SUPERMIN_KERNEL`` names.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+BOOT = Path("/boot")
+MODULES = Path("/lib/modules")
+
+
+def host_kernels() -> list[Path]:
+    """Return the kernels that an appliance can be made with, the newest last."""
+    if named := os.environ.get("SUPERMIN_KERNEL"):
+        return [Path(named)]
+    kernels = BOOT.glob("vmlinu[xz]-*")
+    usable = [path for path in kernels if (MODULES / path.name.partition("-")[2]).is_dir()]
+    return sorted(usable, key=_version)
+
+
+def appliance_kernel() -> Path | None:
+    """Return the newest kernel that this user can read; None where there is none."""
+    readable = [path for path in host_kernels() if os.access(path, os.R_OK)]
+    return readable[-1] if readable else None
+
+
+def _version(kernel: Path) -> list[tuple[int, str]]:
+    """Return a key by which 6.10 comes after 6.9."""
+    words = re.findall(r"\d+|\D+", kernel.name.partition("-")[2])
+    return [(int(word), "") if word.isdigit() else (-1, word) for word in words]
