@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DEFAULT_PORT = 8080
+_PORT_DIGITS = 5
 _UNIX_DOOR = re.compile(r"unix:/[^:]{1,106}(:0?[0-7]{3})?$")
 _VSOCK_DOOR = re.compile(r"vsock:(\d{1,10}:)?\d{1,10}$")
 _PLAIN = re.compile(r"[A-Za-z0-9._~:/?#\[\]@!()*+,;=%-]*$")
@@ -39,7 +40,8 @@ def parse_configuration(content: bytes) -> dict[str, str]:
 def port_in(settings: Mapping[str, str]) -> int:
     """The port that the agent takes from its settings: the default one for a wrong value."""
     value = settings.get("PORT", "")
-    return int(value) if value.isdecimal() and 0 < int(value) < 1 << 16 else DEFAULT_PORT
+    is_number = value.isascii() and value.isdecimal() and len(value) <= _PORT_DIGITS
+    return int(value) if is_number and 0 < int(value) < 1 << 16 else DEFAULT_PORT
 
 
 def update_configuration(content: bytes, changes: Mapping[str, str]) -> bytes:

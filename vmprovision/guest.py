@@ -64,6 +64,7 @@ class Pid1:
         doubt: what in the guest contradicts itself, as a sentence; empty where nothing does.
         offered: programs that the boot menu starts if a person chooses them, each with the
             sentence that says where.
+        units: what the boot menu has systemd start, each once; None for ``default.target``.
     """
 
     program: str
@@ -72,6 +73,7 @@ class Pid1:
     is_seen: bool = True
     doubt: str = ""
     offered: tuple[tuple[str, str], ...] = ()
+    units: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,11 +177,13 @@ class InstalledAgent:
 
     Attributes:
         configuration: what ``/etc/guest-agent.conf`` holds now; empty where it is gone.
+        notes: what a person should know of the receipt, in sentences.
     """
 
     version: str
     receipt: Receipt
     configuration: bytes
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

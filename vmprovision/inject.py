@@ -233,8 +233,8 @@ def _plan_injection(opened: _Opened, archive: Archive, options: InjectOptions) -
     refuse_without_service(opened.guest, options)
     runtime = choose_runtime(opened.guest, options.runtime)
     planned = plan_injection(opened.guest, archive, options, runtime)
-    earlier = opened.guest.agent.receipt.entries if opened.guest.agent else ()
-    paths = dict.fromkeys([*planned.paths, *(entry.condition.path for entry in earlier)])
+    earlier = opened.guest.agent.receipt.paths if opened.guest.agent else ()
+    paths = dict.fromkeys([*planned.paths, *earlier])
     if opened.guest.selinux:
         paths |= dict.fromkeys([AUTORELABEL, opened.guest.locate(RECEIPT)])
     found = survey(paths, opened.filesystem)
@@ -243,8 +243,7 @@ def _plan_injection(opened: _Opened, archive: Archive, options: InjectOptions) -
 
 def _plan_removal(opened: _Opened) -> Plan:
     agent = opened.guest.agent
-    entries = agent.receipt.entries if agent else ()
-    found = survey([entry.condition.path for entry in entries], opened.filesystem)
+    found = survey(agent.receipt.paths if agent else (), opened.filesystem)
     return plan_removal(opened.guest, found)
 
 

@@ -20,8 +20,7 @@ from vmprovision.configuration import (
     update_configuration,
 )
 from vmprovision.errors import AmbiguousInitError, PlanError, UnsupportedGuestError
-from vmprovision.guest import InitVerdict
-from vmprovision.initsystem import module_for
+from vmprovision.initsystem import module_for, ways_of
 from vmprovision.plan import (
     Condition,
     EditBlock,
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from vmprovision.archive import Archive
-    from vmprovision.guest import GuestInfo, InitSystem
+    from vmprovision.guest import GuestInfo, InitSystem, InitVerdict
     from vmprovision.receipt import Found
     from vmprovision.runtime.choice import ChosenRuntime, RuntimeWish
 
@@ -295,7 +294,7 @@ def plan_removal(guest: GuestInfo, found: Mapping[PurePosixPath, Found]) -> Plan
         for path in (RECEIPT, *LOGS)
     ]
     entries = [*unlisted, *guest.agent.receipt.entries]
-    return Plan(operations=tuple(restorations(entries, found)))
+    return Plan(operations=tuple(restorations(entries, found)), notes=guest.agent.notes)
 
 
 def render_service(init: str, port: int | None = None) -> list[tuple[Operation, bytes]]:
@@ -306,18 +305,7 @@ def render_service(init: str, port: int | None = None) -> list[tuple[Operation, 
     """
     module = module_for(init)
     service = Service(port=check_port(port if port is not None else DEFAULT_PORT))
-    verdicts = [
-        InitVerdict(
-            system=module.NAME,
-            pid1=init,
-            confidence="told",
-            evidence=(),
-            hook=hook,
-            dialect=dialect,
-        )
-        for dialect, hook in module.VARIANTS
-    ]
-    operations = [o for verdict in verdicts for o in module.service_operations(service, verdict)]
+    operations = [o for way in ways_of(module) for o in module.service_operations(service, way)]
     return [(operation, _shown(operation)) for operation in operations]
 
 

@@ -13,6 +13,7 @@ sys.path.insert(0, sys.argv[1])
 
 from guest_agent import (
     addresses,
+    compat,
     config,
     delivery,
     exposition,
@@ -99,7 +100,8 @@ def main():
             if b"guest_agent_build" not in line and b"node_time" not in line:
                 show(directory, line)
     for accept in ACCEPTS:
-        show(accept, http.is_preferred([accept.encode()], http.EXPOSITION, http.JSON))
+        show(accept, http.likes_exposition([accept.encode()]))
+    show("environment", [compat.getenv("PORTABLE"), compat.getenv("PORTABLE_BAD") in (None, "w?b")])
     show("process", guest.parse_process(b"7 (a) (b c)) S 1 7 7 0"))
     show("quote", delivery.quote("web 1/../\\x"))
     show("status", [delivery.parse_status(b"HTTP/1.1 100 C\r\n\r\nHTTP/1.1 204 N\r\n")])

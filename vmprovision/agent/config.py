@@ -1,7 +1,9 @@
 """The agent's configuration file: ``KEY=VALUE`` lines, as EnvironmentFile= of systemd.exec(5)."""
 
+import os
+
 from . import access, compat
-from .files import read_bounded
+from .files import open_to_read, read_bounded
 
 DEFAULT_PATH = "/etc/guest-agent.conf"
 SIZE_LIMIT = 64 * 1024
@@ -52,11 +54,16 @@ class Url(object):
 
 def is_out_of_reach(path):
     """Whether the file is there and this process may not read it."""
+    return _fault(path) == compat.EACCES
+
+
+def _fault(path):
+    """Return the number of the error that opening a file gives, or None."""
     try:
-        open(path, "rb").close()
-    except compat.FILE_ERRORS as error:
-        return compat.errno_of(error) == compat.EACCES
-    return False
+        os.close(open_to_read(path))
+    except OSError as error:
+        return compat.errno_of(error)
+    return None
 
 
 def find_user(name):
@@ -78,10 +85,12 @@ def read_settings(path, log):
     if is_out_of_reach(path):
         log.info("%s may not be read: using the environment" % path)
         return parse_settings([(key, compat.getenv(key)) for key in KEYS], log)
-    try:
-        open(path, "rb").close()
-    except compat.FILE_ERRORS as error:
-        log.info("no configuration: %s: %s" % (path, compat.describe_error(error)))
+    fault = _fault(path)
+    if fault is not None:
+        log.info("no configuration: %s: %s" % (path, os.strerror(fault)))
+        return Settings()
+    if os.stat(compat.to_path(path))[0] & 0xF000 != 0x8000:
+        log.warning("no configuration: %s is not a file" % path)
         return Settings()
     data = read_bounded(path, SIZE_LIMIT + 1)
     if len(data) > SIZE_LIMIT:
@@ -212,7 +221,7 @@ def parse_doors(value):
     for door in doors:
         if door.startswith("unix:"):
             path, mode = parse_unix(door)
-            if path[:1] != "/" or len(path) > 107 or not 0 <= mode <= 511:
+            if path[:1] != "/" or len(compat.to_path(path)) > 107 or not 0 <= mode <= 511:
                 raise ValueError("has a Unix socket without an absolute path")
         elif door.startswith("vsock:"):
             parse_vsock(door)
