@@ -184,6 +184,14 @@ KeyFileOption = Annotated[
         help="The same as --key all:file:PATH.",
     ),
 ]
+TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-redo-log",
+        help="Merge a redo log that this user has not made on this host. Only where you know "
+        "that it is one of this very image: another one destroys it.",
+    ),
+]
 InitOption = Annotated[
     str | None,
     typer.Option(
@@ -649,14 +657,20 @@ def remove(  # noqa: PLR0913 -- one parameter an option
 
 @app.command()
 def recover(
-    image: ImageArgument, *, disk_format: FormatOption = None, as_json: JsonOption = False
+    image: ImageArgument,
+    *,
+    disk_format: FormatOption = None,
+    trust: TrustOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Complete or discard what an interrupted injection left beside the image.
 
     The next inject does the same by itself.
     """
     source = api.ImageOptions(format=disk_format)
-    outcome = _work(as_json, lambda control: api.recover(image, source=source, control=control))
+    outcome = _work(
+        as_json, lambda control: api.recover(image, source=source, control=control, trust=trust)
+    )
     sentences = {
         "nothing": "there was nothing to recover",
         "discarded": "an unfinished redo log was discarded; the image is as it was",

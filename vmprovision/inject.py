@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from vmprovision.appliance.drives import drive_of
 from vmprovision.appliance.mounting import recognise_system
 from vmprovision.appliance.roots import SOLE_DISK, mount_guest
-from vmprovision.appliance.session import Drive, open_appliance
+from vmprovision.appliance.session import open_appliance
 from vmprovision.apply import apply_plan
 from vmprovision.archive import build_archive
 from vmprovision.errors import NoOperatingSystemError, PlanError
@@ -207,8 +208,15 @@ def recover(
     *,
     source: ImageOptions = DEFAULT_IMAGE,
     control: Control | None = None,
+    trust: bool = False,
 ) -> Recovery:
     """Complete or discard what an interrupted injection left beside an image.
+
+    Args:
+        image: a disk image.
+        source: how to open the image.
+        control: progress and cancellation.
+        trust: merge a redo log though this user has not sealed it on this host.
 
     Returns:
         ``nothing`` (there was nothing), ``discarded`` (an unfinished redo log) or
@@ -218,7 +226,9 @@ def recover(
         ImageRecoveryError: the redo log does not fit the image any more.
         ImageError: the image cannot be opened, locked or written.
     """
-    return recover_image(Path(image), stated_format=source.format, control=control or Control())
+    return recover_image(
+        Path(image), stated_format=source.format, control=control or Control(), trust=trust
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -387,7 +397,7 @@ def _opened(path: Path, access: _Access) -> Iterator[_Opened]:
 def _opened_image(image: OpenImage, access: _Access, *, write: bool) -> Iterator[_Opened]:
     keys = read_keys(access.source.keys)
     access.control.step("starting the appliance")
-    drive = Drive(path=image.drive, format=image.drive_format, readonly=not write)
+    drive = drive_of(image.layer, readonly=not write)
     with access.appliance([drive], control=access.control) as appliance:
         access.control.step("inspecting the guest")
         mounted = mount_guest(

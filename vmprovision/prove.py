@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vmprovision.appliance.drives import drive_of
 from vmprovision.appliance.roots import SOLE_DISK, mount_guest
-from vmprovision.appliance.session import Drive, open_appliance
+from vmprovision.appliance.session import open_appliance
 from vmprovision.configuration import parse_configuration, port_in, update_configuration
 from vmprovision.errors import PlanError, ProofError
 from vmprovision.filesystem import Attributes
@@ -41,6 +42,7 @@ from vmprovision.reports import ImageOptions
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from vmprovision.appliance.drives import Drive
     from vmprovision.appliance.mounting import MountedGuest
     from vmprovision.appliance.session import Appliance
     from vmprovision.guest import GuestInfo, InstalledAgent
@@ -138,9 +140,9 @@ def prove(
             allow_outside=source.allow_backing,
         ) as opened,
         tempfile.TemporaryDirectory(prefix="vmprovision-proof-") as folder,
+        create_throwaway(Path(folder) / "throwaway.qcow2", opened) as layer,
     ):
-        disk = Path(folder) / "throwaway.qcow2"
-        create_throwaway(disk, opened)
+        disk = drive_of(layer)
         subject = _prepare(disk, Path(folder), options, source, control)
         return _boot_and_check(path, disk, subject, options, control)
 
@@ -157,12 +159,12 @@ class _Subject:
 
 
 def _prepare(
-    disk: Path, folder: Path, options: ProofOptions, source: ImageOptions, control: Control
+    disk: Drive, folder: Path, options: ProofOptions, source: ImageOptions, control: Control
 ) -> _Subject:
     """Inspect the copy, point its agent at our manager, and fetch what boots it."""
     keys = read_keys(source.keys)
     control.step("starting the appliance")
-    with open_appliance([Drive(path=disk, format="qcow2")], control=control) as appliance:
+    with open_appliance([disk], control=control) as appliance:
         control.step("preparing a throwaway copy")
         mounted = mount_guest(
             appliance, wanted=source.root, readonly=False, disk=SOLE_DISK, keys=keys
@@ -243,7 +245,7 @@ def _kernel_root(device: str) -> str:
 
 
 def _boot_and_check(
-    path: Path, disk: Path, subject: _Subject, options: ProofOptions, control: Control
+    path: Path, disk: Drive, subject: _Subject, options: ProofOptions, control: Control
 ) -> ProofReport:
     begun = time.monotonic()
     deadline = begun + options.timeout
@@ -252,7 +254,6 @@ def _boot_and_check(
         ReportListener() as listener,
         boot(
             disk,
-            "qcow2",
             source=subject.boot,
             agent_port=port,
             manager=listener.address,

@@ -25,6 +25,9 @@ from guest_agent import (
     metrics,
 )
 
+CONFIGURATION = (
+    b"A=1\r\nVM_ID='x y' # c\nPORT=x\nbad\n#c\nexport\tB=\"q\"\nINTERFACE=\xff \xc2\xa0 #"
+)
 ACCEPTS = (
     "*/*",
     "text/plain",
@@ -66,6 +69,8 @@ class Collect(object):
     def changed(self, subject, text):
         self.lines.append(text)
 
+    limited = warning
+
 
 def main():
     show("floats", [0.0, 0.1, 1.0, 99.95, 33.333333, -2.5, 1e14, float("inf"), 100.0 / 3])
@@ -106,7 +111,7 @@ def main():
     show("quote", delivery.quote("web 1/../\\x"))
     show("status", [delivery.parse_status(b"HTTP/1.1 100 C\r\n\r\nHTTP/1.1 204 N\r\n")])
     collect = Collect()
-    pairs = config.parse_pairs("A=1\r\nVM_ID='x y' # c\nPORT=x\nbad\n#c\nexport B=\"q\"", collect)
+    pairs = list(config.parse_pairs(CONFIGURATION, collect))
     show("pairs", pairs)
     settings = config.parse_settings(pairs, collect)
     show("settings", [settings.vm_id, settings.port, collect.lines])

@@ -123,7 +123,7 @@ def _follow(word, options):
 
 
 def _identify(options):
-    identity.hand_over(options.get("--root", ""))
+    identity.hand_over(options.get("--root", ""), options.get("--config", config.DEFAULT_PATH))
     return 0
 
 

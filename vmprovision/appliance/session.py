@@ -11,8 +11,10 @@ import contextlib
 import errno
 import logging
 import os
+import tempfile
 import time
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vmprovision.appliance.accelerator import choose_accelerator, distrust_kvm
@@ -22,6 +24,8 @@ from vmprovision.appliance.drives import (
     device_name,
     new_serial,
     require_disk,
+    require_open,
+    throwaway,
 )
 from vmprovision.appliance.library import Handle, launch_failure, qemu_program
 from vmprovision.appliance.restored import RestoredAppliance, attach_all
@@ -33,11 +37,12 @@ from vmprovision.appliance.saved import (
     suspect,
 )
 from vmprovision.appliance.watchdog import Watchdog
+from vmprovision.diskchain import name_backing, virtual_size
+from vmprovision.diskfile import name_for_others
 from vmprovision.errors import ApplianceError, ApplianceTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from vmprovision.appliance.saved import SavedAppliance
     from vmprovision.progress import Control
@@ -223,14 +228,28 @@ def launch(drives: Sequence[Drive], *, control: Control) -> Iterator[Appliance]:
         ApplianceTimeoutError: it did not start in time.
         CancelledError: the caller cancelled.
     """
-    handle, watchdog = _start(drives, control)
-    appliance = Appliance(handle, watchdog)
-    try:
-        yield appliance
-        appliance.finish()
-    finally:
-        watchdog.stop()
-        handle.close()
+    with contextlib.ExitStack() as stack:
+        handle, watchdog = _start([_named(drive, stack) for drive in drives], control)
+        appliance = Appliance(handle, watchdog)
+        try:
+            yield appliance
+            appliance.finish()
+        finally:
+            watchdog.stop()
+            handle.close()
+
+
+def _named(drive: Drive, stack: contextlib.ExitStack) -> Drive:
+    """The drive as libguestfs, which takes paths only, can open it: the name is in the overlay."""
+    if drive.layer is None:
+        return drive
+    if drive.readonly:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vmprovision-drive-"))
+        drive = stack.enter_context(throwaway(drive, Path(folder) / "disk.qcow2"))
+    if drive.layer is not None:
+        drive.layer.file.require_in_place()
+        name_backing(drive.layer)
+    return drive
 
 
 def host_appliance(control: Control) -> SavedAppliance | None:
@@ -372,10 +391,16 @@ def _require_disks(handle: Any, drives: Sequence[Drive], serials: Sequence[str])
         for number, (drive, serial) in enumerate(zip(drives, serials, strict=True)):
             device = labelled.get(serial, "nowhere")
             found = str(handle.blockdev_getsize64(device)) if serial in labelled else ""
-            wanted = str(handle.disk_virtual_size(str(drive.path)))
+            wanted = str(_size_of(handle, drive))
             require_disk(drive, (device_name(number), serial, wanted), (device, serial, found))
     except RuntimeError as exc:
         raise WrongDiskError(f"the appliance's disks cannot be told apart: {exc}") from exc
+
+
+def _size_of(handle: Any, drive: Drive) -> int:  # noqa: ANN401 -- untyped library
+    if drive.layer is None:
+        return int(handle.disk_virtual_size(str(drive.path)))
+    return virtual_size(drive.layer.file)
 
 
 def _launch_on_what_works(
@@ -409,13 +434,15 @@ def _launch_once(
         if not kvm:
             guestfs.set_backend_setting("force_tcg", "1")
         for drive, serial in zip(drives, serials, strict=True):
-            guestfs.add_drive_opts(
-                str(drive.path), format=drive.format, readonly=drive.readonly, label=serial
-            )
+            # libguestfs resolves the name to the file's path: what QEMU opened is looked at below
+            path = name_for_others(drive.layer.file.handle) if drive.layer else str(drive.path)
+            guestfs.add_drive_opts(path, format=drive.format, readonly=drive.readonly, label=serial)
         begun = time.monotonic()
         with watchdog.limit(KVM_LAUNCH_SECONDS if kvm else LAUNCH_SECONDS, "launch"):
             guestfs.launch()
         log.debug("appliance up in %.1f s, kvm=%s", time.monotonic() - begun, kvm)
+        for drive in drives:
+            require_open(guestfs.get_pid(), drive)
     except RuntimeError as exc:
         watchdog.stop()
         guestfs.close()
