@@ -13,6 +13,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from vmprovision.appliance.devicenames import DeviceNames
+from vmprovision.appliance.firstbytes import read_volumes
 from vmprovision.appliance.mounting import (
     ON_DEMAND,
     Mounting,
@@ -22,7 +23,6 @@ from vmprovision.appliance.mounting import (
     wanted_mounts,
 )
 from vmprovision.appliance.session import ApplianceCallError
-from vmprovision.appliance.volumes import read_volumes
 from vmprovision.errors import InspectionError
 from vmprovision.partitions import UnclearLayoutError
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmprovision.appliance.filesystem import ApplianceFilesystem
+    from vmprovision.appliance.firstbytes import Volume
     from vmprovision.appliance.mounting import MountedGuest, WantedMount
     from vmprovision.appliance.session import Appliance
-    from vmprovision.appliance.volumes import Volume
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from vmprovision.appliance.devicenames import LVM_UUID, DeviceNames
+from vmprovision.appliance.devicenames import LVM_UUID, DeviceNames, crypttab_names
 from vmprovision.appliance.filesystem import ApplianceFilesystem
+from vmprovision.appliance.foreign import FOREIGN, refuse_unreadable
 from vmprovision.appliance.mounting import (
     MountedGuest,
     Mounting,
@@ -26,19 +27,13 @@ from vmprovision.appliance.mounting import (
 from vmprovision.appliance.plain import mount_plain_guest
 from vmprovision.appliance.session import ApplianceCallError
 from vmprovision.appliance.unreadable import (
-    BCACHE,
-    BITLOCKER,
-    LUKS,
-    LVM,
-    RAID,
-    ZFS,
     Unreadable,
     find_closed,
     unclaimed,
     unmountable,
     unreadable_files,
 )
-from vmprovision.appliance.volumes import BTRFS_PREFIX, find_filesystems
+from vmprovision.appliance.volumes import LUKS, open_layers
 from vmprovision.errors import (
     InspectionError,
     NoOperatingSystemError,
@@ -47,24 +42,31 @@ from vmprovision.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from vmprovision.appliance.devicenames import TagOf
     from vmprovision.appliance.session import Appliance
+    from vmprovision.appliance.volumes import Layers
     from vmprovision.errors import VmprovisionError
     from vmprovision.filesystem import GuestReader
+    from vmprovision.keyfile import Key
 
 log = logging.getLogger(__name__)
 
 # Filesystems that hold no tree of files, or none that Linux boots from.
-SKIPPED = ("swap", "unknown", LVM, RAID, ZFS, BCACHE, LUKS, BITLOCKER)
+SKIPPED = ("swap", "unknown", "LVM2_member", "linux_raid_member", LUKS)
+BTRFS_PREFIX = "btrfsvol:"
 LISTED_LIMIT = 20
 MBR_BSD = (0xA5, 0xA6, 0xA9)  # FreeBSD, OpenBSD, NetBSD
 SOLE_DISK = "/dev/sda"  # libguestfs's name for the only drive of an appliance
 
 
 def mount_guest(
-    appliance: Appliance, *, wanted: str | None, readonly: bool, disk: str | None = None
+    appliance: Appliance,
+    *,
+    wanted: str | None,
+    readonly: bool,
+    disk: str | None = None,
+    keys: Sequence[Key] = (),
 ) -> MountedGuest:
     """The image's Linux guest, mounted at the appliance's guest root.
 
@@ -74,26 +76,31 @@ def mount_guest(
         readonly: mount without writing.
         disk: the appliance's only disk; where there is one only, a plain layout is known
             by its first bytes, and nothing is searched.
+        keys: of its encrypted volumes.
 
     Raises:
         NoOperatingSystemError: nothing here boots.
         SeveralOperatingSystemsError: more than one root and none wanted.
-        UnsupportedGuestError: Windows, BSD, Hurd, encrypted or hibernated.
+        UnsupportedGuestError: Windows, BSD, Hurd, encrypted without a key, or hibernated.
+        WrongKeyError: no key opens what is encrypted.
     """
     if disk is not None and wanted is None:
         guest = mount_plain_guest(appliance, disk, readonly=readonly)
         if guest is not None:
             return guest
-    return _mount_found_guest(appliance, wanted, readonly=readonly)
+    return _mount_found_guest(appliance, wanted, keys, readonly=readonly)
 
 
-def _mount_found_guest(appliance: Appliance, wanted: str | None, *, readonly: bool) -> MountedGuest:
+def _mount_found_guest(
+    appliance: Appliance, wanted: str | None, keys: Sequence[Key], *, readonly: bool
+) -> MountedGuest:
     """The guest, by a list of all filesystems and a look into each."""
-    filesystems = find_filesystems(appliance)
+    layers = open_layers(appliance, keys)
+    filesystems = layers.filesystems
     seen = [_look_into(appliance, device, kind) for device, kind in filesystems.items()]
     search = _Search(
         appliance=appliance,
-        filesystems=filesystems,
+        layers=layers,
         roots=_merge_btrfs([each for each in seen if isinstance(each, Root)]),
         unreadable=[each for each in seen if isinstance(each, Unreadable)],
     )
@@ -104,14 +111,15 @@ def _mount_found_guest(appliance: Appliance, wanted: str | None, *, readonly: bo
             hint="start it, shut it down, and inject then",
         )
     files = mount_root(appliance, root.device, readonly=readonly)
-    names = DeviceNames(search.devices, search.tag)
+    names = search.names()
+    names.aliases.update(crypttab_names(files, layers.unlocked, names))
     mounting = Mounting(appliance=appliance, files=files, root=root, names=names, readonly=readonly)
     return mounting.mount_wanted()
 
 
 def _look_into(appliance: Appliance, device: str, kind: str) -> Root | Unreadable | None:
     """The root on a device, or why it cannot be read; None where there is none."""
-    if kind in SKIPPED or kind == "swsuspend":
+    if kind in SKIPPED or kind in FOREIGN or kind == "swsuspend":
         return None
     if kind == "ufs":
         return Root(device=device, system="bsd", name="BSD")
@@ -181,7 +189,7 @@ class _Search:
     """All that was seen of the image, of which one root is to be chosen."""
 
     appliance: Appliance
-    filesystems: Mapping[str, str]
+    layers: Layers
     roots: Sequence[Root]
     unreadable: Sequence[Unreadable]
     known: dict[str, Mapping[str, str]] = field(default_factory=dict)
@@ -189,7 +197,12 @@ class _Search:
     @property
     def devices(self) -> list[str]:
         """All that have tags of their own, which subvolumes have not."""
-        return [device for device in self.filesystems if not device.startswith(BTRFS_PREFIX)]
+        found = self.layers.filesystems
+        return [device for device in found if not device.startswith(BTRFS_PREFIX)]
+
+    def names(self, *more: str) -> DeviceNames:
+        """What a guest may call them, and more of the image's devices."""
+        return DeviceNames([*self.devices, *more], self.tag, dict(self.layers.array_names))
 
     def tag(self, device: str, tag: str) -> str:
         """What blkid(8), or LVM, says of a device; each is asked once."""
@@ -209,7 +222,7 @@ class _Search:
         """
         if wanted is not None:
             return self._wanted(wanted)
-        roots = without_parts(self.roots, self.devices, self.tag)
+        roots = without_parts(self.roots, self.names)
         systems = [root for root in roots if root.system == "linux"] or roots
         if len(systems) > 1:
             listed = ", ".join(f"{root.device} ({root.name})" for root in systems)
@@ -217,7 +230,7 @@ class _Search:
                 f"the image holds {len(systems)} operating systems: {listed}",
                 hint="choose one with --root DEVICE",
             )
-        closed = find_closed(self.appliance, self.filesystems, self.tag)
+        closed = find_closed(self.appliance, self.layers, self.tag)
         unreadable = [*self.unreadable, *closed]
         if not systems:
             raise self._nothing(unreadable)
@@ -241,8 +254,8 @@ class _Search:
         """Raise where what cannot be read may be the guest's real root."""
         files = mount_root(self.appliance, root.device, readonly=True)
         try:
-            devices = [*self.devices, *(each.device for each in unreadable)]
-            left = unclaimed(unreadable, files, devices, self.tag)
+            names = self.names(*(each.device for each in unreadable))
+            left = unclaimed(unreadable, files, names)
         finally:
             self.appliance.call("umount_all")
         if left:
@@ -262,6 +275,7 @@ class _Search:
                 f"{', '.join(map(str, damaged))}",
                 hint=damaged[0].hint,
             )
+        refuse_unreadable(self.layers)
         if unreadable:
             return UnsupportedGuestError(
                 "no filesystem that can be read holds an operating system, and "
@@ -272,7 +286,7 @@ class _Search:
             return UnsupportedGuestError(
                 "the image holds a BSD system", hint="only Linux guests can be injected into"
             )
-        listed = [f"{device} ({kind})" for device, kind in self.filesystems.items()]
+        listed = [f"{device} ({kind})" for device, kind in self.layers.filesystems.items()]
         return NoOperatingSystemError(
             "no filesystem of the image holds an operating system",
             hint=f"filesystems seen: {', '.join(listed[:LISTED_LIMIT]) or 'none'}",
@@ -289,7 +303,7 @@ def _lvm_uuid(appliance: Appliance, device: str) -> str:
     return group + volume
 
 
-def without_parts(roots: Sequence[Root], devices: Collection[str], tag_of: TagOf) -> list[Root]:
+def without_parts(roots: Sequence[Root], names_of: Callable[[], DeviceNames]) -> list[Root]:
     """Return the roots that no other root's fstab mounts: a ``/usr`` is no system of its own.
 
     One whose own fstab mounts it at ``/`` is a system all the same, of two that see
@@ -297,18 +311,17 @@ def without_parts(roots: Sequence[Root], devices: Collection[str], tag_of: TagOf
     """
     parts = set()
     for root in roots:
-        names = DeviceNames(devices, tag_of)
+        names = names_of()
         for line in root.fstab:
             if line.mountpoint == "/":
                 names.learn(line.source, root.device)
         mounted = {names.find(line.source) for line in root.fstab if line.mountpoint != "/"}
         parts |= mounted - {root.device}
-    return [root for root in roots if root.device not in parts or _is_own(root, devices, tag_of)]
+    return [root for root in roots if root.device not in parts or _is_own(root, names_of())]
 
 
-def _is_own(root: Root, devices: Collection[str], tag_of: TagOf) -> bool:
+def _is_own(root: Root, names: DeviceNames) -> bool:
     """Whether a root's own fstab says that it is mounted at ``/``."""
-    names = DeviceNames(devices, tag_of)
     return any(
         names.find(line.source) == root.device for line in root.fstab if line.mountpoint == "/"
     )

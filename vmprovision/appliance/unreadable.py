@@ -14,16 +14,19 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from vmprovision.appliance.devicenames import DeviceNames
+from vmprovision.appliance.devicenames import CRYPTTAB
+from vmprovision.appliance.foreign import FOREIGN
 from vmprovision.appliance.session import ApplianceCallError
+from vmprovision.appliance.volumes import LUKS
 from vmprovision.filesystem import read_text, resolved_file
 from vmprovision.mounts import read_fstab
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Iterable
 
-    from vmprovision.appliance.devicenames import TagOf
+    from vmprovision.appliance.devicenames import DeviceNames, TagOf
     from vmprovision.appliance.session import Appliance
+    from vmprovision.appliance.volumes import Layers
     from vmprovision.errors import InspectionError
     from vmprovision.filesystem import GuestReader
     from vmprovision.mounts.fstab import FstabLine
@@ -33,23 +36,16 @@ ROOT_KINDS = (
     *("ext2", "ext3", "ext4", "ext4dev", "xfs", "btrfs", "f2fs", "bcachefs", "reiserfs"),
     *("reiser4", "jfs", "nilfs2", "squashfs", "erofs", "ubifs"),
 )
-CRYPTTAB = PurePosixPath("/etc/crypttab")
 RAID_FILES = tuple(PurePosixPath(path) for path in ("/etc/mdadm/mdadm.conf", "/etc/mdadm.conf"))
 POOLS = PurePosixPath("/etc/zfs/zpool.cache")
 POOLS_LIMIT = 1 << 20
 LOG_LINES = 60
-LUKS, BITLOCKER, ZFS, BCACHE = "crypto_LUKS", "BitLocker", "zfs_member", "bcache"
-RAID, LVM = "linux_raid_member", "LVM2_member"
-_CLOSED = {
-    LUKS: "it is encrypted",
-    BITLOCKER: "it is encrypted",
-    ZFS: "it belongs to a pool of ZFS",
-    BCACHE: "it is a device of bcache",
-    "drbd": "it is a device of DRBD",
-    "VDO": "it is a volume of VDO",
-    RAID: "the other disks of its RAID are missing",
-}
-_HINTS = dict.fromkeys((LUKS, BITLOCKER), "inject before the disk is encrypted")
+ZFS, BCACHE, RAID, LVM = "zfs_member", "bcache", "linux_raid_member", "LVM2_member"
+# Of what is not opened, that in which no root of Linux is.
+NO_ROOT = (
+    *("BitLocker", "cs_fvault2", "apfs", "ceph_bluestore", "oracleasm", "VMFS_volume_member"),
+    *("drbdmanage_control_volume", "DM_snapshot_cow", "DM_verity_hash"),
+)
 _FEATURES = ("unsupported", "unknown", "feature", "version", "couldn't mount")
 
 
@@ -77,44 +73,28 @@ class Unreadable:
         return f"{self.device} ({self.kind}: {self.why})"
 
 
-def find_closed(
-    appliance: Appliance, filesystems: Mapping[str, str], tag_of: TagOf
-) -> list[Unreadable]:
-    """Return what is around filesystems and was not opened; libguestfs lists no such devices."""
-    kinds = {
-        device: filesystems.get(device) or tag_of(device, "TYPE")
-        for device in _left_out(appliance, filesystems)
-    }
-    members = _members(appliance) if RAID in kinds.values() else set()
+def find_closed(appliance: Appliance, layers: Layers, tag_of: TagOf) -> list[Unreadable]:
+    """Return what is around filesystems, and was not opened, where a root may be inside."""
+    kinds = {**layers.filesystems, **layers.others}
     found = [
         Unreadable(
             device=device,
-            kind=kind,
-            why=_CLOSED[kind],
-            hint=_HINTS.get(kind, "this version reads ordinary partitions, LVM and complete RAIDs"),
-            name=tag_of(device, "LABEL") if kind == ZFS else "",
+            kind=LUKS,
+            why="it is encrypted",
+            hint=f"give the key with --key {device}:file:PATH",
         )
-        for device, kind in kinds.items()
-        if kind in _CLOSED and device not in members
+        for device in layers.locked
     ]
+    found += [
+        Unreadable(device=device, kind=RAID, why=why, hint="start the guest with all its disks")
+        for device, why in layers.unusable.items()
+    ]
+    for device, kind in kinds.items():
+        if kind in FOREIGN and kind not in NO_ROOT:
+            why, hint = FOREIGN[kind]
+            name = tag_of(device, "LABEL") if kind == ZFS else ""
+            found.append(Unreadable(device=device, kind=kind, why=why, hint=hint, name=name))
     return found + (_incomplete_groups(appliance) if LVM in kinds.values() else [])
-
-
-def _left_out(appliance: Appliance, filesystems: Mapping[str, str]) -> list[str]:
-    partitions = list(appliance.call("list_partitions"))
-    parents = {appliance.call("part_to_dev", partition) for partition in partitions}
-    disks = [disk for disk in appliance.call("list_devices") if disk not in parents]
-    devices = [*disks, *partitions]
-    listed = [device for device, kind in filesystems.items() if kind in (*_CLOSED, LVM)]
-    return list(dict.fromkeys([*listed, *(each for each in devices if each not in filesystems)]))
-
-
-def _members(appliance: Appliance) -> set[str]:
-    """The devices of all RAIDs that were put together."""
-    found = set()
-    for raid in appliance.call("list_md_devices"):
-        found |= {str(each["mdstat_device"]) for each in appliance.call("md_stat", raid)}
-    return found | {f"/dev/{each}" for each in found}
 
 
 def _incomplete_groups(appliance: Appliance) -> list[Unreadable]:
@@ -175,10 +155,9 @@ def _kernel_log(appliance: Appliance, device: str) -> str:
 
 
 def unclaimed(
-    unreadable: Iterable[Unreadable], reader: GuestReader, devices: Collection[str], tag_of: TagOf
+    unreadable: Iterable[Unreadable], reader: GuestReader, names: DeviceNames
 ) -> list[Unreadable]:
     """Return those that the root, whose files are read here, does not call its data."""
-    names = DeviceNames(devices, tag_of)
     lines = [line for line in read_fstab(reader) if line.mountpoint != "/"]
     return [each for each in unreadable if not _is_claimed(each, reader, names, lines)]
 
@@ -197,8 +176,7 @@ def _is_claimed(
     begins = {LVM: (f"{each.device}/", mapped), BCACHE: ("/dev/bcache",)}
     if each.kind in begins:
         return any(source.startswith(begins[each.kind]) for source in sources)
-    # Windows beside it is no doubt about Linux's root
-    return each.kind == BITLOCKER or each.device in {names.find(source) for source in sources}
+    return each.device in {names.find(source) for source in sources}
 
 
 def _is_listed_pool(reader: GuestReader, name: str) -> bool:

@@ -1,167 +1,269 @@
-"""What an image's disks hold, by the first bytes of each partition.
+"""What lies between the disks and their filesystems: arrays, encryption, logical volumes.
 
-libguestfs's ``list_filesystems`` starts several processes for each partition, and a
-disk of sixty takes it minutes.  One reading of a partition's first bytes mostly says
-all of it; where it does not, the appliance's blkid(8) is asked for that one, and where
-the table itself is not plain, libguestfs for all disks.
+libguestfs lists the filesystems that it can mount.  Here the layers below them are
+opened first, and what cannot be opened is named: a locked LUKS volume, a pool of ZFS.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import shlex
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from vmprovision.appliance.arrays import MEMBER, Arrays, examine_arrays
+from vmprovision.appliance.firstbytes import find_kinds
+from vmprovision.appliance.foreign import FOREIGN
 from vmprovision.appliance.session import ApplianceCallError
-from vmprovision.errors import InspectionError
-from vmprovision.partitions import (
-    BOOT_CODE_TYPES,
-    EndlessTableError,
-    UnclearLayoutError,
-    parse_partitions,
-)
-from vmprovision.superblocks import START_SIZE, identify, identify_kind
+from vmprovision.errors import ApplianceError, InspectionError, WrongKeyError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
     from vmprovision.appliance.session import Appliance
-    from vmprovision.partitions import Partition
-    from vmprovision.superblocks import Superblock
+    from vmprovision.keyfile import Key
 
 log = logging.getLogger(__name__)
 
-# Partitioning tools begin the first partition at one MiB: one reading serves it too.
-FIRST_READING = (1 << 20) + START_SIZE
-BLOCK = 4096  # the least that a filesystem may leave over; a RAID takes twice as much
-UNIX = ("ext", "xfs")
-BTRFS_PREFIX = "btrfsvol:"
-# What udev, LVM and mdadm make other devices of.
-LAYERED = ("LVM2_member", "linux_raid_member", "btrfs")
+LUKS = "crypto_LUKS"  # as blkid(8) calls version 1 and 2
+# A gigabyte of memory four times over, as cryptsetup(8) chooses for LUKS 2 on a large
+# machine, takes 45 s without KVM; each key slot is tried.
+UNLOCK_SECONDS = 900.0
+NO_PERMISSION = 2  # cryptsetup's exit code where a key opens no slot
+KEY_PLACE = "/dev/shm/vmprovision-key"  # noqa: S108 -- the appliance's memory, where nobody else is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Volume:
-    """A partition, or the whole disk, and what is on it.
+class Layers:
+    """All that was found on the disks, after every layer that can be opened was.
 
     Attributes:
-        superblock: of the one plain filesystem, or swap, that is there.
-        kind: what is there as blkid(8) would say; None where that is to be asked.
+        filesystems: device -> kind, as libguestfs lists them.
+        others: device -> kind, of what holds something else that blkid(8) knows.
+        unlocked: encrypted device -> the device of what is in it.
+        tried: locked devices for which the caller has given a key.
+        array_names: what the guest calls an MD array -> the appliance's device.
+        unusable: member of an MD array -> why the array must not be worked on.
     """
 
-    device: str
-    partition: Partition
-    superblock: Superblock | None
-    kind: str | None
+    filesystems: Mapping[str, str]
+    others: Mapping[str, str]
+    unlocked: Mapping[str, str]
+    tried: tuple[str, ...]
+    array_names: Mapping[str, str]
+    unusable: Mapping[str, str]
 
     @property
-    def is_unix(self) -> bool:
-        """Whether a root of Linux may be on it."""
-        return self.superblock is not None and self.superblock.kind in UNIX
-
-    @property
-    def is_nothing(self) -> bool:
-        """Whether it holds no filesystem at all: boot code, or zeros."""
-        boot_code = self.superblock is None and self.partition.kind in BOOT_CODE_TYPES
-        return boot_code or self.kind == "unknown"
-
-    @property
-    def driver(self) -> str:
-        """The kernel's filesystem, where nothing else can be on it.
-
-        One that leaves room at its partition's end may be a member of an old RAID,
-        whose own superblock is there: mount(8) looks, and does not mount it.
-        """
-        block = self.superblock
-        filled = block is not None and 0 <= self.partition.size - block.size < BLOCK
-        return block.driver if block is not None and filled else ""
-
-    @property
-    def certain_kind(self) -> str:
-        """What the first bytes alone say for certain; empty where blkid(8) is to be asked."""
-        if self.is_unix:
-            return self.driver
-        return "unknown" if self.is_nothing else self.kind or ""
+    def locked(self) -> list[str]:
+        """The encrypted devices that no key has opened."""
+        return [
+            device
+            for device, kind in self.others.items()
+            if kind == LUKS and device not in self.unlocked
+        ]
 
 
-def read_volumes(appliance: Appliance, disk: str) -> dict[str, Volume]:
-    """Return what is on a disk, by device.
+def open_layers(appliance: Appliance, keys: Sequence[Key]) -> Layers:
+    """Start arrays and logical volumes and unlock what the keys are for, layer by layer.
 
     Raises:
-        UnclearLayoutError: its table is not plain.
-        EndlessTableError: nor has it an end.
-        ApplianceCallError: it cannot be read.
+        WrongKeyError: a key that is meant for one volume does not open it.
+        InspectionError: an encrypted volume cannot be read.
+        ApplianceTimeoutError: deriving a key takes too long.
     """
-    head: bytes = appliance.call("pread_device", disk, FIRST_READING, 0)
-
-    def read(place: int, size: int) -> bytes:
-        if place + size <= len(head):
-            return head[place : place + size]
-        return bytes(appliance.call("pread_device", disk, size, place))
-
-    volumes = {}
-    for partition in parse_partitions(head, read):
-        start = read(partition.start, min(START_SIZE, partition.size or START_SIZE))
-        device = f"{disk}{partition.number or ''}"
-        volumes[device] = Volume(
-            device=device,
-            partition=partition,
-            superblock=identify(start),
-            kind=identify_kind(start),
+    arrays = Arrays(names={}, unusable={})
+    kinds = find_kinds(appliance)
+    if kinds is not None and not (keys and LUKS in kinds.values()):
+        closed = {device: kind for device, kind in kinds.items() if kind in (LUKS, *FOREIGN)}
+        return Layers(
+            filesystems={each: kind for each, kind in kinds.items() if each not in closed},
+            others=closed,
+            unlocked={},
+            tried=(),
+            array_names={},
+            unusable={},
         )
-    return volumes
+    appliance.activate_volumes()
+    filesystems, others = _look(appliance)
+    if MEMBER in others.values():
+        arrays = _examined_arrays(appliance, others)
+        filesystems, others = _look(appliance)
+    unlocked: dict[str, str] = {}
+    tried: list[str] = []
+    while opened := _unlock_new(appliance, others, keys, (unlocked, tried)):
+        unlocked.update(opened)
+        appliance.call("lvm_scan", True)  # noqa: FBT003 -- libguestfs's: activate what is found
+        filesystems, others = _look(appliance)
+    if unlocked or MEMBER in others.values():
+        appliance.before_detaching(lambda: close_layers(appliance, unlocked.values()))
+    return Layers(
+        filesystems=filesystems,
+        others=others,
+        unlocked=unlocked,
+        tried=tuple(tried),
+        array_names=arrays.names,
+        unusable=arrays.unusable,
+    )
 
 
-def find_filesystems(appliance: Appliance) -> dict[str, str]:
-    """Return all devices that may hold a filesystem -> its type, as ``list_filesystems``.
+def _look(appliance: Appliance) -> tuple[dict[str, str], dict[str, str]]:
+    """Device -> kind: the filesystems, as libguestfs lists them, and the others."""
+    filesystems: dict[str, str] = appliance.call("list_filesystems")
+    return filesystems, dict(_others(appliance, filesystems))
 
-    What is around filesystems (LUKS, members of groups) is among them.
+
+def _examined_arrays(appliance: Appliance, others: Mapping[str, str]) -> Arrays:
+    """The arrays, those that lack a member stopped, and the logical volumes on them too."""
+    # a volume group on an array keeps it from being stopped
+    appliance.call("vg_activate_all", False)  # noqa: FBT003 -- libguestfs's
+    arrays = examine_arrays(appliance, [d for d, kind in others.items() if kind == MEMBER])
+    appliance.call("lvm_scan", True)  # noqa: FBT003 -- libguestfs's: activate what is found
+    return arrays
+
+
+def _unlock_new(
+    appliance: Appliance,
+    others: Mapping[str, str],
+    keys: Sequence[Key],
+    known: tuple[dict[str, str], list[str]],
+) -> dict[str, str]:
+    """Unlock the encrypted devices that have appeared; device -> the device of what is in it.
+
+    Args:
+        appliance: has the devices.
+        others: device -> kind.
+        keys: the caller's.
+        known: the devices that are unlocked already, and those that no key fits, which
+            are added to.
+    """
+    unlocked, tried = known
+    opened = {}
+    for device, kind in others.items():
+        if kind != LUKS or device in unlocked or device in tried:
+            continue
+        mapped, has_key = _unlock(appliance, device, keys)
+        if mapped:
+            opened[device] = mapped
+        elif has_key:
+            tried.append(device)
+    return opened
+
+
+def close_layers(appliance: Appliance, mapped: Collection[str]) -> None:
+    """Stop what ``open_layers`` has started, of which nothing is mounted any more.
+
+    An array that is not stopped counts as unclean, and the guest would compare its members.
 
     Raises:
-        InspectionError: a partition table has no end.
-        ApplianceError: the disks cannot be read.
+        ApplianceError: something is still in use.
     """
-    volumes: dict[str, Volume] = {}
+    # a volume group may lie on an encrypted volume, or the other way round
+    for _ in range(len(mapped) + 1):
+        groups_stopped = _works(appliance, "vg_activate_all", activate=False)
+        mapped = [d for d in mapped if not _works(appliance, "cryptsetup_close", device=d)]
+        if groups_stopped and not mapped:
+            break
+    else:
+        raise ApplianceError(f"a volume group or {', '.join(mapped)} cannot be stopped")
+    for array in appliance.call("list_md_devices"):
+        appliance.call("md_stop", array)
+
+
+def _works(appliance: Appliance, name: str, **arguments: Any) -> bool:  # noqa: ANN401 -- as call
+    """Whether a call is done; one that is not may be after another."""
     try:
-        for disk in appliance.call("list_devices"):
-            volumes |= read_volumes(appliance, disk)
-    except EndlessTableError as exc:
-        raise InspectionError(
-            f"the partition table of {disk} is damaged: {exc}",
-            hint="repair it with sfdisk or gparted",
-        ) from exc
-    except (UnclearLayoutError, ApplianceCallError) as exc:
-        log.info("libguestfs is asked for the filesystems: %s", exc)
-        appliance.activate_volumes()
-        return dict(appliance.call("list_filesystems"))
-    kinds = {device: volume.certain_kind for device, volume in volumes.items()}
-    if not all(kinds.values()) or not set(LAYERED).isdisjoint(kinds.values()):
-        appliance.activate_volumes()
-    found = {device: kind or _asked_kind(appliance, device) for device, kind in kinds.items()}
-    more = list(appliance.call("lvs")) if "LVM2_member" in found.values() else []
-    if "linux_raid_member" in found.values():
-        more += appliance.call("list_md_devices")
-    found |= {device: _asked_kind(appliance, device) for device in more}
-    pools = [device for device, kind in found.items() if kind == "btrfs"]
-    volumes_inside = [each for device in pools for each in _subvolumes(appliance, device)]
-    return found | dict.fromkeys(volumes_inside, "btrfs")
+        appliance.call(name, **arguments)
+    except ApplianceCallError as exc:
+        log.info("%s: %s", name, exc.message)
+        return False
+    return True
 
 
-def _asked_kind(appliance: Appliance, device: str) -> str:
-    try:
-        return str(appliance.call("vfs_type", device)) or "unknown"
-    except ApplianceCallError:  # nothing that blkid(8) knows
-        return "unknown"
-
-
-def _subvolumes(appliance: Appliance, device: str) -> list[str]:
-    """A btrfs's subvolumes but the default one, which is the device itself."""
-    try:
-        default = appliance.call("btrfs_subvolume_get_default", device)
-        listed = appliance.call("btrfs_subvolume_list", device)
-    except (ApplianceCallError, UnicodeDecodeError) as exc:
-        log.info("the subvolumes of %s cannot be listed: %s", device, exc)
-        return []
-    return [
-        f"{BTRFS_PREFIX}{device}/{each['btrfssubvolume_path']}"
-        for each in listed
-        if each["btrfssubvolume_id"] != default
+def _others(appliance: Appliance, filesystems: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Each device that is no filesystem of libguestfs's, with its kind, where it has one."""
+    partitions = appliance.call("list_partitions")
+    partitioned = {appliance.call("part_to_dev", partition) for partition in partitions}
+    devices = [
+        *(device for device in appliance.call("list_devices") if device not in partitioned),
+        *partitions,
+        *appliance.call("list_md_devices"),
+        *appliance.call("list_dm_devices"),
+        *appliance.call("lvs"),
     ]
+    for device in devices:
+        if device not in filesystems and (kind := kind_of_device(appliance, device)):
+            yield device, kind
+
+
+def kind_of_device(appliance: Appliance, device: str) -> str:
+    """What blkid(8) sees on a device; empty where it knows nothing."""
+    try:
+        return str(appliance.call("vfs_type", device))
+    except ApplianceCallError:
+        return ""
+
+
+def _unlock(appliance: Appliance, device: str, keys: Sequence[Key]) -> tuple[str | None, bool]:
+    """The device of what is in an encrypted one, if a key opens it; and whether any was tried."""
+    try:
+        uuid = str(appliance.call("luks_uuid", device)).lower()
+    except ApplianceCallError as exc:
+        log.info("%s has no header that can be read: %s", device, exc.message)
+        return None, False
+    fitting = [key for key in keys if key.fits(device, uuid, _mapper_name(device))]
+    name = f"luks-{uuid}"
+    for key in fitting:
+        if any(
+            _opens(appliance, device, name, passphrase, key) for passphrase in key.passphrases()
+        ):
+            return f"/dev/mapper/{name}", True
+    for key in fitting:
+        if key.is_for_one:
+            raise WrongKeyError(
+                f"{device} is not opened by the key in {key.file.path}",
+                hint="check the key with `cryptsetup open --test-passphrase --key-file`",
+            )
+    return None, bool(fitting)
+
+
+def _mapper_name(device: str) -> str:
+    """The logical volume ``/dev/VG/LV`` as device-mapper calls it."""
+    parts = device.removeprefix("/dev/").split("/")
+    return "/dev/mapper/" + "-".join(part.replace("-", "--") for part in parts)
+
+
+def _opens(appliance: Appliance, device: str, name: str, passphrase: bytes, key: Key) -> bool:
+    """Whether the passphrase opens the volume, which is then mapped by this name.
+
+    libguestfs's ``cryptsetup_open`` takes no NUL, reads prefixes in some versions only,
+    and keeps the key for a moment in a file on the appliance's disk, which is the host's.
+
+    Raises:
+        InspectionError: cryptsetup(8) fails for another cause.
+    """
+    _upload(appliance, passphrase)
+    command = shlex.join(
+        ["cryptsetup", "open", "--type", "luks", "--key-file", KEY_PLACE, device, name]
+    )
+    said = appliance.call(
+        "debug", "sh", [f"{command}; echo $?; rm {KEY_PLACE}"], limit=UNLOCK_SECONDS
+    )
+    *words, code = str(said).split() or ["0"]
+    if code == "0":
+        return True
+    if code != str(NO_PERMISSION):
+        raise InspectionError(
+            f"{device} cannot be unlocked: {' '.join(words)[-300:] or f'exit code {code}'}",
+            hint="see whether cryptsetup(8) opens it",
+        )
+    log.info("%s is not opened by the key in %s", device, key.file.path)
+    return False
+
+
+def _upload(appliance: Appliance, passphrase: bytes) -> None:
+    """Write a passphrase into the appliance's memory."""
+    with open(os.memfd_create("vmprovision"), "wb") as file:  # noqa: PTH123 -- an open file
+        file.write(passphrase)
+        file.flush()
+        appliance.call("debug_upload", f"/proc/self/fd/{file.fileno()}", KEY_PLACE, 0o600)
