@@ -155,7 +155,7 @@ def test_the_archive_stays_small() -> None:
 
 
 def test_names_of_our_own_become_short() -> None:
-    """What a module defines is renamed wherever it is used, and nothing that others know by name."""
+    """What a module defines is renamed wherever it is used, but not what others know by name."""
     one = "import os\n{LIMIT}=1\ndef {describe}(settings):\n return os.getenv('describe')+{LIMIT}\n"
     one += "def getenv(_name):\n return open\ndef loaded():\n pass\n"
     two = "from.import one\nclass {Thing}(object):\n def __init__(self):\n"
