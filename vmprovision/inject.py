@@ -437,11 +437,9 @@ def _opened_image(image: OpenImage, access: _Access, *, write: bool) -> Iterator
 
 @contextlib.contextmanager
 def _opened_directory(path: Path, access: _Access, *, write: bool = False) -> Iterator[_Opened]:
-    with naming(path):
+    filesystem = LocalFilesystem(path.resolve())
+    with naming(path), filesystem.locked() if write else contextlib.nullcontext():
         access.control.step("inspecting the guest")
-        filesystem = LocalFilesystem(path.resolve())
-        if write:
-            filesystem.lock()
         if recognise_system(filesystem) != "linux":
             raise NoOperatingSystemError(
                 "the directory does not hold the root filesystem of a Linux guest",
