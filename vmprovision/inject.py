@@ -25,6 +25,7 @@ from vmprovision.image import Recovery, open_image, recover_image
 from vmprovision.inspection import explain_init, inspect_guest
 from vmprovision.inspection.layout import DIRECTORIES
 from vmprovision.inspection.watched import WatchedReader
+from vmprovision.keyfile import read_keys
 from vmprovision.labelling import AUTORELABEL
 from vmprovision.mounts import find_hidden
 from vmprovision.naming import naming
@@ -418,12 +419,17 @@ def _opened(path: Path, access: _Access) -> Iterator[_Opened]:
 
 @contextlib.contextmanager
 def _opened_image(image: OpenImage, access: _Access, *, write: bool) -> Iterator[_Opened]:
+    keys = read_keys(access.source.keys)
     access.control.step("starting the appliance")
     drive = drive_of(image.layer, readonly=not write)
     with access.appliance([drive], control=access.control) as appliance:
         access.control.step("inspecting the guest")
         mounted = mount_guest(
-            appliance, wanted=access.source.root, readonly=not write, disk=SOLE_DISK
+            appliance,
+            wanted=access.source.root,
+            readonly=not write,
+            disk=SOLE_DISK,
+            keys=keys,
         )
         guest = inspect_guest(
             mounted.filesystem,

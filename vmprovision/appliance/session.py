@@ -42,7 +42,7 @@ from vmprovision.diskfile import name_for_others
 from vmprovision.errors import ApplianceError, ApplianceTimeoutError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from vmprovision.appliance.saved import SavedAppliance
     from vmprovision.progress import Control
@@ -78,6 +78,7 @@ class Appliance:
         self._handle = handle
         self._watchdog = watchdog
         self._restored = restored
+        self._closings: list[Callable[[], None]] = []
         self.has_volumes = restored is None
 
     def call(self, name: str, *arguments: Any, limit: float = CALL_SECONDS, **options: Any) -> Any:  # noqa: ANN401 -- untyped library
@@ -126,6 +127,10 @@ class Appliance:
             self._restored.activate_volumes()
             self.has_volumes = True
 
+    def before_detaching(self, close: Callable[[], None]) -> None:
+        """Have this done when the guest is unmounted and its disks are still there."""
+        self._closings.append(close)
+
     def finish(self) -> None:
         """Unmount the guest and let go of the disks; all that was written is in their files then.
 
@@ -137,6 +142,8 @@ class Appliance:
             self.call("umount_all")
         else:
             self._restored.unmount()
+        for close in self._closings:
+            close()
         if self._restored is None:
             self.call("shutdown")
         else:
