@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 import vmprovision
 from tests.roots import documented_trees
-from tests.trees import SHARED, Link, Program, Tree, elf, make_tree
+from tests.trees import SHARED, Link, Program, Tree, elf, make_tree, python_tree
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-PYTHON: Tree = {"/usr/bin/python3": elf(), "/usr/lib/python3.11/os.py": ""}
+PYTHON = python_tree()
 
 
 @dataclass(frozen=True, kw_only=True)

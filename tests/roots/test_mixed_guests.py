@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 import vmprovision
-from tests.trees import BUSYBOX_TREE, OS_RELEASE, SYSTEMD_TREE, Link, Program, Tree, elf, make_tree
+from tests.trees import (
+    BUSYBOX_TREE,
+    OS_RELEASE,
+    SYSTEMD_TREE,
+    Link,
+    Program,
+    Tree,
+    elf,
+    make_tree,
+    python_tree,
+)
 from vmprovision.errors import AmbiguousInitError
 
 if TYPE_CHECKING:
@@ -19,7 +29,7 @@ if TYPE_CHECKING:
 RELEASE: Tree = {"/etc/os-release": OS_RELEASE}
 SYSVINIT = elf(content=b"INIT: version booting /etc/inittab")
 UPSTART = elf(content=b"com.ubuntu.Upstart /etc/inittab")
-PYTHON: Tree = {"/usr/bin/python3": elf()}
+PYTHON = python_tree()
 OPENRC_SERVICE: Tree = {"/etc/runlevels/default/crond": Link("/etc/init.d/crond")}
 WANTED: Tree = {"/etc/systemd/system/multi-user.target.wants/x.service": Link("/x.service")}
 RC_LOCAL: Tree = {"/etc/rc.local": "#!/bin/sh\n"}
