@@ -175,6 +175,7 @@ GUESTS: dict[str, tuple[str, str, Tree]] = {
             "/bin/busybox": elf(8, bits=32, content=b"BusyBox v1"),
             "/etc/inittab": "::sysinit:/etc/init.d/rcS S boot\n",
             "/etc/rc.common": "#!/bin/sh\n",
+            **python_tree(machine=8, bits=32),
         },
     ),
     "CRUX": (
@@ -208,7 +209,7 @@ GUESTS: dict[str, tuple[str, str, Tree]] = {
 def test_what_is_process_1_decides(name: str, tmp_path: Path) -> None:
     """Whatever other init systems have left, and whatever of the guest is missing."""
     system, dialect, files = GUESTS[name]
-    make_tree(tmp_path, {**RELEASE, **files, **PYTHON})
+    make_tree(tmp_path, {**RELEASE, **PYTHON, **files})
     verdict = vmprovision.plan(tmp_path).guest.init
     assert (verdict.system, verdict.dialect) == (system, dialect)
 
@@ -224,7 +225,7 @@ def test_what_is_process_1_decides(name: str, tmp_path: Path) -> None:
 )
 def test_what_decides_nothing_is_refused(files: Tree, tmp_path: Path) -> None:
     """Containers without an init, leftovers of several: the error says what was seen."""
-    make_tree(tmp_path, {**RELEASE, **files, **PYTHON})
+    make_tree(tmp_path, {**RELEASE, **PYTHON, **files})
     with pytest.raises(AmbiguousInitError) as caught:
         vmprovision.plan(tmp_path)
     assert "--init" in caught.value.hint
