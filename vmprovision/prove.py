@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import re
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +35,7 @@ from vmprovision.progress import Control
 from vmprovision.receipt import CONFIGURATION
 from vmprovision.report_listener import Report, ReportListener
 from vmprovision.reports import ImageOptions
+from vmprovision.workspace import workspace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -136,11 +136,11 @@ def prove(
             control=control,
             allow_outside=source.allow_backing,
         ) as opened,
-        tempfile.TemporaryDirectory(prefix="vmprovision-proof-") as folder,
+        workspace("proof") as folder,
     ):
-        disk = Path(folder) / "throwaway.qcow2"
+        disk = folder / "throwaway.qcow2"
         create_throwaway(disk, opened)
-        subject = _prepare(disk, Path(folder), options, source, control)
+        subject = _prepare(disk, folder, options, source, control)
         return _boot_and_check(path, disk, subject, options, control)
 
 
