@@ -111,7 +111,7 @@ def _edit_block(operation: EditBlock, filesystem: GuestFilesystem) -> None:
         raise ApplyError(f"guest path {path} is a {status.kind}, a file is needed there")
     label = filesystem.label(path)
     status, content = filesystem.load(path, limit=FILE_LIMIT + 1)
-    check_size(path, content, FILE_LIMIT)
+    check_size(path, len(content), FILE_LIMIT)
     kept = Attributes(
         mode=status.mode & PERMISSIONS | operation.mode,
         uid=status.uid,

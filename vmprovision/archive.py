@@ -2,9 +2,11 @@
 
 The kernel starts the shell, the shell finds an interpreter, and Python runs the
 same file as a zip archive (zipapp, PEP 441): what stands before the archive does
-not disturb it.  Its ``__main__`` makes the modules that are always needed out of one
-member, which is deflated smaller than many.  Comments, docstrings and the space that
-is for the eye, a third of it all, stay at home.  The same source gives the same bytes.
+not disturb it.  Its ``__main__`` makes modules out of two members, which are deflated
+smaller than many: those that are always needed at once, and one of the rest when the
+agent asks for it, as a small heap has no room for what is not needed.  Comments,
+docstrings and the space that is for the eye, a third of it all, stay at home.  The same
+source gives the same bytes.
 """
 
 from __future__ import annotations
@@ -27,14 +29,13 @@ from vmprovision.receipt import RUNTIME
 from vmprovision.rendering import Service, render
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import PurePosixPath
 
     from vmprovision.guest import InitSystem
     from vmprovision.plan import Operation
 
 PACKAGE = "guest_agent"
-BUNDLE = f"{PACKAGE}/core"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can hold
 # Python 2.6 to 3.14 and MicroPython run it. A module of theirs that is made by hand needs no
 # finder, which would be another one for each generation of them.
@@ -45,22 +46,28 @@ import guest_agent
 
 try:
     from _guest import new_module
-    core = open(guest_agent.__path__ + "/core", "rb").read()
 except ImportError:
     new_module = type(sys)
-    core = guest_agent.__loader__.get_data("guest_agent/core")
 
-at = 0
-while at < len(core):
-    start = core.find(b"\\n", at) + 1
-    name, size = str(core[at:start].decode()).split()
-    at = start + int(size)
-    module = sys.modules["guest_agent." + name] = new_module("guest_agent." + name)
-    module.__package__ = "guest_agent"
-    setattr(guest_agent, name, module)
-    exec(compile(core[start:at].decode(), "guest_agent/%s.py" % name, "exec"), module.__dict__)
-del core
+def unpack(member, wanted):
+    if hasattr(guest_agent, "__loader__"):
+        source = guest_agent.__loader__.get_data("guest_agent/" + member)
+    else:
+        source = open(guest_agent.__path__ + "/" + member, "rb").read()
+    at = 0
+    while at < len(source):
+        start = source.find(b"\\n", at) + 1
+        name, size = str(source[at:start].decode()).split()
+        at = start + int(size)
+        if wanted in ("", name):
+            module = sys.modules["guest_agent." + name] = new_module("guest_agent." + name)
+            module.__package__ = "guest_agent"
+            setattr(guest_agent, name, module)
+            code = compile(source[start:at].decode(), "guest_agent/%s.py" % name, "exec")
+            exec(code, module.__dict__)
 
+guest_agent.unpack = unpack
+unpack("core", "")
 sys.exit(guest_agent.main.main(sys.argv))
 """
 
@@ -101,13 +108,10 @@ def _zip() -> bytes:
     members = {
         "__main__.py": ENTRY_POINT,
         f"{PACKAGE}/__init__.py": f'__version__ = "{agent.__version__}"\n'.encode(),
-        BUNDLE: b"".join(
-            f"{name} {len(sources[name])}\n{sources[name]}".encode("ascii") for name in core
-        ),
+        f"{PACKAGE}/core": _bundle(sources, core),
+        f"{PACKAGE}/rare": _bundle(sources, sorted(sources.keys() - set(core))),
         f"{PACKAGE}/services.py": _services(),
     }
-    for name in sources.keys() - set(core):
-        members[f"{PACKAGE}/{name}.py"] = sources[name].encode("ascii")
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, content in sorted(members.items()):
@@ -116,11 +120,7 @@ def _zip() -> bytes:
 
 
 def _in_order(sources: Mapping[str, str], name: str) -> list[str]:
-    """The modules that this one imports at its head, in turn each after those that it needs.
-
-    Together they are packed a fifth smaller; those that are imported only when they
-    are needed stay apart, as a small heap has no room for what is not.
-    """
+    """Return the modules that this one imports at its head, each after those that it needs."""
     found: list[str] = []
     for names, module in _IMPORT.findall(sources[name]):
         for needed in [module] if module else names.split(","):
@@ -130,6 +130,11 @@ def _in_order(sources: Mapping[str, str], name: str) -> list[str]:
 
 
 _IMPORT = re.compile(r"^from\.(?:import ([\w,]+)|(\w+) import )", re.MULTILINE)
+
+
+def _bundle(sources: Mapping[str, str], names: Iterable[str]) -> bytes:
+    """Return modules in one piece: a line with the name and the size of each, and its source."""
+    return b"".join(f"{name} {len(sources[name])}\n{sources[name]}".encode() for name in names)
 
 
 # what find_variant() of the agent's install can give

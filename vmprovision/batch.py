@@ -25,7 +25,9 @@ from vmprovision.appliance.session import STOCK_VARIABLE, find_host_appliance
 from vmprovision.appliance.shared import SharedAppliances
 from vmprovision.archive import build_archive
 from vmprovision.capacity import host_capacity
-from vmprovision.diskformat import check_references, determine_format
+from vmprovision.diskchain import open_chain
+from vmprovision.diskfile import open_disk_file
+from vmprovision.diskformat import determine_format
 from vmprovision.errors import (
     ApplianceError,
     CancelledError,
@@ -392,19 +394,21 @@ def _identity(job: Job) -> object:
 
 def _backing_files(jobs: Sequence[Job]) -> dict[object, Job]:
     """Which files the images of a batch stand on, each with one that does."""
-    return {(status.st_dev, status.st_ino): job for job in jobs for status in _chain(job)}
+    return {identity: job for job in jobs for identity in _chain(job)}
 
 
-def _chain(job: Job) -> Iterator[os.stat_result]:
+def _chain(job: Job) -> Iterator[tuple[int, int]]:
     if not job.image.is_file():
         return
     # what is wrong with the image its own injection says
-    with contextlib.suppress(VmprovisionError, OSError):
-        image = job.image.resolve()
+    with (
+        contextlib.suppress(VmprovisionError, OSError),
+        open_disk_file(job.image.resolve(), write=False) as image,
+    ):
         disk_format = determine_format(image, job.source.format)
         outside = job.source.allow_backing
-        for backing in check_references(image, disk_format, allow_outside=outside):
-            yield backing.stat()
+        with open_chain(image, disk_format, allow_outside=outside, write=False) as base:
+            yield from (file.identity for file in base.files()[1:])
 
 
 def _refusal(job: Job, backed: dict[object, Job]) -> VmprovisionError | None:

@@ -1,4 +1,4 @@
-"""The directory in which vmprovision keeps what it can make again."""
+"""The directories in which vmprovision keeps what it can make again, and what it cannot."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 CACHE_VARIABLE = "VMPROVISION_CACHE"
+STATE_VARIABLE = "VMPROVISION_STATE"
 LOCK_POLL_SECONDS = 0.2
 
 
@@ -25,6 +26,14 @@ def cache_directory() -> Path:
         return Path(named).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "vmprovision"
+
+
+def state_directory() -> Path:
+    """Return ``$VMPROVISION_STATE``, else that of ``XDG_STATE_HOME``; not created."""
+    if named := os.environ.get(STATE_VARIABLE):
+        return Path(named).expanduser().absolute()
+    base = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(base) if base.startswith("/") else Path.home() / ".local/state") / "vmprovision"
 
 
 def make_private(directory: Path) -> None:

@@ -165,6 +165,14 @@ BackingOption = Annotated[
         help="Follow backing files out of the image's own folder. Only for images you trust.",
     ),
 ]
+TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-redo-log",
+        help="Merge a redo log that this user has not made on this host. Only where you know "
+        "that it is one of this very image: another one destroys it.",
+    ),
+]
 InitOption = Annotated[
     str | None,
     typer.Option(
@@ -615,14 +623,20 @@ def remove(
 
 @app.command()
 def recover(
-    image: ImageArgument, *, disk_format: FormatOption = None, as_json: JsonOption = False
+    image: ImageArgument,
+    *,
+    disk_format: FormatOption = None,
+    trust: TrustOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Complete or discard what an interrupted injection left beside the image.
 
     The next inject does the same by itself.
     """
     source = api.ImageOptions(format=disk_format)
-    outcome = _work(as_json, lambda control: api.recover(image, source=source, control=control))
+    outcome = _work(
+        as_json, lambda control: api.recover(image, source=source, control=control, trust=trust)
+    )
     sentences = {
         "nothing": "there was nothing to recover",
         "discarded": "an unfinished redo log was discarded; the image is as it was",

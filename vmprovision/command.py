@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import resource
+import selectors
 import shlex
 import subprocess
+import time
 from typing import TYPE_CHECKING
 
 from vmprovision.errors import CommandError
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STDERR_TAIL = 600
+OUTPUT_LIMIT = 4 << 20  # of each stream; what a program prints beyond it is not kept
 
 
 def run(  # noqa: PLR0913 -- one parameter for each thing that differs
@@ -27,6 +32,7 @@ def run(  # noqa: PLR0913 -- one parameter for each thing that differs
     folder: Path | None = None,
     accept: Sequence[int] = (0,),
     keep: Sequence[int] = (),
+    memory: int | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Standard output and error of a finished host program, as text in the C locale.
 
@@ -40,6 +46,7 @@ def run(  # noqa: PLR0913 -- one parameter for each thing that differs
         accept: the exit statuses that are no failure.
         keep: open files that the program holds too, so that a lock on one of them
             lives as long as the program, even where this process is killed.
+        memory: bytes of address space that the program may have.
 
     Raises:
         CommandError: the program is missing, was killed at its time limit, or
@@ -49,14 +56,11 @@ def run(  # noqa: PLR0913 -- one parameter for each thing that differs
     shown = shlex.join(words)
     log.debug("running %s", shown)
     try:
-        done = subprocess.run(  # noqa: S603 -- argument lists only, never a shell
+        process = subprocess.Popen(  # noqa: S603 -- argument lists only, never a shell
             words,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            encoding="utf-8",
-            errors="replace",
-            timeout=timeout,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             pass_fds=tuple(keep),
             cwd=folder,
             start_new_session=True,  # a terminal's Ctrl-C is for us to act upon
@@ -69,9 +73,45 @@ def run(  # noqa: PLR0913 -- one parameter for each thing that differs
         ) from exc
     except OSError as exc:
         raise CommandError(f"cannot run {words[0]}: {exc.strerror}") from exc
-    except subprocess.TimeoutExpired as exc:
-        raise CommandError(f"{words[0]} was not done after {timeout:.0f} s: {shown}") from exc
+    with process:
+        try:
+            if memory is not None:
+                with contextlib.suppress(ProcessLookupError):  # it was quicker
+                    resource.prlimit(process.pid, resource.RLIMIT_AS, (memory, memory))
+            done = _finished(process, words, timeout)
+        except subprocess.TimeoutExpired as exc:
+            raise CommandError(f"{words[0]} was not done after {timeout:.0f} s: {shown}") from exc
+        finally:
+            process.kill()
     if done.returncode not in accept:
         tail = done.stderr.strip()[-STDERR_TAIL:] or f"exit status {done.returncode}"
         raise CommandError(f"{words[0]} failed: {tail}", stderr=done.stderr)
     return done
+
+
+def _finished(
+    process: subprocess.Popen[bytes], words: Sequence[str], timeout: float
+) -> subprocess.CompletedProcess[str]:
+    """Read what a program prints until it ends; keep no more of it than the limit.
+
+    Raises:
+        subprocess.TimeoutExpired: it did not end in time.
+    """
+    deadline = time.monotonic() + timeout
+    kept = [bytearray(), bytearray()]
+    with selectors.DefaultSelector() as selector:
+        for stream, buffer in zip((process.stdout, process.stderr), kept, strict=True):
+            if stream is not None:
+                selector.register(stream, selectors.EVENT_READ, buffer)
+        while selector.get_map():
+            ready = selector.select(deadline - time.monotonic())
+            if not ready and time.monotonic() >= deadline:
+                raise subprocess.TimeoutExpired(words, timeout)
+            for key, _ in ready:
+                data = os.read(key.fd, 1 << 16)
+                if not data:
+                    selector.unregister(key.fileobj)
+                key.data.extend(data[: OUTPUT_LIMIT - len(key.data)])
+    status = process.wait(max(0.0, deadline - time.monotonic()))
+    output, errors = (bytes(buffer).decode("utf-8", "replace") for buffer in kept)
+    return subprocess.CompletedProcess(words, status, output, errors)

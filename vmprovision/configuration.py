@@ -1,7 +1,8 @@
 """The agent's configuration file in the guest: ``KEY=VALUE`` lines and ``#`` comments.
 
-The agent, systemd's ``EnvironmentFile=`` (systemd.exec(5)) and a person edit the
-same file, so values are kept to characters that mean the same to all of them.
+It is read as the agent reads it (``parse_pairs`` of its ``config``): a test sees that
+both find the same.  A person edits it too, so values that are written here are kept to
+characters that need no quotes.
 """
 
 from __future__ import annotations
@@ -17,29 +18,39 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DEFAULT_PORT = 8080
+_PORT_DIGITS = 5
 _UNIX_DOOR = re.compile(r"unix:/[^:]{1,106}(:0?[0-7]{3})?$")
 _VSOCK_DOOR = re.compile(r"vsock:(\d{1,10}:)?\d{1,10}$")
 _PLAIN = re.compile(r"[A-Za-z0-9._~:/?#\[\]@!()*+,;=%-]*$")
 _VM_ID = re.compile(r"[A-Za-z0-9._~:@+-]{1,128}$")
-_ASSIGNMENT = re.compile(rb"\s*([A-Za-z_][A-Za-z0-9_]*)\s*=(.*)$")
+_KEY = re.compile(rb"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)$")
+_COMMENT = re.compile(rb"(?:^|[ \t])#.*", re.DOTALL)
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def parse_configuration(content: bytes) -> dict[str, str]:
     """The settings that a configuration file makes; a later line wins over an earlier one."""
-    settings = {}
-    for line in content.splitlines():
-        if match := _ASSIGNMENT.match(line):
-            value = match[2].decode("utf-8", errors="replace").strip()
-            if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
-                value = value[1:-1]
-            settings[match[1].decode("ascii")] = value
-    return settings
+    lines = content.removeprefix(BYTE_ORDER_MARK).split(b"\n")
+    return dict(setting for line in lines if (setting := _parse_line(line)))
+
+
+def _parse_line(line: bytes) -> tuple[str, str] | None:
+    """The key and the value that a line sets."""
+    key, equals, value = line.partition(b"=")
+    match = _KEY.match(key.strip())
+    if not equals or not match:
+        return None
+    value = value.strip()
+    end = value.find(value[:1], 1) if value[:1] in (b"'", b'"') else -1
+    value = value[1:end] if end > 0 else _COMMENT.sub(b"", value).rstrip()
+    return match[1].decode("ascii"), value.decode(errors="replace")
 
 
 def port_in(settings: Mapping[str, str]) -> int:
     """The port that the agent takes from its settings: the default one for a wrong value."""
     value = settings.get("PORT", "")
-    return int(value) if value.isdecimal() and 0 < int(value) < 1 << 16 else DEFAULT_PORT
+    is_number = value.isascii() and value.isdecimal() and len(value) <= _PORT_DIGITS
+    return int(value) if is_number and 0 < int(value) < 1 << 16 else DEFAULT_PORT
 
 
 def update_configuration(content: bytes, changes: Mapping[str, str]) -> bytes:
@@ -47,9 +58,8 @@ def update_configuration(content: bytes, changes: Mapping[str, str]) -> bytes:
     left = dict(changes)
     current = parse_configuration(content)
     lines = []
-    for line in content.splitlines(keepends=True):
-        match = _ASSIGNMENT.match(line.rstrip(b"\r\n"))
-        key = match[1].decode("ascii") if match else ""
+    for line in re.findall(rb"[^\n]*\n|[^\n]+", content):
+        key = (_parse_line(line.removeprefix(BYTE_ORDER_MARK)) or ("",))[0]
         if key in changes and changes[key] != current.get(key):
             if key in left:
                 lines.append(f"{key}={left.pop(key)}\n".encode())

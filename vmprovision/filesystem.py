@@ -213,17 +213,17 @@ def read_all(reader: GuestReader, path: PurePosixPath, limit: int) -> bytes:
         InspectionError: it is larger than ``limit`` bytes.
     """
     content = reader.read(path, limit=limit + 1)
-    check_size(path, content, limit)
+    check_size(path, len(content), limit)
     return content
 
 
-def check_size(path: PurePosixPath, content: bytes, limit: int) -> None:
-    """Check what was read of a guest file with a limit of one byte more than this.
+def check_size(path: PurePosixPath, size: int, limit: int) -> None:
+    """Check the size of a guest file, or of what was read of it with one byte more allowed.
 
     Raises:
         InspectionError: it is larger than ``limit`` bytes.
     """
-    if len(content) > limit:
+    if size > limit:
         raise InspectionError(
             f"guest file {path} is larger than the {limit} bytes allowed for it",
             hint="move it out of the way in the guest",

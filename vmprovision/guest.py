@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vmprovision.configuration import parse_configuration
+from vmprovision.mounts import innermost
 from vmprovision.receipt import RUNTIME
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import PurePosixPath
 
     from vmprovision.filecontexts import FileContexts
+    from vmprovision.mounts import HiddenMount
     from vmprovision.receipt import Receipt
 
 InitSystem = Literal[
@@ -62,6 +64,7 @@ class Pid1:
         doubt: what in the guest contradicts itself, as a sentence; empty where nothing does.
         offered: programs that the boot menu starts if a person chooses them, each with the
             sentence that says where.
+        units: what the boot menu has systemd start, each once; None for ``default.target``.
     """
 
     program: str
@@ -70,6 +73,7 @@ class Pid1:
     is_seen: bool = True
     doubt: str = ""
     offered: tuple[tuple[str, str], ...] = ()
+    units: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,11 +177,13 @@ class InstalledAgent:
 
     Attributes:
         configuration: what ``/etc/guest-agent.conf`` holds now; empty where it is gone.
+        notes: what a person should know of the receipt, in sentences.
     """
 
     version: str
     receipt: Receipt
     configuration: bytes
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +195,7 @@ class GuestInfo:
         libc: ``glibc``, ``musl`` or ``unknown``.
         links: directories that are really elsewhere in the guest -> where they are.
         mountpoints: guest directory -> device in the appliance.
+        hidden: the guest's mounts, over directories that matter, which are not mounted here.
         agent: what is installed, or None.
         notes: what a person should know, in sentences.
     """
@@ -203,6 +210,7 @@ class GuestInfo:
     agent: InstalledAgent | None = None
     links: Mapping[PurePosixPath, PurePosixPath] = field(default_factory=dict)
     mountpoints: Mapping[str, str] = field(default_factory=dict)
+    hidden: tuple[HiddenMount, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -222,6 +230,12 @@ class GuestInfo:
             if parent in self.links:
                 return self.links[parent] / path.relative_to(parent)
         return path
+
+    def hidden_by(self, path: PurePosixPath) -> HiddenMount | None:
+        """The mount that hides what is written to a path, free of links, from the guest."""
+        hidden = {each.mount.place: each for each in self.hidden}
+        mounted = [PurePosixPath(each) for each in self.mountpoints]
+        return hidden.get(innermost(path, [*hidden, *mounted]))
 
     def as_json(self) -> dict[str, Any]:
         """The facts as ``vmprovision inspect --json`` prints them."""

@@ -1,41 +1,25 @@
-"""A disk image that is afterwards either finished or untouched: the redo log.
+"""A disk image that is afterwards either finished or untouched.
 
-All writes go to a qcow2 overlay beside the image.  Its name says where the work
-stands, and a name changes atomically:
-
-``IMAGE.vmprovision-open``
-    being written; whoever finds it later throws it away.
-``IMAGE.vmprovision-sealed-SIZE-MTIME``
-    complete and verified; the image was so large and so old when it was sealed.
-    Merging has not begun, so an image that differs by now was changed by somebody
-    else, and the redo log no longer fits it.
-``IMAGE.vmprovision-merging``
-    being merged with ``qemu-img commit``, which may be repeated any number of
-    times; the image is whole again when that has ended.
+It is locked, looked at, and written to through a redo log (``redolog.py``), which
+is merged at the end; or a new image is made of both.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import logging
 import os
-import re
 import shutil
 import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from vmprovision.command import run
-from vmprovision.diskformat import (
-    FORMATS,
-    check_image,
-    check_references,
-    determine_format,
-    named_format,
-    qcow2_references,
-)
+from vmprovision.diskchain import Layer, make_overlay, open_chain, run_qemu_img, source
+from vmprovision.diskcheck import check_image
+from vmprovision.diskfile import DiskFile, name_of, open_disk_file
+from vmprovision.diskformat import FORMATS, determine_format, named_format
 from vmprovision.errors import (
     CommandError,
     ImageError,
@@ -44,46 +28,53 @@ from vmprovision.errors import (
     ImageRecoveryError,
     ImageSpaceError,
 )
-from vmprovision.imagelock import image_lock
+from vmprovision.hostkey import host_key
+from vmprovision.redolog import (
+    MERGE_SECONDS,
+    MERGING,
+    SEALED,
+    RedoLog,
+    create_redo_log,
+    find_redo_log,
+    remove_unfinished,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from vmprovision.progress import Control
 
 log = logging.getLogger(__name__)
 
-OPEN = ".vmprovision-open"
-SEALED = ".vmprovision-sealed"
-MERGING = ".vmprovision-merging"
 # What an injection writes is below 8 MiB; a filesystem's journal and metadata come to it.
 ROOM_NEEDED = 64 << 20
 MERGE_MARGIN = 4 << 20
-MERGE_SECONDS = 3600.0
 NAME_LIMIT = 255  # NAME_MAX of every filesystem that holds disk images
+LEAKS = 3  # what qemu-img check ends with where clusters are lost and nothing else is wrong
+PARTIAL = ".vmprovision-new"
 
 Recovery = Literal["nothing", "discarded", "merged"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenImage:
-    """An image under its lock, with the file that an appliance works on.
+    """An image under its lock, with the disk that an appliance works on.
 
     Attributes:
         path: the image, links resolved.
-        format: its disk format.
-        drive: what to give to the appliance: the redo log, or the image to read.
-        drive_format: the format of ``drive``.
-        lock: the open file that bears the image's lock.
+        base: the image with all that it refers to.
+        layer: what to give to the appliance: the redo log over the image, or the
+            image to read.
+        redo_log: where it is to be written.
+        outside: whether its references may lead out of its folder.
         new: the image that ``commit`` writes instead, or None.
     """
 
     path: Path
-    format: str
-    drive: Path
-    drive_format: str
-    lock: int
+    base: Layer
+    layer: Layer
+    outside: bool = False
+    redo_log: RedoLog | None = None
     new: Path | None = None
 
     def commit(self, control: Control) -> None:
@@ -91,17 +82,20 @@ class OpenImage:
 
         Raises:
             ImageSpaceError: the host has no room; the image is as it was.
+            ImageReplacedError: another file has taken the image's path.
             ImageRecoveryError: merging was interrupted; ``recover`` completes it.
         """
         if self.new is not None:
             control.step("writing the new image")
             named = named_format(self.new)
-            _write_new(self.drive, self.new, named if named in FORMATS else self.format)
-            return
-        control.step("merging the redo log")
-        with _host_failures(self.path):
-            _require_room(self.path, self.drive.stat().st_blocks * 512 + MERGE_MARGIN)
-            _merge(_seal(self.path, self.drive), self.path, self.format, self.lock)
+            _write_new(self, self.new, named if named in FORMATS else self.base.format)
+        elif self.redo_log is not None:
+            control.step("merging the redo log")
+            with _host_failures(self.path):
+                written = os.fstat(self.layer.file.handle).st_blocks * 512
+                _require_room(self.path, written + MERGE_MARGIN)
+                self.redo_log.seal(self.base, outside=self.outside)
+                self.redo_log.merge(self.base)
 
 
 @contextlib.contextmanager
@@ -132,28 +126,25 @@ def open_image(  # noqa: PLR0913 -- the caller's options, each of its own kind
     """
     control.step("checking the image")
     image = _existing(path)
-    if write and output is None:
+    in_place = write and output is None
+    if in_place:
         _require_writable(image)
     if output is not None:
         _require_absent(output)
     if write:
         _require_short_name(output or image)
-    with contextlib.ExitStack() as locks:
+    with contextlib.ExitStack() as stack:
         with _host_failures(image):
-            lock = locks.enter_context(image_lock(image, write=write and output is None))
-            disk_format = determine_format(image, stated_format)
-            for backing in check_references(image, disk_format, allow_outside=allow_outside):
-                locks.enter_context(image_lock(backing, write=False))
+            file = stack.enter_context(open_disk_file(image, write=in_place))
+            disk_format = determine_format(file, stated_format)
+            base = stack.enter_context(
+                open_chain(file, disk_format, allow_outside=allow_outside, write=in_place)
+            )
             if write:
-                opened = _to_write(image, disk_format, output, lock)
+                opened = _to_write(stack, base, output, outside=allow_outside)
             else:
-                opened = _to_read(image, disk_format, lock)
-        try:
-            yield opened
-        finally:
-            if write:
-                with contextlib.suppress(OSError):  # the next run throws it away
-                    opened.drive.unlink()
+                opened = _to_read(stack, base)
+        yield opened
 
 
 @contextlib.contextmanager
@@ -165,30 +156,47 @@ def _host_failures(image: Path) -> Iterator[None]:
         kind = ImageSpaceError if exc.errno in (errno.ENOSPC, errno.EDQUOT) else ImageError
         raise kind(
             f"{image} cannot be worked on: {exc.strerror} ({exc.filename or 'host'})",
-            hint="mend the cause and run the command again",
+            hint="remove the cause and run the command again",
         ) from exc
 
 
-def create_throwaway(disk: Path, image: OpenImage) -> None:
+@contextlib.contextmanager
+def create_throwaway(disk: Path, image: OpenImage) -> Iterator[Layer]:
     """Make an overlay over an open image, to be written and thrown away.
 
     Raises:
         ImageError: it cannot be made.
     """
-    _create_overlay(disk, image.drive, image.drive_format)
+    with _host_failures(image.path):
+        handle = os.open(disk, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        file = DiskFile(path=disk, handle=handle)
+        make_overlay(file, image.layer)
+        yield Layer(file=file, format="qcow2", backing=image.layer)
+    finally:
+        os.close(handle)
 
 
-def recover_image(path: Path, *, stated_format: str | None, control: Control) -> Recovery:
-    """What became of an interrupted injection: its redo log merged, or thrown away.
+def recover_image(
+    path: Path, *, stated_format: str | None, control: Control, trust: bool = False
+) -> Recovery:
+    """Return what became of an interrupted injection: its redo log merged, or thrown away.
+
+    Args:
+        path: the image.
+        stated_format: the disk format, where the caller says so.
+        control: progress and cancellation.
+        trust: merge a redo log though this user has not sealed it on this host.
 
     Raises:
-        ImageRecoveryError: the image was changed since, so the redo log does not fit.
+        ImageRecoveryError: the image was changed since, so the redo log does not fit,
+            or it is none of ours.
     """
     control.step("looking for a redo log")
     image = _existing(path)
     _require_writable(image)
-    with image_lock(image, write=True) as lock, _host_failures(image):
-        return _recover(image, determine_format(image, stated_format), lock)
+    with _host_failures(image), open_disk_file(image, write=True) as file:
+        return _recover(file, determine_format(file, stated_format), trust=trust)
 
 
 def is_being_merged(path: Path) -> bool:
@@ -243,169 +251,68 @@ def _require_short_name(image: Path) -> None:
         )
 
 
-def _to_read(image: Path, disk_format: str, lock: int) -> OpenImage:
+def _to_read(stack: contextlib.ExitStack, base: Layer) -> OpenImage:
     """The image to read: through the finished redo log of an interrupted run, if there is one."""
-    pending = _pending(image)
+    image = base.file.path
+    pending = stack.enter_context(find_redo_log(base.file, base.format))
     if pending is None:
-        check_image(image, disk_format)
-        return OpenImage(
-            path=image, format=disk_format, drive=image, drive_format=disk_format, lock=lock
-        )
+        check_image(base)
+        return OpenImage(path=image, base=base, layer=base)
     log.warning("%s: reading through the redo log of an interrupted run", image)
-    return OpenImage(path=image, format=disk_format, drive=pending, drive_format="qcow2", lock=lock)
+    return OpenImage(path=image, base=base, layer=pending.over(base))
 
 
-def _to_write(image: Path, disk_format: str, output: Path | None, lock: int) -> OpenImage:
+def _to_write(
+    stack: contextlib.ExitStack, base: Layer, output: Path | None, *, outside: bool
+) -> OpenImage:
     """The image behind a new redo log, what an interrupted run left dealt with."""
     if output is None:
-        _recover(image, disk_format, lock)
-    elif _pending(image):
-        raise _interrupted(image)
-    check_image(image, disk_format)
-    beside = output.absolute() if output else image
-    redo_log = beside.with_name(beside.name + OPEN)
-    _create_overlay(redo_log, image, disk_format)
+        host_key()  # without it nothing can be sealed
+        _recover(base.file, base.format)
+    else:
+        with find_redo_log(base.file, base.format) as pending:
+            if pending is not None:
+                raise _interrupted(base.file.path)
+    check_image(base)
+    beside = output.absolute() if output else base.file.path
+    _require_room(beside, ROOM_NEEDED)
+    redo_log = stack.enter_context(create_redo_log(beside, base))
+    if output is not None:
+        _require_absent(output)  # now that nobody else makes it
     return OpenImage(
-        path=image, format=disk_format, drive=redo_log, drive_format="qcow2", lock=lock, new=output
+        path=base.file.path,
+        base=base,
+        layer=redo_log.over(base),
+        outside=outside,
+        redo_log=redo_log,
+        new=output.absolute() if output else None,
     )
 
 
-def _create_overlay(redo_log: Path, image: Path, disk_format: str) -> None:
-    _require_room(redo_log, ROOM_NEEDED)
-    redo_log.unlink(missing_ok=True)
-    try:
-        run(
-            [
-                *("qemu-img", "create", "-q", "-f", "qcow2", "-F", disk_format),
-                *("-b", _unlocked(image, disk_format), redo_log),
-            ],
-            timeout=60,
-        )
-        redo_log.chmod(0o600)
-    except CommandError as exc:
-        redo_log.unlink(missing_ok=True)
-        raise ImageError(f"no redo log can be made for {image}: {exc.message}") from exc
-
-
-def _unlocked(image: Path, disk_format: str) -> str:
-    """The image as QEMU is to open it: by this format, and not locked, since we hold the lock."""
-    file = {"driver": "file", "filename": str(image), "locking": "off"}
-    return _json_name({"driver": disk_format, "file": file})
-
-
-def _json_name(described: dict[str, Any]) -> str:
-    return "json:" + json.dumps(described, ensure_ascii=False)
-
-
-def _seal(image: Path, redo_log: Path) -> Path:
-    """Rename the complete redo log so that it says which image it is for, durably."""
-    status = image.stat()
-    sealed = image.with_name(f"{image.name}{SEALED}-{status.st_size}-{status.st_mtime_ns}")
-    handle = os.open(redo_log, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    redo_log.rename(sealed)
-    _sync_directory(image.parent)
-    return sealed
-
-
-def _merge(sealed: Path, image: Path, disk_format: str, lock: int) -> None:
-    _require_same_format(sealed, image, disk_format)
-    merging = image.with_name(image.name + MERGING)
-    sealed.rename(merging)
-    _sync_directory(image.parent)
-    overlay = {
-        "driver": "qcow2",
-        "file": {"driver": "file", "filename": str(merging)},
-        "backing": {
-            "driver": disk_format,
-            "file": {"driver": "file", "filename": str(image), "locking": "off"},
-        },
-    }
-    try:
-        run(
-            ["qemu-img", "commit", "-q", "-d", _json_name(overlay)],
-            timeout=MERGE_SECONDS,
-            keep=[lock],  # should this process be killed, nobody else gets the image until it ends
-        )
-    except CommandError as exc:
-        raise ImageRecoveryError(
-            f"merging the redo log into {image} was interrupted: {exc.message}",
-            hint=f"mend the cause, then run `vmprovision recover {image}`; "
-            "until then the image must not be used",
-        ) from exc
-    merging.unlink()
-    _sync_directory(image.parent)
-
-
-def _require_same_format(redo_log: Path, image: Path, disk_format: str) -> None:
-    """Refuse to merge as another format than the redo log was made for.
-
-    A person may say ``--format raw`` of anything, and merging would then write
-    over the image's own header.
-    """
-    backing = qcow2_references(redo_log).backing or ""
-    made_for = json.loads(backing.removeprefix("json:") or "{}").get("driver")
-    if made_for != disk_format:
-        raise ImageRecoveryError(
-            f"the redo log of {image} was made for a {made_for} image, not for {disk_format}",
-            hint=f"state the true format: --format {made_for}",
-        )
-
-
-def _recover(image: Path, disk_format: str, lock: int) -> Recovery:
-    outcome: Recovery = "nothing"
-    leftover = image.with_name(image.name + OPEN)
-    if leftover.exists():  # we hold the image's lock, so nobody is writing it any more
-        log.warning("%s: throwing away the unfinished redo log of an interrupted run", image)
-        leftover.unlink()
-        outcome = "discarded"
-    pending = _pending(image)
-    if pending is None:
-        return outcome
-    log.warning("%s: completing an interrupted injection", image)
-    _merge(pending, image, disk_format, lock)
+def _recover(image: DiskFile, disk_format: str, *, trust: bool = False) -> Recovery:
+    # we hold the image's lock, so nobody is writing it any more
+    outcome: Recovery = "discarded" if remove_unfinished(image.path) else "nothing"
+    with find_redo_log(image, disk_format, trust=trust) as pending:
+        if pending is None:
+            return outcome
+        log.warning("%s: completing an interrupted injection", image)
+        outside = pending.record is not None and pending.record.outside
+        with open_chain(image, disk_format, allow_outside=outside, write=True) as base:
+            was_merging = pending.is_merging
+            pending.merge(base)
+            if was_merging:
+                _repair_leaks(base)
     return "merged"
 
 
-def _pending(image: Path) -> Path | None:
-    """The complete redo log beside the image, if an interrupted run left one.
-
-    Raises:
-        ImageRecoveryError: there is one, for an image that has changed since.
-    """
-    merging = image.with_name(image.name + MERGING)
-    if merging.is_symlink() or merging.exists():
-        return _ours(merging, image)
-    pattern = re.compile(re.escape(image.name + SEALED) + r"-(\d+)-(\d+)$")
-    for entry in image.parent.iterdir():
-        if match := pattern.match(entry.name):
-            status = image.stat()
-            if (int(match[1]), int(match[2])) != (status.st_size, status.st_mtime_ns):
-                raise ImageRecoveryError(
-                    f"{image} was changed after an injection was interrupted; "
-                    f"the redo log {entry.name} no longer fits it",
-                    hint=f"delete {entry} and inject again",
-                )
-            return _ours(entry, image)
-    return None
-
-
-def _ours(redo_log: Path, image: Path) -> Path:
-    """The redo log, if it is a file of this user's or of the image's owner.
-
-    In a directory that all may write to, anybody could lay one beside the image.
-    """
-    status = redo_log.lstat()
-    owners = (os.geteuid(), image.stat().st_uid)
-    if not stat.S_ISREG(status.st_mode) or status.st_uid not in owners:
-        raise ImageRecoveryError(
-            f"{redo_log} looks like a redo log of {image} and belongs to somebody else",
-            hint="delete it, if you do not know where it comes from",
-        )
-    return redo_log
+def _repair_leaks(base: Layer) -> None:
+    """Give back the clusters that the interrupted merge had allocated and not yet used."""
+    if base.format != "qcow2":
+        return
+    check = ["check", "-q", source(base)]
+    if run_qemu_img(check, [base], timeout=MERGE_SECONDS, accept=(0, LEAKS)).returncode == LEAKS:
+        log.warning("%s: giving back clusters that the interrupted merge had lost", base.file)
+        run_qemu_img([*check, "-r", "leaks"], [base], timeout=MERGE_SECONDS)
 
 
 def _interrupted(image: Path) -> ImageRecoveryError:
@@ -415,28 +322,67 @@ def _interrupted(image: Path) -> ImageRecoveryError:
     )
 
 
-def _write_new(redo_log: Path, new: Path, disk_format: str) -> None:
-    partial = new.with_name(new.name + ".vmprovision-new")
+def _write_new(image: OpenImage, new: Path, disk_format: str) -> None:
+    """Write the image with its redo log to a new file, which is nobody else's until it is whole."""
+    folder = new.with_name(new.name + PARTIAL)
     try:
-        run(
-            [
-                *("qemu-img", "convert", "-U", "-f", "qcow2", "-O", disk_format),
-                *(redo_log, partial.absolute()),
-            ],
-            timeout=MERGE_SECONDS,
-        )
-        handle = os.open(partial, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        _put_in_place(partial, new)
-        _sync_directory(new.absolute().parent)
+        with _private_folder(folder) as handle:
+            partial = Path(name_of(handle)) / new.name
+            run_qemu_img(
+                ["convert", "-O", disk_format, source(image.layer), str(partial)],
+                [image.layer],
+                timeout=MERGE_SECONDS,
+                keep=[handle],
+            )
+            written = os.open(partial, os.O_RDONLY)
+            try:
+                with contextlib.suppress(OSError):  # most have none
+                    os.removexattr(written, "system.posix_acl_access")
+                os.fchmod(written, _mode_like(image.base.file, written))
+                os.fsync(written)
+            finally:
+                os.close(written)
+            _put_in_place(partial, new)
+        _sync_directory(new.parent)
     except (CommandError, OSError) as exc:
         cause = exc.message if isinstance(exc, CommandError) else exc.strerror
-        raise ImageError(f"the new image {new} cannot be written: {cause}") from exc
+        full = isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT)
+        kind = ImageSpaceError if full or "No space left" in str(cause) else ImageError
+        raise kind(
+            f"the new image {new} cannot be written: {cause}",
+            hint="remove the cause and run the command again",
+        ) from exc
+
+
+@contextlib.contextmanager
+def _private_folder(path: Path) -> Iterator[int]:
+    """Hold open a new folder for this user alone; what a killed run left of it is removed first."""
+    _remove_folder(path)
+    path.mkdir(mode=0o700)
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        status = os.fstat(handle)
+        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            raise ImageError(f"{path} is another user's", hint="choose another --output")
+        yield handle
     finally:
-        partial.unlink(missing_ok=True)
+        os.close(handle)
+        _remove_folder(path)
+
+
+def _remove_folder(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if path.lstat().st_uid == os.geteuid():
+            shutil.rmtree(path)
+
+
+def _mode_like(old: DiskFile, new: int) -> int:
+    """The mode of an image that nobody may read who may not read the one it is made of."""
+    was, now = os.fstat(old.handle), os.fstat(new)
+    mode = was.st_mode
+    if was.st_gid != now.st_gid:  # to its group, the new image's one is like all others
+        mode &= ~0o070 | (mode & 0o007) << 3
+    return mode & now.st_mode & 0o666 | 0o600
 
 
 def _put_in_place(partial: Path, new: Path) -> None:

@@ -9,7 +9,6 @@ file, not to the process, so threads of one process keep each other out as well.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import logging
@@ -17,10 +16,9 @@ import os
 import struct
 from typing import TYPE_CHECKING
 
-from vmprovision.errors import ImageLockedError, ImageReadOnlyError
+from vmprovision.errors import ImageLockedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -32,35 +30,16 @@ _FLOCK = "hhqqi4x"  # struct flock of 64-bit Linux
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
-@contextlib.contextmanager
-def image_lock(path: Path, *, write: bool) -> Iterator[int]:
-    """Hold the image against writers, and with ``write`` against readers of QEMU's kind too.
+def take_lock(handle: int, path: Path, *, write: bool) -> None:
+    """Hold an open file against writers, and with ``write`` against readers of QEMU's kind too.
 
-    Gives the open file that bears the lock: a program that inherits it holds the
-    image as well, until both have ended.
+    The open file bears the lock: a program that inherits it holds the image as
+    well, until both have ended.
 
     Raises:
         ImageLockedError: another program holds it.
-        ImageReadOnlyError: it cannot be opened for writing.
-        OSError: it cannot be opened at all.
+        OSError: it cannot be locked, though its filesystem has locks.
     """
-    try:
-        handle = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC)
-    except OSError as exc:
-        if write and exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY):
-            raise ImageReadOnlyError(
-                f"{path} cannot be written: {exc.strerror}",
-                hint="make it writable, or write a new image with --output",
-            ) from exc
-        raise
-    try:
-        _take(handle, path, write=write)
-        yield handle
-    finally:
-        os.close(handle)
-
-
-def _take(handle: int, path: Path, *, write: bool) -> None:
     mine = [_USES + _READ, _DENIES + _WRITE] + ([_USES + _WRITE] if write else [])
     opposite = [_USES + _WRITE] + ([_DENIES + _WRITE] if write else [])
     try:

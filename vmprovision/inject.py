@@ -10,19 +10,22 @@ from __future__ import annotations
 import contextlib
 import logging
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from vmprovision.appliance.drives import drive_of
 from vmprovision.appliance.mounting import recognise_system
 from vmprovision.appliance.roots import SOLE_DISK, mount_guest
-from vmprovision.appliance.session import Drive, open_appliance
+from vmprovision.appliance.session import open_appliance
 from vmprovision.apply import apply_plan
 from vmprovision.archive import build_archive
 from vmprovision.errors import NoOperatingSystemError, PlanError
 from vmprovision.filesystem import GuestFilesystem, LocalFilesystem
 from vmprovision.image import Recovery, open_image, recover_image
 from vmprovision.inspection import explain_init, inspect_guest
+from vmprovision.inspection.layout import DIRECTORIES
 from vmprovision.labelling import AUTORELABEL
+from vmprovision.mounts import find_hidden
 from vmprovision.naming import naming
 from vmprovision.plan import Plan, is_satisfied
 from vmprovision.planning import (
@@ -47,7 +50,6 @@ from vmprovision.verify import verify_plan, verify_receipt
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
-    from pathlib import PurePosixPath
 
     from vmprovision.appliance.session import Appliance, Appliances
     from vmprovision.archive import Archive
@@ -205,8 +207,15 @@ def recover(
     *,
     source: ImageOptions = DEFAULT_IMAGE,
     control: Control | None = None,
+    trust: bool = False,
 ) -> Recovery:
     """Complete or discard what an interrupted injection left beside an image.
+
+    Args:
+        image: a disk image.
+        source: how to open the image.
+        control: progress and cancellation.
+        trust: merge a redo log though this user has not sealed it on this host.
 
     Returns:
         ``nothing`` (there was nothing), ``discarded`` (an unfinished redo log) or
@@ -216,7 +225,9 @@ def recover(
         ImageRecoveryError: the redo log does not fit the image any more.
         ImageError: the image cannot be opened, locked or written.
     """
-    return recover_image(Path(image), stated_format=source.format, control=control or Control())
+    return recover_image(
+        Path(image), stated_format=source.format, control=control or Control(), trust=trust
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,8 +242,8 @@ def _plan_injection(opened: _Opened, archive: Archive, options: InjectOptions) -
     refuse_without_service(opened.guest, options)
     runtime = choose_runtime(opened.guest, options.runtime)
     planned = plan_injection(opened.guest, archive, options, runtime)
-    earlier = opened.guest.agent.receipt.entries if opened.guest.agent else ()
-    paths = dict.fromkeys([*planned.paths, *(entry.condition.path for entry in earlier)])
+    earlier = opened.guest.agent.receipt.paths if opened.guest.agent else ()
+    paths = dict.fromkeys([*planned.paths, *earlier])
     if opened.guest.selinux:
         paths |= dict.fromkeys([AUTORELABEL, opened.guest.locate(RECEIPT)])
     found = survey(paths, opened.filesystem)
@@ -241,8 +252,7 @@ def _plan_injection(opened: _Opened, archive: Archive, options: InjectOptions) -
 
 def _plan_removal(opened: _Opened) -> Plan:
     agent = opened.guest.agent
-    entries = agent.receipt.entries if agent else ()
-    found = survey([entry.condition.path for entry in entries], opened.filesystem)
+    found = survey(agent.receipt.paths if agent else (), opened.filesystem)
     return plan_removal(opened.guest, found)
 
 
@@ -385,7 +395,7 @@ def _opened(path: Path, access: _Access) -> Iterator[_Opened]:
 @contextlib.contextmanager
 def _opened_image(image: OpenImage, access: _Access, *, write: bool) -> Iterator[_Opened]:
     access.control.step("starting the appliance")
-    drive = Drive(path=image.drive, format=image.drive_format, readonly=not write)
+    drive = drive_of(image.layer, readonly=not write)
     with access.appliance([drive], control=access.control) as appliance:
         access.control.step("inspecting the guest")
         mounted = mount_guest(
@@ -395,6 +405,7 @@ def _opened_image(image: OpenImage, access: _Access, *, write: bool) -> Iterator
             mounted.filesystem,
             init=access.init,
             mountpoints=mounted.mountpoints,
+            hidden=mounted.hidden,
             notes=mounted.notes,
         )
         yield _Opened(guest=guest, filesystem=mounted.filesystem)
@@ -410,4 +421,6 @@ def _opened_directory(path: Path, access: _Access) -> Iterator[_Opened]:
                 "the directory does not hold the root filesystem of a Linux guest",
                 hint="give the directory that has /etc in it",
             )
-        yield _Opened(guest=inspect_guest(filesystem, init=access.init), filesystem=filesystem)
+        hidden, notes = find_hidden(filesystem, filesystem.root, map(PurePosixPath, DIRECTORIES))
+        guest = inspect_guest(filesystem, init=access.init, hidden=hidden, notes=notes)
+        yield _Opened(guest=guest, filesystem=filesystem)

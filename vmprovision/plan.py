@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import PurePosixPath
 
     from vmprovision.filesystem import FileStatus, GuestReader
@@ -262,15 +263,15 @@ def find_blocks(name: str, content: bytes) -> list[tuple[int, int]]:
     or the end of its own line: somebody cut it, and it is not ours to widen.
     """
     begin, end = _markers(name)
+    starts, stops = _line_offsets(content, begin), _line_offsets(content, end)
     found = []
-    position = 0
-    while (start := _find_line(content, begin, position)) >= 0:
+    stop = next(stops, None)
+    for start, following in pairwise([*starts, len(content)]):
         after = start + len(begin)
-        stop = _find_line(content, end, after)
-        following = _find_line(content, begin, after)
-        whole = stop >= 0 and (following < 0 or stop < following)
-        position = stop + len(end) if whole else after
-        found.append((start, position))
+        while stop is not None and stop < after:
+            stop = next(stops, None)
+        whole = stop is not None and stop < following
+        found.append((start, stop + len(end) if whole and stop is not None else after))
     return found
 
 
@@ -294,9 +295,11 @@ def insert_block(edit: EditBlock, content: bytes) -> bytes:
 
 def strip_blocks(name: str, content: bytes) -> bytes:
     """The content of a file without any block of this name."""
-    for start, end in reversed(find_blocks(name, content)):
-        content = content[:start] + content[end:]
-    return content
+    left, position = [], 0
+    for start, end in find_blocks(name, content):
+        left.append(content[position:start])
+        position = end
+    return b"".join([*left, content[position:]])
 
 
 def _markers(name: str) -> tuple[bytes, bytes]:
@@ -306,13 +309,12 @@ def _markers(name: str) -> tuple[bytes, bytes]:
     )
 
 
-def _find_line(content: bytes, line: bytes, start: int) -> int:
-    """The offset at which this line begins a line of its own, from start on; -1: nowhere."""
-    while (position := content.find(line, start)) >= 0:
+def _line_offsets(content: bytes, line: bytes) -> Iterator[int]:
+    """Yield each offset at which this line is a line of its own."""
+    position = -1
+    while (position := content.find(line, position + 1)) >= 0:
         if position == 0 or content[position - 1 : position] == b"\n":
-            return position
-        start = position + 1
-    return -1
+            yield position
 
 
 def describe(operation: Operation) -> dict[str, Any]:

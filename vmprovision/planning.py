@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from vmprovision.configuration import (
@@ -19,8 +20,7 @@ from vmprovision.configuration import (
     update_configuration,
 )
 from vmprovision.errors import AmbiguousInitError, PlanError, UnsupportedGuestError
-from vmprovision.guest import InitVerdict
-from vmprovision.initsystem import module_for
+from vmprovision.initsystem import module_for, ways_of
 from vmprovision.plan import (
     Condition,
     EditBlock,
@@ -37,11 +37,10 @@ from vmprovision.restoration import restorations
 from vmprovision.runtime.choice import INSTALL_PYTHON
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import PurePosixPath
+    from collections.abc import Iterable, Mapping
 
     from vmprovision.archive import Archive
-    from vmprovision.guest import GuestInfo, InitSystem
+    from vmprovision.guest import GuestInfo, InitSystem, InitVerdict
     from vmprovision.receipt import Found
     from vmprovision.runtime.choice import ChosenRuntime, RuntimeWish
 
@@ -132,8 +131,34 @@ def plan_injection(
     files += module.service_operations(service, guest.init)
     located = [replace(operation, path=guest.locate(operation.path)) for operation in files]
     receipt = guest.locate(RECEIPT)
+    refuse_hidden(guest, [*(operation.path for operation in located), receipt])
     directories: list[Operation] = list(directories_for([*(o.path for o in located), receipt]))
     return Plan(operations=(*directories, *located), notes=notes)
+
+
+# What the kernel or the init system makes anew at each boot, whatever fstab says.
+VOLATILE = tuple(PurePosixPath(path) for path in ("/dev", "/proc", "/run", "/sys", "/tmp"))  # noqa: S108 -- the guest's
+
+
+def refuse_hidden(guest: GuestInfo, paths: Iterable[PurePosixPath]) -> None:
+    """Check that the running guest will see what is written to these paths, free of links.
+
+    Raises:
+        UnsupportedGuestError: another filesystem is mounted over one of them.
+    """
+    for path in paths:
+        if hidden := guest.hidden_by(path):
+            raise UnsupportedGuestError(
+                f"guest path {path} would be hidden in the running guest: {hidden.sentence}",
+                hint=hidden.mount.advice,
+            )
+        volatile = next((each for each in VOLATILE if path.is_relative_to(each)), None)
+        if volatile:
+            raise UnsupportedGuestError(
+                f"guest path {path}, where a link of the guest leads, would be hidden in the "
+                f"running guest: {volatile} is made anew at each boot",
+                hint=f"replace the link that leads into {volatile} by a directory",
+            )
 
 
 def _service(settings: Mapping[str, str]) -> Service:
@@ -269,7 +294,7 @@ def plan_removal(guest: GuestInfo, found: Mapping[PurePosixPath, Found]) -> Plan
         for path in (RECEIPT, *LOGS)
     ]
     entries = [*unlisted, *guest.agent.receipt.entries]
-    return Plan(operations=tuple(restorations(entries, found)))
+    return Plan(operations=tuple(restorations(entries, found)), notes=guest.agent.notes)
 
 
 def render_service(init: str, port: int | None = None) -> list[tuple[Operation, bytes]]:
@@ -280,18 +305,7 @@ def render_service(init: str, port: int | None = None) -> list[tuple[Operation, 
     """
     module = module_for(init)
     service = Service(port=check_port(port if port is not None else DEFAULT_PORT))
-    verdicts = [
-        InitVerdict(
-            system=module.NAME,
-            pid1=init,
-            confidence="told",
-            evidence=(),
-            hook=hook,
-            dialect=dialect,
-        )
-        for dialect, hook in module.VARIANTS
-    ]
-    operations = [o for verdict in verdicts for o in module.service_operations(service, verdict)]
+    operations = [o for way in ways_of(module) for o in module.service_operations(service, way)]
     return [(operation, _shown(operation)) for operation in operations]
 
 

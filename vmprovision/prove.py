@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vmprovision.appliance.drives import drive_of
 from vmprovision.appliance.roots import SOLE_DISK, mount_guest
-from vmprovision.appliance.session import Drive, open_appliance
+from vmprovision.appliance.session import open_appliance
 from vmprovision.configuration import parse_configuration, port_in, update_configuration
 from vmprovision.errors import PlanError, ProofError
 from vmprovision.filesystem import Attributes
@@ -40,6 +41,7 @@ from vmprovision.workspace import workspace
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from vmprovision.appliance.drives import Drive
     from vmprovision.appliance.mounting import MountedGuest
     from vmprovision.appliance.session import Appliance
     from vmprovision.guest import GuestInfo, InstalledAgent
@@ -137,9 +139,9 @@ def prove(
             allow_outside=source.allow_backing,
         ) as opened,
         workspace("proof") as folder,
+        create_throwaway(folder / "throwaway.qcow2", opened) as layer,
     ):
-        disk = folder / "throwaway.qcow2"
-        create_throwaway(disk, opened)
+        disk = drive_of(layer)
         subject = _prepare(disk, folder, options, source, control)
         return _boot_and_check(path, disk, subject, options, control)
 
@@ -156,11 +158,11 @@ class _Subject:
 
 
 def _prepare(
-    disk: Path, folder: Path, options: ProofOptions, source: ImageOptions, control: Control
+    disk: Drive, folder: Path, options: ProofOptions, source: ImageOptions, control: Control
 ) -> _Subject:
     """Inspect the copy, point its agent at our manager, and fetch what boots it."""
     control.step("starting the appliance")
-    with open_appliance([Drive(path=disk, format="qcow2")], control=control) as appliance:
+    with open_appliance([disk], control=control) as appliance:
         control.step("preparing a throwaway copy")
         mounted = mount_guest(appliance, wanted=source.root, readonly=False, disk=SOLE_DISK)
         guest = inspect_guest(mounted.filesystem, mountpoints=mounted.mountpoints)
@@ -239,7 +241,7 @@ def _kernel_root(device: str) -> str:
 
 
 def _boot_and_check(
-    path: Path, disk: Path, subject: _Subject, options: ProofOptions, control: Control
+    path: Path, disk: Drive, subject: _Subject, options: ProofOptions, control: Control
 ) -> ProofReport:
     begun = time.monotonic()
     deadline = begun + options.timeout
@@ -248,7 +250,6 @@ def _boot_and_check(
         ReportListener() as listener,
         boot(
             disk,
-            "qcow2",
             source=subject.boot,
             agent_port=port,
             manager=listener.address,

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmprovision.errors import PlanError
-from vmprovision.filesystem import check_size
+from vmprovision.filesystem import PERMISSIONS, check_size
 from vmprovision.labelling import AUTORELABEL, find_labels, request_relabelling
 from vmprovision.plan import (
     FILE_LIMIT,
@@ -67,7 +67,7 @@ def look_at(path: PurePosixPath, reader: GuestReader) -> Found:
     content = None
     if status.kind == "file":
         status, content = reader.load(path, limit=FILE_LIMIT + 1)
-        check_size(path, content, FILE_LIMIT)
+        check_size(path, len(content), FILE_LIMIT)
     return Found(
         kind=status.kind,
         mode=status.mode,
@@ -139,7 +139,9 @@ def with_receipt(
     operations = [labels.give(operation) for operation in first]
     operations += [*stale, *requests]
     operations += [labels.give(o) for o in (*rest[:-1], written, *rest[-1:])]
-    return Plan(operations=tuple(operations), notes=(*plan.notes, *notes))
+    notes += _notes_on_modes(wanted, earlier, found)
+    claims = guest.agent.notes if guest.agent else ()
+    return Plan(operations=tuple(operations), notes=(*plan.notes, *claims, *notes))
 
 
 def _is_wanted(
@@ -159,12 +161,35 @@ def _before(
 ) -> Found:
     """What stood at a path before the *first* injection, and where its content is kept."""
     entry = earlier.entry_for(path) if earlier else None
-    return entry.before if entry else set_aside(found[path], folder)
+    if entry is None:
+        return set_aside(found[path], folder)
+    _refuse_forgeable(entry)
+    return entry.before
 
 
 def set_aside(found: Found, folder: PurePosixPath) -> Found:
-    """The same, its content to be kept in this folder under its hash."""
-    return replace(found, kept=folder / str(found.sha256)) if found.sha256 else found
+    """The same, its content to be kept in this folder under its hash.
+
+    A receipt has no set-user-id, set-group-id or sticky bit: it would not be believed.
+    """
+    if found.sha256 is None or found.mode is None:
+        return found
+    return replace(found, kept=folder / found.sha256, mode=found.mode & PERMISSIONS)
+
+
+def _notes_on_modes(
+    operations: Iterable[Operation],
+    earlier: Receipt | None,
+    found: Mapping[PurePosixPath, Found],
+) -> list[str]:
+    """Which files are set aside with less than they have."""
+    return [
+        f"guest path {path} has mode {what.mode:04o}: `remove` brings it back without its "
+        "set-user-ID, set-group-ID and sticky bits"
+        for path, what in ((o.path, found[o.path]) for o in operations)
+        if what.kind == "file" and what.mode is not None and what.mode & ~PERMISSIONS
+        if earlier is None or earlier.entry_for(path) is None
+    ]
 
 
 def _stale_entries(earlier: Receipt | None, receipt: Receipt) -> list[Entry]:
@@ -220,44 +245,70 @@ def restoration(entry: Entry, now: Found, found: Mapping[PurePosixPath, Found]) 
         PlanError: the set-aside content is gone or was changed.
     """
     path, before = entry.condition.path, entry.before
-    if entry.condition.kind == "block" and now.kind == "file" and now.content is not None:
-        bare = strip_blocks(entry.condition.name or "", now.content)
-        if before.kind == "absent" and not _is_ours_alone(bare):
-            return [EditBlock(path=path, name=entry.condition.name or "", content=b"")]
-        if before.kind == "file" and not _same_lines(bare, before):
-            # somebody edited the file after the injection: their lines stay
-            return [EditBlock(path=path, name=entry.condition.name or "", content=b"")]
+    if before.kind == "directory" or (before.kind != "absent" and _is_as_before(now, before)):
+        return []
+    if entry.condition.kind == "block" and _has_other_lines(entry, now):
+        return [EditBlock(path=path, name=entry.condition.name or "", content=b"")]
     if before.kind == "absent":
         return [Remove(path=path)]
+    uid, gid = before.uid or 0, before.gid or 0
     if before.kind == "symlink":
-        return [
-            Symlink(
-                path=path,
-                target=before.target or "",
-                uid=before.uid or 0,
-                gid=before.gid or 0,
-                label=before.label,
-            )
-        ]
-    if before.kind == "directory":
-        return []
+        target = before.target or ""
+        return [Symlink(path=path, target=target, uid=uid, gid=gid, label=before.label)]
+    content = _content_before(entry, now, found)
+    mode = before.mode or 0
+    return [WriteFile(path=path, content=content, mode=mode, uid=uid, gid=gid, label=before.label)]
+
+
+def _has_other_lines(entry: Entry, now: Found) -> bool:
+    """Whether a file with a block of ours was edited since: then those lines stay."""
+    if now.content is None:
+        return False
+    bare = strip_blocks(entry.condition.name or "", now.content)
+    if entry.before.kind == "absent":
+        return not _is_ours_alone(bare)
+    return entry.before.kind == "file" and not _same_lines(bare, entry.before)
+
+
+def _content_before(entry: Entry, now: Found, found: Mapping[PurePosixPath, Found]) -> bytes:
+    """What was in a file, by its copy, or by the file itself where it has not changed."""
+    _refuse_forgeable(entry)
+    before = entry.before
     kept = found.get(before.kept, ABSENT) if before.kept else ABSENT
-    if kept.sha256 != before.sha256 or kept.content is None:
+    for what in (kept, now):
+        if what.sha256 == before.sha256 and what.content is not None:
+            return what.content
+    raise PlanError(
+        f"what stood at guest path {entry.condition.path} cannot be restored: its copy "
+        f"{before.kept} is missing or was changed",
+        hint="restore the image from its own backup",
+    )
+
+
+def _is_as_before(now: Found, before: Found) -> bool:
+    """Whether all is there that a receipt says was there."""
+
+    def compared(what: Found) -> Found:
+        mode = what.mode if what.mode is None else what.mode & PERMISSIONS
+        label = what.label if before.label is not None else None
+        return replace(what, mode=mode, label=label, content=None, kept=None)
+
+    return compared(now) == compared(before)
+
+
+def _refuse_forgeable(entry: Entry) -> None:
+    """Refuse to put into a directory of root's what others than root could have written.
+
+    Raises:
+        PlanError: the receipt says so of this path.
+    """
+    if entry.before.kind == "file" and entry.before.sha256 is None:
         raise PlanError(
-            f"what stood at guest path {path} cannot be restored: its copy "
-            f"{before.kept} is missing or was changed",
-            hint="restore the image from its own backup",
+            f"what stood at guest path {entry.condition.path} is not restored: others than root "
+            "can write the receipt that describes it, and not that directory",
+            hint=f"give {RECEIPT.parent} and the directories above it to root if nobody else "
+            "could change them so far",
         )
-    return [
-        WriteFile(
-            path=path,
-            content=kept.content,
-            mode=before.mode or 0,
-            uid=before.uid or 0,
-            gid=before.gid or 0,
-            label=before.label,
-        )
-    ]
 
 
 def _is_ours_alone(bare: bytes) -> bool:

@@ -13,6 +13,7 @@ sys.path.insert(0, sys.argv[1])
 
 from guest_agent import (
     addresses,
+    compat,
     config,
     delivery,
     exposition,
@@ -24,6 +25,9 @@ from guest_agent import (
     metrics,
 )
 
+CONFIGURATION = (
+    b"A=1\r\nVM_ID='x y' # c\nPORT=x\nbad\n#c\nexport\tB=\"q\"\nINTERFACE=\xff \xc2\xa0 #"
+)
 ACCEPTS = (
     "*/*",
     "text/plain",
@@ -65,6 +69,8 @@ class Collect(object):
     def changed(self, subject, text):
         self.lines.append(text)
 
+    limited = warning
+
 
 def main():
     show("floats", [0.0, 0.1, 1.0, 99.95, 33.333333, -2.5, 1e14, float("inf"), 100.0 / 3])
@@ -99,12 +105,13 @@ def main():
             if b"guest_agent_build" not in line and b"node_time" not in line:
                 show(directory, line)
     for accept in ACCEPTS:
-        show(accept, http.is_preferred([accept.encode()], http.EXPOSITION, http.JSON))
+        show(accept, http.likes_exposition([accept.encode()]))
+    show("environment", [compat.getenv("PORTABLE"), compat.getenv("PORTABLE_BAD") in (None, "w?b")])
     show("process", guest.parse_process(b"7 (a) (b c)) S 1 7 7 0"))
     show("quote", delivery.quote("web 1/../\\x"))
     show("status", [delivery.parse_status(b"HTTP/1.1 100 C\r\n\r\nHTTP/1.1 204 N\r\n")])
     collect = Collect()
-    pairs = config.parse_pairs("A=1\r\nVM_ID='x y' # c\nPORT=x\nbad\n#c\nexport B=\"q\"", collect)
+    pairs = list(config.parse_pairs(CONFIGURATION, collect))
     show("pairs", pairs)
     settings = config.parse_settings(pairs, collect)
     show("settings", [settings.vm_id, settings.port, collect.lines])

@@ -67,7 +67,7 @@ PRODUCT = {"sys/class/dmi/id/product_uuid": UUID.upper() + "\n"}
 def identify(root: Path, text: str = "") -> tuple[dict[str, Any], list[str]]:
     """What the agent knows of itself on such a machine with such a configuration, and its log."""
     collect = Collect()
-    settings = config.parse_settings(config.parse_pairs(text, collect), collect)
+    settings = config.parse_settings(config.parse_pairs(text.encode(), collect), collect)
     known = identity.Identity(str(root), f"{root}/proc", collect)
     known.complete(settings)
     return settings.identity, collect.lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,9 @@ def test_files_that_are_not_as_they_should_be() -> None:
     found = figures(ODD)
     assert set(found["disks"]) == {"sdc"}
     assert set(found["networks"]) == {'q"\\'}
-    for name in ("cpu_usage_percent", "cpus", "load_average", "memory_total_kb", "pressure"):
+    for name in ("cpu_usage_percent", "cpus", "load_average", "memory_total_kb"):
         assert found[name] is None
+    assert found["pressure"] == {"io": {"some": {"total_us": 5}}}
     assert found["swap_total_kb"] == 7
     text = b"".join(exposition.render(ODD, "/nowhere", None)).decode()
     assert 'node_network_receive_bytes_total{device="q\\"\\\\"} 1\n' in text
@@ -93,6 +95,121 @@ def test_only_local_file_systems_are_asked() -> None:
         "/run": False,
         "/mnt/farther": False,
     }
+
+
+SANDBOX = """\
+22 1 254:1 / / ro,relatime shared:1 - ext4 /dev/vda1 rw
+23 22 0:21 / /proc rw - proc proc rw
+24 22 0:22 / /run rw,nosuid - tmpfs tmpfs rw,size=100k
+25 22 254:1 /home /home ro,relatime - ext4 /dev/vda1 rw
+26 25 254:2 / /home rw,relatime - xfs /dev/vdb rw
+27 22 254:1 /root /root ro,relatime - ext4 /dev/vda1 rw
+28 24 0:22 /user /run/user ro - tmpfs tmpfs rw,size=100k
+29 28 0:30 / /run/user/1000 rw - tmpfs tmpfs rw,size=10k
+30 22 0:31 / /tmp rw - tmpfs tmpfs rw
+31 30 0:31 /systemd-private-ab-guest-agent.service-cd/tmp /tmp rw - tmpfs tmpfs rw
+32 22 254:1 /var/tmp/systemd-private-ab-guest-agent.service-ef/tmp /var/tmp rw - ext4 /dev/vda1 rw
+33 22 0:22 /systemd/inaccessible/dir /usr/lib/modules ro - tmpfs tmpfs rw,size=100k
+34 24 0:22 /systemd/propagate/guest-agent.service /run/systemd/incoming ro - tmpfs tmpfs rw
+35 24 0:40 / /run/private ro - tmpfs tmpfs ro,mode=755
+36 35 0:22 /private/guest-agent /run/private/guest-agent rw - tmpfs tmpfs rw
+37 24 0:41 / /run/credentials/guest-agent.service ro - tmpfs tmpfs rw
+38 22 254:3 / /srv rw - ext4 /dev/vdc rw
+39 38 0:22 /systemd/inaccessible/dir /srv ro - tmpfs tmpfs rw
+40 22 254:1 /var/lib/web /var/www rw - ext4 /dev/vda1 rw
+41 22 254:4 / /covered rw - ext4 /dev/vdd rw
+42 41 7:0 / /covered ro - squashfs /dev/loop0 ro
+43 22 0:50 /@ /pool rw - btrfs /dev/vde rw,subvol=/@
+44 43 0:50 /@home /pool/home rw - btrfs /dev/vde rw,subvol=/@home
+45 43 0:50 /@/inner /pool/inner ro - btrfs /dev/vde rw,subvol=/@
+"""
+
+
+def test_a_sandbox_is_seen_through(tmp_path: Path) -> None:
+    """What systemd mounts for its services only is left out, and so is what lies below it."""
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self/mountinfo").write_text(SANDBOX)
+    found = [(device, point) for device, point, *_ in kernel.file_systems(str(tmp_path), "/none")]
+    assert found == [
+        ("/dev/vda1", "/"),
+        ("tmpfs", "/run"),
+        ("/dev/vdb", "/home"),
+        ("tmpfs", "/run/user/1000"),
+        ("tmpfs", "/tmp"),  # noqa: S108 -- a line of the table
+        ("/dev/vda1", "/var/www"),
+        ("/dev/vde", "/pool"),
+        ("/dev/vde", "/pool/home"),
+    ]
+
+
+def test_mounts_upon_each_other_in_a_circle(tmp_path: Path) -> None:
+    """A table that no kernel writes ends as well."""
+    (tmp_path / "self").mkdir()
+    lines = ["7 8 8:1 / /a rw - ext4 /dev/a rw\n", "8 7 8:1 / /a rw - ext4 /dev/b rw\n"]
+    (tmp_path / "self/mountinfo").write_text("".join(lines + lines))
+    assert len(list(kernel.file_systems(str(tmp_path), "/none"))) == 2
+
+
+@pytest.mark.parametrize("table", ["self/mountinfo", "mounts"])
+def test_mounts_without_a_source(tmp_path: Path, table: str) -> None:
+    """They are listed, and what is below one that may hang is not."""
+    (tmp_path / "self").mkdir()
+    mounts = [("/dev/a", "/", "ext4"), ("", "/empty", "tmpfs"), ("", "/fuse", "fuse.sshfs")]
+    mounts += [("/dev/b", "/empty/inner", "xfs"), ("/dev/c", "/fuse/inner", "xfs")]
+    form = "9 1 8:1 / {1} rw shared:1 - {2} {0} rw\n" if "info" in table else "{0} {1} {2} rw 0 0\n"
+    (tmp_path / table).write_text("".join(form.format(*mount) for mount in mounts))
+    found = [(device, point) for device, point, *_ in kernel.file_systems(str(tmp_path), "/none")]
+    assert found == [("/dev/a", "/"), ("", "/empty"), ("/dev/b", "/empty/inner")]
+
+
+def test_figures_that_no_machine_has(tmp_path: Path) -> None:
+    """Free swap beyond all, endless uptimes and numbers of a thousand digits spoil nothing else."""
+    many = "9" * 5000
+    (tmp_path / "meminfo").write_text(
+        f"MemTotal: 10 kB\nMemFree: 4 kB\nBuffers: {many} kB\nSwapTotal: 5 kB\n"
+        f"SwapFree: 18446744073709551488 kB\nMemTotal: 9 kB\nION-heap: 5 kB\nNode 0 Mem: 5 kB\n"
+        "Active(anon): 3 kB\nActive_anon: 4 kB\n"
+    )
+    (tmp_path / "loadavg").write_text("0.5 nan 1e999 1/2 3\n")
+    (tmp_path / "vmstat").write_text("pgfault 1\npgfault 2\npgmaj-fault 5\npgpgin\npgpgout 7\n")
+    (tmp_path / "stat").write_text(
+        f"cpu {many} 1 2 3\ncpu0 1 0 1 2\ncpu0 1 0 1 2\nintr 3\nintr 4\n"
+    )
+    for uptime in ("nan", "inf", "-5.0", "1e400", many, "x"):
+        (tmp_path / "uptime").write_text(f"{uptime} 3.00\n")
+        found = figures(str(tmp_path))
+        assert found["uptime_seconds"] is None
+    assert (found["swap_total_kb"], found["swap_used_kb"]) == (5, 0)
+    assert (found["memory_total_kb"], found["memory_used_kb"]) == (9, 5)
+    assert (found["load_average"], found["load_average_5"]) == (0.5, None)
+    assert (found["cpu_usage_percent"], found["cpus"]) == (None, {"cpu0": 50.0})
+    text = b"".join(exposition.render(str(tmp_path), "/nowhere", None)).decode()
+    samples = [line.split(" ")[0] for line in text.splitlines() if line[0] != "#"]
+    assert len(samples) == len(set(samples))
+    names = [line.split(" ")[2] for line in text.splitlines() if line.startswith("# TYPE")]
+    assert len(names) == len(set(names))
+    assert not [name for name in names if not re.fullmatch("[a-zA-Z_][a-zA-Z0-9_]*", name)]
+    assert "node_memory_Active_anon_bytes 3072\n" in text
+    assert "node_vmstat_pgpgout 7\n" in text
+
+
+def test_a_mount_point_that_is_no_text(tmp_path: Path) -> None:
+    """Its size is found by the bytes that it has; JSON and Prometheus get question marks."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    names = [b"caf\xe9", b"caf\xc3\xa9", b"a\\134b", b"a\\777b", b"a\\000b"]
+    for name in (b"caf\xe9", b"caf\xc3\xa9", b"a\\b"):
+        (tmp_path / os.fsdecode(name)).mkdir()
+    lines = [
+        b"1%d 1 8:%d / /%s rw - ext4 /dev/a rw\n" % (n, n, name) for n, name in enumerate(names)
+    ]
+    (tmp_path / "proc/self/mountinfo").write_bytes(b"".join(lines))
+    found = list(kernel.file_systems(str(tmp_path / "proc"), str(tmp_path)))
+    assert [each[1] for each in found] == ["/caf?", "/caf\xe9", "/a\\b", "/a?b", "/a\0b"]
+    assert [each[4] is None for each in found] == [False, False, False, True, True]
+    assert (
+        figures(str(tmp_path / "proc"), str(tmp_path))["file_systems"][1]["mountpoint"]
+        == "/caf\xe9"
+    )
 
 
 def test_file_systems_of_this_host() -> None:
@@ -162,12 +279,28 @@ def test_lines_are_those_of_the_file(tmp_path: Path, size: int) -> None:
         ("xvda1", False),
         ("nvme0n1", True),
         ("nvme0n1p2", False),
+        ("nvme3c33n1", False),
+        ("mmcblk0p1", False),
+        ("mmcblk0boot0", True),
+        ("md127p1", False),
+        ("nbd15p2", False),
+        ("loop0p1", False),
+        ("rbd0p1", False),
+        ("pmem0p1", False),
+        ("cciss/c0d0", True),
+        ("cciss/c0d0p1", False),
+        ("dasda", True),
+        ("dasda1", False),
+        ("ubda1", False),
+        ("drbd0", True),
+        ("bcache0", True),
+        ("mtdblock0", True),
         ("mmcblk0", True),
         ("dm-0", True),
         ("md127", True),
         ("loop3", False),
         ("ram0", False),
-        ("zram0", True),
+        ("zram0", False),
         ("sr0", True),
     ],
 )

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SCRIPT = Path(__file__).parent / "portable.py"
 SAMPLES = Path(__file__).parent / "samples"
+# Services have no locale, where an old CPython decodes ASCII only.
+SERVICE = {"LC_ALL": "C", "PORTABLE": "w\xe9b", "PORTABLE_BAD": "w\udce9b"}
 
 
 def run_script(argv: tuple[str, ...], folder: Path) -> str:
@@ -31,7 +33,7 @@ def run_script(argv: tuple[str, ...], folder: Path) -> str:
         text=True,
         timeout=60,
         check=False,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **SERVICE},
     )
     assert run.returncode == 0, run.stderr
     return run.stdout
@@ -43,6 +45,7 @@ def test_results_do_not_depend_on_the_interpreter(interpreter: Interpreter, tmp_
     shutil.copytree(SOURCE, tmp_path / "guest_agent", ignore=unwanted)
     expected = run_script((sys.executable, "-S", "-E", "-s"), tmp_path)
     assert len(expected.splitlines()) > 20
+    assert 'environment ["w\\u00e9b",true]\n' in expected
     assert run_script(interpreter.argv, tmp_path) == expected
 
 

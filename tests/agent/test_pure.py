@@ -452,7 +452,7 @@ def test_the_cgroup_that_says_most(text: str, path: str | None) -> None:
 def parse(text: str) -> tuple[config.Settings, list[str]]:
     """Settings and log lines from a configuration text."""
     collect = Collect()
-    settings = config.parse_settings(config.parse_pairs(text, collect), collect)
+    settings = config.parse_settings(config.parse_pairs(text.encode(), collect), collect)
     return settings, collect.lines
 
 

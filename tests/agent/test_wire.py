@@ -8,6 +8,7 @@ import random
 import re
 import socket
 import time
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,6 +193,7 @@ def test_head_has_the_headers_of_get_and_no_body(agent: Agent) -> None:
     assert int(taken[0].headers["content-length"]) == len(agent.get("/health").body)
 
 
+CHUNKED = b"GET /health HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 BAD_REQUESTS = {
     "wrong method": (b"DELETE /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", 405),
     "no such path": (b"POST /metric HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", 404),
@@ -210,13 +212,44 @@ BAD_REQUESTS = {
         b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: " + b"9" * 40 + b"\r\n\r\n",
         413,
     ),
-    "chunked": (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 501),
+    "gzip": (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501),
+    "chunked twice": (
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked,chunked\r\n\r\n",
+        501,
+    ),
+    "chunked in 1.0": (b"GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+    "no chunk size": (CHUNKED + b"\r\n", 400),
+    "signed chunk size": (CHUNKED + b"+1\r\na\r\n0\r\n\r\n", 400),
+    "long chunk": (CHUNKED + b"2\r\nabc\r\n0\r\n\r\n", 400),
+    "bare line feeds": (CHUNKED + b"1\na\n0\n\n", 400),
+    "huge chunk": (CHUNKED + b"fffffff\r\n", 413),
+    "endless chunk size": (CHUNKED + b"1" * 6000, 400),
+    "endless trailers": (CHUNKED + b"0\r\n" + b"X: a\r\n" * 20000, 413),
+    "two Hosts": (b"GET /health HTTP/1.0\r\nHost: a\r\nHost: a\r\n\r\n", 400),
+    "no Host": (b"GET /health HTTP/1.1\r\n\r\n", 400),
+    "Host with a space": (b"GET /health HTTP/1.1\r\nHost: a b\r\n\r\n", 400),
+    "Host with a path": (b"GET /health HTTP/1.1\r\nHost: a/b\r\n\r\n", 400),
+    "Host with a user": (b"GET /health HTTP/1.0\r\nHost: a@b\r\n\r\n", 400),
+    "Host with a wrong port": (b"GET /health HTTP/1.1\r\nHost: a:http\r\n\r\n", 400),
+    "Host that is half an address": (b"GET /health HTTP/1.1\r\nHost: [::1\r\n\r\n", 400),
+    "TLS": (b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03" + b"\1" * 160, 400),
+    "large order": (
+        b"POST /configure-interface HTTP/1.1\r\nHost: a\r\nContent-Length: 5000\r\n\r\n",
+        413,
+    ),
+    "large order in chunks": (
+        CHUNKED.replace(b"/health", b"/configure-interface")
+        + b"1388\r\n"
+        + b" " * 5000
+        + b"\r\n0\r\n\r\n",
+        413,
+    ),
     "chunked and length": (
         b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n",
         400,
     ),
     "expects": (
-        b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nExpect: a miracle\r\nContent-Length: 3\r\n\r\n",
         417,
     ),
     "long line": (b"GET /" + b"a" * 5000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414),
@@ -246,11 +279,63 @@ def test_bad_requests_get_the_right_status(agent: Agent, name: str) -> None:
         b"\r\n\r\nGET /health HTTP/1.1\nHost: a\nConnection: close\n\n",
         b"GET /health HTTP/1.1\r\nhOST:a\r\nX:\r\nConnection: foo,  Close\r\n\r\n",
         b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc",
+        b"GET /health HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\nabc",
+        b"GET /health HTTP/1.0\r\nExpect: a miracle\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost:\r\nConnection: close\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: [fe80::1%25eth0]:8080\r\nConnection: close\r\n\r\n",
+        CHUNKED.replace(b"Host", b"Connection: close\r\nHost") + b"0\r\n\r\n",
+        CHUNKED.replace(b"chunked", b"Chunked\r\nConnection: close")
+        + b'3;a="b"\r\nabc\r\nA \r\n0123456789\r\n000\r\nTrailer: a\r\n\r\n',
     ],
 )
 def test_unusual_but_valid_requests_are_served(agent: Agent, request_text: bytes) -> None:
     """Queries, absolute targets, bare line feeds, odd header case and bodies are understood."""
     assert parse_response(agent.exchange(request_text)).status == 200
+
+
+def test_bodies_in_chunks_end_where_they_say(agent: Agent) -> None:
+    """However they arrive, and however long they are, the next request follows at once."""
+    body = b"400\r\n" + b"x" * 1024 + b"\r\n"
+    whole = CHUNKED + body * 40 + b"0\r\nA: b\r\n\r\n"
+    with agent.connect() as sock:
+        sock.sendall(whole + HEALTH + CHUNKED + b"1\r\na\r\n0\r\n\r\n")
+        assert [each.status for each in read_responses(sock, 3)] == [200, 200, 200]
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in CHUNKED + b"3\r\nabc\r\n0\r\n\r\n":
+            sock.sendall(bytes([byte]))
+        assert read_responses(sock, 1)[0].status == 200
+        sock.sendall(CHUNKED + body * 70)
+        assert read_responses(sock, 1)[0].status == 413
+
+
+def test_who_waits_for_a_word_gets_it(agent: Agent) -> None:
+    """Expect: 100-continue is answered before the body, and not where the body is there."""
+    head = b"GET /health HTTP/1.1\r\nHost: a\r\nExpect: 100-Continue\r\n"
+    for more, body in (
+        (b"Content-Length: 2", b"ab"),
+        (b"Transfer-Encoding: chunked", b"0\r\n\r\n"),
+    ):
+        with agent.connect() as sock:
+            sock.sendall(head + more + b"\r\n\r\n")
+            received = b""
+            while not received.startswith(b"HTTP/1.1 100 Continue\r\n\r\n"):
+                received += sock.recv(1)
+            sock.sendall(body + HEALTH)
+            assert [each.status for each in read_responses(sock, 2)] == [200, 200]
+            sock.sendall(head + more + b"\r\n\r\n" + body)
+            assert read_responses(sock, 1)[0].status == 200
+            sock.sendall(head + b"\r\n")
+            assert read_responses(sock, 1)[0].status == 200
+
+
+def test_answers_have_a_date(agent: Agent) -> None:
+    """Good and bad ones have one in the form that the standard prefers."""
+    for request in (HEALTH, b"GET /none HTTP/1.1\r\nHost: a\r\n\r\n", b"x\r\n\r\n"):
+        with agent.connect() as sock:
+            sock.sendall(request)
+            date = read_responses(sock, 1)[0].headers["date"]
+        assert abs(parsedate_to_datetime(date).timestamp() - time.time()) < 5
+        assert date.endswith(" gmt")
 
 
 def test_slow_clients_hold_up_nobody(agent: Agent) -> None:

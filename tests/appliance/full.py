@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import vmprovision
 from vmprovision.progress import Control, Progress
@@ -42,7 +43,7 @@ def main(folder: Path, original: Path) -> None:
 
     try:
         vmprovision.inject(image, vmprovision.InjectOptions(), control=Control(report=fill))
-        outcome = {"kind": "none", "message": ""}
+        outcome: dict[str, Any] = {"kind": "none", "message": ""}
     except vmprovision.VmprovisionError as exc:
         outcome = exc.as_json()
     outcome["seconds"] = time.monotonic() - begun

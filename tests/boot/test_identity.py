@@ -33,8 +33,7 @@ def start_clone(
     with (
         ReportListener() as listener,
         boot(
-            overlay(golden, clone),
-            "qcow2",
+            Drive(path=overlay(golden, clone), format="qcow2"),
             source=source,
             agent_port=8080,
             manager=listener.address,

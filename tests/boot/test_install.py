@@ -40,8 +40,7 @@ def boots(disk: Path) -> Iterator[dict[str, Any]]:
     with (
         ReportListener() as listener,
         boot(
-            disk,
-            "qcow2",
+            Drive(path=disk, format="qcow2"),
             source=BootSource(),
             agent_port=8080,
             manager=listener.address,

@@ -194,8 +194,7 @@ def test_a_guest_boots_answers_and_reports(
     log = tmp_path / "console.log"
     begun = time.monotonic()
     with boot(
-        disk,
-        "qcow2",
+        Drive(path=disk, format="qcow2"),
         source=guest.source,
         agent_port=8080,
         manager=listener.address,
@@ -273,8 +272,7 @@ def test_cancelling_ends_the_machine(listener: ReportListener, tmp_path: Path) -
     with (
         pytest.raises(CancelledError),
         boot(
-            disk,
-            "qcow2",
+            Drive(path=disk, format="qcow2"),
             source=BootSource(),
             agent_port=8080,
             manager=listener.address,
@@ -308,8 +306,7 @@ def test_a_manager_elsewhere_is_refused(tmp_path: Path) -> None:
     with (
         pytest.raises(ProofError, match="not on loopback"),
         boot(
-            empty_disk(tmp_path),
-            "qcow2",
+            Drive(path=empty_disk(tmp_path), format="qcow2"),
             source=BootSource(),
             agent_port=8080,
             manager="192.0.2.1:80",
@@ -326,8 +323,7 @@ def test_an_architecture_without_a_board_is_refused(
     with (
         pytest.raises(UnsupportedGuestError, match="vax"),
         boot(
-            empty_disk(tmp_path),
-            "qcow2",
+            Drive(path=empty_disk(tmp_path), format="qcow2"),
             source=BootSource(),
             agent_port=8080,
             manager=listener.address,
@@ -362,9 +358,11 @@ def test_no_qemu_outlives_a_kill(victim: str, tmp_path: Path) -> None:
     program = (
         "import sys, time\n"
         "from pathlib import Path\n"
+        "from vmprovision.appliance.drives import Drive\n"
         "from vmprovision.machine import BootSource, boot\n"
         "from vmprovision.progress import Control\n"
-        "with boot(Path(sys.argv[1]), 'qcow2', source=BootSource(), agent_port=8080,\n"
+        "disk = Drive(path=Path(sys.argv[1]), format='qcow2')\n"
+        "with boot(disk, source=BootSource(), agent_port=8080,\n"
         "          manager='127.0.0.1:9', control=Control(), seconds=60):\n"
         "    print('up', flush=True)\n"
         "    time.sleep(60)\n"
@@ -404,8 +402,7 @@ def started(
 ) -> contextlib.AbstractContextManager[Machine]:
     """``boot`` with what these tests always say."""
     return boot(
-        disk,
-        "qcow2",
+        Drive(path=disk, format="qcow2"),
         source=source,
         agent_port=8080,
         manager=listener.address,

@@ -26,7 +26,9 @@ from typing import TYPE_CHECKING
 import vmprovision
 from tests.hostile.guests import SEEDS, Seed, plant
 from tests.hostile.limits import is_right, outcome_of
-from vmprovision.diskformat import check_references, determine_format
+from vmprovision.diskchain import open_chain
+from vmprovision.diskfile import open_disk_file
+from vmprovision.diskformat import determine_format
 from vmprovision.partitions import UnclearLayoutError, parse_partitions
 from vmprovision.superblocks import identify
 
@@ -55,7 +57,13 @@ def _look_at_image(suffix: str) -> Act:
     def act(content: bytes, folder: Path) -> object:
         image = folder / f"disk.{suffix}"
         image.write_bytes(content)
-        return check_references(image, determine_format(image, None), allow_outside=False)
+        with (
+            open_disk_file(image, write=False) as file,
+            open_chain(
+                file, determine_format(file, None), allow_outside=False, write=False
+            ) as base,
+        ):
+            return base.files()
 
     return act
 

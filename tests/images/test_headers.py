@@ -13,7 +13,9 @@ import pytest
 
 from tests.conftest import require
 from tests.images.conftest import check_refusal
-from vmprovision.diskformat import check_image, check_references
+from vmprovision.diskchain import open_chain
+from vmprovision.diskcheck import check_image
+from vmprovision.diskfile import open_disk_file
 from vmprovision.errors import ImageReferenceError
 
 if TYPE_CHECKING:
@@ -38,6 +40,15 @@ def make(path: Path, disk_format: str, *options: str) -> Path:
     write: list[str | Path] = ["qemu-io", "-f", disk_format, "-c", "write -q -P 7 1M 4M", path]
     subprocess.run(write, check=True, capture_output=True)
     return path
+
+
+def check(image: Path, disk_format: str) -> None:
+    """Look at an image and at all that it refers to, as every command does."""
+    with (
+        open_disk_file(image, write=False) as file,
+        open_chain(file, disk_format, allow_outside=False, write=False) as base,
+    ):
+        check_image(base)
 
 
 def forge_qcow2(
@@ -142,7 +153,7 @@ def test_truncated_raw(refuse: Refuse, tmp_path: Path, kind: str) -> None:
     table = f"label: {kind}\nstart=2048, size=61440\nstart=63488\n"
     program = shutil.which("sfdisk", path="/usr/sbin:/sbin:/usr/bin") or "sfdisk"
     subprocess.run([program, "-q", image], input=table.encode(), check=True)
-    check_image(image, "raw")
+    check(image, "raw")
     os.truncate(image, 40 * MB)
     refuse(image, CORRUPT)
 
@@ -182,7 +193,7 @@ def test_backing_file_that_may_not_be_opened(tmp_path: Path, backing: bytes) -> 
     (folder / "loop.raw").symlink_to("loop.raw")
     image = forge_qcow2(folder / "disk.qcow2", backing)
     with pytest.raises(ImageReferenceError):
-        check_references(image, "qcow2", allow_outside=False)
+        check(image, "qcow2")
 
 
 def test_backing_file_outside_the_folder(refuse: Refuse, tmp_path: Path) -> None:
@@ -207,7 +218,7 @@ def test_backing_name_without_letters(tmp_path: Path) -> None:
     with image.open("r+b") as file:
         file.seek(16)
         file.write(bytes(4))
-    check_references(image, "qcow2", allow_outside=False)
+    check(image, "qcow2")
 
 
 def test_backing_file_without_a_format(refuse: Refuse, tmp_path: Path) -> None:
@@ -289,7 +300,7 @@ def test_vmdk_that_names_other_files(tmp_path: Path, extent: str) -> None:
         f'createType="twoGbMaxExtentFlat"\n{extent}\n'
     )
     with pytest.raises(ImageReferenceError):
-        check_references(image, "vmdk", allow_outside=False)
+        check(image, "vmdk")
 
 
 def test_sparse_vmdk_with_a_hidden_parent(refuse: Refuse, tmp_path: Path) -> None:
@@ -308,8 +319,7 @@ def test_ordinary_vmdk_is_allowed(tmp_path: Path, kind: str) -> None:
     """A VMDK in pieces is fine where all its pieces are in its own folder."""
     image = tmp_path / "disk.vmdk"
     qemu_img("create", "-f", "vmdk", "-o", f"subformat={kind}", image, "64M")
-    check_references(image, "vmdk", allow_outside=False)
-    check_image(image, "vmdk")
+    check(image, "vmdk")
 
 
 def test_read_only_file(refuse: Refuse, tmp_path: Path) -> None:

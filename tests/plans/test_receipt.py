@@ -87,11 +87,13 @@ def test_what_stood_in_the_way_is_set_aside_and_comes_back(tmp_path: Path) -> No
         os.chown(tmp_path / "usr/local/bin/guest-agent", 12, 34)
         (tmp_path / "usr/local/bin/guest-agent").chmod(0o4711)
     before = tree_state(tmp_path)
-    vmprovision.inject(tmp_path)
+    notes = vmprovision.inject(tmp_path).notes
+    assert [note for note in notes if "/usr/local/bin/guest-agent has mode 4711" in note]
     assert (tmp_path / "srv/agent.conf").read_text() == "VM_ID=theirs\n"
     assert vmprovision.inject(tmp_path).changed == ()
     vmprovision.inject(tmp_path, vmprovision.InjectOptions(vm_id="b"))
     vmprovision.remove(tmp_path)
+    (tmp_path / "usr/local/bin/guest-agent").chmod(0o4711)  # never by a receipt
     assert tree_state(tmp_path) == before
 
 

@@ -84,6 +84,49 @@ def test_a_huge_release_file_is_read_in_part(tmp_path: Path) -> None:
     assert inspect_distribution(LocalFilesystem(tmp_path)).id == "debian"
 
 
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [
+        (r'"a \"b\" \\ \$x \`y\` \z"', r'a "b" \ $x `y` \z'),
+        (r"'a \"b\" $x'", r"a \"b\" $x"),
+        (r"""it\'s" "fine""", "it's fine"),
+        (r"two\ words  # a comment", "two words"),
+        ('"a # b"', "a # b"),
+        ('"not closed', "not closed"),
+        ("a\\", "a"),
+    ],
+)
+def test_values_are_quoted_as_in_a_shell(raw: str, name: str) -> None:
+    """os-release(5): shell-compatible assignments, so with a shell's quotes and escapes."""
+    found = parse_os_release(f"ID=debian\nPRETTY_NAME={raw}\n")
+    assert found is not None
+    assert found.product_name == name
+
+
+@pytest.mark.parametrize(
+    "identifier", ['"two words"', "$(reboot)", '"\x1b[2J"', "a/b", "'é'", "a" * 70, '"a\\nb"']
+)
+def test_an_id_outside_its_alphabet_is_unknown(identifier: str, tmp_path: Path) -> None:
+    """os-release(5): digits, lower-case letters, ".", "_" and "-"; the rest is what it was."""
+    make_tree(tmp_path, {"/etc/os-release": f"ID={identifier}\nNAME=Mine\nVERSION_ID=7\n"})
+    found = inspect_distribution(LocalFilesystem(tmp_path))
+    assert (found.id, found.product_name, found.version) == ("unknown", "Mine", "7")
+
+
+def test_an_id_of_lsb_release_keeps_to_the_same_alphabet(tmp_path: Path) -> None:
+    """Its names have capitals and blanks; what else is in one makes it unknown."""
+    for name, identifier in {"Linux Mint": "linuxmint", "$(reboot)": "unknown"}.items():
+        make_tree(tmp_path, {"/etc/lsb-release": f'DISTRIB_ID="{name}"\n'})
+        assert inspect_distribution(LocalFilesystem(tmp_path)).id == identifier
+
+
+def test_a_name_is_no_longer_than_a_line(tmp_path: Path) -> None:
+    """Names and versions go into reports and onto terminals."""
+    make_tree(tmp_path, {"/etc/os-release": f"ID=a\nNAME={'n' * 9000}\nVERSION_ID={'1' * 9000}"})
+    found = inspect_distribution(LocalFilesystem(tmp_path))
+    assert max(len(found.product_name), len(found.version)) <= 200
+
+
 @pytest.mark.parametrize("text", ["", "\0\0\0", "ID", "=x", "ID='", "[section]\nA=b"])
 def test_a_release_file_that_says_nothing_is_none(text: str) -> None:
     """Damaged files make no distribution and no exception."""

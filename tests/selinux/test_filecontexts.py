@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 import tempfile
+import time
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ from tests.selinux.libselinux import MODES, LibSELinux
 from vmprovision.filecontexts import FileContexts, FileContextsError, parse_file_contexts
 from vmprovision.guest import INIT_SYSTEMS
 from vmprovision.inspection.layout import DIRECTORIES
+from vmprovision.pathpattern import PatternError
 from vmprovision.planning import render_service
 from vmprovision.receipt import AGENT, CONFIGURATION, LOGS, RECEIPT, SET_ASIDE
 
@@ -195,3 +198,21 @@ def test_paths_of_a_real_policy_get_their_labels(
         for kind in MODES:
             found = contexts.label_for(P(path), kind)
             assert found == real_rules.label_for(path, kind), (path, kind)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "/x " + "a:" * 500,
+        "/x " + ":".join("a" * 500) + "\x7f",
+        "/(" + "|" * 4000 + "){9} a:b:c",
+        "/(.?" + "|" * 3900 + "){9999} a:b:c",
+        "/((((((.*)*)*)*)*)*)* a:b:c",
+    ],
+)
+def test_rules_that_are_made_to_take_long_do_not(line: str) -> None:
+    """Labels and patterns are matched in one way only, and the steps are counted."""
+    began = time.thread_time()
+    with contextlib.suppress(FileContextsError, PatternError):
+        parse_file_contexts([line]).label_for(PurePosixPath("/" + "x" * 2000), "file")
+    assert time.thread_time() - began < 5

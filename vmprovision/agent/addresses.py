@@ -7,7 +7,6 @@ show`` (ip-address(8), busybox), ``ifconfig`` (ifconfig(8) of old and new
 net-tools, busybox) and ``ip route get 1``.
 """
 
-import struct
 import sys
 
 from . import compat
@@ -127,19 +126,31 @@ def parse_route_get(text):
 PARSERS = (parse_ip_address, parse_ifconfig, parse_route_get)
 
 
+def _number(data):
+    """Return a number as the kernel has it in memory; not every guest has the module struct."""
+    number = 0
+    for byte in list(bytearray(data))[:: -1 if sys.byteorder == "little" else 1]:
+        number = number << 8 | byte
+    return number
+
+
 def _ask_kernel(kind):
     """Yield the type and the content of each message that answers an rtnetlink(7) dump."""
+    # the length, RTM_GET..., NLM_F_REQUEST | NLM_F_DUMP, a number of ours; all families
+    request = bytearray(b"\x14\0\0\0\0\0\1\3\1\0\0\0" + b"\0" * 8)
+    if sys.byteorder == "big":
+        request = bytearray(b"\0\0\0\x14\0\0\3\1\0\0\0\1" + b"\0" * 8)
+    request[4 + (sys.byteorder == "big")] = kind
     sock = socket.socket(16, socket.SOCK_RAW, 0)  # AF_NETLINK, NETLINK_ROUTE
     try:
         sock.settimeout(1.0)
-        # NLM_F_REQUEST | NLM_F_DUMP, and a struct rtgenmsg for all families
-        sock.send(struct.pack("IHHII", 20, kind, 0x301, 1, 0) + b"\0\0\0\0")
+        sock.send(bytes(request))
         while True:
             data = sock.recv(16384)
             if not data:
                 return
             while len(data) >= 16:
-                length, answer = struct.unpack("IH", data[:6])
+                length, answer = _number(data[:4]), _number(data[4:6])
                 if answer in (2, 3) or length < 16:  # NLMSG_ERROR, NLMSG_DONE
                     return
                 yield answer, data[16:length]
@@ -152,10 +163,10 @@ def _attributes(data):
     """Return the attributes of a message as bytes by their number."""
     found = {}
     while len(data) >= 4:
-        length, kind = struct.unpack("HH", data[:4])
+        length = _number(data[:2])
         if length < 4:
             break
-        found[kind] = data[4:length]
+        found[_number(data[2:4])] = data[4:length]
         data = data[(length + 3) & ~3 :]
     return found
 
@@ -167,23 +178,26 @@ def read_netlink():
     try:
         for kind, body in list(_ask_kernel(_GETLINK)):
             if kind == _LINK and len(body) >= 16:
-                _, hardware, index, flags = struct.unpack("HHiI", body[:12])
+                hardware, index, flags = [_number(body[at:to]) for at, to in _LINK_FIELDS]
                 name = compat.to_text(_attributes(body[16:]).get(3, b"").rstrip(b"\0"))
                 # IFF_UP and IFF_RUNNING, but not IFF_LOOPBACK
                 links[index] = (name, flags & 0x49 != 0x41, hardware not in _WIRES)
         for kind, body in list(_ask_kernel(_GETADDR)):
             if kind == _ADDRESS and len(body) >= 8:
-                _, _, flags, _, index = struct.unpack("BBBBi", body[:8])
+                flags = _number(body[2:3])
                 parts = _attributes(body[8:])
                 packed = parts.get(2) or parts.get(1)  # IFA_LOCAL, where the other is a peer's
                 # tentative and failed addresses are not ours yet
                 if packed and len(packed) in (4, 16) and not flags & 0x48:
-                    name, idle, inner = links.get(index, (None, False, False))
+                    name, idle, inner = links.get(_number(body[4:8]), (None, False, False))
                     temporary = len(packed) == 16 and bool(flags & 0x21)
                     found.append(Candidate(_format(packed), name, temporary, idle, inner))
     except compat.SOCKET_ERRORS:
         return []
     return found
+
+
+_LINK_FIELDS = ((2, 4), (4, 8), (8, 12))  # of struct ifinfomsg: type, index and flags
 
 
 def _routes(proc):

@@ -1,11 +1,10 @@
 """Looks at the agent from beside it: ``guest-agent check`` and ``guest-agent once``."""
 
-import sys
 import time
 
 from . import __version__, compat, config, delivery, guest, identity, jsonio, server
 from .files import read_bounded
-from .log import Log
+from .log import Log, printable
 from .metrics import Metrics
 from .tasks import Outcome, run_program
 
@@ -16,12 +15,13 @@ RECEIPT = "/usr/local/lib/guest-agent/receipt.json"
 
 
 def once(proc, root):
-    """Prints what ``GET /metrics`` answers; gives the exit status."""
-    metrics = Metrics(proc, root, compat.Clock())
-    metrics.tick(0.0)
+    """Print what ``GET /metrics`` answers; return the exit status."""
+    clock = compat.Clock()
+    metrics = Metrics(proc, root, clock)
+    due = metrics.tick(clock())
     time.sleep(SAMPLE_SECONDS)  # the processors' figures are of this time
-    metrics.tick(SAMPLE_SECONDS * 10)
-    sys.stdout.write(jsonio.dumps(metrics.read()) + "\n")
+    metrics.tick(due)
+    compat.print_text(jsonio.dumps(metrics.read()) + "\n")
     return 0
 
 
@@ -36,7 +36,7 @@ class _Findings(Log):
         """One line; a fault counts unless it is None, which is for what may well be so."""
         self.faults += bool(fault)
         kind = "fault" if fault else "ok" if fault is False else "note"
-        sys.stdout.write("%-5s  %-13s  %s\n" % (kind, subject, text))
+        compat.print_text("%-5s  %-13s  %s\n" % (kind, subject, printable(text)))
 
     def _write(self, level, text):
         if level != "info":

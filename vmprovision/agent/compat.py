@@ -77,6 +77,17 @@ COMMAND_OUTPUT_LIMIT = 16384 if IS_MICROPYTHON else 65536
 COMMAND_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 
 
+def load(name):
+    """Return a module of ours that is rarely needed: the archive has those in a member apart."""
+    package = sys.modules[__name__.rpartition(".")[0]]
+    if not hasattr(package, name):
+        if hasattr(package, "unpack"):
+            package.unpack("rare", name)
+        else:
+            __import__("%s.%s" % (package.__name__, name))
+    return getattr(package, name)
+
+
 def runtime_name():
     """The interpreter and its version, such as ``MicroPython 1.25.0``."""
     implementation = getattr(sys, "implementation", None)
@@ -95,8 +106,10 @@ def errno_of(error):
 
 
 def describe_error(error):
-    """One line about an exception for the log, without a traceback."""
+    """Return one line about an exception for the log, without a traceback."""
     code = errno_of(error)
+    if code is not None and code < 0:  # getaddrinfo(3)'s own numbers
+        return str(error.args[1]) if error.args[1:] else "the name is not known (%d)" % code
     if code is not None:
         return os.strerror(code)
     return "%s: %s" % (type(error).__name__, error)
@@ -124,6 +137,16 @@ def to_bytes(text):
         return text.encode()
     # A lone surrogate (from the environment) has no UTF-8 form.
     return text.encode("utf-8", "replace")
+
+
+def to_path(text):
+    """Return what calls take for the path that is meant, in whatever locale they are made.
+
+    CPython up to 3.6 has only ASCII in the C locale, and what it cannot decode are surrogates.
+    """
+    if isinstance(text, bytes) or IS_MICROPYTHON:
+        return text
+    return text.encode("utf-8", "surrogateescape")
 
 
 def is_digits(text):
@@ -233,14 +256,45 @@ def list_names(path):
 
 
 def getenv(name):
-    """An environment variable, or None."""
-    return os.getenv(name)
+    """Return an environment variable as text, or None."""
+    try:
+        value = os.getenv(name)
+    except UnicodeError:  # MicroPython's, of what is not UTF-8
+        return None
+    return value and to_text(to_path(value))
+
+
+def as_file(descriptor):
+    """Return a file object for reading bytes from a descriptor, which it closes."""
+    try:
+        return getattr(os, "fdopen", open)(descriptor, "rb")
+    except FILE_ERRORS:  # a directory's
+        os.close(descriptor)
+        raise
+
+
+def open_standard():
+    """Take the numbers 0 to 2 where they are closed: else a socket would get what is printed.
+
+    Writing to them goes on to fail.
+    """
+    descriptor = 0
+    while descriptor < 3:
+        descriptor = os.open("/dev/null", 0)
+    os.close(descriptor)
+
+
+def print_text(text, descriptor=1):
+    """Write text to standard output, or error, in whatever locale. Raises OSError."""
+    data = to_bytes(text)
+    while data:
+        data = data[os.write(descriptor, data) :]
 
 
 def exists(path):
     """Whether there is something at the path."""
     try:
-        os.stat(path)
+        os.stat(to_path(path))
     except OSError:
         return False
     return True
@@ -249,8 +303,8 @@ def exists(path):
 def read_link(path):
     """Where a symbolic link points, or None where that cannot be told."""
     try:
-        return os.readlink(path)
-    except OSError:
+        return to_text(os.readlink(to_path(path)))
+    except (OSError, UnicodeError):
         return None
 
 
@@ -281,7 +335,7 @@ def pack_address(text):
 def unix_address(path):
     """What ``bind`` and ``connect`` take for a Unix socket, by unix(7)."""
     if not IS_MICROPYTHON:
-        return path
+        return to_path(path)
     return (1).to_bytes(2, sys.byteorder) + to_bytes(path) + b"\0"
 
 

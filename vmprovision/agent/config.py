@@ -1,10 +1,14 @@
-"""The agent's configuration file: ``KEY=VALUE`` lines, as EnvironmentFile= of systemd.exec(5)."""
+"""The agent's configuration file: ``KEY=VALUE`` lines, comments, and quotes around values."""
+
+import os
 
 from . import access, compat
-from .files import read_bounded
+from .delivery import quote
+from .files import open_to_read, read_bounded
 
 DEFAULT_PATH = "/etc/guest-agent.conf"
 SIZE_LIMIT = 64 * 1024
+UNKNOWN_LIMIT = 20  # keys that are logged
 DEFAULT_PORT = 8080
 KEYS = ("VM_ID", "MANAGER_URL", "PORT", "LISTEN", "TOKEN", "READ_TOKEN", "ALLOW")
 KEYS += ("ALLOW_CONFIGURE", "INTERFACE", "LOG_FILE")
@@ -52,11 +56,16 @@ class Url(object):
 
 def is_out_of_reach(path):
     """Whether the file is there and this process may not read it."""
+    return _fault(path) == compat.EACCES
+
+
+def _fault(path):
+    """Return the number of the error that opening a file gives, or None."""
     try:
-        open(path, "rb").close()
-    except compat.FILE_ERRORS as error:
-        return compat.errno_of(error) == compat.EACCES
-    return False
+        os.close(open_to_read(path))
+    except OSError as error:
+        return compat.errno_of(error)
+    return None
 
 
 def find_user(name):
@@ -70,54 +79,105 @@ def find_user(name):
 
 
 def read_settings(path, log):
-    """Settings from a file, each bad value logged and replaced by its default.
+    """Return the settings of a file, each bad value logged and replaced by its default.
 
-    A missing file gives the defaults. A file that may not be read (systemd's
-    DynamicUser=) gives what EnvironmentFile= put into the environment.
+    A missing file gives the defaults. Where the agent may not read it (systemd's
+    DynamicUser=), ``identify`` has handed the same bytes over; without those the
+    environment's values count, each read as in a line of the file.
     """
     if is_out_of_reach(path):
         log.info("%s may not be read: using the environment" % path)
-        return parse_settings([(key, compat.getenv(key)) for key in KEYS], log)
-    try:
-        open(path, "rb").close()
-    except compat.FILE_ERRORS as error:
-        log.info("no configuration: %s: %s" % (path, compat.describe_error(error)))
+        data = take_over()
+        if not data:
+            pairs = [(key, compat.to_bytes(compat.getenv(key) or "")) for key in KEYS]
+            return parse_settings([(key, _unquote(value)) for key, value in pairs], log)
+        return parse_settings(parse_pairs(data, log), log)
+    fault = _fault(path)
+    if fault is not None:
+        log.info("no configuration: %s: %s" % (path, os.strerror(fault)))
         return Settings()
-    data = read_bounded(path, SIZE_LIMIT + 1)
+    if os.stat(compat.to_path(path))[0] & 0xF000 != 0x8000:
+        log.warning("no configuration: %s is not a file" % path)
+        return Settings()
+    return parse_settings(parse_pairs(_read(path), log), log)
+
+
+def _read(path):
+    return read_bounded(path, SIZE_LIMIT + 1)
+
+
+def hand_over(path):
+    """Return the file as lines of an EnvironmentFile= that no parser can read in two ways.
+
+    systemd.exec(5) would keep a comment after a value and take out backslashes.
+    One variable may not be longer than 128 KB (execve(2)).
+    """
+    data = _read(path)
+    pieces = [quote(data[at : at + 20000]) for at in range(0, len(data), 20000)]
+    return ["%s%d='%s'\n" % (_VARIABLE, number, piece) for number, piece in enumerate(pieces)]
+
+
+_VARIABLE = "GUEST_AGENT_FILE"
+
+
+def take_over():
+    """Return the bytes of the file that ``hand_over`` put into the environment, if it did."""
+    data = bytearray()
+    number = 0
+    while True:
+        piece = compat.getenv("%s%d" % (_VARIABLE, number))
+        if piece is None:
+            return bytes(data)
+        at = 0
+        while at < len(piece):
+            end = piece.find("%", at)
+            end = len(piece) if end < 0 else end
+            data.extend(compat.to_bytes(piece[at:end]))
+            if end < len(piece):
+                data.append(int(piece[end + 1 : end + 3], 16))
+            at = end + 3
+        number += 1
+
+
+def parse_pairs(data, log):
+    """Yield the ``(key, value)`` pairs of a configuration file's bytes, in order.
+
+    A line at a time: a small heap has no room for all of them. Space is ASCII's,
+    as it is not the same to all interpreters otherwise.
+    """
     if len(data) > SIZE_LIMIT:
-        log.warning("%s: only the first %d bytes are read" % (path, SIZE_LIMIT))
+        log.warning("configuration: only the first %d bytes are read" % SIZE_LIMIT)
         data = data[: data.rfind(b"\n", 0, SIZE_LIMIT) + 1]
-    return parse_settings(parse_pairs(compat.to_text(data), log), log)
-
-
-def parse_pairs(text, log):
-    """The ``(key, value)`` pairs of a configuration file's text, in order."""
-    pairs = []
-    mark = compat.to_text(b"\xef\xbb\xbf")  # the byte order mark some editors write
-    if text.startswith(mark):
-        text = text[len(mark) :]
-    for number, raw in enumerate(text.split("\n")):
-        line = raw.strip()  # of a carriage return, too
-        if not line or line.startswith("#"):
+    at = 3 if data.startswith(b"\xef\xbb\xbf") else 0  # the mark that some editors write
+    number = 0
+    while at < len(data):
+        end = data.find(b"\n", at)
+        end = len(data) if end < 0 else end
+        line = data[at:end].strip()  # of a carriage return, too
+        at = end + 1
+        number += 1
+        if not line or line.startswith(b"#"):
             continue
-        key, equals, value = line.partition("=")
-        if key.startswith("export "):
-            key = key[7:]
+        key, equals, value = line.partition(b"=")
+        words = key.split()
+        if words[:1] == [b"export"]:
+            words = words[1:] or words
         if equals:
-            pairs.append((key.strip(), _unquote(value.strip())))
+            yield compat.to_text(b" ".join(words)), _unquote(value)
         else:
-            log.warning("configuration line %d is not KEY=VALUE: ignored" % (number + 1))
-    return pairs
+            log.limited("configuration line %d is not KEY=VALUE: ignored" % number)
 
 
 def _unquote(value):
-    if value[:1] in ('"', "'"):
-        end = value.find(value[0], 1)
+    """Return the text between quotes, or what comes before a comment."""
+    value = value.strip()
+    if value[:1] in (b'"', b"'"):
+        end = value.find(value[:1], 1)
         if end > 0:
-            return value[1:end]
-    if value.startswith("#"):
+            return compat.to_text(value[1:end])
+    if value.startswith(b"#"):
         return ""
-    return value.split(" #")[0].split("\t#")[0].rstrip()
+    return compat.to_text(value.split(b" #")[0].split(b"\t#")[0].rstrip())
 
 
 _CLOSED = {"ALLOW": [], "READ_TOKEN": ""}  # nobody is in it, and nothing is equal to it
@@ -138,20 +198,24 @@ def parse_settings(pairs, log):
         "INTERFACE": ("interface", parse_token),
         "LOG_FILE": ("log_file", parse_word),
     }
+    unknown = set()
     for key, value in pairs:
         if key not in parsers:
-            log.changed("unknown " + key, "configuration key %s is unknown: ignored" % key)
+            if len(unknown) < UNKNOWN_LIMIT:
+                unknown.add(key)
+                log.changed("unknown " + key, "configuration key %s is unknown: ignored" % key)
         elif value:
             name, parse = parsers[key]
             try:
                 setattr(settings, name, parse(value))
                 if key.lower() in settings.identity:
                     settings.identity[key.lower()] = {"value": value, "source": SOURCE}
-            except ValueError as error:
+            except (ValueError, MemoryError) as error:
                 if key in _CLOSED:  # who meant to shut somebody out must not let everybody in
                     setattr(settings, name, _CLOSED[key])
                 # The value itself stays out of the log: it may be the token.
-                log.warning("configuration: %s %s: ignored" % (key, error.args[0]))
+                reason = error.args[0] if isinstance(error, ValueError) else "is too long"
+                log.warning("configuration: %s %s: ignored" % (key, reason))
     return settings
 
 
@@ -184,8 +248,8 @@ def parse_outside(value):
 
 
 def parse_vm_id(value):
-    """The text, if it has at most 128 characters."""
-    if len(value) > 128:
+    """Return the text, if it has at most 128 characters: what begins one in UTF-8 is counted."""
+    if len([1 for byte in bytearray(compat.to_bytes(value)) if byte & 0xC0 != 0x80]) > 128:
         raise ValueError("is longer than 128 characters")
     return parse_word(value)
 
@@ -212,7 +276,7 @@ def parse_doors(value):
     for door in doors:
         if door.startswith("unix:"):
             path, mode = parse_unix(door)
-            if path[:1] != "/" or len(path) > 107 or not 0 <= mode <= 511:
+            if path[:1] != "/" or len(compat.to_path(path)) > 107 or not 0 <= mode <= 511:
                 raise ValueError("has a Unix socket without an absolute path")
         elif door.startswith("vsock:"):
             parse_vsock(door)

@@ -40,6 +40,8 @@ _PRESSURE = (
     ("memory", "some", "waiting"),
     ("memory", "full", "stalled"),
 )
+# Colons are for the names that Prometheus' own rules give.
+_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_"
 _NUMBERS = (  # a name, a file below /proc/sys, and which of its words
     ("filefd_allocated", "fs/file-nr", 0),
     ("filefd_maximum", "fs/file-nr", 2),
@@ -49,7 +51,7 @@ _NUMBERS = (  # a name, a file below /proc/sys, and which of its words
 
 
 def _labels(pairs):
-    """Pairs of name and text as the labels of a sample."""
+    """Return pairs of name and text as the labels of a sample."""
     out = []
     for name, text in pairs:
         text = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")  # noqa: PLW2901
@@ -86,16 +88,19 @@ def _processors(name, modes, rows):
 
 
 def _stat(proc, _):
-    guests, singles = [], []
+    guests, singles, seen = [], [], set()
 
     def rows():
         for line in read_lines(proc + "/stat"):
             words = compat.to_text(line).split()
+            if not words or words[0] in seen:
+                continue
+            seen.add(words[0])
             if line[:3] == b"cpu" and compat.is_digits(words[0][3:]):
                 guests.append(words[:1] + words[9:])
                 yield words
-            elif words and words[0] in _STAT and kernel.numbers(words[1:2]):
-                singles.append((_STAT[words[0]], words[1]))
+            elif words[0] in _STAT and kernel.numbers(words[1:2]):
+                singles.append((_STAT[words[0]], kernel.numbers(words[1:2])[0]))
 
     for text in _processors("node_cpu_seconds_total", _MODES, rows()):
         yield text
@@ -106,6 +111,7 @@ def _stat(proc, _):
 
 
 def _memory(proc, _):
+    seen = set()
     for line in read_lines(proc + "/meminfo", 16384):
         name, _, rest = compat.to_text(line).partition(":")
         words = rest.split()
@@ -114,19 +120,31 @@ def _memory(proc, _):
             name = name.replace("(", "_").replace(")", "")
             if words[1:] == ["kB"]:
                 name, value = name + "_bytes", [value[0] * 1024]
-            yield _single("node_memory_" + name, "/proc/meminfo", value[0])
+            if _is_new(name, seen):
+                yield _single("node_memory_" + name, "/proc/meminfo", value[0])
+
+
+def _is_new(name, seen):
+    """Whether a name of the kernel's makes one for a metric: a wrong one spoils the whole text."""
+    if name in seen or name.strip(_LETTERS):
+        return False
+    seen.add(name)
+    return True
 
 
 def _load(proc, _):
     words = (read_text(proc + "/loadavg", 128) or "").split()
     if len(words) > 2:
         for name, word in zip(("1", "5", "15"), words):
-            yield _single("node_load" + name, "/proc/loadavg", float(word))
+            if compat.is_digits(word.replace(".", "", 1)):
+                yield _single("node_load" + name, "/proc/loadavg", float(word))
 
 
 def _table(prefix, names, rows, source, render):
     """A metric for each column of a table, a sample in it for each row that is long enough."""
     rows = [row for row, _ in zip(rows, range(compat.ROW_LIMIT))]
+    seen = set()
+    rows = [row for row in rows if not (row[0] in seen or seen.add(row[0]))]
     for place, name in enumerate(names):
         samples = [row for row in rows if len(row[1]) > place and row[1][place] is not None]
         if samples:
@@ -164,8 +182,9 @@ def _interfaces(proc, root):
     for name, _ in kernel.networks(proc):
         folder = "%s/sys/class/net/%s/" % (root, name)
         state, mtu = read_text(folder + "operstate", 64), read_text(folder + "mtu", 64)
+        mtu = kernel.numbers([mtu or ""])
         if state and mtu:
-            rows.append((_labels((("device", name),)), [int(state == "up"), int(mtu)]))
+            rows.append((_labels((("device", name),)), [int(state == "up")] + mtu))
     return _table("node_network_", ["up", "mtu_bytes"], rows, "/sys/class/net", _value)
 
 
@@ -188,33 +207,40 @@ def _pressure(proc, _):
                 name = "node_pressure_%s_%s_seconds_total" % (resource, word)
                 total = _fraction(int(values["total"]), 1000000, 6)
                 yield _single(name, "/proc/pressure/" + resource, total)
+                break
 
 
 def _vmstat(proc, _):
+    seen = set()
     for line in read_lines(proc + "/vmstat", 32768):
         if line[:2] not in (b"pg", b"ps", b"oo"):
             continue
         name, _, number = compat.to_text(line).partition(" ")
         is_fault = name[:2] == "pg" and name.endswith("fault")
         if name[:4] in ("pgpg", "pswp") or is_fault or name == "oom_kill":
-            yield _single("node_vmstat_" + name, "/proc/vmstat", int(number), "untyped")
+            value = kernel.numbers([number])
+            if value and _is_new(name, seen):
+                yield _single("node_vmstat_" + name, "/proc/vmstat", value[0], "untyped")
 
 
 def _sockets(proc, _):
+    seen = set()
     for file_name in ("/net/sockstat", "/net/sockstat6"):
         for line in read_lines(proc + file_name, 4096):
             protocol, _, rest = compat.to_text(line).partition(":")
             words = rest.split()
             for key, number in zip(words[::2], words[1::2]):
-                name = "node_sockstat_%s_%s" % (protocol, key)
-                yield _single(name, "/proc" + file_name, int(number))
+                name, value = "%s_%s" % (protocol, key), kernel.numbers([number])
+                if value and _is_new(name, seen):
+                    yield _single("node_sockstat_" + name, "/proc" + file_name, value[0])
 
 
 def _numbers(proc, _):
     for name, path, place in _NUMBERS:
         words = (read_text("%s/sys/%s" % (proc, path), 128) or "").split()
-        if len(words) > place:
-            yield _single("node_" + name, "/proc/sys/" + path, int(words[place]))
+        value = kernel.numbers(words[place : place + 1])
+        if value:
+            yield _single("node_" + name, "/proc/sys/" + path, value[0])
 
 
 def _system(proc, root):
@@ -255,4 +281,5 @@ def render(proc, root, vm_id):
                     size, pieces = 0, []
         except (ValueError, KeyError, IndexError, TypeError, OSError):
             pass
-    yield compat.to_bytes("".join(pieces))
+    if pieces:  # nothing is what a body in chunks ends with
+        yield compat.to_bytes("".join(pieces))

@@ -1,4 +1,6 @@
-"""Reads files without trusting their size."""
+"""Reads files without trusting their size or their kind."""
+
+import os
 
 from . import compat
 
@@ -7,52 +9,68 @@ LINE_LIMIT = 1024
 LINES_LIMIT = 262144
 
 
+def open_to_read(path):
+    """Return a descriptor of a file. Neither opening nor reading it waits, whatever it is.
+
+    A FIFO that nobody writes to is empty. Raises OSError.
+    """
+    return os.open(compat.to_path(path), os.O_NONBLOCK)
+
+
 def read_bounded(path, limit=READ_LIMIT):
-    """The content of a file as bytes, up to the limit; b"" if it cannot be read."""
+    """Return the content of a file as bytes, up to the limit; b"" if it cannot be read."""
     pieces = []
     try:
-        source = open(path, "rb")
+        source = open_to_read(path)
         try:
             while limit > 0:
-                piece = source.read(min(limit, compat.READ_SIZE))
+                piece = os.read(source, min(limit, compat.READ_SIZE))
                 if not piece:
                     break
                 pieces.append(piece)
                 limit -= len(piece)
         finally:
-            source.close()
-    except compat.FILE_ERRORS:
+            os.close(source)
+    except OSError:
         pass
     return b"".join(pieces)
 
 
 def read_text(path, limit=READ_LIMIT):
-    """The content of a file as text without space around it; None if there is none."""
+    """Return the content of a file as text without space around it; None if there is none."""
     return compat.to_text(read_bounded(path, limit)).strip() or None
 
 
+def read_pieces(path, limit, size):
+    """Yield a file's content as bytes, up to the limit; nothing if it cannot be read."""
+    try:
+        # MicroPython never closes a generator that nobody goes on with, but a file object.
+        source = compat.as_file(open_to_read(path))
+        try:
+            while limit > 0:
+                piece = source.read(size)
+                if not piece:
+                    break
+                yield piece
+                limit -= len(piece)
+        finally:
+            source.close()
+    except compat.FILE_ERRORS:
+        pass
+
+
 def read_lines(path, limit=LINES_LIMIT):
-    """Yields the lines of a file as bytes, with little of it in memory at a time.
+    """Yield the lines of a file as bytes, with little of it in memory at a time.
 
     Of long lines, such as the interrupts' in /proc/stat, the beginning only, and what begins
     within the limit; nothing if it cannot be read.
     """
     rest = b""
-    try:
-        source = open(path, "rb")
-        try:
-            while limit > 0:
-                piece = source.read(LINE_LIMIT)
-                if not piece:
-                    if rest:
-                        yield rest
-                    break
-                limit -= len(piece)
-                lines = (rest + piece).split(b"\n")
-                rest = lines.pop()[:LINE_LIMIT]
-                for line in lines:
-                    yield line[:LINE_LIMIT]
-        finally:
-            source.close()
-    except compat.FILE_ERRORS:
-        pass
+    for piece in read_pieces(path, limit, LINE_LIMIT):
+        lines = (rest + piece).split(b"\n")
+        rest = lines.pop()[:LINE_LIMIT]
+        limit -= len(piece)
+        for line in lines:
+            yield line[:LINE_LIMIT]
+    if rest and limit > 0:  # else it may be the beginning of a line only
+        yield rest

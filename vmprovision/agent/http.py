@@ -1,12 +1,19 @@
 """The part of HTTP/1.1 (RFC 9110, RFC 9112) that a server of small JSON answers needs."""
 
+import time
+
 from . import compat, jsonio
 
 LINE_LIMIT = 4096
 HEAD_LIMIT = 8192
 BODY_LIMIT = 65536
+ORDER_LIMIT = 4096  # of a body that is not thrown away
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 JSON = "application/json"
 EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"  # what Prometheus reads
+# Version 1.0.0 has more names, none of which are ours, and ways to write those.
+_EXPOSITION_PARAMETERS = ["version=0.0.4", "version=1.0.0", "charset=utf-8"]
+_EXPOSITION_PARAMETERS += ["escaping=" + x for x in "allow-utf-8 underscores dots values".split()]
 RANGE_LIMIT = 32  # in an Accept header; what follows is not looked at
 
 REASONS = {
@@ -26,8 +33,10 @@ REASONS = {
     505: "HTTP Version Not Supported",
 }
 
-_TOKEN = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_TOKEN = frozenset(bytearray(_TOKEN))
+_ALPHANUMERIC = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_TOKEN = frozenset(bytearray(b"!#$%&'*+-.^_`|~" + _ALPHANUMERIC))
+_DAYS = "Mon Tue Wed Thu Fri Sat Sun".split()
+_MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 
 
 class RequestError(Exception):
@@ -35,15 +44,71 @@ class RequestError(Exception):
 
 
 class Request(object):
-    """One request's head: method, path as text, lists of values by lower-case field name."""
+    """One request's head: method, path as text, lists of values by lower-case field name.
 
-    def __init__(self, method, path, fields, keep_alive, is_old, body_length):  # noqa: PLR0913, PLR0917
+    ``chunks`` takes a body in chunks apart, else ``body_length`` is known; ``is_waiting`` is
+    set where the client waits for a word before it sends the body.
+    """
+
+    def __init__(self, method, path, fields, is_old):
         self.method = method
         self.path = path
         self.fields = fields
-        self.keep_alive = keep_alive
         self.is_old = is_old
-        self.body_length = body_length
+        self.keep_alive = not is_old
+        self.body_length = 0
+        self.chunks = None
+        self.is_waiting = False
+
+
+class Chunks(object):
+    """Takes a body in chunks (RFC 9112, section 7.1) apart as it arrives, and keeps its beginning.
+
+    ``size`` counts what the chunks cost in all, their heads and trailers too.
+    """
+
+    def __init__(self):
+        self.body = b""
+        self.size = 0
+        self.is_whole = False
+        self._left = 0  # of the chunk
+        self._next = "size"
+
+    def take(self, data):
+        """Return what of the data follows what was taken. Raises RequestError."""
+        while data and not self.is_whole:
+            if self._left:
+                piece = data[: self._left]
+                self._left -= len(piece)
+                self.body = (self.body + piece)[: ORDER_LIMIT + 1]
+            else:
+                at = data.find(b"\n") + 1
+                piece = data[:at]
+                if max(at, len(data) if not at else 0) > LINE_LIMIT:
+                    raise RequestError(400, "a line between chunks is too long")
+                if not at:
+                    break
+                self._take_line(piece)
+            data = data[len(piece) :]
+            self.size += len(piece)
+            if self.size + self._left > BODY_LIMIT:
+                raise RequestError(413, "request body too long")
+        return data
+
+    def _take_line(self, line):
+        line, end = line[:-2], line[-2:]
+        size = line.partition(b";")[0].strip(b" \t")
+        if end != b"\r\n" or (self._next == "end" and line):
+            raise RequestError(400, "malformed chunk")
+        if self._next == "end":
+            self._next = "size"
+        elif self._next == "trailers":
+            self.is_whole = not line
+        elif not size or len(size) > 8 or size.strip(b"0123456789abcdefABCDEF"):
+            raise RequestError(400, "malformed chunk size")
+        else:
+            self._left = int(compat.to_text(size), 16)
+            self._next = "end" if self._left else "trailers"
 
 
 def take_head(data):
@@ -53,6 +118,8 @@ def take_head(data):
     dropped (RFC 9112, section 2.2). Raises RequestError beyond the limits.
     """
     data = data.lstrip(b"\r\n")
+    if data and bytearray(data[:1])[0] not in _TOKEN:  # TLS, say: its end is not worth waiting for
+        raise RequestError(400, "this is not HTTP")
     ends = [end for end in (data.find(b"\n\r\n") + 3, data.find(b"\n\n") + 2) if end > 2]
     # find() + length is at least 3 for a real hit, because the data no longer starts with LF.
     line_end = data.find(b"\n")
@@ -67,26 +134,54 @@ def take_head(data):
 
 
 def parse_head(head):
-    """The Request a head describes. Raises RequestError if it is malformed."""
+    """Return the Request a head describes. Raises RequestError if it is malformed."""
     lines = [line[:-1] if line.endswith(b"\r") else line for line in head.split(b"\n")]
     method, target, is_old = _parse_request_line(lines[0])
     fields = _parse_fields(lines[1:])
-    if not is_old and len(fields.get(b"host", ())) != 1:
+    hosts = fields.get(b"host", [])
+    if len(hosts) > 1 or not (hosts or is_old):
         raise RequestError(400, "exactly one Host is required")
-    if b"transfer-encoding" in fields:
-        if b"content-length" in fields:
-            raise RequestError(400, "both Transfer-Encoding and Content-Length")
-        raise RequestError(501, "transfer codings are not supported")
-    body_length = _body_length(fields.get(b"content-length", ()))
-    if b"expect" in fields and body_length:
-        raise RequestError(417, "expectations are not supported")
-    options = [
-        option.strip() for option in b",".join(fields.get(b"connection", ())).lower().split(b",")
-    ]
-    keep_alive = b"keep-alive" in options if is_old else True
-    if b"close" in options:
-        keep_alive = False
-    return Request(method, _path_of(target), fields, keep_alive, is_old, body_length)
+    if hosts and not _is_host(hosts[0]):
+        raise RequestError(400, "malformed Host")
+    request = Request(method, _path_of(target), fields, is_old)
+    codings = _list_of(fields, b"transfer-encoding")
+    if codings:
+        if is_old or b"content-length" in fields:
+            raise RequestError(400, "Transfer-Encoding in HTTP/1.0 or with Content-Length")
+        if codings != [b"chunked"]:
+            raise RequestError(501, "only the chunked transfer coding is supported")
+        request.chunks = Chunks()
+    request.body_length = _body_length(fields.get(b"content-length", ()))
+    expected = [] if is_old else _list_of(fields, b"expect")  # RFC 9110, section 10.1.1
+    if [each for each in expected if each != b"100-continue"]:
+        raise RequestError(417, "only 100-continue can be expected")
+    request.is_waiting = bool(expected and (request.chunks or request.body_length))
+    options = _list_of(fields, b"connection")
+    request.keep_alive = b"close" not in options and (not is_old or b"keep-alive" in options)
+    return request
+
+
+def _list_of(fields, name):
+    """Return the members of a field that is a list, in lower case."""
+    members = b",".join(fields.get(name, ())).lower().split(b",")
+    return [member.strip(b" \t") for member in members if member.strip(b" \t")]
+
+
+def _is_host(value):
+    """Whether it is an authority without a user (RFC 3986, section 3.2); it may be empty."""
+    name, port = value, b""
+    if value[:1] == b"[":
+        name, closing, port = value[1:].partition(b"]")
+        packed = compat.pack_address(compat.to_text(name.split(b"%")[0]))  # with a zone, too
+        if not closing or port[:1] not in (b"", b":") or len(packed or ()) != 16:
+            return False
+        name, port = b"", port[1:]
+    elif b":" in value:
+        name, _, port = value.partition(b":")
+    escapes = [part[:2] for part in name.split(b"%")[1:]]
+    if [each for each in escapes if len(each) < 2 or each.strip(b"0123456789abcdefABCDEF")]:
+        return False
+    return not name.strip(b"-._~%!$&'()*+,;=" + _ALPHANUMERIC) and not port.strip(b"0123456789")
 
 
 def _parse_request_line(line):
@@ -145,31 +240,44 @@ def _path_of(target):
     return compat.to_text(target)
 
 
-def is_preferred(values, other, usual):
-    """Whether the fields of an Accept header like one kind better than the usual one.
+def likes_exposition(values):
+    """Whether the fields of an Accept header like Prometheus' text better than JSON.
 
-    By RFC 9110, section 12.5.1. What fits none of the ranges is unwanted; without
-    a header, and where both are as welcome, it is the usual one.
+    By RFC 9110, section 12.5.1. What fits none of the ranges is unwanted; without a header,
+    and where both are as welcome, it is JSON. But who names a kind that only Prometheus and
+    its like read, be it one that we do not have, can do nothing with JSON.
     """
-    return _welcome(values, other) > _welcome(values, usual)
-
-
-def _welcome(values, kind):
-    """The quality that the most specific range that fits a kind gives it; 0 for none."""
-    name, parameters = kind.replace(" ", "").split(";")[0], kind.replace(" ", "").split(";")[1:]
-    ranges = {name: 2, name.split("/")[0] + "/*": 1, "*/*": 0}
-    best = (-1, 0)
+    ranges = []
     for each in compat.to_text(b",".join(values)).lower().split(",", RANGE_LIMIT)[:RANGE_LIMIT]:
-        parts = [part.strip().replace('"', "") for part in each.split(";")]
-        quality, wanted = 1000, []
-        for part in parts[1:]:
-            if part[:2] == "q=":
-                quality = _thousandths(part[2:])
-            elif part:
-                wanted.append(part)
-        if parts[0] in ranges and not [part for part in wanted if part not in parameters]:
-            best = max(best, (ranges[parts[0]] + len(wanted), quality))
+        parts = [part.replace('"', "").replace(" ", "").strip() for part in each.split(";")]
+        qualities = [_thousandths(part[2:]) for part in parts[1:] if part[:2] == "q="]
+        wanted = [part for part in parts[1:] if part and part[:2] != "q="]
+        ranges.append((parts[0], wanted, qualities[-1] if qualities else 1000))
+    text = _welcome(ranges, "text/plain", _EXPOSITION_PARAMETERS)
+    json = _welcome(ranges, JSON, ())
+    return text > json or (text == json and bool([each for each in ranges if _is_scrape(each)]))
+
+
+def _welcome(ranges, kind, parameters):
+    """Return the quality that the most specific range that fits a kind gives it; 0 for none."""
+    names = {kind: 2, kind.split("/")[0] + "/*": 1, "*/*": 0}
+    best = (-1, 0)
+    for name, wanted, quality in ranges:
+        if name in names and not [part for part in wanted if part not in parameters]:
+            best = max(best, (names[name] + len(wanted), quality))
     return best[1]
+
+
+def _is_scrape(entry):
+    name, wanted, quality = entry
+    if not quality:
+        return False
+    if name == "text/plain":
+        return bool([part for part in wanted if part[:8] == "version="])
+    return name == "application/openmetrics-text" or (
+        name == "application/vnd.google.protobuf"
+        and "proto=io.prometheus.client.metricfamily" in wanted
+    )
 
 
 def _thousandths(text):
@@ -192,12 +300,20 @@ def chunk(data):
     return compat.to_bytes("%x\r\n" % len(data)) + data + b"\r\n"
 
 
+def _date(now):
+    """Return a time as a Date field has it (RFC 9110, section 5.6.7)."""
+    year, month, day, hour, minute, second, weekday = tuple(time.gmtime(now))[:7]
+    date = _DAYS[weekday], day, _MONTHS[month - 1], year, hour, minute, second
+    return "%s, %02d %s %04d %02d:%02d:%02d GMT" % date
+
+
 def render(status, answer, request=None, keep_alive=False, allow=None):
-    """The bytes of a response with a JSON body; to HEAD, everything but the body.
+    """Return the bytes of a response with a JSON body; to HEAD, everything but the body.
 
     Of a Stream likewise everything but the body.
     """
     lines = ["HTTP/1.1 %d %s" % (status, REASONS[status]), "Cache-Control: no-store"]
+    lines.append("Date: " + _date(int(time.time())))
     body = b""
     if isinstance(answer, Stream):
         lines.append("Content-Type: " + answer.kind)

@@ -9,6 +9,8 @@ its SMBIOS UUID. Whoever runs the machine sets these; they are read as text that
 may be anything.
 """
 
+import os
+
 from . import compat, config
 from .files import read_bounded
 
@@ -75,18 +77,25 @@ def read_protected(root):
     return found
 
 
-def hand_over(root):
-    """Writes what only root may read as a systemd EnvironmentFile= for an agent that is not root.
+def hand_over(root, path):
+    """Write what only root may read as a systemd EnvironmentFile= for an agent that is not root.
 
-    Raises OSError (IOError on Python 2).
+    The configuration file at ``path`` is in it, so this file is root's only, from
+    the beginning on. Raises OSError (IOError on Python 2).
     """
-    lines = []
+    lines = config.hand_over(path)
     for name, value in sorted(read_protected(root).items()):
         try:
             lines.append("%s%s='%s'\n" % (VARIABLE, name, config.parse_outside(value)))
         except ValueError:
             pass  # the agent could not use it either
-    target = open(root + HANDOVER, "wb")
+    former = os.umask(0o077)
+    try:
+        if compat.exists(root + HANDOVER):
+            os.remove(root + HANDOVER)
+        target = open(root + HANDOVER, "wb")
+    finally:
+        os.umask(former)
     try:
         target.write(compat.to_bytes("".join(lines)))
     finally:

@@ -287,5 +287,5 @@ def main(word, argv):
     except compat.FILE_ERRORS as error:
         sys.stderr.write("guest-agent: %s\n" % compat.describe_error(error))
         return 1
-    sys.stdout.write("guest-agent: %s\n" % text)
+    compat.print_text("guest-agent: %s\n" % text)
     return 0

@@ -8,10 +8,11 @@ import os
 from . import compat
 from .files import read_lines, read_text
 
+_MOST = 1 << 64  # beyond what the kernel counts to
 # Partitions of these are counted in their disks, and the others are no disks (node_exporter's
 # choice as well).
-_DISK_KINDS = ("hd", "sd", "vd", "xvd")
-_NO_DISKS = ("ram", "loop", "fd")
+_DISK_KINDS = ("hd", "sd", "vd", "xvd", "dasd", "ubd", "ps3d")
+_NO_DISKS = ("ram", "zram", "loop", "fd")
 
 # Only what cannot hang: statvfs on a network's file system waits for a server that may be gone.
 _LOCAL = (
@@ -24,24 +25,35 @@ _HARMLESS = (
     " bpf debugfs tracefs securityfs configfs pstore efivarfs mqueue hugetlbfs fusectl binfmt_misc"
     " selinuxfs nsfs rpc_pipefs"
 ).split()
-_KERNELS_OWN = ("/dev", "/proc", "/sys")
-_OTHERS_OWN = ("/run/credentials/", "/var/lib/docker/", "/var/lib/containers/storage/")
+_KERNELS_OWN = [b"/dev", b"/proc", b"/sys"]
+_OTHERS_OWN = (b"/run/credentials/", b"/var/lib/docker/", b"/var/lib/containers/storage/")
+# What systemd shows its services in place of what is there (PrivateTmp=, InaccessiblePaths=),
+# by the part of a file system that it is; and what is empty for services only (DynamicUser=).
+_SANDBOX_ROOTS = (b"/systemd-private-", b"/systemd/inaccessible/", b"/systemd/propagate/")
+_SANDBOX_POINTS = (b"/run/private", b"/var/lib/private", b"/var/cache/private", b"/var/log/private")
 
 
 def numbers(words):
-    """Words as integers, or None if one of them is none."""
+    """Return words as integers, or None if one of them is none that the kernel writes."""
     try:
-        return [int(word) for word in words]
+        found = [int(word) for word in words]
     except ValueError:
         return None
+    return None if found and (max(found) >= _MOST or min(found) <= -_MOST) else found
 
 
 def is_disk(name):
-    """Whether a block device is a disk of its own, by its name."""
+    """Whether a block device is a disk of its own, by its name.
+
+    The kernel puts a partition's number behind a name that ends with a letter, and behind
+    one that ends with a digit a p and the number.
+    """
     stem = name.rstrip("0123456789")
     if stem == name:
         return True
-    if stem in _NO_DISKS or (stem[:4] == "nvme" and stem[-1:] == "p"):
+    if stem in _NO_DISKS or (stem[-1:] == "p" and compat.is_digits(stem[-2:-1])):
+        return False
+    if stem[:4] == "nvme" and "c" in stem:  # one path to a disk that has more
         return False
     return not [kind for kind in _DISK_KINDS if stem[: len(kind)] == kind]
 
@@ -68,19 +80,32 @@ def networks(proc):
 
 
 def _unescape(word):
-    """A word of a mount table, in which spaces stand as octal numbers."""
-    parts = compat.to_text(word).split("\\")
+    """Return a word of a mount table, in which spaces stand as octal numbers, as it was."""
+    parts = word.split(b"\\")
     out = parts[:1]
     for part in parts[1:]:
-        if len(part) > 2 and not part[:3].strip("01234567"):
-            out.append(chr(int(part[:3], 8) & 127) + part[3:])
+        if len(part) > 2 and not part[:3].strip(b"01234567"):
+            code = int(compat.to_text(part[:3]), 8) & 255
+            out.append(bytes(bytearray([code])) + part[3:])
         else:
-            out.append("\\" + part)
-    return "".join(out)
+            out.append(b"\\" + part)
+    return b"".join(out)
+
+
+class _Mount(object):
+    """One line of a mount table. What is text in the end stays bytes here: it may be no UTF-8."""
+
+    def __init__(self, source, point, kind, options, place):
+        self.source = _unescape(source)
+        self.point = _unescape(point)
+        self.kind = compat.to_text(kind)
+        self.is_read_only = b"ro" in options.split(b",")
+        # Its own number, that of the mount below, the device, and which part of it is shown.
+        self.number, self.parent, self.device, self.root = place
 
 
 def _all_mounts(proc):
-    """Device, mount point, type and whether it is read-only, of all that is mounted but harmless.
+    """Return all that is mounted but harmless, and what is harmless but covers that.
 
     /proc/self/mountinfo (from Linux 2.6.26) tells the file system's own options; those in
     /proc/mounts are of the view that this service has, which systemd lets it only read.
@@ -88,54 +113,99 @@ def _all_mounts(proc):
     """
     found = []
     for name in ("/self/mountinfo", "/mounts"):
+        points = set()
         for line in read_lines(proc + name):
-            words = line.split()
+            words, place = line.split(b" "), [None] * 4  # a source may be empty
             if b"-" in words[6:]:
+                place = words[:4]
                 rest = words[words.index(b"-", 6) + 1 :]
                 words = rest[1:2] + words[4:5] + rest[:1] + rest[2:3]
-            if len(words) > 3 and compat.to_text(words[2]) not in _HARMLESS:
-                texts = [_unescape(word) for word in words[:3]]
-                found.append(texts + ["ro" in compat.to_text(words[3]).split(",")])
-                if len(found) > compat.ROW_LIMIT:
-                    return []
+            if len(words) > 3:
+                if words[1] in points or compat.to_text(words[2]) not in _HARMLESS:
+                    points.add(words[1])
+                    found.append(_Mount(words[0], words[1], words[2], words[3], place))
+                    if len(found) > compat.ROW_LIMIT:
+                        return []
         if found:
             break
     return found
 
 
 def _is_at(point, folder):
-    return point == folder or point.startswith(folder.rstrip("/") + "/")
+    return point == folder or point.startswith(folder.rstrip(b"/") + b"/")
+
+
+def _is_sandbox(mount, mounts):
+    """Whether only a service sees it, or what is there would be the same without it.
+
+    systemd mounts the folders that a service may only read, or alone may write to, upon
+    themselves.
+    """
+    if mount.point in _SANDBOX_POINTS:
+        return True
+    if mount.root in (None, b"/"):
+        return False
+    for mark in _SANDBOX_ROOTS:
+        if mark in mount.root:
+            return True
+    for each in mounts:
+        if each.device == mount.device and _is_at(mount.point, each.point):
+            beyond = mount.point[len(each.point.rstrip(b"/")) :]
+            if each is not mount and each.root.rstrip(b"/") + beyond == mount.root:
+                return True
+    return False
+
+
+def _is_covered(mount, mounts):
+    """Whether its mount point leads to another device that was mounted there later."""
+    top = mount
+    for _ in mounts:
+        upper = [
+            each
+            for each in mounts
+            if each.parent and each.parent == top.number and each.point == mount.point
+        ]
+        if not upper:
+            break
+        top = upper[-1]
+    return top.device != mount.device
 
 
 def file_systems(proc, root):
-    """Yields device, mount point, type, read-only and statvfs(3), None if that fails.
+    """Yield device, mount point, type, read-only and statvfs(3), None if that fails.
 
-    Local ones only, whose mount point can be reached without a network's file system, a FUSE
-    program or an automounter.
+    Local ones only, as the guest has them and not as a sandbox shows them, whose mount point
+    can be reached without a network's file system, a FUSE program or an automounter.
     """
     mounts = _all_mounts(proc)
-    risky = [each[1] for each in mounts if each[2] not in _LOCAL]
+    risky = [each.point for each in mounts if each.kind not in _LOCAL + _HARMLESS]
     seen = set()
-    for device, point, kind, is_read_only in mounts:
-        if kind not in _LOCAL or (device, point) in seen:
+    for mount in mounts:
+        point = mount.point
+        if mount.kind not in _LOCAL or (mount.source, point) in seen:
             continue
-        if [folder for folder in risky + list(_KERNELS_OWN) if _is_at(point, folder)]:
+        if [folder for folder in risky + _KERNELS_OWN if _is_at(point, folder)]:
             continue
         if [folder for folder in _OTHERS_OWN if point.startswith(folder)]:
             continue
-        seen.add((device, point))
+        if _is_sandbox(mount, mounts) or _is_covered(mount, mounts):
+            continue
+        seen.add((mount.source, point))
         try:
-            figures = os.statvfs(root + point)
-        except OSError:
+            figures = os.statvfs(compat.to_bytes(compat.to_path(root)) + point)
+        except (OSError, ValueError, TypeError):  # of a NUL in it
             figures = None
-        yield device, point, kind, is_read_only, figures
+        names = compat.to_text(mount.source), compat.to_text(point)
+        yield names + (mount.kind, mount.is_read_only, figures)
 
 
 def pressure(proc, name):
-    """Yields kind ("some", "full") and a dict of text for a resource (Linux 4.20 and later)."""
+    """Yield kind ("some", "full") and a dict of text for a resource (Linux 4.20 and later)."""
     for line in read_lines("%s/pressure/%s" % (proc, name)):
         words = compat.to_text(line).split()
-        yield words[0], dict([word.split("=", 1) for word in words[1:] if "=" in word])
+        pairs = dict([word.split("=", 1) for word in words[1:] if "=" in word])
+        if compat.is_digits(pairs.get("total", "")):
+            yield words[0], pairs
 
 
 def os_release(root):

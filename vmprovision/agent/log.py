@@ -1,7 +1,7 @@
 """The agent's log: one ASCII line per event, on stderr or in a file of bounded size."""
 
 import os
-import sys
+import select
 import time
 
 from . import compat
@@ -9,10 +9,14 @@ from . import compat
 FILE_LIMIT = 1024 * 1024
 BURST = 20
 BURST_SECONDS = 60
+LINE_LIMIT = 4000  # a pipe that has room has it for that much
+# What MicroPython does not name are the numbers of its processors.
+_APPEND = os.O_WRONLY | os.O_NONBLOCK | getattr(os, "O_APPEND", 1024) | getattr(os, "O_CREAT", 64)
+_TRUNCATE = getattr(os, "O_TRUNC", 512)
 
 
 def printable(text):
-    """The text as one line of ASCII: what a peer or a file sent cannot forge log lines."""
+    """Return the text as one line of ASCII: what a peer or a file sent cannot forge log lines."""
     codes = compat.code_points(text)
     return "".join([chr(code) if 32 <= code < 127 else "\\u%04x" % code for code in codes])
 
@@ -23,11 +27,12 @@ class Log(object):
     Where the folder belongs to another user it cannot be renamed, and begins anew instead.
 
     The file is opened for each line, so an outside log rotation works too. A
-    line that cannot be written is dropped: logging never stops the agent.
+    line that cannot be written at once is dropped, as where a pipe is full or a FIFO
+    has no reader: logging never stops the agent.
     """
 
     def __init__(self, path=None, limit=FILE_LIMIT):
-        self._path = path
+        self._path = path and compat.to_path(path)
         self._limit = limit
         self._seen = {}
         self._window = None
@@ -35,11 +40,13 @@ class Log(object):
         self._clock = compat.Clock()
 
     def send_to(self, path):
-        """Continues in another file, or on stderr when it cannot be opened."""
+        """Continue in another file, or on stderr when it cannot be opened."""
+        path = compat.to_path(path)
         try:
-            open(path, "ab").close()
-        except compat.FILE_ERRORS as error:
-            text = "cannot open log file %s: %s" % (path, compat.describe_error(error))
+            os.close(os.open(path, _APPEND, 0o666))
+        except OSError as error:
+            shown = compat.to_text(path), compat.describe_error(error)
+            text = "cannot open log file %s: %s" % shown
             self.changed("log file", text, self.warning)
             return
         self._path = path
@@ -81,27 +88,33 @@ class Log(object):
 
     def _write(self, level, text):
         stamp = "%04d-%02d-%02dT%02d:%02d:%02dZ" % tuple(time.gmtime(int(time.time()))[:6])
-        line = "%s guest-agent: %s: %s\n" % (stamp, level, printable(text))
+        line = "%s guest-agent: %s: %s" % (stamp, level, printable(text))
+        line = compat.to_bytes(line[:LINE_LIMIT] + "\n")
         try:
             if self._path:
                 self._append(line)
-            else:
-                sys.stderr.write(line)
-                if hasattr(sys.stderr, "flush"):
-                    sys.stderr.flush()
-        except (AttributeError, ValueError) + compat.FILE_ERRORS:
+            elif _has_room(2):
+                os.write(2, line)
+        except compat.SOCKET_ERRORS:
             pass
 
     def _append(self, line):
-        mode = "ab"
+        mode = _APPEND
         try:
             if os.stat(self._path)[6] + len(line) > self._limit:
-                mode = "wb"  # where its folder is not ours to rename in, it begins anew
-                os.rename(self._path, self._path + ".1")
+                mode |= _TRUNCATE  # where its folder is not ours to rename in, it begins anew
+                os.rename(self._path, self._path + compat.to_path(".1"))
         except OSError:
             pass
-        out = open(self._path, mode)
+        out = os.open(self._path, mode, 0o666)
         try:
-            out.write(compat.to_bytes(line))
+            os.write(out, line)
         finally:
-            out.close()
+            os.close(out)
+
+
+def _has_room(descriptor):
+    """Whether a line can be written without waiting: others may share the file's flags."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return bool([event for event in poll.poll(0) if event[1] & select.POLLOUT])

@@ -1,6 +1,5 @@
 """The agent's command line and its one loop."""
 
-import sys
 import time
 
 from . import __version__, access, compat, config, guest, http, identity, server, tasks
@@ -76,60 +75,71 @@ def parse_arguments(words):
     return options
 
 
-def main(argv):  # noqa: PLR0911 -- one for each way to be called
+def main(argv):
     """Runs the agent until it is told to stop; gives the exit status.
 
     0 after a clean stop, 1 if it cannot listen, 2 for a wrong command line.
     """
+    compat.open_standard()
     compat.keep_to_itself()
     word = argv[1] if argv[1:] and argv[1] in _WORDS else None
     if word in ("install", "uninstall") and not argv[2:]:
-        from . import install  # noqa: PLC0415 -- rare, and large
-
-        return install.main(word, argv)
+        install = compat.load("install")
+        return _end_well(install.main, word, argv)
     try:
         options = parse_arguments(argv[2 if word else 1 :])
     except UsageError as error:
-        sys.stderr.write("guest-agent: %s\n%s" % (error.args[0], USAGE))
+        _complain("%s\n%s" % (error.args[0], USAGE))
         return 2
-    if "--version" in options:
-        sys.stdout.write("guest-agent %s (%s)\n" % (__version__, compat.runtime_name()))
-        return 0
-    if "--help" in options or "-h" in options:
-        sys.stdout.write(USAGE)
-        return 0
-    if word:
-        return _WORDS[word](options)
+    return _end_well(_follow, word, options)
+
+
+def _end_well(function, *arguments):
+    """Return the exit status that a function gives, and say in a line what stopped it."""
     try:
-        return _run(options)
+        return function(*arguments)
     except KeyboardInterrupt:  # before Signals
         return 0
+    except compat.FILE_ERRORS as error:  # standard output is closed, or what it goes to is full
+        _complain(compat.describe_error(error) + "\n")
+        return 1
+
+
+def _complain(text):
+    try:
+        compat.print_text("guest-agent: " + text, 2)
+    except OSError:
+        pass  # standard error is closed
+
+
+def _follow(word, options):
+    if "--version" in options:
+        compat.print_text("guest-agent %s (%s)\n" % (__version__, compat.runtime_name()))
+    elif "--help" in options or "-h" in options:
+        compat.print_text(USAGE)
+    else:
+        return _WORDS[word](options) if word else _run(options)
+    return 0
 
 
 def _identify(options):
-    try:
-        identity.hand_over(options.get("--root", ""))
-    except compat.FILE_ERRORS as error:
-        sys.stderr.write("guest-agent: %s\n" % compat.describe_error(error))
-        return 1
+    identity.hand_over(options.get("--root", ""), options.get("--config", config.DEFAULT_PATH))
     return 0
 
 
 def _once(options):
-    from . import check  # noqa: PLC0415 -- rare, and a heap of half a megabyte is small
-
+    check = compat.load("check")
     return check.once(*_places(options))
 
 
 def _check(options):
-    from . import check  # noqa: PLC0415 -- likewise
-
+    check = compat.load("check")
     path = options.get("--config", config.DEFAULT_PATH)
     return check.check(path, lambda log: _read_settings(options, log), *_places(options))
 
 
 def _refuse(_options):
-    sys.stderr.write("guest-agent: install and uninstall take no options\n")
+    _complain("install and uninstall take no options\n")
     return 2
 
 
@@ -187,8 +197,7 @@ def _run(options):
     }
 
     def configure(body, outcome):
-        from . import configure  # noqa: PLC0415 -- rare, and a heap of half a megabyte is small
-
+        configure = compat.load("configure")
         return tasks.flow(configure.configure(body, root, outcome, clock))
 
     actions = {"/configure-interface": configure}
@@ -227,9 +236,8 @@ def _health():
 
 def _metrics(request, metrics, proc, root, settings):
     """The figures as JSON, or for Prometheus if the client likes that better."""
-    if http.is_preferred(request.fields.get(b"accept", ()), http.EXPOSITION, http.JSON):
-        from . import exposition  # noqa: PLC0415 -- a heap of half a megabyte is small
-
+    if http.likes_exposition(request.fields.get(b"accept", ())):
+        exposition = compat.load("exposition")
         return http.Stream(http.EXPOSITION, exposition.render(proc, root, settings.vm_id))
     return metrics.read()
 

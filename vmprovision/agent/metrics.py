@@ -57,9 +57,9 @@ def parse_memory(meminfo):
     for line in meminfo.split(b"\n"):
         name, _, rest = line.partition(b":")
         if name in _MEMORY:
-            fields = rest.split()
-            if fields and fields[0].isdigit():
-                values[name] = int(fields[0])
+            value = kernel.numbers(rest.split()[:1])
+            if value and value[0] >= 0:
+                values[name] = value[0]
     total = values.get(b"MemTotal")
     available = values.get(b"MemAvailable")
     if available is None and b"MemFree" in values:
@@ -70,16 +70,19 @@ def parse_memory(meminfo):
         available = min(available, total)
     swap = values.get(b"SwapTotal")
     swap_free = values.get(b"SwapFree")
-    swap_used = None if swap is None or swap_free is None else swap - swap_free
+    # Containers' and some kernels' have more that is free than there is.
+    swap_used = None if swap is None or swap_free is None else max(0, swap - swap_free)
     return total, available, swap, swap_used
 
 
 def _floats(content):
-    """The numbers a file begins with, up to three."""
-    try:
-        return [float(field) for field in content.split()[:3]]
-    except ValueError:
-        return []
+    """Return the numbers a file begins with, up to three: none is negative, endless or NaN."""
+    found = []
+    for field in compat.to_text(content).split()[:3]:
+        if not compat.is_digits(field.replace(".", "", 1)) or len(field) > 20:
+            break
+        found.append(float(field))
+    return found
 
 
 def _file_systems(proc, root):
@@ -89,8 +92,8 @@ def _file_systems(proc, root):
         if figures and len(found) < LIST_LIMIT:
             total, free, available = [figures[1] * figures[at] // 1024 for at in (2, 3, 4)]
             entry["total_kb"] = total
-            entry["used_kb"] = total - free
-            entry["available_kb"] = available
+            entry["used_kb"] = max(0, total - free)
+            entry["available_kb"] = min(available, total)
             found.append(entry)
     return found
 
@@ -122,9 +125,11 @@ def _pressure(proc):
     found = {}
     for name in ("cpu", "io", "memory"):
         for kind, words in kernel.pressure(proc, name):
-            values = dict([(key, float(words[key])) for key in words if key != "total"])
+            keys = [key for key in words if key != "total" and _floats(words[key])]
+            values = dict([(key, _floats(words[key])[0]) for key in keys])
             values["total_us"] = int(words["total"])
-            found.setdefault(name, {})[kind] = values
+            if len(values) == len(words):
+                found.setdefault(name, {})[kind] = values
     return found
 
 

@@ -12,7 +12,6 @@ from . import access, compat, config, http, jsonio, tasks
 from .compat import socket
 
 WORK_SECONDS = 120.0
-ORDER_LIMIT = 4096
 REQUEST_SECONDS = 10.0  # from a request's first byte to its last, and to take an answer
 IDLE_SECONDS = 30.0  # between two requests of a connection
 ACCEPT_PAUSE_SECONDS = 1.0
@@ -83,7 +82,7 @@ def _open(door, port):
 
 def _listen_on_path(path, mode):
     """A Unix socket in the place of one that nobody listens on any more, but of nothing else."""
-    address = compat.unix_address(path)
+    path, address = compat.to_path(path), compat.unix_address(path)
     probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         probe.connect(address)
@@ -275,32 +274,41 @@ class Server(object):
             len(connection.pending) < ANSWERS_LIMIT
         ):
             take = self._take_order if connection.request else self._take_request
-            if not take(connection):
-                break
+            try:
+                if not take(connection):
+                    break
+            except http.RequestError as error:
+                connection.request = None
+                connection.pending += http.render(error.args[0], {"error": error.args[1]})
+                connection.closing = connection.lingering = True
         if connection.pending:
             self._send(connection)
 
     def _take_request(self, connection):
-        """Answers the next request, or makes an order of it; False if there is no whole one."""
+        """Answer the next request, or keep it until its body is there; False if there is none."""
         if connection.skip:
             skipped = min(connection.skip, len(connection.received))
             connection.skip -= skipped
             connection.received = connection.received[skipped:]
             if connection.skip:
                 return False
-        try:
-            head, connection.received = http.take_head(connection.received)
-            if head is None:
-                return False
-            request = http.parse_head(head)
-        except http.RequestError as error:
-            connection.pending += http.render(error.args[0], {"error": error.args[1]})
-            connection.closing = connection.lingering = True
-            return True
-        if request.path in self._actions and request.body_length <= ORDER_LIMIT:
+        head, connection.received = http.take_head(connection.received)
+        if head is None:
+            return False
+        request = http.parse_head(head)
+        is_order = request.path in self._actions
+        if is_order and request.body_length > http.ORDER_LIMIT:
+            raise http.RequestError(413, "request body too long")
+        if request.is_waiting and not connection.received:
+            connection.pending += http.CONTINUE
+        if is_order or request.chunks:
             connection.request = request
-            return True
-        connection.skip = request.body_length
+        else:
+            connection.skip = request.body_length
+            self._reply(connection, request)
+        return True
+
+    def _reply(self, connection, request):
         status, answer, allow = self._respond(request)
         if isinstance(answer, http.Stream):
             connection.is_chunked = not request.is_old
@@ -312,16 +320,31 @@ class Server(object):
         if not request.keep_alive:
             connection.closing = True
             connection.lingering = connection.skip > len(connection.received)
-        return True
+
+    def _is_begun(self, connection):
+        return bool(self._task and self._task[0] is connection)
 
     def _take_order(self, connection):
-        """Begins what a request with a whole body asks for; False if there is nothing to answer."""
+        """Begin what a request with a whole body asks for; False if there is nothing to answer."""
         request = connection.request
-        is_begun = self._task and self._task[0] is connection
-        if is_begun or len(connection.received) < request.body_length:
+        if self._is_begun(connection):
             return False
-        body = connection.received[: request.body_length]
-        connection.received = connection.received[request.body_length :]
+        if request.chunks:
+            connection.received = request.chunks.take(connection.received)
+            if not request.chunks.is_whole:
+                return False
+            body = request.chunks.body
+        elif len(connection.received) < request.body_length:
+            return False
+        else:
+            body = connection.received[: request.body_length]
+            connection.received = connection.received[request.body_length :]
+        if request.path not in self._actions:
+            connection.request = None
+            self._reply(connection, request)
+            return True
+        if len(body) > http.ORDER_LIMIT:
+            raise http.RequestError(413, "request body too long")
         refusal = self._refusal(request)
         if refusal:
             self._finish(connection, *refusal)
@@ -411,12 +434,11 @@ class Server(object):
             compat.stop_sending(connection.sock)
         elif connection.closing:
             self._drop(connection)
-        elif connection.received or connection.skip:
-            connection.deadline = now + REQUEST_SECONDS
+        elif not self._is_begun(connection):
+            is_busy = connection.received or connection.skip or connection.request
+            connection.deadline = now + (REQUEST_SECONDS if is_busy else IDLE_SECONDS)
             if connection.received:
                 self._answer(connection)
-        else:
-            connection.deadline = now + IDLE_SECONDS
 
     def _continue(self, connection):
         """Takes the next piece of a stream; it is sent when others have had their turn."""

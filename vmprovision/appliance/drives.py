@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import secrets
 import string
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vmprovision.command import run
+from vmprovision.diskchain import Layer, make_overlay
+from vmprovision.diskfile import DiskFile
 from vmprovision.errors import ApplianceError, ImageError, ImageSpaceError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 SERIAL_LENGTH = 16
 # Without these, QEMU stops the machine where the host's disk is full, and waits for room.
@@ -30,15 +34,80 @@ class Drive:
         path: the file on the host.
         format: its format, always stated: a guessed format is a guest's choice.
         readonly: writes go to a throwaway snapshot.
+        layer: the disk as open files, which are used in place of the path.
     """
 
     path: Path
     format: str
     readonly: bool = False
+    layer: Layer | None = None
+
+    def describe(self, name: Callable[[int], str]) -> dict[str, Any]:
+        """Return QEMU's block node for it.
+
+        Args:
+            name: gives the file name by which QEMU opens one of our open files.
+        """
+        if self.layer is not None:
+            return self.layer.describe(name)
+        file = {"driver": "file", "filename": str(self.path.absolute())}
+        return {"driver": self.format, "file": file}
+
+
+def drive_of(layer: Layer, *, readonly: bool = False) -> Drive:
+    """Return the drive for a disk of open files."""
+    return Drive(path=layer.file.path, format=layer.format, readonly=readonly, layer=layer)
 
 
 class WrongDiskError(ApplianceError):
     """A disk of the appliance is not the image that it was given."""
+
+
+@contextlib.contextmanager
+def throwaway(drive: Drive, overlay: Path) -> Iterator[Drive]:
+    """Give the drive, or for one that is not to be written to an overlay: a journal may want to be.
+
+    Args:
+        drive: the drive.
+        overlay: where to make the overlay; the caller removes it.
+
+    Raises:
+        ImageError: it cannot be made.
+        CommandError: likewise.
+    """
+    if not drive.readonly:
+        yield drive
+    elif drive.layer is None:
+        create = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", drive.format]
+        run([*create, "-b", drive.path.absolute(), overlay], timeout=60)
+        yield Drive(path=overlay, format="qcow2")
+    else:
+        handle = os.open(overlay, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            file = DiskFile(path=overlay, handle=handle)
+            make_overlay(file, drive.layer)
+            yield drive_of(Layer(file=file, format="qcow2", backing=drive.layer))
+        finally:
+            os.close(handle)
+
+
+def require_open(process: int, drive: Drive) -> None:
+    """Refuse a QEMU that has not opened the very files of the drive.
+
+    Raises:
+        WrongDiskError: another file has taken the path of one of them.
+    """
+    opened = set()
+    for handle in Path(f"/proc/{process}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            status = handle.stat()
+            opened.add((status.st_dev, status.st_ino))
+    for file in drive.layer.files() if drive.layer else ():
+        if file.identity not in opened:
+            raise WrongDiskError(
+                f"the appliance has another file open than {file}",
+                hint="nothing was written; keep others from the image's folder and try again",
+            )
 
 
 def device_name(number: int) -> str:

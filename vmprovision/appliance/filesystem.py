@@ -85,9 +85,8 @@ class ApplianceFilesystem:
         A name that its directory does not list costs nothing.
         """
         folder = path.parent
-        if self._is_below_nothing(path):
-            return None
-        above = self.lstat(folder) if path != ROOT else None
+        alone = path == ROOT or self._is_below_nothing(path)
+        above = None if alone else self.lstat(folder)
         if path == ROOT or len(os.fsencode(path.name)) > NAME_LIMIT:
             return self._ask(path)
         if above is None or above.kind != "directory":

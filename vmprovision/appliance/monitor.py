@@ -75,6 +75,17 @@ class Connection:
         except OSError as exc:
             raise ApplianceEndedError(GONE, hint=GONE_HINT) from exc
 
+    def send_file(self, line: str, handle: int) -> None:
+        """Send one line with an open file.
+
+        Raises:
+            ApplianceError: QEMU is gone.
+        """
+        try:
+            socket.send_fds(self._socket, [line.encode() + b"\n"], [handle])
+        except OSError as exc:
+            raise ApplianceError(f"QEMU is gone: {exc.strerror}") from exc
+
     def receive(self, seconds: float) -> str:
         """The next line.
 
@@ -147,6 +158,18 @@ class Monitor:
         """
         named = {name.replace("_", "-"): value for name, value in arguments.items()}
         self._connection.send(json.dumps({"execute": command, "arguments": named}))
+        return self._answer(command)
+
+    def give_file(self, handle: int) -> int:
+        """Give QEMU an open file; the number of the set by which it is opened there.
+
+        Raises:
+            ApplianceError: QEMU refuses it, does not answer or is gone.
+        """
+        self._connection.send_file(json.dumps({"execute": "add-fd"}), handle)
+        return int(self._answer("add-fd")["fdset-id"])
+
+    def _answer(self, command: str) -> Any:  # noqa: ANN401 -- any JSON value
         while True:
             message = self._next()
             if "return" in message:

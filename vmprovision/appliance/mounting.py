@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
@@ -13,25 +12,35 @@ from vmprovision.appliance.filesystem import ApplianceFilesystem
 from vmprovision.appliance.session import ApplianceCallError
 from vmprovision.errors import InspectionError
 from vmprovision.filesystem import read_text, resolve, status_of
+from vmprovision.inspection.layout import DIRECTORIES
+from vmprovision.mounts import HiddenMount, covering_mounts, read_fstab
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from vmprovision.appliance.devicenames import DeviceNames
     from vmprovision.appliance.session import Appliance
     from vmprovision.filesystem import GuestReader
+    from vmprovision.mounts import GuestMount
 
 log = logging.getLogger(__name__)
 
 OperatingSystem = Literal["linux", "windows", "bsd", "hurd"]
-TagOf = Callable[[str, str], str]  # device, tag as blkid(8) names it -> its value, or nothing
 
-# Where a program of the guest may look for a part of what is injected, or where
-# its boot loader keeps the kernel's command line.
-MOUNTED = tuple(
-    PurePosixPath(path)
-    for path in ("/usr", "/usr/local", "/etc", "/var", "/var/log", "/opt", "/boot", "/boot/efi")
+# What a plan may write to, and what inspection reads besides.
+READ = (
+    *("/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib64", "/bin", "/sbin", "/lib", "/lib64"),
+    *("/var/lib", "/var/lib/dpkg", "/opt", "/boot", "/boot/efi"),
 )
-_FSTAB = PurePosixPath("/etc/fstab")
+WATCHED = tuple(PurePosixPath(path) for path in (*DIRECTORIES, *READ))
+ON_DEMAND = (PurePosixPath("/boot"), PurePosixPath("/boot/efi"))  # read though it is `noauto`
+MOUNTS_LIMIT = 64
+# Two of these names tell that a filesystem is what fstab mounts there.
+CONTENT = {
+    "/usr": frozenset(("bin", "lib", "sbin", "share", "libexec")),
+    "/usr/local": frozenset(("bin", "lib", "sbin", "share", "etc", "include", "games", "src")),
+    "/var": frozenset(("lib", "log", "cache", "spool", "tmp")),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +67,15 @@ class MountedGuest:
     Attributes:
         root: the chosen root.
         mountpoints: guest directory -> device, for the root and what its fstab adds.
-        notes: what fstab names and the image does not hold.
+        hidden: what the guest mounts over directories that matter, and is not mounted here.
+        notes: what else there is to say of the guest's mounts.
     """
 
     filesystem: ApplianceFilesystem
     root: Root
     mountpoints: Mapping[str, str]
-    notes: tuple[str, ...] = field(default=())
+    hidden: tuple[HiddenMount, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def unix_root(reader: GuestReader, device: str) -> Root | None:
@@ -125,23 +136,11 @@ def _name(reader: GuestReader) -> str:
 
 def _own_subvolume(reader: GuestReader) -> str | None:
     """The subvolume that a root's own fstab mounts at ``/``; its snapshots say the same."""
-    for _, mountpoint, options in _fstab_entries(reader):
-        if mountpoint == PurePosixPath("/"):
-            named = dict(option.partition("=")[::2] for option in options)
+    for line in read_fstab(reader):
+        if line.mountpoint == "/":
+            named = dict(option.partition("=")[::2] for option in line.options.split(","))
             return named.get("subvol", "").strip("/") or None
     return None
-
-
-def _fstab_entries(reader: GuestReader) -> list[tuple[str, PurePosixPath, list[str]]]:
-    """Device, mountpoint and options of each line of the guest's fstab(5) that mounts something."""
-    entries = []
-    for line in (read_text(reader, _FSTAB) or "").splitlines():
-        fields = line.split()
-        if line.lstrip().startswith("#") or len(fields) < 2 or fields[1][0] != "/":  # noqa: PLR2004
-            continue
-        options = fields[3].split(",") if len(fields) > 3 else []  # noqa: PLR2004
-        entries.append((fields[0].strip('"'), PurePosixPath(fields[1]), options))
-    return entries
 
 
 def mount_root(
@@ -186,130 +185,128 @@ def blkid_tag(appliance: Appliance, device: str, tag: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WantedMount:
-    """A line of the guest's fstab that matters here.
+    """A mount of the guest that matters here.
 
     Attributes:
-        named: the device, as fstab calls it.
         device: what the appliance calls it; None where the image does not hold it.
-        driver: the kernel's filesystem; without it mount(8) looks for all that it knows.
+        is_guess: the device is another host's name for a disk that is likely this one.
     """
 
-    named: str
+    mount: GuestMount
     device: str | None
-    mountpoint: PurePosixPath
-    options: Sequence[str]
-    driver: str = ""
+    is_guess: bool = False
 
 
-def wanted_mounts(
-    reader: GuestReader, devices: Collection[str], tag_of: TagOf
-) -> list[WantedMount]:
-    """Those lines of the guest's fstab(5) that matter, parents first.
+def wanted_mounts(reader: GuestReader, root: Root, names: DeviceNames) -> list[WantedMount]:
+    """Those mounts of the guest that matter, parents first.
 
     Args:
         reader: the root's files.
-        devices: of the image, as the appliance calls them.
-        tag_of: what blkid(8) says of one of them.
+        root: what is mounted; its own line of fstab tells how the guest calls its disk.
+        names: of the image's devices.
     """
-    wanted = [
-        WantedMount(
-            named=named,
-            device=_find_device(named, devices, tag_of),
-            mountpoint=mountpoint,
-            options=options,
+    for line in read_fstab(reader):
+        if line.mountpoint == "/":
+            names.learn(line.source, root.device)
+    wanted = []
+    for mount in covering_mounts(reader, WATCHED):
+        device = names.find(mount.source) if mount.is_device else None
+        guesses = names.guesses(mount.source) if mount.is_device and not device else ()
+        if len(guesses) == 1 and str(mount.place) in CONTENT:
+            wanted.append(WantedMount(mount=mount, device=guesses[0], is_guess=True))
+        else:
+            wanted.append(WantedMount(mount=mount, device=device))
+    return wanted
+
+
+@dataclass(slots=True)
+class Mounting:
+    """A guest whose root is mounted, while what it mounts besides is mounted too.
+
+    Attributes:
+        driver_of: the kernel's filesystem on a device; empty where mount(8) is to look.
+        done: what was tried, with why it failed, or nothing.
+    """
+
+    appliance: Appliance
+    files: ApplianceFilesystem
+    root: Root
+    names: DeviceNames
+    readonly: bool
+    driver_of: Callable[[str], str] = field(default=lambda _device: "")
+    mountpoints: dict[str, str] = field(default_factory=dict)
+    done: dict[GuestMount, str] = field(default_factory=dict)
+
+    def mount_wanted(self) -> MountedGuest:
+        """Mount all that can be mounted; what a mount uncovers may name more."""
+        self.mountpoints["/"] = self.root.device
+        wanted = wanted_mounts(self.files, self.root, self.names)
+        while todo := [entry for entry in wanted if self._is_due(entry)]:
+            self.done[todo[0].mount] = self._mount(todo[0])
+            wanted = wanted_mounts(self.files, self.root, self.names)
+        return self._mounted(wanted)
+
+    def _is_due(self, entry: WantedMount) -> bool:
+        here = entry.mount.at_boot or entry.mount.place in ON_DEMAND
+        room = len(self.done) < MOUNTS_LIMIT
+        return here and room and entry.device is not None and entry.mount not in self.done
+
+    def _mount(self, entry: WantedMount) -> str:
+        """Mount one; why it could not be done, or nothing."""
+        device, place = str(entry.device), entry.mount.place
+        if entry.is_guess and device in self.mountpoints.values():
+            return entry.mount.obstacle
+        if str(place) in self.mountpoints:
+            same = self.mountpoints[str(place)] == device
+            return "" if same else "something else is mounted there too"
+        if why := self._mount_on(device, entry.mount):
+            return why
+        if entry.is_guess:
+            if len(CONTENT[str(place)].intersection(self.files.list_directory(place))) <= 1:
+                self.appliance.call("umount", str(place))
+                self.files.mounted_on(place)
+                return entry.mount.obstacle
+            self.names.learn(entry.mount.source, device)
+        self.mountpoints[str(place)] = device
+        return ""
+
+    def _mount_on(self, device: str, mount: GuestMount) -> str:
+        """Mount a device of the guest; why it could not be done, or nothing.
+
+        Mounting is done in the appliance, not inside the guest's root: through a link
+        of the guest it would mount over the appliance's own directories, and the
+        guest's programs would run in their place.  So only a real directory will do.
+        """
+        place, driver = mount.place, self.driver_of(device)
+        try:
+            status = self.files.lstat(place)
+            if status is None or status.kind != "directory" or resolve(self.files, place) != place:
+                return "there is no such directory"
+            if driver:
+                self.appliance.mount(device, driver, str(place), readonly=self.readonly)
+            else:
+                kept = [option for option in mount.options if option.startswith("subvol")]
+                flags = ",".join([_access(readonly=self.readonly), *kept])
+                self.appliance.call("mount_options", flags, device, str(place))
+        except (ApplianceCallError, InspectionError) as exc:
+            log.info("cannot mount %s on %s: %s", device, place, exc.message)
+            return f"{device} cannot be mounted: {exc.message}"
+        self.files.mounted_on(place)
+        return ""
+
+    def _mounted(self, wanted: Iterable[WantedMount]) -> MountedGuest:
+        hidden, notes = [], []
+        for entry in wanted:
+            mount = entry.mount
+            if not mount.at_boot:
+                if mount.place not in ON_DEMAND:
+                    notes.append(f"{mount.sentence} only when a person does so (noauto)")
+            elif why := self.done.get(mount, mount.obstacle):
+                hidden.append(HiddenMount(mount=mount, why=why))
+        return MountedGuest(
+            filesystem=self.files,
+            root=self.root,
+            mountpoints=self.mountpoints,
+            hidden=tuple(hidden),
+            notes=tuple(notes),
         )
-        for named, mountpoint, options in _fstab_entries(reader)
-        if mountpoint in MOUNTED
-        and named not in ("tmpfs", "overlay", "none")
-        and not {"bind", "rbind"} & set(options)
-    ]
-    return sorted(wanted, key=lambda entry: len(entry.mountpoint.parts))
-
-
-def mount_wanted(
-    appliance: Appliance,
-    files: ApplianceFilesystem,
-    root: Root,
-    wanted: Iterable[WantedMount],
-    *,
-    readonly: bool,
-) -> MountedGuest:
-    """The guest whose root is mounted, with what its fstab adds mounted too where that works."""
-    mountpoints = {"/": root.device}
-    notes = []
-    for entry in wanted:
-        if entry.device is None:
-            notes.append(
-                f"/etc/fstab mounts {entry.named} on {entry.mountpoint}; "
-                "the image has no such device"
-            )
-        elif _mount_extra(appliance, files, entry, entry.device, readonly=readonly):
-            mountpoints[str(entry.mountpoint)] = entry.device
-        else:
-            notes.append(f"{entry.device} cannot be mounted on {entry.mountpoint}")
-    return MountedGuest(filesystem=files, root=root, mountpoints=mountpoints, notes=tuple(notes))
-
-
-def _mount_extra(
-    appliance: Appliance,
-    files: ApplianceFilesystem,
-    entry: WantedMount,
-    device: str,
-    *,
-    readonly: bool,
-) -> bool:
-    """Mount one more filesystem of the guest; False where that cannot be done.
-
-    Mounting is done in the appliance, not inside the guest's root: through a link
-    of the guest it would mount over the appliance's own directories, and the
-    guest's programs would run in their place.  So only a real directory will do.
-    """
-    try:
-        real = resolve(files, entry.mountpoint)
-        status = files.lstat(real)
-        if status is None or status.kind != "directory":
-            return False
-        if entry.driver:
-            appliance.mount(device, entry.driver, str(real), readonly=readonly)
-        else:
-            kept = [option for option in entry.options if option.startswith("subvol")]
-            flags = ",".join([_access(readonly=readonly), *kept])
-            appliance.call("mount_options", flags, device, str(real))
-    except (ApplianceCallError, InspectionError) as exc:
-        log.info("cannot mount %s on %s: %s", device, entry.mountpoint, exc.message)
-        return False
-    files.mounted_on(real)
-    return True
-
-
-def _find_device(name: str, devices: Collection[str], tag_of: TagOf) -> str | None:
-    """The appliance's device for what fstab calls it: UUID=, LABEL=, a path of another kernel."""
-    for prefix, directory, tag in (
-        ("UUID=", "/dev/disk/by-uuid/", "UUID"),
-        ("LABEL=", "/dev/disk/by-label/", "LABEL"),
-        ("PARTUUID=", "/dev/disk/by-partuuid/", "PART_ENTRY_UUID"),
-        ("PARTLABEL=", "/dev/disk/by-partlabel/", "PART_ENTRY_NAME"),
-    ):
-        for start in (prefix, directory):
-            if name.startswith(start):
-                value = name.removeprefix(start).strip("\"'").lower()
-                return next((d for d in devices if tag_of(d, tag).lower() == value), None)
-    if name in devices:
-        return name
-    if name.startswith("/dev/mapper/"):
-        return _find_mapped(name.removeprefix("/dev/mapper/"), devices)
-    if match := re.fullmatch(r"/dev/(?:[shv]d|xvd)a(\d+)", name):
-        return _known(f"/dev/sda{match[1]}", devices)
-    if match := re.fullmatch(r"/dev/(?:nvme0n1|mmcblk0)p(\d+)", name):
-        return _known(f"/dev/sda{match[1]}", devices)
-    return None
-
-
-def _known(device: str, devices: Collection[str]) -> str | None:
-    return device if device in devices else None
-
-
-def _find_mapped(name: str, devices: Collection[str]) -> str | None:
-    """The logical volume that device-mapper calls ``vg-lv``, hyphens inside doubled."""
-    parts = [part.replace("\0", "-") for part in name.replace("--", "\0").split("-")]
-    return _known("/dev/" + "/".join(parts), devices)

@@ -10,14 +10,15 @@ mount, and a few files are then all it takes, a tenth of the search in
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmprovision.appliance.devicenames import DeviceNames
 from vmprovision.appliance.mounting import (
+    ON_DEMAND,
+    Mounting,
     blkid_tag,
     mount_root,
-    mount_wanted,
     unix_root,
     wanted_mounts,
 )
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmprovision.appliance.filesystem import ApplianceFilesystem
-    from vmprovision.appliance.mounting import MountedGuest, Root, WantedMount
+    from vmprovision.appliance.mounting import MountedGuest, WantedMount
     from vmprovision.appliance.session import Appliance
     from vmprovision.partitions import Partition
     from vmprovision.superblocks import Superblock
@@ -42,7 +43,6 @@ FIRST_READING = (1 << 20) + START_SIZE
 PARTITIONS = 8  # with more of them the search is hardly dearer
 UNIX = ("ext", "xfs")
 BLOCK = 4096  # the least that a filesystem may leave over; a RAID takes twice as much
-MOUNTED_HERE = (PurePosixPath("/boot"), PurePosixPath("/boot/efi"))
 MOUNTED_AS_ROOT = ("/", "/sysroot")  # the guest's own, or this one's: libguestfs made the image
 # Without any of these names there is nothing that `recognise_system` would know.
 OF_A_ROOT = frozenset(("bin", "etc", "gnu", "hurd", "nix", "ostree", "sbin", "usr"))
@@ -136,39 +136,40 @@ def _mount(appliance: Appliance, volumes: Mapping[str, _Volume], *, readonly: bo
     root = unix_root(files, likely.device)
     if root is None or root.system != "linux":
         raise UnclearLayoutError(f"{likely.device} holds no Linux")
-    wanted = [
-        replace(entry, driver=volumes[entry.device].driver if entry.device else "")
-        for entry in wanted_mounts(
-            files, list(volumes), lambda *asked: _tag(appliance, volumes, *asked)
-        )
-    ]
-    if any(entry.device and entry.mountpoint not in MOUNTED_HERE for entry in wanted):
+    names = DeviceNames(list(volumes), lambda *asked: _tag(appliance, volumes, *asked))
+    mounting = Mounting(
+        appliance=appliance,
+        files=files,
+        root=root,
+        names=names,
+        readonly=readonly,
+        driver_of=lambda device: volumes[device].driver,
+    )
+    wanted = wanted_mounts(files, root, names)
+    if any(entry.device and entry.mount.place not in ON_DEMAND for entry in wanted):
         raise UnclearLayoutError("fstab mounts more than /boot")
     others = {volume.device for volume in candidates} - {root.device}
     if others - {entry.device for entry in wanted}:
         raise UnclearLayoutError("there is a filesystem that fstab does not mount")
     if looking and not readonly:
         appliance.call("remount", "/", rw=True)
-    return _with_boot(appliance, files, root, wanted, others, readonly=readonly)
-
-
-def _with_boot(  # noqa: PLR0913 -- all that is known by now
-    appliance: Appliance,
-    files: ApplianceFilesystem,
-    root: Root,
-    wanted: list[WantedMount],
-    others: set[str],
-    *,
-    readonly: bool,
-) -> MountedGuest:
-    guest = mount_wanted(appliance, files, root, wanted, readonly=readonly)
-    devices = {entry.mountpoint: entry.device for entry in wanted if entry.device}
-    for mountpoint, device in devices.items():
-        if guest.mountpoints.get(str(mountpoint)) != device:
-            raise UnclearLayoutError(f"{device} cannot be mounted on {mountpoint}")
-        if device in others and OF_A_ROOT & set(files.list_directory(mountpoint)):
-            raise UnclearLayoutError(f"{device} may be a root too")
+    guest = mounting.mount_wanted()
+    _check_boot(files, guest, wanted, others)
     return guest
+
+
+def _check_boot(
+    files: ApplianceFilesystem, guest: MountedGuest, wanted: list[WantedMount], others: set[str]
+) -> None:
+    """Raise where a filesystem for ``/boot`` was not mounted, or may be a root too."""
+    for entry in wanted:
+        place, device = entry.mount.place, entry.device
+        if device is None:
+            continue
+        if guest.mountpoints.get(str(place)) != device:
+            raise UnclearLayoutError(f"{device} cannot be mounted on {place}")
+        if device in others and OF_A_ROOT & set(files.list_directory(place)):
+            raise UnclearLayoutError(f"{device} may be a root too")
 
 
 def _likelihood(volume: _Volume) -> tuple[bool, int]:

@@ -16,28 +16,31 @@ import secrets
 import shlex
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmprovision import workspace
 from vmprovision.appliance.drives import (
     TELL_FAILURES,
+    WrongDiskError,
     device_name,
     new_serial,
     raise_disk_failure,
     require_disk,
+    throwaway,
 )
 from vmprovision.appliance.hardware import ATTENDANT, IGNORE_SHARED, MONITOR, SPECIAL
 from vmprovision.appliance.library import Handle, launch_failure
 from vmprovision.appliance.monitor import Connection, Listener, Monitor
 from vmprovision.appliance.saved import UnusableApplianceError
 from vmprovision.appliance.watchdog import Watchdog
-from vmprovision.command import run
+from vmprovision.diskfile import name_of
+from vmprovision.diskformat import FORMATS
 from vmprovision.errors import ApplianceError, CommandError
 from vmprovision.workspace import Workspace, make_workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Collection, Iterator, Sequence
 
     from vmprovision.appliance.drives import Drive
     from vmprovision.appliance.saved import SavedAppliance
@@ -77,6 +80,7 @@ class RestoredAppliance:
         self._connections: list[Connection] = []
         self._serials: dict[int, str] = {}
         self._files: dict[int, Path] = {}
+        self._given: dict[int, list[int]] = {}
         self._next = 0
         self._seconds = RESTORE_SECONDS if saved.accelerator == "tcg" else KVM_RESTORE_SECONDS
         self.watchdog = Watchdog(str(self._folder), control)
@@ -100,19 +104,17 @@ class RestoredAppliance:
         """
         number, serial = self._next, new_serial()
         self._next += 1
-        path, disk_format = drive.path, drive.format
-        if drive.readonly:
-            path, disk_format = self._throwaway(drive, number), "qcow2"
         node = f"disk{number}"
-        self._files[number] = path
-        self._tell(
-            "blockdev-add",
-            driver=disk_format,
-            node_name=node,
-            file={"driver": "file", "filename": str(path.absolute())},
-        )
-        nodes = self._tell("query-named-block-nodes", flat=True)
-        (size,) = (n["image"]["virtual-size"] for n in nodes if n.get("node-name") == node)
+        self._files[number] = drive.path
+        with throwaway(drive, self._folder / f"disk{number}.qcow2") as written:
+            names = self._give_files(written, number)
+            before = self._opened()
+            self._tell("blockdev-add", **written.describe(names.__getitem__), node_name=node)
+            after = self._opened()
+            if written.layer is not None:
+                new = [after[name] for name in after.keys() - before.keys()]
+                _require_expected(written, names.values(), new)
+        size = after[node]["image"]["virtual-size"]
         self._tell(
             "device_add",
             driver="scsi-hd",
@@ -142,6 +144,8 @@ class RestoredAppliance:
             with self._explained():
                 self.monitor.wait_for("DEVICE_DELETED")
             self._tell("blockdev-del", node_name=f"disk{number}")
+            for given in self._given.pop(number, ()):
+                self._tell("remove-fd", fdset_id=given)
             del self._serials[number]
         raise_disk_failure(self.monitor.disk_failures, self._files)
 
@@ -283,12 +287,43 @@ class RestoredAppliance:
             self.watchdog.raise_cause()
             raise
 
-    def _throwaway(self, drive: Drive, number: int) -> Path:
-        """An overlay over a disk that is not to be written to: a journal may want to be."""
-        overlay = self._folder / f"disk{number}.qcow2"
-        create = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", drive.format]
-        run([*create, "-b", drive.path.absolute(), overlay], timeout=60)
-        return overlay
+    def _give_files(self, drive: Drive, number: int) -> dict[int, str]:
+        """Give QEMU the open files of a drive; the names that it has for them, by our handles."""
+        names: dict[int, str] = {}
+        for file in drive.layer.files() if drive.layer else ():
+            access = os.O_RDONLY if names else os.O_RDWR  # the first is the one that is written
+            handle = os.open(name_of(file.handle), access | os.O_CLOEXEC)
+            try:
+                with self._explained():
+                    given = self.monitor.give_file(handle)
+            finally:
+                os.close(handle)
+            self._given.setdefault(number, []).append(given)
+            names[file.handle] = f"/dev/fdset/{given}"
+        return names
+
+    def _opened(self) -> dict[str, Any]:
+        """QEMU's block nodes by their names."""
+        nodes = self._tell("query-named-block-nodes", flat=True)
+        return {node["node-name"]: node for node in nodes}
+
+
+def _require_expected(drive: Drive, names: Collection[str], nodes: Sequence[Any]) -> None:
+    """Refuse a disk for which QEMU has opened a file that we have not given it.
+
+    Raises:
+        WrongDiskError: it has: a header was changed after it was checked.
+    """
+    chain = drive.layer.chain() if drive.layer else ()
+    links = [layer.descriptor.parent for layer in chain if layer.descriptor]
+    for node in nodes:
+        file = str(node["file"])
+        is_linked = any(Path(file).is_relative_to(folder) for folder in links)
+        if node["drv"] not in FORMATS and file not in names and not is_linked:
+            raise WrongDiskError(
+                f"{drive.path} refers to {file}, as it did not when it was checked",
+                hint="nothing was written; keep others from the image and try again",
+            )
 
 
 def session_folder() -> Workspace:

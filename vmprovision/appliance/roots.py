@@ -12,15 +12,15 @@ import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from vmprovision.appliance.devicenames import LVM_UUID, DeviceNames
 from vmprovision.appliance.filesystem import ApplianceFilesystem
 from vmprovision.appliance.mounting import (
     MountedGuest,
+    Mounting,
     Root,
     blkid_tag,
     mount_root,
-    mount_wanted,
     unix_root,
-    wanted_mounts,
 )
 from vmprovision.appliance.plain import mount_plain_guest
 from vmprovision.appliance.session import ApplianceCallError
@@ -85,8 +85,20 @@ def _mount_found_guest(appliance: Appliance, wanted: str | None, *, readonly: bo
     files = mount_root(appliance, root.device, readonly=readonly)
     # subvolumes have no tags of their own
     devices = [device for device in filesystems if not device.startswith(BTRFS_PREFIX)]
-    extra = wanted_mounts(files, devices, lambda *asked: blkid_tag(appliance, *asked))
-    return mount_wanted(appliance, files, root, extra, readonly=readonly)
+    names = DeviceNames(devices, lambda *asked: _tag(appliance, *asked))
+    mounting = Mounting(appliance=appliance, files=files, root=root, names=names, readonly=readonly)
+    return mounting.mount_wanted()
+
+
+def _tag(appliance: Appliance, device: str, tag: str) -> str:
+    if tag != LVM_UUID:
+        return blkid_tag(appliance, device, tag)
+    try:
+        volume = str(appliance.call("lvuuid", device)).replace("-", "")
+        group = str(appliance.call("vguuid", device.split("/")[2])).replace("-", "")
+    except ApplianceCallError:  # no logical volume
+        return ""
+    return group + volume
 
 
 def _root_on(appliance: Appliance, device: str, filesystems: Mapping[str, str]) -> Root | None:

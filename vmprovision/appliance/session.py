@@ -24,7 +24,7 @@ from vmprovision.appliance.saved import (
     saved_appliance,
     suspect,
 )
-from vmprovision.appliance.stock import StockAppliance, start_stock
+from vmprovision.appliance.stock import StockAppliance, named, start_stock
 from vmprovision.errors import (
     ApplianceEndedError,
     ApplianceError,
@@ -224,8 +224,9 @@ def launch(drives: Sequence[Drive], *, control: Control) -> Iterator[Appliance]:
         ApplianceTimeoutError: it did not start in time.
         CancelledError: the caller cancelled.
     """
-    with use(start_stock(drives, control)) as appliance:
-        yield appliance
+    with contextlib.ExitStack() as stack:
+        machine = start_stock([named(drive, stack) for drive in drives], control)
+        yield stack.enter_context(use(machine))
 
 
 def host_appliance(control: Control) -> SavedAppliance | None:

@@ -15,6 +15,8 @@ from vmprovision.appliance.drives import (
     new_serial,
     raise_disk_failure,
     require_disk,
+    require_open,
+    throwaway,
 )
 from vmprovision.appliance.hardware import MONITOR, socket_options
 from vmprovision.appliance.library import Handle, launch_failure, qemu_program
@@ -22,9 +24,13 @@ from vmprovision.appliance.monitor import Listener, Monitor
 from vmprovision.appliance.restored import session_folder
 from vmprovision.appliance.saved import bound_qemu
 from vmprovision.appliance.watchdog import Watchdog
+from vmprovision.diskchain import name_backing, virtual_size
+from vmprovision.diskfile import name_for_others
 from vmprovision.errors import ApplianceError, ApplianceTimeoutError
+from vmprovision.workspace import workspace
 
 if TYPE_CHECKING:
+    import contextlib
     from collections.abc import Sequence
     from pathlib import Path
 
@@ -76,10 +82,14 @@ class StockAppliance:
             if not kvm:
                 self.handle.set_backend_setting("force_tcg", "1")
             for drive, serial in zip(drives, serials, strict=True):
+                # libguestfs resolves the name to a path: what QEMU has opened is looked at below
+                path = name_for_others(drive.layer.file.handle) if drive.layer else str(drive.path)
                 self.handle.add_drive_opts(
-                    str(drive.path), format=drive.format, readonly=drive.readonly, label=serial
+                    path, format=drive.format, readonly=drive.readonly, label=serial
                 )
             self._launch(folder / MONITOR, KVM_LAUNCH_SECONDS if kvm else LAUNCH_SECONDS)
+            for drive in drives:
+                require_open(self.handle.get_pid(), drive)
         except BaseException:
             self.close()
             raise
@@ -127,6 +137,19 @@ class StockAppliance:
         log.debug("appliance up in %.1f s", time.monotonic() - begun)
 
 
+def named(drive: Drive, stack: contextlib.ExitStack) -> Drive:
+    """The drive as libguestfs, which takes paths only, can open it: the name is in the overlay."""
+    if drive.layer is None:
+        return drive
+    if drive.readonly:
+        folder = stack.enter_context(workspace("drive"))
+        drive = stack.enter_context(throwaway(drive, folder / "disk.qcow2"))
+    if drive.layer is not None:
+        drive.layer.file.require_in_place()
+        name_backing(drive.layer)
+    return drive
+
+
 def start_stock(drives: Sequence[Drive], control: Control) -> StockAppliance:
     """Return a stock appliance in which the drives have libguestfs's names, in their order.
 
@@ -159,10 +182,16 @@ def _require_disks(handle: Any, drives: Sequence[Drive], serials: Sequence[str])
         for number, (drive, serial) in enumerate(zip(drives, serials, strict=True)):
             device = labelled.get(serial, "nowhere")
             found = str(handle.blockdev_getsize64(device)) if serial in labelled else ""
-            wanted = str(handle.disk_virtual_size(str(drive.path)))
+            wanted = str(_size_of(handle, drive))
             require_disk(drive, (device_name(number), serial, wanted), (device, serial, found))
     except RuntimeError as exc:
         raise WrongDiskError(f"the appliance's disks cannot be told apart: {exc}") from exc
+
+
+def _size_of(handle: Any, drive: Drive) -> int:  # noqa: ANN401 -- untyped library
+    if drive.layer is None:
+        return int(handle.disk_virtual_size(str(drive.path)))
+    return virtual_size(drive.layer.file)
 
 
 def _launch_on_what_works(

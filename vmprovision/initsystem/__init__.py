@@ -129,6 +129,21 @@ def _rivals(reader: GuestReader, pid1: Pid1, verdict: InitVerdict) -> str:
     return f"nothing starts {verdict.system}, and {', '.join(others)} could be started as well"
 
 
+def ways_of(module: InitSystemModule) -> list[InitVerdict]:
+    """A verdict for every way in which an init system may be met, without any guest."""
+    return [
+        InitVerdict(
+            system=module.NAME,
+            pid1=module.NAME,
+            confidence="told",
+            evidence=(),
+            hook=hook,
+            dialect=dialect,
+        )
+        for dialect, hook in module.VARIANTS
+    ]
+
+
 def find_hints(reader: GuestReader, pid1: Pid1, verdict: InitVerdict) -> tuple[Hint, ...]:
     """All that speaks for any init system in the guest, and what came of it."""
     traces = [

@@ -15,6 +15,7 @@ from vmprovision.guest import InitSystem, InitVerdict
 from vmprovision.initsystem.traces import Traces
 from vmprovision.plan import Operation, Symlink, WriteFile
 from vmprovision.rendering import render
+from vmprovision.shelltext import without_comments
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +33,7 @@ BOOT_FILES = tuple(
     PurePosixPath(folder) / "boot"
     for folder in ("/etc/dinit.d", "/usr/local/lib/dinit.d", "/usr/lib/dinit.d", "/lib/dinit.d")
 )
+_LINKS = re.compile(r"(?:waits-for|depends-ms|depends-on)\.d\s*[=:]\s*(\S+)")
 TRACES = Traces(programs=("/sbin/dinit", "/usr/bin/dinit"), folders=(str(SERVICES),))
 
 
@@ -60,9 +62,9 @@ def _waiting(reader: GuestReader) -> PurePosixPath | None:
         text = read_text(reader, path)
         if text is None:
             continue
-        named = re.findall(r"(?m)^\s*(?:waits-for|depends-ms|depends-on)\.d\s*[=:]\s*(\S+)", text)
+        named = (_LINKS.match(line) for line in without_comments(text))
         # a relative name is relative to the directory of the description
-        places = {posixpath.normpath(path.parent / name) for name in named}
+        places = {posixpath.normpath(path.parent / match[1]) for match in named if match}
         return path if str(BOOT_LINKS) in places else None
     return None
 

@@ -7,13 +7,14 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from vmprovision.filesystem import read_text, resolved_file
+from vmprovision.shelltext import without_comments
 
 if TYPE_CHECKING:
     from vmprovision.filesystem import GuestReader
 
 INITTAB = PurePosixPath("/etc/inittab")
 OPENRC = ("/sbin/openrc", "/usr/sbin/openrc", "/usr/bin/openrc", "/sbin/rc")
-_NAMES_OPENRC = re.compile(r"(?m)^[^#\n]*(?:\bopenrc\b|/sbin/rc\b)")
+_OPENRC_NAME = re.compile(r"\bopenrc\b|/sbin/rc\b")
 
 
 def read_inittab(reader: GuestReader) -> str:
@@ -24,7 +25,7 @@ def read_inittab(reader: GuestReader) -> str:
 
 def names_openrc(text: str) -> bool:
     """Whether a line that is no comment names OpenRC."""
-    return bool(_NAMES_OPENRC.search(text))
+    return any(_OPENRC_NAME.search(line) for line in without_comments(text))
 
 
 def starts_openrc(reader: GuestReader, inittab: str) -> bool:

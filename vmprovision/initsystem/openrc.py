@@ -41,6 +41,7 @@ SUPERVISORS = ("/sbin/supervise-daemon", "/usr/sbin/supervise-daemon", "/usr/bin
 OPENRC_RUN = "/sbin/openrc-run"
 RUNSCRIPT = "/sbin/runscript"
 HEAD_LIMIT = 100
+SCRIPTS_LOOKED_AT = 50
 TRACES = Traces(
     programs=(*OPENRC, "/sbin/openrc-init", "/usr/bin/openrc-init"),
     folders=(str(RUNLEVEL),),
@@ -89,7 +90,7 @@ def _dialect(reader: GuestReader) -> str:
 
 def _uses_runscript(reader: GuestReader) -> bool:
     """Whether the guest's own scripts are for the interpreter's old name."""
-    for name in reader.list_directory(RUNLEVEL):
+    for name in reader.list_directory(RUNLEVEL)[:SCRIPTS_LOOKED_AT]:
         first = (read_text(reader, RUNLEVEL / name, HEAD_LIMIT) or "").split("\n", 1)[0]
         if first.startswith("#!"):
             return "runscript" in first

@@ -6,7 +6,7 @@ by the guest's own tool, which cannot run offline, so it is left alone.
 
 from __future__ import annotations
 
-import re
+from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from vmprovision.guest import InitSystem, InitVerdict
 from vmprovision.initsystem.traces import Traces
 from vmprovision.plan import EditBlock, Operation, WriteFile
 from vmprovision.rendering import render
+from vmprovision.shelltext import without_comments
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,11 +65,21 @@ def detect(reader: GuestReader, pid1: Pid1) -> InitVerdict | None:
 def _scandir(reader: GuestReader, pid1: Pid1) -> PurePosixPath | None:
     """The image of s6-svscan's directory, where the init script or the default has it."""
     script = (read_text(reader, pid1.path) if pid1.path else None) or ""
-    named = re.search(r"s6-linux-init\s(?:[^\n]*?\s)?-c\s*[\"']?(/[^\s\"']+)", script)
-    base = PurePosixPath(named[1]) if named else BASE
-    path = resolve(reader, base / "run-image/service")
+    path = resolve(reader, (_named_base(script) or BASE) / "run-image/service")
     status = status_of(reader, path)
     return path if status is not None and status.kind == "directory" else None
+
+
+def _named_base(script: str) -> PurePosixPath | None:
+    """Return the directory that an init script gives to s6-linux-init with ``-c``."""
+    for line in without_comments(script):
+        _, called, rest = line.partition("s6-linux-init ")
+        words = [word.strip("\"'") for word in rest.split()] if called else []
+        for word, following in pairwise([*words, ""]):
+            value = following if word == "-c" else word.removeprefix("-c")
+            if word.startswith("-c") and value.startswith("/"):
+                return PurePosixPath(value)
+    return None
 
 
 def told(reader: GuestReader, pid1: Pid1) -> InitVerdict:

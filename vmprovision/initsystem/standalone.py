@@ -16,6 +16,7 @@ from vmprovision.guest import InitSystem, InitVerdict
 from vmprovision.initsystem.traces import Traces
 from vmprovision.plan import EditBlock, Operation
 from vmprovision.rendering import render
+from vmprovision.shelltext import without_comments
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,6 +36,7 @@ CALLERS = ("/etc/inittab", "/etc/init.d/rcS", "/etc/rc", "/etc/rc.d/rc", "/etc/r
 PROGRAM_LIMIT = 8 << 20
 VARIANTS: tuple[tuple[str, PurePosixPath | None], ...] = (("", PurePosixPath(RC_LOCAL[-1])),)
 EXECUTABLE = 0o111
+_HOOK = re.compile(r"/rc\.local\b")
 TRACES = Traces(files=RC_LOCAL)
 
 
@@ -62,20 +64,17 @@ def find_caller(reader: GuestReader, pid1: Pid1) -> PurePosixPath | None:
     """The file that names rc.local outside its comments."""
     if pid1.path:
         program = reader.read(pid1.path, limit=PROGRAM_LIMIT)
-        if (_names_hook if program.startswith(b"#!") else _holds_hook)(program):
+        script = program.startswith(b"#!")
+        if _names_hook(program.decode("latin-1")) if script else b"/rc.local" in program:
             return pid1.path
     for path in (PurePosixPath(name) for name in CALLERS):
-        if _names_hook((read_text(reader, path) or "").encode()):
+        if _names_hook(read_text(reader, path) or ""):
             return path
     return None
 
 
-def _names_hook(text: bytes) -> bool:
-    return re.search(rb"(?m)^[^#\n]*/rc\.local\b", text) is not None
-
-
-def _holds_hook(program: bytes) -> bool:
-    return b"/rc.local" in program
+def _names_hook(text: str) -> bool:
+    return any(_HOOK.search(line) for line in without_comments(text))
 
 
 def _hook(reader: GuestReader) -> PurePosixPath | None:

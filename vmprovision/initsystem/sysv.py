@@ -20,6 +20,7 @@ from vmprovision.initsystem.inittab import read_inittab
 from vmprovision.initsystem.traces import Traces
 from vmprovision.plan import EditBlock, Operation, Symlink, WriteFile
 from vmprovision.rendering import render
+from vmprovision.shelltext import without_comments
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,7 +48,7 @@ DEPENDENCIES = (".depend.boot", ".depend.start", ".depend.stop")
 LEGACY_ORDER = DEBIAN_SCRIPTS / ".legacy-bootordering"
 STARTPAR = ("/bin/startpar", "/sbin/startpar", "/usr/bin/startpar", "/lib/startpar/startpar")
 # Linux From Scratch has it in /etc/rc.d/init.d
-_RUNS_RC = re.compile(r"(?m)^[^#\n]*(/etc/(?:rc\.d|init\.d|rc\.d/init\.d)/rc)\s+\d")
+_RUNS_RC = re.compile(r"(/etc/(?:rc\.d|init\.d|rc\.d/init\.d)/rc)\s+\d")
 TRACES = Traces(
     programs=("/lib/sysvinit/init",),
     files=("/etc/inittab",),
@@ -71,7 +72,8 @@ def detect(reader: GuestReader, pid1: Pid1) -> InitVerdict | None:
 
 def _why(reader: GuestReader, pid1: Pid1) -> str | None:
     if pid1.program == "sysvinit":
-        match = _RUNS_RC.search(read_inittab(reader))
+        lines = without_comments(read_inittab(reader))
+        match = next((found for line in lines if (found := _RUNS_RC.search(line))), None)
         return f"/etc/inittab runs {match[1]} for each runlevel" if match else None
     if pid1.program != "upstart" or not _is_redhat(reader):
         return None

@@ -11,27 +11,28 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
 from vmprovision.elf import architecture_of
-from vmprovision.errors import InspectionError, UnsupportedGuestError
-from vmprovision.filesystem import read_all, resolve, status_of
-from vmprovision.guest import GuestInfo, InstalledAgent
+from vmprovision.errors import UnsupportedGuestError, printable
+from vmprovision.filesystem import status_of
+from vmprovision.guest import GuestInfo
 from vmprovision.initsystem import find_hints, judge_init
 from vmprovision.inspection.distribution import inspect_distribution
 from vmprovision.inspection.generated import as_generated, find_generator
+from vmprovision.inspection.installed import find_agent
 from vmprovision.inspection.interpreters import find_interpreters
 from vmprovision.inspection.layout import find_kernels, find_links
 from vmprovision.inspection.pid1 import find_pid1
 from vmprovision.inspection.selinux import inspect_selinux
 from vmprovision.inspection.watched import WatchedReader
-from vmprovision.plan import FILE_LIMIT
-from vmprovision.receipt import CONFIGURATION, RECEIPT, parse_receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from vmprovision.filesystem import GuestReader
     from vmprovision.guest import InitSystem, Interpreter
+    from vmprovision.mounts import HiddenMount
 
-CONFIGURATION_LIMIT = 64 << 10
+NOTES_LIMIT = 20
+NOTE_LIMIT = 300  # characters
 
 
 def inspect_guest(
@@ -39,6 +40,7 @@ def inspect_guest(
     *,
     init: InitSystem | None = None,
     mountpoints: Mapping[str, str] | None = None,
+    hidden: Sequence[HiddenMount] = (),
     notes: Sequence[str] = (),
 ) -> GuestInfo:
     """All facts about a guest that a plan rests on.
@@ -46,7 +48,8 @@ def inspect_guest(
     Args:
         reader: the guest's files.
         init: the init system, where the caller knows better.
-        mountpoints: what is mounted in the appliance; a fact for the report.
+        mountpoints: what is mounted in the appliance.
+        hidden: what the guest mounts besides, over directories that matter.
         notes: what mounting the guest had to say.
 
     Raises:
@@ -72,11 +75,24 @@ def inspect_guest(
         interpreters=interpreters,
         kernels=find_kernels(reader),
         selinux=inspect_selinux(reader),
-        agent=find_agent(reader),
+        agent=find_agent(reader, pid1),
         links=find_links(reader),
         mountpoints=dict(mountpoints or {}),
-        notes=tuple(notes),
+        hidden=tuple(hidden),
+        notes=limited([*(each.sentence for each in hidden), *notes]),
     )
+
+
+def limited(notes: Iterable[str]) -> tuple[str, ...]:
+    """Return notes that a person can read, each once: not many, none long, all printable."""
+    kept: dict[str, None] = {}
+    for note in notes:
+        short = note if len(note) <= NOTE_LIMIT else f"{note[: NOTE_LIMIT - 1]}…"
+        kept.setdefault(printable(short))
+    shown = list(kept)[:NOTES_LIMIT]
+    if len(kept) > NOTES_LIMIT:
+        shown.append(f"and {len(kept) - NOTES_LIMIT} more of such notes")
+    return tuple(shown)
 
 
 def explain_init(reader: GuestReader, guest: GuestInfo) -> GuestInfo:
@@ -120,26 +136,3 @@ def _libc(reader: GuestReader) -> Literal["glibc", "musl", "unknown"]:
     if any(name.startswith(("ld-linux", "ld64.so", "ld.so", "ld-2.")) for name in names):
         return "glibc"
     return "unknown"
-
-
-def find_agent(reader: GuestReader) -> InstalledAgent | None:
-    """The agent that is installed, by its receipt; None where there is no receipt.
-
-    Raises:
-        InspectionError: there is a receipt that cannot be understood.
-    """
-    path = resolve(reader, RECEIPT)
-    if reader.lstat(path) is None:
-        return None
-    receipt = parse_receipt(read_all(reader, path, FILE_LIMIT))
-    configuration = b""
-    try:
-        real = resolve(reader, CONFIGURATION)
-        status = reader.lstat(real)
-        if status is not None and status.kind == "file":
-            configuration = read_all(reader, real, CONFIGURATION_LIMIT)
-    except InspectionError:  # verify names it; an upgrade writes it anew
-        configuration = b""
-    return InstalledAgent(
-        version=receipt.agent_version, receipt=receipt, configuration=configuration
-    )

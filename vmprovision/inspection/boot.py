@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from vmprovision.filesystem import read_text, status_of
+from vmprovision.shelltext import without_comments
 
 if TYPE_CHECKING:
     from vmprovision.filesystem import GuestReader
@@ -21,6 +22,7 @@ FIRMWARE = (
     "/usr/share/edk2/ovmf/OVMF_CODE.fd",
 )
 BOOT_CODE = slice(0, 440)
+NETWORK_FILES = 100
 NETWORK_FOLDERS = ("/etc/network/interfaces.d", "/etc/systemd/network", "/etc/netplan")
 
 
@@ -60,6 +62,6 @@ def expects_classic_names(reader: GuestReader) -> bool:
     paths = [PurePosixPath("/etc/network/interfaces")]
     for folder in NETWORK_FOLDERS:
         names = reader.list_directory(PurePosixPath(folder))
-        paths += [PurePosixPath(folder) / name for name in names]
+        paths += [PurePosixPath(folder) / name for name in names[:NETWORK_FILES]]
     texts = [read_text(reader, path) or "" for path in paths]
-    return any(re.search(r"^[^#\n]*\beth0\b", text, re.MULTILINE) for text in texts)
+    return any(re.search(r"\beth0\b", line) for text in texts for line in without_comments(text))

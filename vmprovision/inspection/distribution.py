@@ -8,13 +8,13 @@ matters: a derivative keeps its parent's file beside its own.
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from vmprovision.errors import printable
 from vmprovision.filesystem import read_text
 from vmprovision.guest import Distribution
+from vmprovision.shelltext import parse_assignments
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from vmprovision.filesystem import GuestReader
 
 RELEASE_LIMIT = 64 << 10
+NAME_LIMIT = 200
+_IDENTIFIER = re.compile(r"[a-z0-9._-]{1,64}")
 UNKNOWN = Distribution(id="unknown", product_name="unknown Linux", version="")
 
 
@@ -43,41 +45,39 @@ def _refined(reader: GuestReader, found: Distribution) -> Distribution:
 
 
 def parse_os_release(text: str) -> Distribution | None:
-    """os-release(5): shell-compatible assignments; None where there is neither ID nor NAME."""
-    values = parse_assignments(text)
+    """Return what os-release(5) says; None where there is neither ID nor NAME.
+
+    It leaves text outside its alphabet undefined in an ID: such an ID is ``unknown``.
+    """
+    values = dict(parse_assignments(text))
     name = values.get("NAME", "")
     identifier = values.get("ID", "") or re.sub(r"[^a-z0-9._-]+", "", name.lower())
     if not identifier:
         return None
-    return Distribution(
-        id=identifier.lower(),
+    return _described(
+        identifier,
         product_name=values.get("PRETTY_NAME") or name or identifier,
         version=values.get("VERSION_ID", ""),
     )
 
 
-def parse_assignments(text: str) -> dict[str, str]:
-    """``KEY=value`` lines, the value quoted as in a shell or not at all; no escape sequences."""
-    values = {}
-    for line in text.splitlines():
-        key, equals, raw = line.strip().partition("=")
-        if not equals or key.startswith("#") or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
-            continue
-        try:
-            words = shlex.split(raw, comments=False)
-        except ValueError:  # an unclosed quote
-            words = [raw.strip("\"'")]
-        values[key] = printable(" ".join(words))
-    return values
+def _described(identifier: str, *, product_name: str, version: str) -> Distribution:
+    """Return a distribution by a guest's own words for it, which may be any text."""
+    identifier = identifier.lower()
+    return Distribution(
+        id=identifier if _IDENTIFIER.fullmatch(identifier) else UNKNOWN.id,
+        product_name=printable(product_name[:NAME_LIMIT]),
+        version=printable(version[:NAME_LIMIT]),
+    )
 
 
 def _parse_lsb_release(text: str) -> Distribution | None:
-    values = parse_assignments(text)
+    values = dict(parse_assignments(text))
     name = values.get("DISTRIB_ID", "")
     if not name:
         return None
-    return Distribution(
-        id=name.lower().replace(" ", ""),
+    return _described(
+        name.replace(" ", ""),
         product_name=values.get("DISTRIB_DESCRIPTION") or name,
         version=values.get("DISTRIB_RELEASE", ""),
     )
@@ -129,7 +129,8 @@ def _parse_debian_version(text: str) -> Distribution | None:
 
 def _parse_suse_release(text: str) -> Distribution | None:
     line = _first_line(text)
-    values = dict(re.findall(r"^(\w+)\s*=\s*(\S+)", text, re.MULTILINE))
+    pairs = (each.partition("=") for each in text.splitlines())
+    values = {name.strip(): value.strip() for name, equals, value in pairs if equals}
     version, patch = values.get("VERSION", ""), values.get("PATCHLEVEL", "")
     enterprise = "Enterprise" in line
     if enterprise and patch not in ("", "0"):
@@ -137,13 +138,13 @@ def _parse_suse_release(text: str) -> Distribution | None:
     return Distribution(
         id="sles" if enterprise else "opensuse",
         product_name=line,
-        version=printable(version),
+        version=printable(version[:NAME_LIMIT]),
     )
 
 
 def _first_line(text: str) -> str:
     lines = text.strip().splitlines()
-    return printable(lines[0].strip())[:200] if lines else ""
+    return printable(lines[0].strip()[:NAME_LIMIT]) if lines else ""
 
 
 _RELEASE_FILES: tuple[tuple[str, Callable[[str], Distribution | None]], ...] = (

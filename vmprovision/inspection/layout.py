@@ -52,6 +52,7 @@ DIRECTORIES = (
 
 _KERNEL = re.compile(r"(?:vmlinuz|vmlinux|bzImage|Image|kernel)(?:[-.](?P<version>.+))?$")
 _INITRDS = ("initrd.img-{0}", "initramfs-{0}.img", "initrd-{0}", "initramfs-{0}", "initrd-{0}.img")
+KERNEL_LIMIT = 200
 _BARE_INITRDS = ("initrd.img", "initrd", "initramfs", "initramfs.img", "rootfs.cpio.gz")
 
 
@@ -69,9 +70,10 @@ def find_links(reader: GuestReader) -> Mapping[PurePosixPath, PurePosixPath]:
 def find_kernels(reader: GuestReader) -> tuple[Kernel, ...]:
     """The kernels in ``/boot``, newest first, each with its initrd."""
     boot = PurePosixPath("/boot")
-    names = reader.list_directory(boot)
+    names = set(reader.list_directory(boot))
+    candidates = sorted(name for name in names if _KERNEL.match(name))
     kernels = []
-    for name in names:
+    for name in candidates[:KERNEL_LIMIT]:
         match = _KERNEL.match(name)
         status = status_of(reader, boot / name) if match else None
         if not match or status is None or status.kind != "file" or name.endswith((".old", ".hmac")):

@@ -18,6 +18,7 @@ from vmprovision.errors import InspectionError, printable
 from vmprovision.filesystem import read_text, resolve
 from vmprovision.guest import Pid1
 from vmprovision.inspection.bootmenu import read_boot_menus
+from vmprovision.shelltext import without_comments
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,9 +29,11 @@ if TYPE_CHECKING:
 KERNEL_ORDER = ("/sbin/init", "/etc/init", "/bin/init", "/bin/sh")
 PROGRAM_LIMIT = 8 << 20
 EXECUTABLE = 0o111
-SCRIPT_DEPTH = 4
+SCRIPT_DEPTH = 3
 SCRIPT_LIMIT = 64 << 10
+SUCCESSORS_LIMIT = 8  # SCRIPT_DEPTH times over, each a file to read
 OFFERED_LIMIT = 8
+NAMED_LIMIT = 16
 UNTOLD = ("shell", "unknown", "script")  # programs that say nothing of who runs services
 
 # Where it is once /usr holds the programs, in a tree whose links into it are missing.
@@ -85,22 +88,32 @@ _BY_CONTENT = (
 )
 
 
+_EXEC = re.compile(r"\bexec\s+([^;&|]*)")
+_PROGRAM = re.compile(r"/(?!dev/|proc/)[\w./+-]{1,4000}")
+
+
 def find_pid1(reader: GuestReader) -> Pid1:
     """The program that the guest's kernel starts."""
     menus = read_boot_menus(reader)
     offered = _other_entries(reader, menus)
-    found = [replace(_started(reader, init), offered=offered) for init in _named_inits(menus)]
-    if len({each.program for each in found}) > 1:
+    named = _named_inits(menus)
+    found = [_started(reader, init) for init in named[:NAMED_LIMIT]]
+    programs = dict.fromkeys(each.program for each in found)
+    unread = next((menu.doubt for menu in menus if menu.doubt), "")
+    if len(programs) > 1 or len(named) > NAMED_LIMIT or unread:
         evidence = dict.fromkeys(sentence for each in found for sentence in each.evidence)
         return Pid1(
             program="unknown",
             path=None,
             evidence=tuple(evidence),
-            doubt="the boot loader's files do not agree on what process 1 is: "
-            + ", ".join(each.program for each in found),
+            doubt=f"the boot menu may start another init than is seen: {unread}"
+            if unread
+            else "the boot loader's files do not agree on what process 1 is: "
+            + ", ".join(programs),
             offered=offered,
         )
-    return found[0]
+    units = dict.fromkeys(unit for menu in menus for unit in menu.units)
+    return replace(found[0], offered=offered, units=tuple(units))
 
 
 # A path that init= gives, and the menu that does
@@ -144,9 +157,21 @@ def _started(reader: GuestReader, named: _Named) -> Pid1:
         if real is None:
             continue
         program, path = _identify(reader, start, real, evidence)
+        if start == init and program in UNTOLD and _takes_itself_out(reader, real):
+            evidence.append(f"{real} runs once and takes itself out of the command line")
+            continue
         return Pid1(program=program, path=path, evidence=tuple(evidence))
     evidence.append(f"none of {', '.join(str(start) for start in starts)} can be started")
     return _unseen(reader, starts, evidence)
+
+
+def _takes_itself_out(reader: GuestReader, path: PurePosixPath) -> bool:
+    """Return whether a program edits the command line that starts it.
+
+    Raspberry Pi OS enlarges its filesystem so at the first boot; the second is the usual one.
+    """
+    content = reader.read(path, limit=SCRIPT_LIMIT)
+    return content.startswith(b"#!") and b"cmdline.txt" in content and b"init=" in content
 
 
 def _unseen(reader: GuestReader, starts: list[PurePosixPath], evidence: list[str]) -> Pid1:
@@ -255,11 +280,11 @@ def _identify_script(
 
 def _successors(content: bytes) -> list[PurePosixPath]:
     """Programs that a script may ``exec``: the absolute paths in such commands."""
-    text = content[:SCRIPT_LIMIT].decode("utf-8", "replace")
-    commands = re.findall(r"(?m)^[^#\n]*\bexec\s+([^\n;&|]*)", text)
+    lines = without_comments(content[:SCRIPT_LIMIT].decode("utf-8", "replace"))
+    commands = [match[1] for line in lines for match in _EXEC.finditer(line)]
     words = [word.strip("\"'") for command in commands for word in command.split()]
-    paths = dict.fromkeys(word for word in words if re.match(r"/(?!dev/|proc/)[\w./+-]+$", word))
-    return [PurePosixPath(printable(path)) for path in paths]
+    paths = list(dict.fromkeys(word for word in words if _PROGRAM.fullmatch(word)))
+    return [PurePosixPath(printable(path)) for path in paths[:SUCCESSORS_LIMIT]]
 
 
 def _owns(reader: GuestReader, package: str, paths: tuple[PurePosixPath, ...]) -> bool:

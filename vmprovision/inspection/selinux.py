@@ -6,19 +6,22 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
 from vmprovision.filecontexts import FileContextsError, parse_file_contexts
 from vmprovision.filesystem import read_text, resolve, status_of
 from vmprovision.guest import SELinuxPolicy
-from vmprovision.inspection.distribution import parse_assignments
+from vmprovision.shelltext import parse_assignments
 
 if TYPE_CHECKING:
     from vmprovision.filecontexts import FileContexts
     from vmprovision.filesystem import GuestReader
 
 CONTEXTS_LIMIT = 4 << 20  # Debian's have 350 KB, Fedora's 500 KB
+CONFIGURATION_LIMIT = 64 << 10
+_POLICY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _MODES: dict[str, Literal["enforcing", "permissive", "disabled"]] = {
     "enforcing": "enforcing",
     "permissive": "permissive",
@@ -28,11 +31,13 @@ _RULES = ("file_contexts", "file_contexts.homedirs", "file_contexts.local")
 
 def inspect_selinux(reader: GuestReader) -> SELinuxPolicy | None:
     """The SELinux configuration, where a policy to go with it is installed too."""
-    text = read_text(reader, PurePosixPath("/etc/selinux/config"))
+    text = read_text(reader, PurePosixPath("/etc/selinux/config"), CONFIGURATION_LIMIT)
     if text is None:
         return None
-    values = parse_assignments(text)
-    policy = values.get("SELINUXTYPE", "targeted").strip().replace("/", "")
+    values = dict(parse_assignments(text))
+    policy = values.get("SELINUXTYPE", "targeted").strip()
+    if not _POLICY.fullmatch(policy):  # it becomes a part of a path
+        return None
     folder = PurePosixPath("/etc/selinux") / policy / "contexts/files"
     if not any(status_of(reader, folder / name) for name in (_RULES[0], f"{_RULES[0]}.bin")):
         return None

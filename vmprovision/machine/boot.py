@@ -5,14 +5,19 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import platform
 import re
+import stat
 import tempfile
 import time
 import urllib.parse
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmprovision.appliance.accelerator import choose_accelerator
+from vmprovision.diskfile import name_of
 from vmprovision.errors import ProofError, UnsupportedGuestError, printable
 from vmprovision.machine.options import (
     HARDWARE,
@@ -27,8 +32,8 @@ from vmprovision.machine.watch import Watch, channel_options, open_channels, sta
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
+    from vmprovision.appliance.drives import Drive
     from vmprovision.machine.options import BootSource
     from vmprovision.progress import Control
 
@@ -81,8 +86,7 @@ class Machine:
 
 @contextlib.contextmanager
 def boot(  # noqa: PLR0913 -- all but the disk by name
-    disk: Path,
-    disk_format: str,
+    disk: Drive,
     *,
     source: BootSource,
     agent_port: int,
@@ -97,8 +101,7 @@ def boot(  # noqa: PLR0913 -- all but the disk by name
     """A machine that boots the disk; ended with the block.
 
     Args:
-        disk: a file that the guest may write: an overlay to throw away.
-        disk_format: its format, never guessed.
+        disk: what the guest may write: an overlay to throw away.
         source: the boot loader of the disk, or a kernel.
         agent_port: the guest's port that ``Machine.agent_url`` leads to; the guest
             must take its address by DHCP.
@@ -124,22 +127,60 @@ def boot(  # noqa: PLR0913 -- all but the disk by name
     qemu = find_qemu(arch, hardware)
     native = platform.machine() in hardware.natively
     accelerator = choose_accelerator(qemu).accelerator if native else "tcg"
-    with tempfile.TemporaryFile(prefix="vmprovision-qemu-") as errors, open_channels() as channels:
+    with (
+        tempfile.TemporaryFile(prefix="vmprovision-qemu-") as errors,
+        open_channels() as channels,
+        _open_source(source) as (opened, files),
+    ):
         options = [
             *board_options(hardware, accelerator, memory_mb),
-            *boot_options(source),
+            *boot_options(opened),
             *firmware,
-            *disk_options(disk, disk_format),
+            *disk_options(disk.describe(name_of)),
             *network_options(agent_port, manager),
             *channel_options(channels),
         ]
         watch = Watch(channels, control, seconds, console_log)
-        process = start_qemu(qemu, options, channels, errors)
+        disk_files = disk.layer.files() if disk.layer else ()
+        inherited = [*files, *(file.handle for file in disk_files)]
+        process = start_qemu(qemu, options, channels, errors, inherited)
         watch.start(process, errors)
         try:
             yield Machine(watch, f"http://127.0.0.1:{_forwarded_port(watch)}")
         finally:
             watch.stop()
+
+
+@contextlib.contextmanager
+def _open_source(source: BootSource) -> Iterator[tuple[BootSource, list[int]]]:
+    """The files that boot the guest, opened once, under the names by which QEMU inherits them."""
+    with contextlib.ExitStack() as stack:
+        files: list[int] = []
+
+        def opened(path: Path | None) -> Path | None:
+            if path is None:
+                return None
+            files.append(_open_regular(path, stack))
+            return Path(name_of(files[-1]))
+
+        named = replace(
+            source,
+            firmware=opened(source.firmware),
+            kernel=opened(source.kernel),
+            initrd=opened(source.initrd),
+        )
+        yield named, files
+
+
+def _open_regular(path: Path, stack: contextlib.ExitStack) -> int:
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as exc:
+        raise ProofError(f"{path} cannot be read: {exc.strerror}", hint="check the path") from exc
+    stack.callback(os.close, handle)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        raise ProofError(f"{path} is no regular file", hint="give a kernel's or an initrd's file")
+    return handle
 
 
 def wait_for_http(

@@ -10,6 +10,7 @@ import sys
 import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vmprovision.errors import ProofError
 from vmprovision.lifeline import ISOLATED_PYTHON
@@ -92,7 +93,9 @@ def boot_options(source: BootSource) -> list[str]:
     """What the machine starts first."""
     options: list[str] = []
     if source.firmware is not None:
-        options += ["-blockdev", _file_node("firmware", source.firmware, "raw", readonly=True)]
+        file = {"driver": "file", "filename": str(source.firmware.absolute())}
+        code = {"driver": "raw", "file": file}
+        options += ["-blockdev", _node("firmware", code, readonly=True)]
         options += ["-machine", "pflash0=firmware"]
     if source.kernel is not None:
         options += ["-kernel", str(source.kernel)]
@@ -102,24 +105,24 @@ def boot_options(source: BootSource) -> list[str]:
     return options
 
 
-def disk_options(disk: Path, disk_format: str) -> list[str]:
-    """The guest's only disk."""
+def disk_options(disk: dict[str, Any]) -> list[str]:
+    """The guest's only disk, by its block node."""
     return [
-        *("-blockdev", _file_node("root", disk, disk_format)),
+        *("-blockdev", _node("root", disk, readonly=False)),
         *("-device", "virtio-blk-pci,drive=root,bootindex=1"),
     ]
 
 
-def _file_node(name: str, path: Path, disk_format: str, *, readonly: bool = False) -> str:
+def _node(name: str, disk: dict[str, Any], *, readonly: bool) -> str:
     """A block node as JSON, in which a path needs no quoting; nothing is flushed to the disk."""
     cache = {"direct": False, "no-flush": True}
     return json.dumps(
         {
-            "driver": disk_format,
+            **disk,
             "node-name": name,
             "read-only": readonly,
             "cache": cache,
-            "file": {"driver": "file", "filename": str(path.absolute()), "cache": cache},
+            "file": {**disk["file"], "cache": cache},
         }
     )
 

@@ -92,8 +92,12 @@ def start_qemu(
     options: Sequence[str],
     channels: Channels,
     errors: Any,  # noqa: ANN401 -- a temporary file has no public type
+    files: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start QEMU under its watcher; both write their complaints into ``errors``."""
+    """Start QEMU under its watcher; both write their complaints into ``errors``.
+
+    QEMU inherits the open ``files``.
+    """
     line = channels.lifeline_end.fileno()
     process = subprocess.Popen(  # noqa: S603 -- an argument list, never a shell
         lifeline.bound_to(line, [str(qemu), *options]),
@@ -104,6 +108,7 @@ def start_qemu(
             line,
             channels.console_end.fileno(),
             channels.monitor_end.fileno(),
+            *files,
         ],
         env={**os.environ, "LC_ALL": "C"},
         start_new_session=True,  # Ctrl-C is for us: QEMU is ended in order

@@ -1,0 +1,114 @@
+"""What the guest's boot loader tells the kernel: which ``init=``, in which entry of its menu.
+
+GRUB's grub.cfg with all that it takes in, and menu.lst of GRUB 0.9x; syslinux(1) and
+extlinux; the Boot Loader Specification's entries with loader.conf(5) and unified
+kernel images; LILO; the Raspberry Pi's firmware.  Only the entry that boots by default
+says what process 1 is.  Where it cannot be found and the entries differ, or where
+something is not understood that may decide it, the menu does not decide, and says so.
+``/etc/default/grub`` and ``/etc/kernel/cmdline`` are what menus are made from, and count
+where there is none.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from vmprovision.inspection.bootmenu.files import (
+    BootEntry,
+    BootMenu,
+    MenuFiles,
+    NotUnderstoodError,
+    init_option,
+)
+from vmprovision.inspection.bootmenu.grub import grub_menu, legacy_menu
+from vmprovision.inspection.bootmenu.loader import loader_menu
+from vmprovision.inspection.bootmenu.tables import (
+    command_line,
+    firmware_line,
+    grub_defaults,
+    lilo_menu,
+    syslinux_menu,
+    uboot_line,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from vmprovision.filesystem import GuestReader
+
+__all__ = ["BootEntry", "BootMenu", "init_option", "read_boot_menus"]
+
+BOOT = PurePosixPath("/boot")
+EFI = BOOT / "efi/EFI"
+SYSLINUX = ("extlinux/extlinux.conf", "syslinux/syslinux.cfg", "extlinux.conf", "syslinux.cfg")
+# file below /boot -> how it is read
+PARSERS: tuple[tuple[tuple[str, ...], Callable[[MenuFiles, PurePosixPath], BootMenu | None]], ...]
+PARSERS = (
+    (("grub/grub.cfg", "grub2/grub.cfg"), grub_menu),
+    (("grub/menu.lst", "grub/grub.conf"), legacy_menu),
+    (SYSLINUX, syslinux_menu),
+    (("uEnv.txt", "armbianEnv.txt", "boot.cmd", "boot.scr"), uboot_line),
+)
+LOADER = tuple(PurePosixPath(path) for path in ("/boot/loader", "/boot/efi/loader", "/efi/loader"))
+UNREAD_LIMIT = 3  # one is a doubt already
+KERNEL_LINE = PurePosixPath("/etc/kernel/cmdline")
+
+_Source = tuple[PurePosixPath, "Callable[[], BootMenu | None]"]
+
+
+def read_boot_menus(reader: GuestReader) -> list[BootMenu]:
+    """Return the menus of all boot loaders that the guest has; none of them need be in use."""
+    files = MenuFiles(reader)
+    menus = _read(_sources(files))
+    if menus:
+        return menus
+    made_from: list[_Source] = [
+        (KERNEL_LINE, partial(command_line, files, KERNEL_LINE)),
+        (PurePosixPath("/etc/default/grub"), partial(grub_defaults, files)),
+    ]
+    return _read(iter(made_from))
+
+
+def _sources(files: MenuFiles) -> Iterator[_Source]:
+    """Yield where a menu may be, and what reads it; each real file once."""
+    names = files.reader.list_directory(BOOT)
+    paths = [
+        (BOOT / path, parse)
+        for group, parse in PARSERS
+        for path in group
+        if path.split("/")[0] in names
+    ]
+    if "efi" in names:
+        vendors = files.reader.list_directory(EFI)
+        paths += [(EFI / vendor / "grub.cfg", grub_menu) for vendor in vendors]
+    paths.append((PurePosixPath("/extlinux.conf"), syslinux_menu))
+    paths += [(PurePosixPath(f"/etc/{name}.conf"), lilo_menu) for name in ("lilo", "elilo")]
+    seen = set()
+    for path, parse in paths:
+        real = files.real_path(path)
+        if real is not None and real not in seen:
+            seen.add(real)
+            yield path, partial(parse, files, path)
+    for folder in LOADER:
+        yield folder, partial(loader_menu, files, folder)
+    for folder in (BOOT / "firmware", BOOT):
+        if folder.name in names or folder == BOOT:
+            yield folder, partial(firmware_line, files, folder)
+
+
+def _read(sources: Iterator[_Source]) -> list[BootMenu]:
+    menus: list[BootMenu] = []
+    unread = 0
+    for path, read in sources:
+        if unread >= UNREAD_LIMIT:
+            break
+        try:
+            menu = read()
+        except NotUnderstoodError as exc:
+            menu = BootMenu(path=path, default=None, entries=(), unread=str(exc))
+            unread += 1
+        if menu and (menu.entries or menu.unread):
+            menus.append(menu)
+    return menus

@@ -1,0 +1,217 @@
+"""The files of boot menus, read within a budget of their own, and what an entry says in them.
+
+Guest text is hostile: a menu may take in other files, which may take in others, or be
+linked to from many places.  Each file is read once, and all of them together have a
+limit.  What is not read is a doubt and never passed over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from vmprovision.errors import InspectionError, printable
+from vmprovision.filesystem import TEXT_LIMIT, resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vmprovision.filesystem import GuestReader
+
+TOTAL_LIMIT = 4 << 20
+FILES_LIMIT = 400
+WORK_LIMIT = 20 << 20
+ENTRY_LIMIT = 200
+TITLE_LIMIT = 200
+WORD_LIMIT = 4096  # PATH_MAX; a whole kernel command line is no longer either
+
+# what systemd takes for a target (systemd(1), "Kernel command line")
+_TARGETS = {
+    **dict.fromkeys(("-b", "emergency"), "emergency.target"),
+    **dict.fromkeys(("rescue", "single", "s", "S", "1"), "rescue.target"),
+    **dict.fromkeys(("2", "3", "4"), "multi-user.target"),
+    "5": "graphical.target",
+}
+REPAIRS = ("rescue.target", "emergency.target")
+_UNIT_OPTION = "systemd.unit="
+
+
+class NotUnderstoodError(Exception):
+    """Something in a menu is not read or not understood; the sentence says what."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootEntry:
+    """One entry of a menu.
+
+    Attributes:
+        title: as the menu shows it.
+        init: the path in its ``init=``; None where the kernel's own order decides.
+        unit: the unit that systemd is told to start; None where ``default.target`` decides.
+        name: what the menu's default may call it by, beside its title.
+        doubt: what in it is not understood and may name another init; empty where nothing is.
+    """
+
+    title: str
+    init: PurePosixPath | None
+    unit: str | None = None
+    name: str = ""
+    doubt: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootMenu:
+    """The entries of one boot loader's file.
+
+    Attributes:
+        path: the file.
+        default: the entry that boots unless a person chooses; None where that is not to
+            be found out.
+        entries: all, the default one included.
+        unread: what is not read or understood, and may be about any entry.
+    """
+
+    path: PurePosixPath
+    default: BootEntry | None
+    entries: tuple[BootEntry, ...]
+    unread: str = ""
+
+    @property
+    def may_boot(self) -> tuple[BootEntry, ...]:
+        """The entries of which one boots: one where the menu decides, more where it does not."""
+        return (self.default,) if self.default else self.entries
+
+    @property
+    def inits(self) -> tuple[PurePosixPath | None, ...]:
+        """What this menu may start, each once."""
+        return tuple(dict.fromkeys(entry.init for entry in self.may_boot))
+
+    @property
+    def units(self) -> tuple[str | None, ...]:
+        """What this menu may have systemd start, each once; entries for repairs are no default."""
+        found = dict.fromkeys(entry.unit for entry in self.may_boot)
+        return tuple(unit for unit in found if unit not in REPAIRS) or tuple(found)
+
+    @property
+    def doubt(self) -> str:
+        """Why it is not certain what this menu starts; empty where it is."""
+        return self.unread or next((entry.doubt for entry in self.may_boot if entry.doubt), "")
+
+
+def entry_of(title: str, options: str, *, name: str = "", doubt: str = "") -> BootEntry:
+    """Return the entry that starts a kernel with these options."""
+    return BootEntry(
+        title=shown(title),
+        init=init_option(options),
+        unit=unit_option(options),
+        name=name,
+        doubt=doubt,
+    )
+
+
+def shown(text: str) -> str:
+    """Return a guest's own words, fit for a report."""
+    return printable(text[:TITLE_LIMIT])
+
+
+def init_option(line: str) -> PurePosixPath | None:
+    """Return the path in a command line's last ``init=``, the one that the kernel obeys."""
+    values = [word[5:] for word in _words(line) if word.startswith("init=/")]
+    return PurePosixPath(printable(values[-1])) if values else None
+
+
+def unit_option(line: str) -> str | None:
+    """Return the unit that a command line names for systemd; the last one counts."""
+    found = None
+    for word in _words(line):
+        if word.startswith(_UNIT_OPTION):
+            found = shown(word.removeprefix(_UNIT_OPTION))
+        else:
+            found = _TARGETS.get(word, found)
+    return found
+
+
+def _words(line: str) -> list[str]:
+    return [word.strip("\"'") for word in line.split() if len(word) <= WORD_LIMIT]
+
+
+def lines_in_force(text: str) -> list[str]:
+    """Return the lines that are neither empty nor a comment, without the blanks around them."""
+    lines = (line.strip() for line in text.splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def settings(text: str) -> dict[str, str]:
+    """Return grubenv's and loader.conf's lines: NAME=VALUE, or NAME VALUE."""
+    return dict(keyword(line) for line in lines_in_force(text))
+
+
+def keyword(line: str) -> tuple[str, str]:
+    """Return the first word, and what follows it behind blanks or an equals sign."""
+    for at, char in enumerate(line):
+        if char in "= \t":
+            return line[:at], line[at + 1 :].lstrip().removeprefix("=").strip()
+    return line, ""
+
+
+class MenuFiles:
+    """The guest's files for all its menus together."""
+
+    def __init__(self, reader: GuestReader) -> None:
+        """Take the guest."""
+        self.reader = reader
+        self._texts: dict[PurePosixPath, str] = {}
+        self._left = TOTAL_LIMIT
+        self._work = WORK_LIMIT
+
+    def spend(self, work: int) -> None:
+        """Take some of the work that all menus together may take: characters, or so.
+
+        Raises:
+            NotUnderstoodError: it is used up.
+        """
+        self._work -= work
+        if self._work < 0:
+            raise NotUnderstoodError("the boot menus take more work than any real one")
+
+    def real_path(self, path: PurePosixPath) -> PurePosixPath | None:
+        """Return where the regular file at path is; None where none is, or a circle of links."""
+        try:
+            real = resolve(self.reader, path)
+            status = self.reader.lstat(real)
+        except InspectionError:
+            return None
+        return real if status is not None and status.kind == "file" else None
+
+    def text(self, path: PurePosixPath) -> str:
+        """Return a file's text; empty where there is none.
+
+        Raises:
+            NotUnderstoodError: it is too large.
+        """
+        real = self.real_path(path)
+        if real is None:
+            return ""
+        if real not in self._texts:
+            content = self.reader.read(real, limit=min(TEXT_LIMIT, self._left) + 1)
+            if len(content) > min(TEXT_LIMIT, self._left) or len(self._texts) >= FILES_LIMIT:
+                raise NotUnderstoodError(f"{path} is too large to be read as a boot menu")
+            self._left -= len(content)
+            self._texts[real] = content.decode("utf-8", errors="replace")
+        return self._texts[real]
+
+    def places(self, path: str) -> Iterator[PurePosixPath]:
+        """Yield where a path of a boot loader may be in the guest.
+
+        A boot loader counts from the root of a filesystem, which may be mounted on
+        ``/boot`` or ``/boot/efi``.
+        """
+        for mountpoint in ("/", "/boot", "/boot/efi", "/boot/firmware"):
+            yield PurePosixPath(mountpoint) / path.lstrip("/")
+
+    def find(self, path: str) -> PurePosixPath | None:
+        """Return the regular file that a boot loader means by this path."""
+        if len(path) > WORD_LIMIT or "\0" in path:
+            return None
+        return next((real for each in self.places(path) if (real := self.real_path(each))), None)

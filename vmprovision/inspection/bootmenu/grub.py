@@ -1,0 +1,525 @@
+"""What a GRUB menu starts: its script followed as GRUB does, without running anything.
+
+Where a condition cannot be told offline, both ways are followed, and a variable
+has each value that it may have.  What GRUB would read from elsewhere is read too;
+where that is not possible, the menu says so as a doubt.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from itertools import pairwise, product
+from typing import TYPE_CHECKING
+
+from vmprovision.inspection.bootmenu.conditions import holds
+from vmprovision.inspection.bootmenu.files import (
+    ENTRY_LIMIT,
+    BootEntry,
+    BootMenu,
+    NotUnderstoodError,
+    entry_of,
+    keyword,
+    lines_in_force,
+    settings,
+    shown,
+)
+from vmprovision.inspection.bootmenu.grubscript import (
+    Choice,
+    Command,
+    Function,
+    Loop,
+    Variable,
+    literal,
+    parse_script,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import PurePosixPath
+
+    from vmprovision.inspection.bootmenu.files import MenuFiles
+    from vmprovision.inspection.bootmenu.grubscript import Statement, Word
+
+STEP_WORK = 200  # of a statement, in characters
+FILE_DEPTH = 8
+VARIABLES_LIMIT = 500
+VALUES_LIMIT = 8
+VALUE_LIMIT = 16 << 10
+UNKNOWN = "\0"  # in a value: what only the running machine knows
+_STARTS_KERNEL = re.compile(r"linux|module|kernel|xen_module")
+_ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
+# what they take in is in another form, or is found at boot only
+_NOT_FOLLOWED = (
+    "extract_entries_source",
+    "extract_entries_configfile",
+    "extract_legacy_entries_source",
+    "extract_legacy_entries_configfile",
+    "legacy_configfile",
+    "legacy_source",
+    "syslinux_configfile",
+    "syslinux_source",
+    "extract_syslinux_entries_source",
+    "extract_syslinux_entries_configfile",
+)
+_ASKS_MACHINE = ("read", "getenv", "inb", "inw", "inl", "read_byte", "read_word", "read_dword")
+_TAKES_VALUE = ("--class", "--users", "--hotkey", "--source")
+
+Values = tuple[str, ...]
+Environment = dict[str, Values]
+
+
+@dataclass(slots=True)
+class _Node:
+    """An entry or a submenu while it is being read.
+
+    Attributes:
+        is_sure: False where it is there only if something holds that nobody can tell here.
+        kernels: each command that loads one, its words with the values that they may have.
+    """
+
+    title: str = ""
+    identifier: str = ""
+    is_entry: bool = False
+    is_sure: bool = True
+    body: tuple[Statement, ...] = ()
+    arguments: tuple[str, ...] = ()
+    children: list[_Node] = field(default_factory=list)
+    kernels: list[tuple[str, list[Values]]] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+    instead: BootMenu | None = None
+
+
+def grub_menu(files: MenuFiles, path: PurePosixPath, depth: int = 0) -> BootMenu | None:
+    """Return GRUB's menu at a path; None where there is none.
+
+    Raises:
+        NotUnderstoodError: it is too large, too long or nested too deeply.
+    """
+    if not files.text(path):
+        return None
+    run = _Run(files=files, path=path, depth=depth)
+    root = _Node()
+    run.follow(run.parsed(path), root)
+    if root.instead:
+        return root.instead
+    run.fill(root)
+    entries = [(node, _entry(node)) for node in _leaves(root)]
+    if root.kernels:  # a script that boots by itself, without a menu
+        entries.insert(0, (root, _entry(root)))
+    unread = next(iter(root.doubts), "")
+    if len(entries) > ENTRY_LIMIT:
+        unread = f"{path} has more than {ENTRY_LIMIT} entries"
+    node = None if root.kernels and len(entries) > 1 else _chosen(root, run.values("default"))
+    default = next((entry for leaf, entry in entries if leaf is node), None)
+    menu = tuple(entry for _, entry in entries[:ENTRY_LIMIT])
+    return BootMenu(path=path, default=default, entries=menu, unread=unread)
+
+
+def _leaves(node: _Node) -> list[_Node]:
+    """Return the entries that start a Linux kernel, in the order of the menu."""
+    if node.is_entry:
+        return [node] if node.kernels or node.instead or node.doubts else []
+    return [leaf for child in node.children for leaf in _leaves(child)]
+
+
+def _entry(node: _Node) -> BootEntry:
+    """Return what an entry starts; with a doubt where that depends on what is not known."""
+    doubt = next(iter(node.doubts), "")
+    if node.instead and not node.kernels:
+        inner = node.instead
+        first = next(iter(inner.may_boot), None)
+        same = len({(entry.init, entry.unit) for entry in inner.may_boot}) == 1
+        if first is None or not same or inner.doubt:
+            doubt = doubt or inner.doubt or f"{inner.path} does not say which of its entries boots"
+        return BootEntry(
+            title=node.title,
+            init=first.init if first else None,
+            unit=first.unit if first else None,
+            doubt=doubt,
+        )
+    started = [_started(words) for _, words in node.kernels]
+    kernels = {
+        tuple(may) for (name, _), may in zip(node.kernels, started, strict=True) if "linux" in name
+    }
+    told = list(dict.fromkeys(each for may in started for each in may if any(each)))
+    sure = all(len(may) == 1 for may in started) and len(kernels) <= 1 and len(told) <= 1
+    if not doubt and not sure:
+        doubt = f"what the entry {node.title!r} gives to the kernel depends on the running machine"
+    init, unit = told[0] if told else (None, None)
+    return BootEntry(title=node.title, init=init, unit=unit, doubt=doubt)
+
+
+def _started(words: list[Values]) -> list[tuple[PurePosixPath | None, str | None]]:
+    """Return what a command line of these words may start; nothing where that is not known."""
+    fixed = " ".join(values[0] for values in words if len(values) == 1)
+    # of several words that may differ each is looked at alone: one that tells is enough
+    lines = [f"{fixed} {value}" for values in words if len(values) > 1 for value in values]
+    lines = lines or [fixed]
+    if any(_may_hide(line) for line in lines):
+        return []
+    found = [entry_of("", line) for line in lines]
+    return list(dict.fromkeys((entry.init, entry.unit) for entry in found))
+
+
+def _may_hide(line: str) -> bool:
+    """Return whether an option behind the kernel's name may be any, or names an unknown init."""
+    return any(
+        word.startswith((UNKNOWN, "init=", "systemd.unit=")) and UNKNOWN in word
+        for word in line.split(" ")[1:]
+    )
+
+
+def _chosen(root: _Node, wanted: Values) -> _Node | None:
+    """Return the entry that ``default`` names; None where it may name several, or none."""
+    found = {id(node): node for value in wanted for node in [_descend(root, value or "0")]}
+    return next(iter(found.values())) if len(found) == 1 else None
+
+
+def _descend(root: _Node, chosen: str) -> _Node | None:
+    """Return the entry of this title, identifier or number, through submenus by ``>``."""
+    node = root
+    parts = chosen.replace(">>", UNKNOWN).split(">")
+    if UNKNOWN in chosen or len(parts) > FILE_DEPTH:
+        return None
+    for part in (each.replace(UNKNOWN, ">").strip() for each in parts):
+        index = next(
+            (
+                number
+                for number, child in enumerate(node.children)
+                if part in (str(number), child.title, child.identifier)
+            ),
+            None,
+        )
+        if index is None:
+            return None
+        counted = part == str(index)
+        passed = node.children[: index + 1] if counted else node.children[index : index + 1]
+        if not all(child.is_sure for child in passed):
+            return None
+        node = node.children[index]
+    return node if node.is_entry else None
+
+
+@dataclass(slots=True, kw_only=True)
+class _Run:
+    """The state of a script while it is followed."""
+
+    files: MenuFiles
+    path: PurePosixPath
+    depth: int
+    environment: Environment = field(default_factory=dict)
+    functions: dict[str, tuple[Statement, ...]] = field(default_factory=dict)
+    nesting: int = 0
+    unsure: int = 0
+
+    def __post_init__(self) -> None:
+        """Begin with what GRUB itself sets, and grubenv."""
+        folder = str(self.path.parent)
+        self.environment |= {
+            "prefix": (folder,),
+            "config_directory": (folder,),
+            "menuentry_id_option": ("--id",),
+            "grub_platform": ("pc", "efi"),
+            "grub_cpu": ("i386", "x86_64", "arm64"),
+            **{f"feature_{name}": ("y",) for name in _FEATURES},
+        }
+        self.load_environment(self.path.parent / "grubenv")
+
+    def parsed(self, path: PurePosixPath) -> Sequence[Statement]:
+        """Return the statements of a file."""
+        text = self.files.text(path)
+        self.files.spend(len(text))
+        return parse_script(text)
+
+    def load_environment(self, path: PurePosixPath) -> None:
+        """Take over a grubenv; what it says for one boot only is not what boots."""
+        for name, value in settings(self.files.text(path)).items():
+            if name != "next_entry":
+                self.set(name, (value,))
+
+    def values(self, name: str) -> Values:
+        """Return what a variable may hold."""
+        return self.environment.get(name, ("",))
+
+    def set(self, name: str, values: Values) -> None:
+        """Let a variable hold one of these."""
+        if name not in self.environment and len(self.environment) >= VARIABLES_LIMIT:
+            raise NotUnderstoodError(f"{self.path} has more than {VARIABLES_LIMIT} variables")
+        values = tuple(dict.fromkeys(value[:VALUE_LIMIT] for value in values))
+        self.environment[name] = values if len(values) <= VALUES_LIMIT else (UNKNOWN,)
+
+    def expand(self, word: Word) -> Values:
+        """Return what a word may become."""
+        parts = [self.values(part.name) if isinstance(part, Variable) else (part,) for part in word]
+        count = 1
+        for values in parts:
+            count *= len(values)
+            if count > VALUES_LIMIT:
+                return (UNKNOWN,)
+        self.files.spend(count * sum(len(max(values, key=len)) + 1 for values in parts))
+        return tuple(dict.fromkeys("".join(chosen)[:VALUE_LIMIT] for chosen in product(*parts)))
+
+    def follow(self, statements: Sequence[Statement], node: _Node) -> None:
+        """Follow statements, which fill a menu or an entry."""
+        self.nesting += 1
+        if self.nesting > 4 * FILE_DEPTH:
+            raise NotUnderstoodError(f"{self.path} calls itself")
+        for statement in statements:
+            self.files.spend(STEP_WORK)
+            if node.instead:
+                break
+            if isinstance(statement, Command):
+                self._command(statement, node)
+            elif isinstance(statement, Choice):
+                self._choice(statement, node)
+            elif isinstance(statement, Function):
+                self.functions[statement.name] = statement.body
+            else:
+                self._loop(statement, node)
+        self.nesting -= 1
+
+    def fill(self, menu: _Node) -> None:
+        """Follow what the entries and submenus of a menu do once they are chosen."""
+        self.nesting += 1
+        for node in menu.children:
+            before = self._copy()
+            for number, argument in enumerate((node.title, *node.arguments), start=1):
+                self.set(str(number), (argument,))
+            try:
+                self.follow(node.body, node)
+                if not node.is_entry:
+                    self.fill(node)
+            finally:
+                self.environment = before
+        self.nesting -= 1
+
+    def _copy(self) -> Environment:
+        self.files.spend(len(self.environment))
+        return dict(self.environment)
+
+    def _maybe(self, statements: Sequence[Statement], node: _Node) -> None:
+        self.unsure += 1
+        self.follow(statements, node)
+        self.unsure -= 1
+
+    def _choice(self, choice: Choice, node: _Node) -> None:
+        """Follow the branch that is taken, or all that may be."""
+        ends: list[Environment] = []
+        for condition, body in choice.branches:
+            verdict = self._verdict(condition, node)
+            if verdict:
+                (self._maybe if ends else self.follow)(body, node)
+                break
+            if verdict is None:
+                before = self._copy()
+                self._maybe(body, node)
+                ends.append(self.environment)
+                self.environment = before
+        else:
+            (self._maybe if ends else self.follow)(choice.otherwise, node)
+        for end in ends:
+            for name in {*end, *self.environment}:
+                self.set(name, (*self.values(name), *end.get(name, ("",))))
+
+    def _verdict(self, condition: Sequence[Statement], node: _Node) -> bool | None:
+        """Return whether a condition holds; None where that cannot be told."""
+        if len(condition) == 1 and isinstance(condition[0], Command):
+            words = [self.expand(word) for word in condition[0].words]
+            verdict = holds(words, self._is_there)
+            if verdict is not None:
+                return verdict
+        self._maybe(condition, node)
+        return None
+
+    def _is_there(self, path: str) -> bool | None:
+        """Return whether there is such a file; None where it may be on a disk of its own."""
+        device, found = self._find(path)
+        return True if found else None if device else False
+
+    def _find(self, path: str) -> tuple[str, PurePosixPath | None]:
+        """Return the device that a path names, if it does, and the file in the guest."""
+        device = ""
+        if path.startswith("("):
+            device, _, path = path[1:].partition(")")
+        return device, self.files.find(path)
+
+    def _loop(self, loop: Loop, node: _Node) -> None:
+        if loop.variable is None:
+            self._maybe(loop.body, node)
+            return
+        for word in loop.words:
+            for value in self.expand(word):
+                for each in value.split():
+                    self.set(loop.variable, (UNKNOWN if "*" in each else each,))
+                    (self._maybe if "*" in each else self.follow)(loop.body, node)
+
+    def _command(self, command: Command, node: _Node) -> None:
+        first = self.expand(command.words[0]) if command.words else ("",)
+        name, words = first[0], command.words[1:]
+        if _ASSIGNMENT.match(name):
+            self._assign(command.words[0])
+        elif name in ("menuentry", "submenu"):
+            self._entry(name, words, command.block, node)
+        elif command.block is not None:
+            self._maybe(command.block, node)
+        elif name in self.functions:
+            before = {str(n): self.values(str(n)) for n in range(1, 10)}
+            for number in range(1, 10):
+                given = words[number - 1 : number]
+                self.set(str(number), self.expand(given[0]) if given else ("",))
+            self.follow(self.functions[name], node)
+            self.environment |= before
+        elif _STARTS_KERNEL.match(name):
+            node.kernels.append((name, [self.expand(word) for word in words]))
+        elif handler := _COMMANDS.get(name):
+            handler(self, words, node)
+        elif name in _NOT_FOLLOWED or UNKNOWN in name or len(first) > 1:
+            node.doubts.append(f"{self.path} has a command that is not followed: {shown(name)!r}")
+        else:
+            self._captures(name, words)
+
+    def _assign(self, word: Word) -> None:
+        for value in self.expand(word)[:1]:
+            name = value.partition("=")[0]
+            self.set(name, tuple(each.partition("=")[2] for each in self.expand(word)))
+
+    def _entry(
+        self, kind: str, words: Sequence[Word], block: tuple[Statement, ...] | None, node: _Node
+    ) -> None:
+        if len(node.children) > 4 * ENTRY_LIMIT:
+            raise NotUnderstoodError(f"{self.path} has more than {4 * ENTRY_LIMIT} entries")
+        identifier, plain = "", []
+        given = iter(self.expand(word)[0] for word in words)
+        for word in given:
+            if word == "--id" or word.startswith("--id="):
+                identifier = word[5:] or next(given, "")
+            elif word in _TAKES_VALUE:
+                next(given, "")
+            elif not word.startswith("--"):
+                plain.append(word)
+        node.children.append(
+            _Node(
+                title=shown(plain[0]) if plain else "",
+                identifier=identifier,
+                is_entry=kind == "menuentry",
+                is_sure=not self.unsure,
+                body=block or (),
+                arguments=tuple(plain[1:9]),
+            )
+        )
+
+    def _captures(self, name: str, words: Sequence[Word]) -> None:
+        """Note what a command puts into a variable, other than the device that is searched."""
+        plain = [self.expand(word)[0] for word in words]
+        names = [
+            value
+            for word, following in pairwise([*plain, ""])
+            for value in [word[6:] if word.startswith("--set=") else following]
+            if word in ("--set", "-s") or word.startswith("--set=")
+        ]
+        if name in _ASKS_MACHINE:
+            names += plain[-1:]
+        for each in names:
+            variable = each.rpartition(":")[2]
+            if variable not in ("", "root") and not variable.startswith("-"):
+                self.set(variable, (UNKNOWN,))
+
+    def _set(self, words: Sequence[Word], _node: _Node) -> None:
+        for word in words[:1]:
+            self._assign(word)
+
+    def _unset(self, words: Sequence[Word], _node: _Node) -> None:
+        for word in words:
+            self.environment.pop(literal(word) or "", None)
+
+    def _source(self, words: Sequence[Word], node: _Node) -> None:
+        """Follow another file's script in place."""
+        for path in self.expand(words[0]) if words else ():
+            device, found = self._find(path)
+            if found is None:
+                if device or UNKNOWN in path:
+                    node.doubts.append(f"{self.path} takes in {shown(path)}, which is not here")
+                continue
+            self.follow(self.parsed(found), node)
+
+    def _configfile(self, words: Sequence[Word], node: _Node) -> None:
+        """Take another file's menu in place of this one."""
+        paths = self.expand(words[0]) if words else ()
+        found = self._find(paths[0])[1] if len(paths) == 1 else None
+        if self.depth >= FILE_DEPTH:
+            raise NotUnderstoodError(f"{self.path} leads through too many menus")
+        menu = (
+            grub_menu(self.files, found, self.depth + 1) if found and found != self.path else None
+        )
+        if menu is None or self.unsure:
+            named = ", ".join(map(shown, paths)) or "another menu"
+            node.doubts.append(
+                f"{self.path} leads to {named}, which is not here or not always taken"
+            )
+        else:
+            node.instead = menu
+
+    def _load(self, words: Sequence[Word], _node: _Node) -> None:
+        plain = [self.expand(word)[0] for word in words]
+        if "-f" not in plain[:-1] and "--file" not in plain[:-1]:
+            self.load_environment(self.path.parent / "grubenv")
+            return
+        named = next(after for word, after in pairwise(plain) if word in ("-f", "--file"))
+        if found := self._find(named)[1]:
+            self.load_environment(found)
+
+    def _evaluate(self, words: Sequence[Word], node: _Node) -> None:
+        text = " ".join(self.expand(word)[0] for word in words)
+        self.files.spend(len(text))
+        self.follow(parse_script(text), node)
+
+
+_FEATURES = (
+    "all_video_module",
+    "chainloader_bpb",
+    "default_font_path",
+    "menuentry_id",
+    "menuentry_options",
+    "nativedisk_cmd",
+    "ntldr",
+    "platform_search_hint",
+    "timeout_style",
+)
+_COMMANDS: Mapping[str, Callable[[_Run, Sequence[Word], _Node], None]] = {
+    "set": _Run._set,  # noqa: SLF001 -- its own table
+    "unset": _Run._unset,  # noqa: SLF001
+    "source": _Run._source,  # noqa: SLF001
+    ".": _Run._source,  # noqa: SLF001
+    "configfile": _Run._configfile,  # noqa: SLF001
+    "load_env": _Run._load,  # noqa: SLF001
+    "eval": _Run._evaluate,  # noqa: SLF001
+}
+
+
+def legacy_menu(files: MenuFiles, path: PurePosixPath) -> BootMenu | None:
+    """Return GRUB 0.9x's menu; its default is a number, or ``saved``, kept outside any file."""
+    titles: list[str] = []
+    options: list[str] = []
+    default = "0"
+    doubt = ""
+    for line in lines_in_force(files.text(path)):
+        word, value = keyword(line)
+        word = word.lower()
+        if word == "title":
+            titles.append(value)
+            options.append("")
+        elif word == "default" and not titles:
+            default = value
+        elif word in ("kernel", "module") and titles:
+            options[-1] += f" {value}"
+        elif word == "configfile":
+            doubt = doubt or f"{path} leads to {shown(value)}"
+    entries = tuple(
+        entry_of(title, line, name=str(number))
+        for number, (title, line) in enumerate(zip(titles, options, strict=True))
+    )
+    chosen = next((entry for entry in entries if entry.name == default), None)
+    if len(entries) > ENTRY_LIMIT:
+        doubt = f"{path} has more than {ENTRY_LIMIT} entries"
+    return BootMenu(path=path, default=chosen, entries=entries[:ENTRY_LIMIT], unread=doubt)

@@ -1,0 +1,230 @@
+"""Boot menus that are tables: syslinux(1), lilo.conf(5), a command line in a file of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from vmprovision.inspection.bootmenu.files import (
+    ENTRY_LIMIT,
+    BootEntry,
+    BootMenu,
+    NotUnderstoodError,
+    entry_of,
+    init_option,
+    keyword,
+    lines_in_force,
+    shown,
+    unit_option,
+)
+from vmprovision.shelltext import VALUE_LIMIT, parse_assignments
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vmprovision.inspection.bootmenu.files import MenuFiles
+
+INCLUDE_DEPTH = 16  # as syslinux has it
+GRUB_DEFAULTS = PurePosixPath("/etc/default/grub")
+GRUB_DROP_INS = PurePosixPath("/etc/default/grub.d")
+DROP_INS_LIMIT = 100
+
+
+def _named(entries: Sequence[BootEntry], chosen: str) -> BootEntry | None:
+    return next((entry for entry in entries if chosen in (entry.name, entry.title)), None)
+
+
+def _menu(path: PurePosixPath, default: BootEntry | None, entries: Sequence[BootEntry]) -> BootMenu:
+    if len(entries) > ENTRY_LIMIT:
+        raise NotUnderstoodError(f"{path} has more than {ENTRY_LIMIT} entries")
+    return BootMenu(path=path, default=default, entries=tuple(entries))
+
+
+@dataclass(slots=True)
+class _Label:
+    """A label of syslinux while it is being read: what it starts, and with which options."""
+
+    name: str
+    kernel: str = ""
+    append: str | None = None
+    doubt: str = ""
+
+
+@dataclass(slots=True)
+class _Labels:
+    """What a syslinux configuration says: above all labels, of each, and which one boots."""
+
+    common: _Label = field(default_factory=lambda: _Label(name=""))
+    labels: list[_Label] = field(default_factory=list)
+    default: str = ""
+    marked: str = ""
+
+    def take(self, word: str, value: str, path: PurePosixPath) -> None:
+        """Take one line."""
+        here = self.labels[-1] if self.labels else self.common
+        if word == "label":
+            self.labels.append(_Label(name=value))
+        elif word == "append":
+            here.append = value
+        elif word in ("kernel", "linux"):
+            here.kernel = value
+        elif word == "config":
+            here.doubt = f"{path} leads to {shown(value)}"
+        elif word in ("default", "ontimeout") and not self.labels:
+            self.default = value
+        elif word == "menu" and value.lower().startswith("default"):
+            self.marked = here.name
+
+
+def syslinux_menu(files: MenuFiles, path: PurePosixPath) -> BootMenu | None:
+    """Return labels with their APPEND, or the one above all labels; without labels one entry."""
+    found = _Labels()
+    for word, value in _syslinux_lines(files, path):
+        found.take(word, value, path)
+    labels, common = found.labels, found.common
+    named, _, options = found.default.partition(" ")
+    is_label = any(label.name == named for label in labels) or named.endswith((".c32", ".0"))
+    is_bare = bool(options) or (not labels and bool(common.append or common.kernel))
+    if is_bare and not is_label:  # a command line of its own, or options above no label at all
+        labels.append(_Label(name=named, kernel=named or common.kernel))
+    if len(labels) > ENTRY_LIMIT:
+        raise NotUnderstoodError(f"{path} has more than {ENTRY_LIMIT} entries")
+    entries = [
+        _syslinux_entry(label, common, options if label.name == named else "") for label in labels
+    ]
+    chosen = _named(entries, shown(found.marked or named))
+    # a menu's own program as the default shows the first
+    return _menu(path, chosen or next(iter(entries), None), entries)
+
+
+def _syslinux_entry(label: _Label, common: _Label, options: str) -> BootEntry:
+    append = label.append if label.append is not None else common.append or ""
+    line = f"{label.kernel} {append} {options}"
+    title = shown(label.name)
+    return entry_of(title, line, name=title, doubt=label.doubt)
+
+
+def _syslinux_lines(
+    files: MenuFiles, path: PurePosixPath, depth: int = 0
+) -> Iterator[tuple[str, str]]:
+    """Yield keyword and value of each line, those of files that are taken in in their place."""
+    text = files.text(path)
+    files.spend(len(text))
+    for line in lines_in_force(text):
+        word, value = keyword(line)
+        word = word.lower()
+        if word == "menu" and value.lower().startswith("include"):
+            word, value = "include", keyword(value)[1]
+        taken = value.split()
+        if word == "include":
+            taken = taken[:1]
+        elif word == "ui":  # the menu's program, then files of it
+            taken = taken[1:]
+        else:
+            yield word, value
+            continue
+        for name in taken:
+            found = files.real_path(path.parent / name) if len(name) < VALUE_LIMIT else None
+            found = found or files.find(name)
+            if found is None or depth >= INCLUDE_DEPTH:
+                raise NotUnderstoodError(f"{path} takes in {shown(name)}, which is not here")
+            yield from _syslinux_lines(files, found, depth + 1)
+
+
+def lilo_menu(files: MenuFiles, path: PurePosixPath) -> BootMenu | None:
+    """Return the images of lilo.conf(5), the first of which boots where ``default`` names none.
+
+    LILO itself reads what its installer made of this file; it is taken to be of the same state.
+    """
+    default = common = ""
+    sections: list[dict[str, str]] = []
+    for line in lines_in_force(files.text(path)):
+        word, value = keyword(line)
+        word, value = word.lower(), value.strip("\"'")
+        if word in ("image", "other"):
+            sections.append({"kind": word, "label": PurePosixPath(value).name})
+        elif sections:
+            sections[-1][word] = value
+        elif word == "default":
+            default = value
+        elif word in ("append", "addappend"):
+            common = f"{common} {value}"[:VALUE_LIMIT]
+    entries = [
+        entry_of(section["label"], _lilo_options(section, common), name=section.get("alias", ""))
+        for section in sections[: ENTRY_LIMIT + 1]
+        if section["kind"] == "image"
+    ]
+    chosen = _named(entries, default) if default else next(iter(entries), None)
+    if sections and sections[0]["kind"] == "other" and not default:
+        chosen = None
+    return _menu(path, chosen, entries)
+
+
+def _lilo_options(section: dict[str, str], common: str) -> str:
+    """``literal`` stands for all other options; ``append`` for that above all images."""
+    if "literal" in section:
+        return section["literal"]
+    return f"{section.get('append', common)} {section.get('addappend', '')}"
+
+
+def command_line(files: MenuFiles, path: PurePosixPath) -> BootMenu | None:
+    """Return the one entry that a file with nothing but the kernel's options is."""
+    lines = lines_in_force(files.text(path))
+    if not lines:
+        return None
+    return _menu(path, *_alone(" ".join(lines)))
+
+
+def firmware_line(files: MenuFiles, folder: PurePosixPath) -> BootMenu | None:
+    """Return what the Raspberry Pi's firmware starts: ``cmdline.txt``, or as config.txt names it.
+
+    Sections of config.txt are for boards of one model each; what a guest's board is
+    cannot be told, so names that differ make a doubt.
+    """
+    names = {
+        value
+        for word, value in map(keyword, lines_in_force(files.text(folder / "config.txt")))
+        if word == "cmdline" and len(value) < VALUE_LIMIT
+    }
+    menus = [command_line(files, folder / name) for name in sorted(names or {"cmdline.txt"})[:5]]
+    found = [menu for menu in menus if menu]
+    if not found:
+        return None
+    entries = [entry for menu in found for entry in menu.entries]
+    return _menu(found[0].path, entries[0] if len(found) == 1 else None, entries)
+
+
+def _alone(options: str) -> tuple[BootEntry, tuple[BootEntry, ...]]:
+    entry = entry_of("", options)
+    return entry, (entry,)
+
+
+def grub_defaults(files: MenuFiles) -> BootMenu | None:
+    """Return what the next menu of GRUB will be made from, as a menu of one entry."""
+    names = files.reader.list_directory(GRUB_DROP_INS)
+    drop_ins = [GRUB_DROP_INS / name for name in names if name.endswith(".cfg")]
+    if len(drop_ins) > DROP_INS_LIMIT:
+        raise NotUnderstoodError(f"{GRUB_DROP_INS} holds more than {DROP_INS_LIMIT} files")
+    variables: dict[str, str] = {}
+    found = None
+    for path in (GRUB_DEFAULTS, *drop_ins):
+        for name, value in parse_assignments(files.text(path), variables):
+            variables[name] = value
+            if "CMDLINE_LINUX" in name:
+                found = path
+    # _RECOVERY is for the entries that nobody boots by default
+    options = " ".join(
+        variables.get(name, "") for name in ("GRUB_CMDLINE_LINUX", "GRUB_CMDLINE_LINUX_DEFAULT")
+    )
+    return _menu(found, *_alone(options)) if found else None
+
+
+def uboot_line(files: MenuFiles, path: PurePosixPath) -> BootMenu | None:
+    """Return what the environment that U-Boot's scripts take in adds to the command line.
+
+    The script itself is not followed, so it counts only where it names an init.
+    """
+    values = [value for _, value in map(keyword, lines_in_force(files.text(path)))]
+    telling = [value for value in values if init_option(value) or unit_option(value)]
+    return _menu(path, *_alone(" ".join(telling))) if telling else None

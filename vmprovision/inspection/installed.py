@@ -1,0 +1,242 @@
+"""The agent that a guest already has, by its receipt: a claim, which is checked before it counts.
+
+Whoever can write to the guest can write a receipt, and root works from it later.  So
+it may name only what an injection can have written, and a set-aside copy only where
+an injection keeps it, named by its content.  Set-user-id, set-group-id and sticky bits
+are never taken from it.  Where others than root could have written it, what it brings
+back belongs to them, and goes to no directory that is root's alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from vmprovision.errors import InspectionError
+from vmprovision.filesystem import PERMISSIONS, check_size, read_all, resolve
+from vmprovision.guest import InstalledAgent
+from vmprovision.initsystem import INIT_SYSTEMS, ways_of
+from vmprovision.labelling import AUTORELABEL
+from vmprovision.plan import EditBlock, Symlink, WriteFile, digest
+from vmprovision.receipt import (
+    ABSENT,
+    AGENT,
+    CONFIGURATION,
+    RECEIPT,
+    RECEIPT_LIMIT,
+    RUNTIME,
+    SET_ASIDE,
+    parse_receipt,
+)
+from vmprovision.rendering import Service
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import PurePosixPath
+
+    from vmprovision.filesystem import GuestReader
+    from vmprovision.guest import InitVerdict, Pid1
+    from vmprovision.initsystem import InitSystemModule
+    from vmprovision.plan import ConditionKind
+    from vmprovision.receipt import Entry, Found, Receipt
+
+CONFIGURATION_LIMIT = 64 << 10
+NOBODY = 65534
+_WRITABLE_BY_ALL = 0o002
+
+
+class Place(NamedTuple):
+    """Where an injection may write, and what."""
+
+    kind: ConditionKind
+    path: PurePosixPath
+
+
+def find_agent(reader: GuestReader, pid1: Pid1) -> InstalledAgent | None:
+    """The agent that is installed, by its receipt; None where there is no receipt.
+
+    Raises:
+        InspectionError: there is a receipt that cannot be understood, or claims what no
+            injection can have done.
+    """
+    path = resolve(reader, RECEIPT.parent) / RECEIPT.name
+    receipt = _read_receipt(reader, path)
+    if receipt is None:
+        return None
+    stranger = _stranger(reader, path)
+    _check_claims(reader, pid1, receipt, path)
+    entries = tuple(
+        replace(entry, before=_believed(entry, stranger, reader)) for entry in receipt.entries
+    )
+    notes = []
+    if stranger and any(entry.before.kind in ("file", "symlink") for entry in entries):
+        notes.append(
+            f"others than root could have written {path}, so what it says was there before "
+            f"is given to owner {stranger[0]}:{stranger[1]}"
+        )
+    return InstalledAgent(
+        version=receipt.agent_version,
+        receipt=replace(receipt, entries=entries),
+        configuration=_read_configuration(reader, receipt),
+        notes=tuple(notes),
+    )
+
+
+def _read_receipt(reader: GuestReader, path: PurePosixPath) -> Receipt | None:
+    status = reader.lstat(path)
+    if status is None:
+        return None
+    if status.kind != "file":
+        raise InspectionError(
+            f"guest path {path} is a {status.kind}, and the receipt is a file",
+            hint="move it out of the way in the guest",
+        )
+    check_size(path, status.size, RECEIPT_LIMIT)
+    _, content = reader.load(path, limit=RECEIPT_LIMIT + 1)
+    check_size(path, len(content), RECEIPT_LIMIT)
+    return parse_receipt(content, path)
+
+
+def _read_configuration(reader: GuestReader, receipt: Receipt) -> bytes:
+    """The agent's settings; empty where they are gone, or another's are there again."""
+    path = resolve(reader, CONFIGURATION.parent) / CONFIGURATION.name
+    entry = receipt.entry_for(path)
+    before = entry.before if entry else ABSENT
+    try:
+        status = reader.lstat(path)
+        is_link = status is not None and status.kind == "symlink"
+        if is_link and reader.readlink(path) == before.target:
+            return b""
+        real = resolve(reader, path)
+        status = reader.lstat(real)
+        if status is None or status.kind != "file":
+            return b""
+        content = read_all(reader, real, CONFIGURATION_LIMIT)
+    except InspectionError:  # verify names it; an upgrade writes it anew
+        return b""
+    return b"" if digest(content) == before.sha256 else content
+
+
+def _stranger(reader: GuestReader, path: PurePosixPath) -> tuple[int, int] | None:
+    """The owner of what is at path, or on the way to it, who is not root; None: there is none.
+
+    Nobody, where everybody may write.  A group that may counts as root's: it is root who let
+    it in, as Debian does with ``staff`` in ``/usr/local``.
+    """
+    for each in (*reversed(path.parents), path):
+        status = reader.lstat(each)
+        if status is not None and status.uid != 0:
+            return status.uid, status.gid
+        if status is not None and status.mode & _WRITABLE_BY_ALL and status.kind != "symlink":
+            return NOBODY, NOBODY
+    return None
+
+
+def _believed(entry: Entry, stranger: tuple[int, int] | None, reader: GuestReader) -> Found:
+    """What stood at a path before, as far as the receipt is believed."""
+    before = entry.before
+    if before.mode is not None:
+        before = replace(before, mode=before.mode & PERMISSIONS)
+    if stranger is None or before.kind in ("absent", "directory"):
+        return before
+    if _stranger(reader, entry.condition.path.parent) is None:
+        return replace(before, kind="file", sha256=None, kept=None)  # never brought back
+    return replace(before, uid=stranger[0], gid=stranger[1], label=None)
+
+
+def _check_claims(
+    reader: GuestReader, pid1: Pid1, receipt: Receipt, receipt_path: PurePosixPath
+) -> None:
+    """Check that an injection can have written what the receipt says.
+
+    Raises:
+        InspectionError: it cannot.
+    """
+    folders = (SET_ASIDE, receipt_path.parent / SET_ASIDE.name)
+    known = _Places(reader, pid1)
+    written = [entry for entry in receipt.entries if entry.condition.kind != "directory"]
+    parents = {parent for entry in written for parent in entry.condition.path.parents}
+    parents |= {*receipt_path.parents, *folders}
+    for entry in receipt.entries:
+        condition, before = entry.condition, entry.before
+        path, absent = condition.path, before.kind == "absent"
+        if condition.kind == "directory":
+            possible = path in parents and before.kind in ("absent", "directory")
+        elif condition.kind == "request":
+            possible = path == AUTORELABEL and absent
+        elif path.parent in folders:
+            possible = condition.kind == "file" and path.name == condition.sha256 and absent
+        else:
+            possible = before.kind != "directory" and known.hold(Place(condition.kind, path))
+        if not possible or (before.kept is not None and before.kept.parent not in folders):
+            raise InspectionError(
+                f"guest file {receipt_path} claims what no injection can have done "
+                f"at guest path {path}",
+                hint="it is damaged or forged: delete it in the guest to inject as if for the "
+                "first time",
+            )
+
+
+class _Places:
+    """Every place that an injection may write to; looked for in the guest only where need be."""
+
+    def __init__(self, reader: GuestReader, pid1: Pid1) -> None:
+        self._reader = reader
+        self._fixed = [
+            Place("file", AGENT),
+            Place("file", CONFIGURATION),
+            Place("file", RUNTIME),
+            *(
+                place
+                for module in INIT_SYSTEMS
+                for way in ways_of(module)
+                for place in _places(module, way)
+            ),
+        ]
+        self._pid1 = pid1
+        self._found: list[Place] | None = None
+
+    def hold(self, place: Place) -> bool:
+        """Whether an injection may write this, by any of its ways, before or behind links."""
+        if any(_agrees(known, place, known.path.parent) for known in self._fixed):
+            return True
+        if any(self._agrees_behind_links(known, place) for known in self._fixed):
+            return True
+        if self._found is None:
+            self._found = list(self._places_here())
+        return any(
+            _agrees(known, place, known.path.parent) or self._agrees_behind_links(known, place)
+            for known in self._found
+        )
+
+    def _agrees_behind_links(self, known: Place, place: Place) -> bool:
+        may_be = _agrees(known, place, place.path.parent)
+        return may_be and resolve(self._reader, known.path.parent) == place.path.parent
+
+    def _places_here(self) -> Iterator[Place]:
+        """Where each init system would be given the service in this guest."""
+        for module in INIT_SYSTEMS:
+            with contextlib.suppress(InspectionError):  # it could not be used here
+                yield from _places(module, module.told(self._reader, self._pid1))
+
+
+def _agrees(known: Place, place: Place, folder: PurePosixPath) -> bool:
+    """Whether a place is a known one, or has another name of ours in the same directory.
+
+    Names change from one version to the next: a preset's, the order of a link.
+    """
+    if known.kind != place.kind or place.path.parent != folder:
+        return False
+    ours = known.kind != "block" and Service().name in known.path.name
+    return place.path.name == known.path.name or (ours and Service().name in place.path.name)
+
+
+def _places(module: InitSystemModule, verdict: InitVerdict) -> Iterator[Place]:
+    for operation in module.service_operations(Service(), verdict):
+        if isinstance(operation, WriteFile):
+            yield Place("file", operation.path)
+        elif isinstance(operation, Symlink):
+            yield Place("symlink", operation.path)
+        elif isinstance(operation, EditBlock):
+            yield Place("block", operation.path)
