@@ -105,12 +105,16 @@ class InitVerdict:
             (by the caller), ``unknown`` (there is no system).
         evidence: sentences for a person.
         hook: the file through which boot starts commands, for init systems that
-            have no place for services of their own.
+            have no place for services of their own; of systemd the directory of links,
+            where it is another than usual.
         dialect: which of the init system's ways this guest has, where they differ;
             the init system's module says which there are.
         doubt: what contradicts itself, where that is why there is no system.
         hints: what else in the guest speaks for this or another init system; None where
             nobody asked.
+        preset: of systemd, the file name under which our preset wins.
+        obstacle: why a service of it would not be started in this guest, as a sentence;
+            empty where it would.
     """
 
     system: InitSystem | None
@@ -121,6 +125,8 @@ class InitVerdict:
     dialect: str = ""
     doubt: str = ""
     hints: tuple[Hint, ...] | None = None
+    preset: str = ""
+    obstacle: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,6 +284,7 @@ def _verdict_as_json(verdict: InitVerdict) -> dict[str, Any]:
         "hook": str(verdict.hook) if verdict.hook else None,
         "dialect": verdict.dialect or None,
         "doubt": verdict.doubt or None,
+        "obstacle": verdict.obstacle or None,
     }
     if verdict.hints is not None:
         found["hints"] = [

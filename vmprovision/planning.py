@@ -194,6 +194,12 @@ def refuse_without_service(guest: GuestInfo, options: InjectOptions) -> None:
         )
     if guest.init.system is None:
         _refuse_unknown(guest.init)
+    if guest.init.obstacle:
+        raise UnsupportedGuestError(
+            f"the guest would not start the agent: {guest.init.obstacle}",
+            hint="change that in the guest, e.g. by `systemctl --root=DIRECTORY set-default "
+            "multi-user.target`; --init systemd puts the agent into multi-user.target all the same",
+        )
 
 
 def _refuse_unknown(verdict: InitVerdict) -> None:

@@ -70,7 +70,7 @@ def test_a_directory_that_turns_into_a_link_leads_nowhere(tmp_path: Path) -> Non
     """Thousands of times, while the agent is put in and taken out; the host's files stay."""
     root, outside = tmp_path / "root", tmp_path / "outside"
     make_tree(root, {**SYSTEMD_TREE, "/usr/local/lib/guest-agent": None})
-    names = ("guest-agent", "guest-agent.service", "receipt.json", "50-guest-agent.preset")
+    names = ("guest-agent", "guest-agent.service", "receipt.json", "00-guest-agent.preset")
     make_tree(outside, dict.fromkeys(names, SECRET))
     make_tree(outside, {f"{folder}/{names[0]}": SECRET for folder in ("bin", "system")})
     for path in outside.rglob("*"):

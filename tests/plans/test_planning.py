@@ -82,7 +82,7 @@ def test_systemd_guest_gets_exactly_these_operations() -> None:
         ("WriteFile", "/usr/local/bin/guest-agent"),
         ("WriteFile", "/etc/guest-agent.conf"),
         ("WriteFile", "/etc/systemd/system/guest-agent.service"),
-        ("WriteFile", "/etc/systemd/system-preset/50-guest-agent.preset"),
+        ("WriteFile", "/etc/systemd/system-preset/00-guest-agent.preset"),
         ("Symlink", "/etc/systemd/system/multi-user.target.wants/guest-agent.service"),
     ]
     link = plan.operations[-1]

@@ -44,7 +44,7 @@ TARGETED: Tree = {
 EXPECTED = {
     "/etc/guest-agent.conf": "etc_t",
     "/etc/systemd/system-preset": "etc_t",
-    "/etc/systemd/system-preset/50-guest-agent.preset": "etc_t",
+    "/etc/systemd/system-preset/00-guest-agent.preset": "etc_t",
     "/etc/systemd/system/guest-agent.service": "systemd_unit_file_t",
     "/etc/systemd/system/multi-user.target.wants/guest-agent.service": "systemd_unit_file_t",
     "/usr/local/bin/guest-agent": "bin_t",

@@ -1,18 +1,23 @@
-"""systemd: a unit, its link in ``multi-user.target.wants`` and a preset.
+"""systemd: a unit, its link in the target that boots, and a preset.
 
 systemd.unit(5), systemd.preset(5).  The preset is needed beside the link: a
 guest without a machine-id runs ``preset-all`` at its first boot, and on
-distributions whose presets end in ``disable *`` that would take the link away.
+distributions whose presets end in ``disable *`` that would take the link away.  Of
+all presets' lines the first that matches counts, by file name, so ours sorts before
+those of the guest.
 Releases before 232 have no dynamic users, and would leave the agent root.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from vmprovision.filesystem import resolved_file, status_of
+from vmprovision.errors import InspectionError
+from vmprovision.filesystem import resolve, resolved_file, status_of
 from vmprovision.guest import InitSystem, InitVerdict
+from vmprovision.initsystem.targets import USUAL, find_boot_target
 from vmprovision.initsystem.traces import Traces
 from vmprovision.plan import Operation, Symlink, WriteFile
 from vmprovision.rendering import render
@@ -28,7 +33,16 @@ NAME: InitSystem = "systemd"
 # (dialect, hook) of every way in which it may be met
 VARIANTS: tuple[tuple[str, PurePosixPath | None], ...] = (("", None), ("static-user", None))
 UNITS = PurePosixPath("/etc/systemd/system")
+LINKS = UNITS / f"{USUAL}.wants"
 PRESETS = PurePosixPath("/etc/systemd/system-preset")
+PRESET_FOLDERS = (
+    str(PRESETS),
+    "/usr/local/lib/systemd/system-preset",
+    "/usr/lib/systemd/system-preset",
+    "/lib/systemd/system-preset",
+)
+# by choice, each sorting before the one before it
+PRESET_NAMES = tuple(f"{order}guest-agent.preset" for order in ("00-", "0-", "+", "!", "!!", "!!!"))
 # a manager that holds its own code, as all did before 250, and what such a one contains
 WHOLE_SIZE = 500_000
 PROGRAM_LIMIT = 8 << 20
@@ -46,24 +60,60 @@ def detect(reader: GuestReader, pid1: Pid1) -> InitVerdict | None:
     An initramfs made by dracut starts ``systemd`` without any ``/sbin/init``.
     """
     if pid1.program == "systemd":
-        return InitVerdict(
+        verdict = InitVerdict(
             system=NAME,
             pid1="systemd",
             confidence="certain",
             evidence=(*pid1.evidence, f"{pid1.path} is systemd"),
             dialect=_dialect(reader, pid1.path),
         )
+        return _with_places(reader, pid1, verdict)
     nothing_else = pid1.program in ("none", "shell")
     for path in PROGRAMS:
         if nothing_else and status_of(reader, PurePosixPath(path)) is not None:
-            return InitVerdict(
+            verdict = InitVerdict(
                 system=NAME,
                 pid1="systemd",
                 confidence="likely",
                 evidence=(*pid1.evidence, f"{path} is there, and no other init is"),
                 dialect=_dialect(reader, PurePosixPath(path)),
             )
+            return _with_places(reader, pid1, verdict)
     return None
+
+
+def _with_places(reader: GuestReader, pid1: Pid1, verdict: InitVerdict) -> InitVerdict:
+    """Return the verdict with where this guest's systemd takes links and presets from."""
+    target = find_boot_target(reader, pid1.units)
+    preset = _first_preset(reader)
+    hook = None if target.name == USUAL else UNITS / f"{target.name}.wants"
+    evidence = (f"it boots into {target.name}, and never into {USUAL}",) if hook else ()
+    return replace(
+        verdict,
+        evidence=(*verdict.evidence, *evidence),
+        hook=hook,
+        preset=preset or "",
+        obstacle=target.obstacle
+        or ("" if preset else "its presets have names that sort before any that ours can have"),
+    )
+
+
+def _first_preset(reader: GuestReader) -> str | None:
+    """Return a name for our preset that sorts before the guest's own; None where none does."""
+    names = {name for folder in PRESET_FOLDERS for name in _listed(reader, folder)}
+    others = {name for name in names if name.endswith(".preset") and name not in PRESET_NAMES}
+    first = min((name.encode() for name in others), default=None)
+    return next(
+        (name for name in PRESET_NAMES if first is None or name.encode() < first),
+        None,
+    )
+
+
+def _listed(reader: GuestReader, folder: str) -> list[str]:
+    try:
+        return reader.list_directory(resolve(reader, PurePosixPath(folder)))
+    except InspectionError:
+        return []
 
 
 def _dialect(reader: GuestReader, path: PurePosixPath | None) -> str:
@@ -78,13 +128,14 @@ def _dialect(reader: GuestReader, path: PurePosixPath | None) -> str:
 
 def told(reader: GuestReader, pid1: Pid1) -> InitVerdict:
     """The caller says that systemd runs the services."""
-    return InitVerdict(
+    verdict = InitVerdict(
         system=NAME,
         pid1=pid1.program,
         confidence="told",
         evidence=("the caller named systemd", *pid1.evidence),
         dialect=_dialect(reader, _program(reader, pid1)),
     )
+    return replace(_with_places(reader, pid1, verdict), obstacle="")
 
 
 def _program(reader: GuestReader, pid1: Pid1) -> PurePosixPath | None:
@@ -92,6 +143,16 @@ def _program(reader: GuestReader, pid1: Pid1) -> PurePosixPath | None:
         return pid1.path
     found = (resolved_file(reader, path) for path in PROGRAMS)
     return next((path for path in found if path), None)
+
+
+def is_enabling_link(path: PurePosixPath, name: str) -> bool:
+    """Return whether a link at this path enables the service of that name in some target."""
+    folder = path.parent
+    return (
+        folder.parent == UNITS
+        and folder.name.endswith(".target.wants")
+        and path.name == f"{name}.service"
+    )
 
 
 def running_fault(running: Mapping[str, Any], _verdict: InitVerdict) -> str | None:
@@ -106,6 +167,7 @@ def running_fault(running: Mapping[str, Any], _verdict: InitVerdict) -> str | No
 def service_operations(service: Service, verdict: InitVerdict) -> list[Operation]:
     """Unit, preset, and last the link that starts the unit at boot."""
     unit = f"{service.name}.service"
+    links = verdict.hook or LINKS
     return [
         WriteFile(
             path=UNITS / unit,
@@ -113,11 +175,12 @@ def service_operations(service: Service, verdict: InitVerdict) -> list[Operation
                 "systemd/guest-agent.service.j2",
                 service=service,
                 dynamic=verdict.dialect != "static-user",
+                target=links.name.removesuffix(".wants"),
             ),
         ),
         WriteFile(
-            path=PRESETS / f"50-{service.name}.preset",
+            path=PRESETS / (verdict.preset or PRESET_NAMES[0]),
             content=render("systemd/guest-agent.preset.j2", service=service),
         ),
-        Symlink(path=UNITS / "multi-user.target.wants" / unit, target=str(UNITS / unit)),
+        Symlink(path=links / unit, target=str(UNITS / unit)),
     ]

@@ -76,7 +76,7 @@ def inspect_guest(
         kernels=find_kernels(reader),
         selinux=inspect_selinux(reader),
         agent=find_agent(reader, pid1),
-        links=find_links(reader),
+        links=find_links(reader, *([verdict.hook] if verdict.hook else [])),
         mountpoints=dict(mountpoints or {}),
         hidden=tuple(hidden),
         notes=limited([*(each.sentence for each in hidden), *notes]),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vmprovision.errors import InspectionError
 from vmprovision.filesystem import PERMISSIONS, check_size, read_all, resolve
 from vmprovision.guest import InstalledAgent
-from vmprovision.initsystem import INIT_SYSTEMS, ways_of
+from vmprovision.initsystem import INIT_SYSTEMS, systemd, ways_of
 from vmprovision.labelling import AUTORELABEL
 from vmprovision.plan import EditBlock, Symlink, WriteFile, digest
 from vmprovision.receipt import (
@@ -200,6 +200,9 @@ class _Places:
     def hold(self, place: Place) -> bool:
         """Whether an injection may write this, by any of its ways, before or behind links."""
         if any(_agrees(known, place, known.path.parent) for known in self._fixed):
+            return True
+        # the target that boots may be another one now
+        if place.kind == "symlink" and systemd.is_enabling_link(place.path, Service().name):
             return True
         if any(self._agrees_behind_links(known, place) for known in self._fixed):
             return True

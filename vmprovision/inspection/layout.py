@@ -56,11 +56,12 @@ KERNEL_LIMIT = 200
 _BARE_INITRDS = ("initrd.img", "initrd", "initramfs", "initramfs.img", "rootfs.cpio.gz")
 
 
-def find_links(reader: GuestReader) -> Mapping[PurePosixPath, PurePosixPath]:
-    """Those of the directories in use that are really elsewhere -> where they are."""
+def find_links(
+    reader: GuestReader, *more: PurePosixPath
+) -> Mapping[PurePosixPath, PurePosixPath]:
+    """Those of the directories in use, and of more, that are really elsewhere -> where they are."""
     found = {}
-    for name in DIRECTORIES:
-        path = PurePosixPath(name)
+    for path in (*(PurePosixPath(name) for name in DIRECTORIES), *more):
         real = resolve(reader, path)
         if real != path:
             found[path] = real
