@@ -22,6 +22,7 @@ from vmprovision.runtime.store import find_runtime, host_architecture, load
 
 APPLIANCE_ROOM = 1 << 30  # libguestfs's appliance, unpacked, with its margin
 RELEASE = Path("/etc/os-release")
+_USAGE = "du -xsh {}/* | sort -h"
 VAR_TMP = Path("/var/tmp")  # noqa: S108 -- libguestfs's own default
 
 
@@ -60,7 +61,7 @@ def examine_host() -> list[Finding]:
         _program("supermin", _packages("supermin", "supermin")),
         _program("mmdebstrap", _packages("mmdebstrap", "mmdebstrap"), needed=False),
         _program("extlinux", _packages("extlinux", "syslinux-extlinux"), needed=False),
-        _space(Path(os.environ.get("LIBGUESTFS_CACHEDIR", VAR_TMP))),
+        _appliance_space(),
         _cache(),
         _temporary(),
         _data(),
@@ -182,14 +183,20 @@ def _existing_parent(path: Path) -> Path:
     return next(parent for parent in (path, *path.parents) if parent.is_dir())
 
 
-def _space(directory: Path) -> Finding:
-    return _room(f"space in {directory}", directory, f"du -xsh {directory}/* | sort -h")
+def _appliance_space() -> Finding:
+    """Where libguestfs keeps its own appliance: it goes by TMPDIR, too."""
+    try:
+        directory = Path(guestfs_module().GuestFS(python_return_dict=True).get_cachedir())
+    except VmprovisionError:
+        directory = VAR_TMP
+    mend = f"export LIBGUESTFS_CACHEDIR={VAR_TMP}" if directory != VAR_TMP else _USAGE
+    return _room(f"space in {directory}", directory, mend.format(directory))
 
 
 def _temporary() -> Finding:
     """Only images are built there; a small tmpfs is too small for a guest's packages."""
     directory = Path(tempfile.gettempdir())
-    mend = "export TMPDIR=/var/tmp" if directory != VAR_TMP else f"du -xsh {directory}/* | sort -h"
+    mend = "export TMPDIR=/var/tmp" if directory != VAR_TMP else _USAGE.format(directory)
     return replace(_room(f"temporary files in {directory}", directory, mend), needed=False)
 
 
@@ -207,7 +214,7 @@ def _cache() -> Finding:
     if mend:
         return Finding(subject=subject, ok=False, detail=detail, mend=mend, needed=False)
     clear = "vmprovision appliance clear" if (directory / "appliance").is_dir() else ""
-    finding = _room(subject, existing, clear or f"du -xsh {existing}/* | sort -h")
+    finding = _room(subject, existing, clear or _USAGE.format(existing))
     return replace(finding, needed=False)
 
 
