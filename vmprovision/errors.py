@@ -138,6 +138,10 @@ class AmbiguousInitError(InspectionError):
     """The evidence does not say which program runs services, or names two."""
 
 
+class WrongKeyError(InspectionError):
+    """A key was given for an encrypted volume and does not open it."""
+
+
 class UnsupportedGuestError(VmprovisionError):
     """The guest is known, and this version has nothing right to put into it.
 

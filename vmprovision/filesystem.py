@@ -18,7 +18,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from vmprovision import inroot
-from vmprovision.errors import ApplyError, GuestSpaceError, InspectionError
+from vmprovision.errors import ApplyError, GuestSpaceError, ImageLockedError, InspectionError
 from vmprovision.inroot import LINK_LIMIT, Root
 
 if TYPE_CHECKING:
@@ -391,6 +391,19 @@ class LocalFilesystem:
         flags = os.O_PATH | os.O_NOFOLLOW
         with _applying(path), self._tree.opened(path, flags) as handle:
             _set_label(handle, label)
+
+    def lock(self) -> None:
+        """Keep other runs out as long as this object lives.
+
+        Raises:
+            ImageLockedError: another one is at work.
+        """
+        try:
+            self._tree.lock()
+        except BlockingIOError as exc:
+            raise ImageLockedError(
+                f"another vmprovision is at work in {self.root}", hint="wait until it is done"
+            ) from exc
 
     def clear(self, folders: Iterable[PurePosixPath]) -> None:
         """Take away what a run that was killed left in these directories under temporary names."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import secrets
 import stat
@@ -96,6 +97,14 @@ class Root:
             yield handle
         finally:
             os.close(handle)
+
+    def lock(self) -> None:
+        """Take the directory's flock(2), until it is closed.
+
+        Raises:
+            BlockingIOError: another process has it.
+        """
+        fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def put(self, path: PurePosixPath, make: Callable[[int, str], None]) -> None:
         """Make something under a temporary name beside path, and then let it take path's place.

@@ -157,10 +157,16 @@ Operation = MakeDirectory | WriteFile | Symlink | EditBlock | Remove
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Ordered operations; the one that enables the service is last."""
+    """Ordered operations; the one that enables the service is last.
+
+    Attributes:
+        intent: a receipt of all that may have changed until the plan is carried out, for a
+            guest that has no redo log.
+    """
 
     operations: tuple[Operation, ...]
     notes: tuple[str, ...] = ()
+    intent: bytes = b""
 
     @property
     def paths(self) -> tuple[PurePosixPath, ...]:

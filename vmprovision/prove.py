@@ -24,6 +24,7 @@ from vmprovision.image import create_throwaway, open_image
 from vmprovision.initsystem import module_for
 from vmprovision.inspection import inspect_guest
 from vmprovision.inspection.boot import expects_classic_names, find_boot_loader
+from vmprovision.keyfile import read_keys
 from vmprovision.machine import (
     MANAGER_URL,
     BootSource,
@@ -161,10 +162,13 @@ def _prepare(
     disk: Drive, folder: Path, options: ProofOptions, source: ImageOptions, control: Control
 ) -> _Subject:
     """Inspect the copy, point its agent at our manager, and fetch what boots it."""
+    keys = read_keys(source.keys)
     control.step("starting the appliance")
     with open_appliance([disk], control=control) as appliance:
         control.step("preparing a throwaway copy")
-        mounted = mount_guest(appliance, wanted=source.root, readonly=False, disk=SOLE_DISK)
+        mounted = mount_guest(
+            appliance, wanted=source.root, readonly=False, disk=SOLE_DISK, keys=keys
+        )
         guest = inspect_guest(mounted.filesystem, mountpoints=mounted.mountpoints)
         if guest.agent is None:
             raise PlanError("the guest holds no agent of ours to prove", hint="inject it first")

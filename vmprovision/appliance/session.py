@@ -33,7 +33,7 @@ from vmprovision.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from vmprovision.appliance.saved import SavedAppliance
@@ -62,6 +62,7 @@ class Appliance:
         self._handle = machine.handle
         self._watchdog = machine.watchdog
         self._restored = machine if isinstance(machine, RestoredAppliance) else None
+        self._closings: list[Callable[[], None]] = []
         self.has_volumes = self._restored is None
 
     def call(self, name: str, *arguments: Any, limit: float = CALL_SECONDS, **options: Any) -> Any:  # noqa: ANN401 -- untyped library
@@ -114,6 +115,10 @@ class Appliance:
             self._restored.activate_volumes()
             self.has_volumes = True
 
+    def before_detaching(self, close: Callable[[], None]) -> None:
+        """Have this done when the guest is unmounted and its disks are still there."""
+        self._closings.append(close)
+
     def finish(self) -> None:
         """Unmount the guest and let go of the disks; all that was written is in their files then.
 
@@ -125,6 +130,8 @@ class Appliance:
             self.call("umount_all")
         else:
             self._restored.unmount()
+        for close in self._closings:
+            close()
         if self._restored is None:
             self.call("shutdown")
         self._machine.finish()

@@ -67,6 +67,8 @@ def inspect_guest(
     if verdict.system is None:  # whoever has to choose is told among what
         verdict = replace(verdict, hints=find_hints(reader, pid1, verdict))
     interpreters = find_interpreters(reader)
+    agent = find_agent(reader, pid1)
+    claims = agent.notes if agent else ()
     return GuestInfo(
         distribution=distribution,
         arch=_architecture(reader, pid1.path, interpreters),
@@ -75,11 +77,11 @@ def inspect_guest(
         interpreters=interpreters,
         kernels=find_kernels(reader),
         selinux=inspect_selinux(reader),
-        agent=find_agent(reader, pid1),
+        agent=agent,
         links=find_links(reader, *([verdict.hook] if verdict.hook else [])),
         mountpoints=dict(mountpoints or {}),
         hidden=tuple(hidden),
-        notes=limited([*(each.sentence for each in hidden), *notes]),
+        notes=limited([*(each.sentence for each in hidden), *notes, *claims]),
     )
 
 

@@ -56,9 +56,7 @@ KERNEL_LIMIT = 200
 _BARE_INITRDS = ("initrd.img", "initrd", "initramfs", "initramfs.img", "rootfs.cpio.gz")
 
 
-def find_links(
-    reader: GuestReader, *more: PurePosixPath
-) -> Mapping[PurePosixPath, PurePosixPath]:
+def find_links(reader: GuestReader, *more: PurePosixPath) -> Mapping[PurePosixPath, PurePosixPath]:
     """Those of the directories in use, and of more, that are really elsewhere -> where they are."""
     found = {}
     for path in (*(PurePosixPath(name) for name in DIRECTORIES), *more):
