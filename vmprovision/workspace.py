@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 PREFIX = "vmprovision-"
+SHORTEST = Path("/tmp")  # noqa: S108 -- where the others' paths are too long; the name is by chance
 ELSEWHERE = "elsewhere"
 OTHERS = "libguestfs"  # how the names of folders elsewhere begin
 ELSEWHERE_LIMIT = 64 << 10
@@ -61,7 +62,7 @@ def make_workspace(purpose: str, suits: Callable[[Path], bool] = lambda _: True)
         OSError: none can be made.
     """
     failures: list[OSError] = []
-    for find_place in (_place_in_cache, lambda: Path(tempfile.gettempdir())):
+    for find_place in (_place_in_cache, lambda: Path(tempfile.gettempdir()), lambda: SHORTEST):
         try:
             made = make_workspace_in(find_place(), f"{PREFIX}{purpose}-")
         except OSError as exc:
