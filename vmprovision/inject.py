@@ -24,6 +24,7 @@ from vmprovision.filesystem import Attributes, GuestFilesystem, LocalFilesystem
 from vmprovision.image import Recovery, open_image, recover_image
 from vmprovision.inspection import explain_init, inspect_guest
 from vmprovision.inspection.layout import DIRECTORIES
+from vmprovision.inspection.watched import WatchedReader
 from vmprovision.keyfile import read_keys
 from vmprovision.labelling import AUTORELABEL
 from vmprovision.mounts import find_hidden
@@ -199,7 +200,7 @@ def verify(
             agent_version=agent.version,
             init=agent.receipt.init,
             checked=len(agent.receipt.entries),
-            mismatches=tuple(verify_receipt(agent.receipt, opened.filesystem)),
+            mismatches=tuple(verify_receipt(agent.receipt, WatchedReader(opened.filesystem))),
         )
 
 
@@ -247,13 +248,14 @@ def _plan_injection(opened: _Opened, archive: Archive, options: InjectOptions) -
     paths = dict.fromkeys([*planned.paths, *earlier])
     if opened.guest.selinux:
         paths |= dict.fromkeys([AUTORELABEL, opened.guest.locate(RECEIPT)])
-    found = survey(paths, opened.filesystem)
+    found = survey(paths, WatchedReader(opened.filesystem))
     return with_receipt(planned, opened.guest, found, archive.version)
 
 
 def _plan_removal(opened: _Opened) -> Plan:
     agent = opened.guest.agent
-    found = survey(agent.receipt.paths if agent else (), opened.filesystem)
+    paths = agent.receipt.paths if agent else ()
+    found = survey(paths, WatchedReader(opened.filesystem))
     return plan_removal(opened.guest, found)
 
 
@@ -441,11 +443,9 @@ def _opened_image(image: OpenImage, access: _Access, *, write: bool) -> Iterator
 
 @contextlib.contextmanager
 def _opened_directory(path: Path, access: _Access, *, write: bool = False) -> Iterator[_Opened]:
-    with naming(path):
+    filesystem = LocalFilesystem(path.resolve())
+    with naming(path), filesystem.locked() if write else contextlib.nullcontext():
         access.control.step("inspecting the guest")
-        filesystem = LocalFilesystem(path.resolve())
-        if write:
-            filesystem.lock()
         if recognise_system(filesystem) != "linux":
             raise NoOperatingSystemError(
                 "the directory does not hold the root filesystem of a Linux guest",
