@@ -19,7 +19,8 @@ import pytest
 
 from tests.agent.interpreters import MICROPYTHON, get_interpreter
 from vmprovision import agent
-from vmprovision.archive import build_archive, condense
+from vmprovision.archive import build_archive
+from vmprovision.condensing import condense, rename
 from vmprovision.runtime.store import host_architecture
 
 if TYPE_CHECKING:
@@ -146,3 +147,23 @@ def test_condensing_in_several_threads() -> None:
         sys.setswitchinterval(interval)
         gc.callbacks.pop()
     assert together == alone
+
+
+def test_the_archive_stays_small() -> None:
+    """A guest gets 42 KB at most."""
+    assert len(build_archive().content) <= 42 * 1024
+
+
+def test_names_of_our_own_become_short() -> None:
+    """What a module defines is renamed wherever it is used, but not what others know by name."""
+    one = "import os\n{LIMIT}=1\ndef {describe}(settings):\n return os.getenv('describe')+{LIMIT}\n"
+    one += "def getenv(_name):\n return open\ndef loaded():\n pass\n"
+    two = "from.import one\nclass {Thing}(object):\n def __init__(self):\n"
+    two += "  self.{_kept}=one.{describe}(1)\n  self.{_kept}+=one.{LIMIT}\n"
+    two += "def main():\n getattr(one,'loaded')()\n os._exit({Thing}('LIMIT is \\'here'))\n"
+    names = {"LIMIT": "A", "Thing": "B", "_kept": "C", "describe": "describe"}
+    whole = {name: name for name in names}
+    assert rename({"one": one.format(**whole), "two": two.format(**whole)}) == {
+        "one": one.format(**names),
+        "two": two.format(**names),
+    }

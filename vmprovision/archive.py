@@ -14,13 +14,13 @@ from __future__ import annotations
 import functools
 import io
 import re
-import tokenize
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmprovision import agent
+from vmprovision.condensing import condense, rename
 from vmprovision.configuration import DEFAULT_PORT
 from vmprovision.guest import InitVerdict
 from vmprovision.initsystem import INIT_SYSTEMS
@@ -105,6 +105,7 @@ def _zip() -> bytes:
         if path.stem not in {"__main__", "__init__"}
     }
     core = _in_order(sources, "main")
+    sources = rename(sources)
     members = {
         "__main__.py": ENTRY_POINT,
         f"{PACKAGE}/__init__.py": f'__version__ = "{agent.__version__}"\n'.encode(),
@@ -189,51 +190,6 @@ def _as_tuple(operation: Operation) -> tuple[str, str, int, bytes | str]:
     if isinstance(operation, Symlink):
         return "link", path, 0, operation.target
     raise TypeError(f"no service needs {operation}")
-
-
-def condense(source: str) -> str:
-    """Python source that does the same without comments, docstrings and needless space.
-
-    By tokens alone: parsing in one thread disturbs parsing in another (CPython 3.11).
-    """
-    lines = []
-    depth = 0
-    docstring = None  # the depth of one that may have to be replaced: nothing has followed yet
-    statement: list[tokenize.TokenInfo] = []
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.INDENT:
-            depth += 1
-        elif token.type == tokenize.DEDENT:
-            if docstring == depth:
-                lines.append(" " * depth + "pass")
-            docstring = None
-            depth -= 1
-        elif token.type == tokenize.NEWLINE:
-            if [part.type for part in statement] == [tokenize.STRING]:
-                docstring = depth
-            else:
-                docstring = None
-                lines.append(" " * depth + _join(statement))
-            statement = []
-        elif token.type not in _NOTHING:
-            statement.append(token)
-    return "".join(f"{line}\n" for line in lines)
-
-
-_NOTHING = {tokenize.COMMENT, tokenize.NL, tokenize.ENDMARKER}
-_WORDS = {tokenize.NAME, tokenize.NUMBER, tokenize.STRING}
-
-
-def _join(statement: list[tokenize.TokenInfo]) -> str:
-    """A statement in one line, with spaces only where words would run together."""
-    text = ""
-    last = tokenize.OP
-    for token in statement:
-        if (token.type in _WORDS and last in _WORDS) or last == tokenize.NUMBER:
-            text += " "
-        text += token.string
-        last = token.type
-    return text
 
 
 def _member(name: str) -> zipfile.ZipInfo:

@@ -432,6 +432,8 @@ def _absolute(job: Job) -> Job:
     runtime = job.options.runtime
     if isinstance(runtime, Path):
         job = replace(job, options=replace(job.options, runtime=runtime.absolute()))
+    keys = tuple(replace(key, path=key.path.absolute()) for key in job.source.keys)
+    job = replace(job, source=replace(job.source, keys=keys))
     output = job.output.absolute() if job.output else None
     return replace(job, image=job.image.absolute(), output=output)
 
@@ -441,7 +443,7 @@ def _wanted(job: Job, agent: str) -> str:
     wanted = {
         "agent": agent,
         "options": {**asdict(job.options), "runtime": _runtime(job.options.runtime)},
-        "source": asdict(job.source),
+        "source": {**asdict(job.source), "keys": ()},  # which of them opens it changes nothing
     }
     return hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
 

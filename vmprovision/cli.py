@@ -32,6 +32,7 @@ from vmprovision.doctor import examine_host
 from vmprovision.guest import INIT_SYSTEMS
 from vmprovision.initsystem import module_for
 from vmprovision.junit import junit_xml
+from vmprovision.keyfile import KeyFile, parse_selector
 from vmprovision.planning import render_service
 from vmprovision.presentation import (
     show_appliance,
@@ -88,11 +89,13 @@ EXIT_CODES: dict[type[errors.VmprovisionError], int] = {
     errors.ApplianceError: 20,
     errors.ApplianceTimeoutError: 21,
     errors.CommandError: 22,
+    errors.ApplianceEndedError: 23,
     errors.InspectionError: 30,
     errors.NoOperatingSystemError: 31,
     errors.SeveralOperatingSystemsError: 32,
     errors.AmbiguousInitError: 33,
     errors.UnsupportedGuestError: 34,
+    errors.WrongKeyError: 35,
     errors.PlanError: 40,
     errors.ApplyError: 50,
     errors.GuestSpaceError: 51,
@@ -163,6 +166,23 @@ BackingOption = Annotated[
     typer.Option(
         "--allow-backing",
         help="Follow backing files out of the image's own folder. Only for images you trust.",
+    ),
+]
+KeyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--key",
+        metavar="DEVICE:file:PATH",
+        help="The file with the key of an encrypted volume: of a device, e.g. /dev/sda2, of a "
+        "UUID, or of all. Can be repeated.",
+    ),
+]
+KeyFileOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--key-file",
+        metavar="PATH",
+        help="The same as --key all:file:PATH.",
     ),
 ]
 TrustOption = Annotated[
@@ -297,6 +317,8 @@ def inspect(  # noqa: PLR0913 -- one parameter an option
     disk_format: FormatOption = None,
     root: RootOption = None,
     allow_backing: BackingOption = False,
+    key: KeyOption = None,
+    key_file: KeyFileOption = None,
     explain: Annotated[
         bool,
         typer.Option(
@@ -310,7 +332,7 @@ def inspect(  # noqa: PLR0913 -- one parameter an option
 
     Nothing is written, nothing of the guest is run.
     """
-    source = _source(disk_format, root, allow_backing)
+    source = _source(disk_format, root, allow_backing, _keys(as_json, key, key_file))
     guest = _work(
         as_json,
         lambda control: api.inspect(
@@ -337,6 +359,8 @@ def plan(  # noqa: PLR0913 -- one parameter an option
     disk_format: FormatOption = None,
     root: RootOption = None,
     allow_backing: BackingOption = False,
+    key: KeyOption = None,
+    key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the ordered operations that inject would make; write nothing.
@@ -355,7 +379,12 @@ def plan(  # noqa: PLR0913 -- one parameter an option
         init=init,
         runtime=runtime,
     )
-    _plan(image, options, _source(disk_format, root, allow_backing), as_json)
+    _plan(
+        image,
+        options,
+        _source(disk_format, root, allow_backing, _keys(as_json, key, key_file)),
+        as_json,
+    )
 
 
 def _plan(
@@ -440,6 +469,8 @@ def inject(  # noqa: PLR0913 -- one parameter an option
     disk_format: FormatOption = None,
     root: RootOption = None,
     allow_backing: BackingOption = False,
+    key: KeyOption = None,
+    key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Put the agent into the guest, so that it runs from the next boot on.
@@ -462,7 +493,7 @@ def inject(  # noqa: PLR0913 -- one parameter an option
         init=init,
         runtime=runtime,
     )
-    source = _source(disk_format, root, allow_backing)
+    source = _source(disk_format, root, allow_backing, _keys(as_json, key, key_file))
     of_a_batch = {
         "--jobs": jobs,
         "--resume": resume,
@@ -582,12 +613,14 @@ def _inject_batch(work: _BatchWork, junit: Path | None, as_json: bool) -> None: 
 
 
 @app.command()
-def verify(
+def verify(  # noqa: PLR0913 -- one parameter an option
     image: ImageArgument,
     *,
     disk_format: FormatOption = None,
     root: RootOption = None,
     allow_backing: BackingOption = False,
+    key: KeyOption = None,
+    key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare the guest with the receipt that the injection left in it.
@@ -595,7 +628,7 @@ def verify(
     Lists every path whose content, mode, owner or link differs; exit code 60
     where there is one.
     """
-    source = _source(disk_format, root, allow_backing)
+    source = _source(disk_format, root, allow_backing, _keys(as_json, key, key_file))
     report = _work(as_json, lambda control: api.verify(image, source=source, control=control))
     _present(as_json, report.as_json(), lambda: show_verification(stdout, report))
     if report.mismatches:
@@ -603,12 +636,14 @@ def verify(
 
 
 @app.command()
-def remove(
+def remove(  # noqa: PLR0913 -- one parameter an option
     image: ImageArgument,
     *,
     disk_format: FormatOption = None,
     root: RootOption = None,
     allow_backing: BackingOption = False,
+    key: KeyOption = None,
+    key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Take the agent out again and bring back what stood in its place.
@@ -616,7 +651,7 @@ def remove(
     To the byte, mode and owner; lines that were added to an edited file since
     stay in it.
     """
-    source = _source(disk_format, root, allow_backing)
+    source = _source(disk_format, root, allow_backing, _keys(as_json, key, key_file))
     report = _work(as_json, lambda control: api.remove(image, source=source, control=control))
     _present(as_json, report.as_json(), lambda: show_changes(stdout, report, done="removed"))
 
@@ -666,6 +701,8 @@ def prove(  # noqa: PLR0913 -- one parameter an option
     disk_format: FormatOption = None,
     root: RootOption = None,
     allow_backing: BackingOption = False,
+    key: KeyOption = None,
+    key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Boot a throwaway copy of the image and check the agent from outside.
@@ -674,7 +711,7 @@ def prove(  # noqa: PLR0913 -- one parameter an option
     the IP report to a manager that this command plays, and the init system are
     checked. The image is not written to.
     """
-    source = _source(disk_format, root, allow_backing)
+    source = _source(disk_format, root, allow_backing, _keys(as_json, key, key_file))
     options = api.ProofOptions(kernel=kernel, initrd=initrd, timeout=timeout)
     report = _work(
         as_json, lambda control: api.prove(image, options, source=source, control=control)
@@ -906,8 +943,26 @@ def _present_runtimes(as_json: bool, runtimes: tuple[Runtime, ...]) -> None:  # 
     _present(as_json, document, lambda: show_runtimes(stdout, runtimes))
 
 
-def _source(disk_format: str | None, root: str | None, allow_backing: bool) -> api.ImageOptions:  # noqa: FBT001 -- as the option has it
-    return api.ImageOptions(format=disk_format, root=root, allow_backing=allow_backing)
+def _source(
+    disk_format: str | None,
+    root: str | None,
+    allow_backing: bool,  # noqa: FBT001 -- as the option has it
+    keys: tuple[KeyFile, ...],
+) -> api.ImageOptions:
+    return api.ImageOptions(format=disk_format, root=root, allow_backing=allow_backing, keys=keys)
+
+
+def _keys(
+    as_json: bool,  # noqa: FBT001
+    selectors: list[str] | None,
+    files: list[Path] | None,
+) -> tuple[KeyFile, ...]:
+    """The key files that --key and --key-file name."""
+    try:
+        named = [parse_selector(selector) for selector in selectors or ()]
+    except errors.PlanError as exc:
+        _fail(as_json, exc)
+    return (*named, *(KeyFile(path=path) for path in files or ()))
 
 
 def _inject_options(  # noqa: PLR0913 -- one parameter an option

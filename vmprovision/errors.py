@@ -105,6 +105,10 @@ class ApplianceTimeoutError(ApplianceError):
     """A call into the appliance took longer than its time limit."""
 
 
+class ApplianceEndedError(ApplianceError):
+    """The appliance was ended from outside, or its QEMU crashed."""
+
+
 class CommandError(VmprovisionError):
     """A host program is missing, failed or ran out of time.
 
@@ -132,6 +136,10 @@ class SeveralOperatingSystemsError(InspectionError):
 
 class AmbiguousInitError(InspectionError):
     """The evidence does not say which program runs services, or names two."""
+
+
+class WrongKeyError(InspectionError):
+    """A key was given for an encrypted volume and does not open it."""
 
 
 class UnsupportedGuestError(VmprovisionError):

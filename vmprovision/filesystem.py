@@ -18,11 +18,11 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from vmprovision import inroot
-from vmprovision.errors import ApplyError, GuestSpaceError, InspectionError
+from vmprovision.errors import ApplyError, GuestSpaceError, ImageLockedError, InspectionError
 from vmprovision.inroot import LINK_LIMIT, Root
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 ROOT = PurePosixPath("/")
@@ -391,6 +391,23 @@ class LocalFilesystem:
         flags = os.O_PATH | os.O_NOFOLLOW
         with _applying(path), self._tree.opened(path, flags) as handle:
             _set_label(handle, label)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs out.
+
+        Raises:
+            ImageLockedError: another one is at work.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self._tree.locked())
+            except BlockingIOError as exc:
+                raise ImageLockedError(
+                    "another vmprovision is at work in this directory",
+                    hint="wait until it is done",
+                ) from exc
+            yield
 
     def clear(self, folders: Iterable[PurePosixPath]) -> None:
         """Take away what a run that was killed left in these directories under temporary names."""

@@ -186,12 +186,15 @@ class InstalledAgent:
 
     Attributes:
         configuration: what ``/etc/guest-agent.conf`` holds now; empty where it is gone.
+        unfinished: whether an injection or removal was interrupted; the receipt is then of
+            all that it may have changed.
         notes: what a person should know of the receipt, in sentences.
     """
 
     version: str
     receipt: Receipt
     configuration: bytes
+    unfinished: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -315,6 +318,7 @@ def _agent_as_json(agent: InstalledAgent, has_runtime: bool) -> dict[str, Any]: 
     return {
         "version": agent.version,
         "init": agent.receipt.init,
+        "unfinished": agent.unfinished,
         "runtime": "bundled" if has_runtime else "guest",
         "vm_id": settings.get("VM_ID"),
         "manager_url": settings.get("MANAGER_URL"),

@@ -20,10 +20,12 @@ from vmprovision.appliance.session import open_appliance
 from vmprovision.apply import apply_plan
 from vmprovision.archive import build_archive
 from vmprovision.errors import NoOperatingSystemError, PlanError
-from vmprovision.filesystem import GuestFilesystem, LocalFilesystem
+from vmprovision.filesystem import Attributes, GuestFilesystem, LocalFilesystem
 from vmprovision.image import Recovery, open_image, recover_image
 from vmprovision.inspection import explain_init, inspect_guest
 from vmprovision.inspection.layout import DIRECTORIES
+from vmprovision.inspection.watched import WatchedReader
+from vmprovision.keyfile import read_keys
 from vmprovision.labelling import AUTORELABEL
 from vmprovision.mounts import find_hidden
 from vmprovision.naming import naming
@@ -35,7 +37,7 @@ from vmprovision.planning import (
     refuse_without_service,
 )
 from vmprovision.progress import Control
-from vmprovision.receipt import RECEIPT, Entry
+from vmprovision.receipt import RECEIPT, UNFINISHED, Entry
 from vmprovision.reports import (
     ChangeReport,
     ImageOptions,
@@ -198,7 +200,7 @@ def verify(
             agent_version=agent.version,
             init=agent.receipt.init,
             checked=len(agent.receipt.entries),
-            mismatches=tuple(verify_receipt(agent.receipt, opened.filesystem)),
+            mismatches=tuple(verify_receipt(agent.receipt, WatchedReader(opened.filesystem))),
         )
 
 
@@ -246,13 +248,14 @@ def _plan_injection(opened: _Opened, archive: Archive, options: InjectOptions) -
     paths = dict.fromkeys([*planned.paths, *earlier])
     if opened.guest.selinux:
         paths |= dict.fromkeys([AUTORELABEL, opened.guest.locate(RECEIPT)])
-    found = survey(paths, opened.filesystem)
+    found = survey(paths, WatchedReader(opened.filesystem))
     return with_receipt(planned, opened.guest, found, archive.version)
 
 
 def _plan_removal(opened: _Opened) -> Plan:
     agent = opened.guest.agent
-    found = survey(agent.receipt.paths if agent else (), opened.filesystem)
+    paths = agent.receipt.paths if agent else ()
+    found = survey(paths, WatchedReader(opened.filesystem))
     return plan_removal(opened.guest, found)
 
 
@@ -296,7 +299,7 @@ def _change(
                 f"{path} is a directory and is written in place",
                 hint="copy it first instead of using --output",
             )
-        with _opened_directory(path, access) as opened:
+        with _opened_directory(path, access, write=True) as opened:
             return _change_directory(path, opened, planner, access.control, agent_version)
     with (
         naming(path),
@@ -342,14 +345,36 @@ def _change_directory(
     control: Control,
     agent_version: str | None,
 ) -> ChangeReport:
-    """As for an image; a directory has no redo log, so what was found is put back on failure."""
+    """As for an image, without a redo log.
+
+    What may change is written down first, so that a run after a crash knows what was there;
+    on failure what was found is put back.
+    """
+    filesystem, agent = opened.filesystem, opened.guest.agent
     planned = planner(opened)
-    before = survey(planned.paths, opened.filesystem)
-    try:
+    if all(is_satisfied(operation, filesystem) for operation in planned.operations):
         return _carry_out(path, opened, planned, control, agent_version)
+    before = survey([*planned.paths, UNFINISHED], filesystem)
+    filesystem.write(UNFINISHED, planned.intent, Attributes(mode=0o600))
+    try:
+        report = _carry_out(path, opened, planned, control, agent_version)
     except BaseException:
-        _put_back(planned, before, opened.filesystem)
+        _put_back(planned, before, filesystem)
+        if agent is None or not agent.unfinished:
+            filesystem.remove(UNFINISHED)
         raise
+    if filesystem.lstat(UNFINISHED):
+        filesystem.remove(UNFINISHED)
+    return report
+
+
+def _clear_up(filesystem: LocalFilesystem, guest: GuestInfo) -> None:
+    """Take away what a run that was killed has left under temporary names."""
+    folders = {UNFINISHED.parent}
+    if guest.agent and guest.agent.unfinished:
+        paths = (*guest.agent.receipt.paths, guest.locate(RECEIPT))
+        folders |= {path.parent for path in paths}
+    filesystem.clear(sorted(folders))
 
 
 def _put_back(
@@ -394,12 +419,17 @@ def _opened(path: Path, access: _Access) -> Iterator[_Opened]:
 
 @contextlib.contextmanager
 def _opened_image(image: OpenImage, access: _Access, *, write: bool) -> Iterator[_Opened]:
+    keys = read_keys(access.source.keys)
     access.control.step("starting the appliance")
     drive = drive_of(image.layer, readonly=not write)
     with access.appliance([drive], control=access.control) as appliance:
         access.control.step("inspecting the guest")
         mounted = mount_guest(
-            appliance, wanted=access.source.root, readonly=not write, disk=SOLE_DISK
+            appliance,
+            wanted=access.source.root,
+            readonly=not write,
+            disk=SOLE_DISK,
+            keys=keys,
         )
         guest = inspect_guest(
             mounted.filesystem,
@@ -412,10 +442,10 @@ def _opened_image(image: OpenImage, access: _Access, *, write: bool) -> Iterator
 
 
 @contextlib.contextmanager
-def _opened_directory(path: Path, access: _Access) -> Iterator[_Opened]:
-    with naming(path):
+def _opened_directory(path: Path, access: _Access, *, write: bool = False) -> Iterator[_Opened]:
+    filesystem = LocalFilesystem(path.resolve())
+    with naming(path), filesystem.locked() if write else contextlib.nullcontext():
         access.control.step("inspecting the guest")
-        filesystem = LocalFilesystem(path.resolve())
         if recognise_system(filesystem) != "linux":
             raise NoOperatingSystemError(
                 "the directory does not hold the root filesystem of a Linux guest",
@@ -423,4 +453,6 @@ def _opened_directory(path: Path, access: _Access) -> Iterator[_Opened]:
             )
         hidden, notes = find_hidden(filesystem, filesystem.root, map(PurePosixPath, DIRECTORIES))
         guest = inspect_guest(filesystem, init=access.init, hidden=hidden, notes=notes)
+        if write:
+            _clear_up(filesystem, guest)
         yield _Opened(guest=guest, filesystem=filesystem)

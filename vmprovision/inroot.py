@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import secrets
 import stat
@@ -96,6 +97,19 @@ class Root:
             yield handle
         finally:
             os.close(handle)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory's flock(2).
+
+        Raises:
+            BlockingIOError: another one does.
+        """
+        fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            yield
+        finally:
+            fcntl.flock(self.handle, fcntl.LOCK_UN)
 
     def put(self, path: PurePosixPath, make: Callable[[int, str], None]) -> None:
         """Make something under a temporary name beside path, and then let it take path's place.

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ConditionKind = Literal["directory", "file", "symlink", "block", "request", "absent"]
 FILE_LIMIT = 64 << 20  # nothing that we put into a guest, or set aside there, is larger
+EDIT_LIMIT = 4 << 20  # nor is a file whose lines are edited
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,10 +158,16 @@ Operation = MakeDirectory | WriteFile | Symlink | EditBlock | Remove
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Ordered operations; the one that enables the service is last."""
+    """Ordered operations; the one that enables the service is last.
+
+    Attributes:
+        intent: a receipt of all that may have changed until the plan is carried out, for a
+            guest that has no redo log.
+    """
 
     operations: tuple[Operation, ...]
     notes: tuple[str, ...] = ()
+    intent: bytes = b""
 
     @property
     def paths(self) -> tuple[PurePosixPath, ...]:

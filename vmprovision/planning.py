@@ -31,9 +31,18 @@ from vmprovision.plan import (
     directories_for,
     marked,
 )
-from vmprovision.receipt import ABSENT, AGENT, CONFIGURATION, LOGS, RECEIPT, RUNTIME, Entry
+from vmprovision.receipt import (
+    ABSENT,
+    AGENT,
+    CONFIGURATION,
+    LOGS,
+    RECEIPT,
+    RUNTIME,
+    Entry,
+    serialise_receipt,
+)
 from vmprovision.rendering import Service, render
-from vmprovision.restoration import restorations
+from vmprovision.restoration import finishing, restorations
 from vmprovision.runtime.choice import INSTALL_PYTHON
 
 if TYPE_CHECKING:
@@ -301,7 +310,11 @@ def plan_removal(guest: GuestInfo, found: Mapping[PurePosixPath, Found]) -> Plan
         for path in (RECEIPT, *LOGS)
     ]
     entries = [*unlisted, *guest.agent.receipt.entries]
-    return Plan(operations=tuple(restorations(entries, found)), notes=guest.agent.notes)
+    return Plan(
+        operations=(*restorations(entries, found), *finishing(guest.agent)),
+        notes=guest.agent.notes,
+        intent=serialise_receipt(guest.agent.receipt),
+    )
 
 
 def render_service(init: str, port: int | None = None) -> list[tuple[Operation, bytes]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import re
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from vmprovision.image import create_throwaway, open_image
 from vmprovision.initsystem import module_for
 from vmprovision.inspection import inspect_guest
 from vmprovision.inspection.boot import expects_classic_names, find_boot_loader
+from vmprovision.keyfile import read_keys
 from vmprovision.machine import (
     MANAGER_URL,
     BootSource,
@@ -37,6 +37,7 @@ from vmprovision.progress import Control
 from vmprovision.receipt import CONFIGURATION
 from vmprovision.report_listener import Report, ReportListener
 from vmprovision.reports import ImageOptions
+from vmprovision.workspace import workspace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -138,11 +139,11 @@ def prove(
             control=control,
             allow_outside=source.allow_backing,
         ) as opened,
-        tempfile.TemporaryDirectory(prefix="vmprovision-proof-") as folder,
-        create_throwaway(Path(folder) / "throwaway.qcow2", opened) as layer,
+        workspace("proof") as folder,
+        create_throwaway(folder / "throwaway.qcow2", opened) as layer,
     ):
         disk = drive_of(layer)
-        subject = _prepare(disk, Path(folder), options, source, control)
+        subject = _prepare(disk, folder, options, source, control)
         return _boot_and_check(path, disk, subject, options, control)
 
 
@@ -161,10 +162,13 @@ def _prepare(
     disk: Drive, folder: Path, options: ProofOptions, source: ImageOptions, control: Control
 ) -> _Subject:
     """Inspect the copy, point its agent at our manager, and fetch what boots it."""
+    keys = read_keys(source.keys)
     control.step("starting the appliance")
     with open_appliance([disk], control=control) as appliance:
         control.step("preparing a throwaway copy")
-        mounted = mount_guest(appliance, wanted=source.root, readonly=False, disk=SOLE_DISK)
+        mounted = mount_guest(
+            appliance, wanted=source.root, readonly=False, disk=SOLE_DISK, keys=keys
+        )
         guest = inspect_guest(mounted.filesystem, mountpoints=mounted.mountpoints)
         if guest.agent is None:
             raise PlanError("the guest holds no agent of ours to prove", hint="inject it first")

@@ -26,6 +26,8 @@ FOLDER = PurePosixPath("/usr/local/lib/guest-agent")
 RUNTIME = FOLDER / "python"
 RECEIPT = FOLDER / "receipt.json"
 SET_ASIDE = FOLDER / "set-aside"
+# A directory holds it while it is changed: the receipt of all that may be different by then.
+UNFINISHED = PurePosixPath("/.vmprovision-unfinished")
 # What the agent itself makes when it runs without an init system that keeps its log.
 LOGS = (PurePosixPath("/var/log/guest-agent.log"), PurePosixPath("/var/log/guest-agent.log.1"))
 
@@ -45,6 +47,7 @@ class Found:
         kind: ``absent``, ``file``, ``directory`` or ``symlink``.
         content: of a file, while it is at hand; the receipt has ``sha256`` and ``kept``.
         kept: the guest path at which the content of a file was set aside.
+        believed: False where others than root could have said so, of a directory of root's.
     """
 
     kind: str
@@ -56,6 +59,7 @@ class Found:
     sha256: str | None = None
     content: bytes | None = None
     kept: PurePosixPath | None = None
+    believed: bool = True
 
 
 ABSENT = Found(kind="absent")
@@ -99,7 +103,9 @@ def serialise_receipt(receipt: Receipt) -> bytes:
             {
                 **_filled(entry.condition),
                 "before": {
-                    key: value for key, value in _filled(entry.before).items() if key != "content"
+                    key: value
+                    for key, value in _filled(entry.before).items()
+                    if key not in ("content", "believed")
                 },
             }
             for entry in receipt.entries

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path, PurePosixPath
 
     from vmprovision.guest import GuestInfo
+    from vmprovision.keyfile import KeyFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,11 +24,13 @@ class ImageOptions:
             file's name does not say.
         root: the device that holds the guest's root, where there are several.
         allow_backing: follow backing files out of the image's folder.
+        keys: files that unlock encrypted volumes of the guest.
     """
 
     format: str | None = None
     root: str | None = None
     allow_backing: bool = False
+    keys: tuple[KeyFile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

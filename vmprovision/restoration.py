@@ -31,6 +31,7 @@ from vmprovision.receipt import (
     ABSENT,
     RECEIPT,
     SET_ASIDE,
+    UNFINISHED,
     Entry,
     Found,
     Receipt,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from pathlib import PurePosixPath
 
     from vmprovision.filesystem import GuestReader
-    from vmprovision.guest import GuestInfo
+    from vmprovision.guest import GuestInfo, InstalledAgent
 
 
 def survey(paths: Iterable[PurePosixPath], reader: GuestReader) -> dict[PurePosixPath, Found]:
@@ -112,9 +113,9 @@ def with_receipt(
     wanted = [operation for operation in plan.operations if _is_wanted(operation, earlier, found)]
     before = {o.path: _before(o.path, folder, earlier, found) for o in wanted}
     copies = {
-        what.kept: WriteFile(path=what.kept, content=what.content, mode=0o600)
-        for what in before.values()
-        if what.kept is not None and what.content is not None
+        kept: WriteFile(path=kept, content=content, mode=0o600)
+        for path, what in before.items()
+        if (kept := what.kept) and (content := _copied(what, found, (path, kept))) is not None
     }
     made = MakeDirectory(path=folder, mode=0o700)
     own = WriteFile(path=guest.locate(RECEIPT), content=b"", mode=0o600)
@@ -122,8 +123,11 @@ def with_receipt(
     requests, notes = request_relabelling(guest.selinux, labels, wanted, found)
 
     entries = [Entry(condition=labels.recorded(o), before=before[o.path]) for o in wanted]
-    aside = [Entry(condition=labels.recorded(o), before=ABSENT) for o in copies.values()]
-    aside += _kept_entries(earlier, [*entries, *aside])
+    aside = [
+        Entry(condition=labels.recorded(copies[kept]), before=ABSENT)
+        for kept in dict.fromkeys(what.kept for what in before.values())
+        if kept in copies
+    ]
     folders = [made] if aside else []
     aside += [Entry(condition=labels.recorded(o), before=ABSENT) for o in folders]
     if requests or (labels.obstacle and earlier and earlier.entry_for(AUTORELABEL)):
@@ -132,16 +136,37 @@ def with_receipt(
         agent_version=agent_version, init=str(guest.init.system), entries=(*aside, *entries)
     )
     written = replace(own, content=serialise_receipt(receipt))
+    earlier_ones = _stale_entries(earlier, receipt)
+    intent = replace(receipt, entries=(*earlier_ones, *receipt.entries))
     directories = [operation for operation in wanted if isinstance(operation, MakeDirectory)]
     rest = [operation for operation in wanted if not isinstance(operation, MakeDirectory)]
-    stale = restorations(_stale_entries(earlier, receipt), found)
+    stale = restorations(earlier_ones, found)
     first: list[Operation] = [*directories, *folders, *copies.values()]
     operations = [labels.give(operation) for operation in first]
     operations += [*stale, *requests]
     operations += [labels.give(o) for o in (*rest[:-1], written, *rest[-1:])]
     notes += _notes_on_modes(wanted, earlier, found)
-    claims = guest.agent.notes if guest.agent else ()
-    return Plan(operations=tuple(operations), notes=(*plan.notes, *claims, *notes))
+    return Plan(
+        operations=(*operations, *finishing(guest.agent)),
+        notes=(*plan.notes, *notes),
+        intent=serialise_receipt(intent),
+    )
+
+
+def finishing(agent: InstalledAgent | None) -> list[Operation]:
+    """What ends a change that was interrupted, when all else is done."""
+    return [Remove(path=UNFINISHED)] if agent and agent.unfinished else []
+
+
+def _copied(
+    before: Found, found: Mapping[PurePosixPath, Found], places: Iterable[PurePosixPath]
+) -> bytes | None:
+    """The content of a file that is to be set aside, or was, wherever it is still whole."""
+    for path in places:
+        what = found.get(path, ABSENT)
+        if what.sha256 == before.sha256 and what.content is not None:
+            return what.content
+    return None
 
 
 def _is_wanted(
@@ -200,15 +225,6 @@ def _stale_entries(earlier: Receipt | None, receipt: Receipt) -> list[Entry]:
     return [entry for entry in earlier.entries if entry.condition.path not in now]
 
 
-def _kept_entries(earlier: Receipt | None, entries: list[Entry]) -> list[Entry]:
-    """The earlier injection's set-aside files that are still somebody's only copy."""
-    if earlier is None:
-        return []
-    now = {entry.condition.path for entry in entries}
-    needed = {entry.before.kept for entry in entries} - now
-    return [entry for entry in earlier.entries if entry.condition.path in needed]
-
-
 def restorations(entries: Iterable[Entry], found: Mapping[PurePosixPath, Found]) -> list[Operation]:
     """What brings back all that stood at these entries' paths: last first, directories at the end.
 
@@ -251,6 +267,7 @@ def restoration(entry: Entry, now: Found, found: Mapping[PurePosixPath, Found]) 
         return [EditBlock(path=path, name=entry.condition.name or "", content=b"")]
     if before.kind == "absent":
         return [Remove(path=path)]
+    _refuse_forgeable(entry)
     uid, gid = before.uid or 0, before.gid or 0
     if before.kind == "symlink":
         target = before.target or ""
@@ -267,15 +284,16 @@ def _has_other_lines(entry: Entry, now: Found) -> bool:
     bare = strip_blocks(entry.condition.name or "", now.content)
     if entry.before.kind == "absent":
         return not _is_ours_alone(bare)
-    return entry.before.kind == "file" and not _same_lines(bare, entry.before)
+    if entry.before.kind != "file":
+        return False
+    return not entry.before.believed or not _same_lines(bare, entry.before)
 
 
 def _content_before(entry: Entry, now: Found, found: Mapping[PurePosixPath, Found]) -> bytes:
     """What was in a file, by its copy, or by the file itself where it has not changed."""
-    _refuse_forgeable(entry)
     before = entry.before
-    kept = found.get(before.kept, ABSENT) if before.kept else ABSENT
-    for what in (kept, now):
+    copy = found.get(before.kept, ABSENT) if before.kept else ABSENT
+    for what in (copy, now):
         if what.sha256 == before.sha256 and what.content is not None:
             return what.content
     raise PlanError(
@@ -291,7 +309,7 @@ def _is_as_before(now: Found, before: Found) -> bool:
     def compared(what: Found) -> Found:
         mode = what.mode if what.mode is None else what.mode & PERMISSIONS
         label = what.label if before.label is not None else None
-        return replace(what, mode=mode, label=label, content=None, kept=None)
+        return replace(what, mode=mode, label=label, content=None, kept=None, believed=True)
 
     return compared(now) == compared(before)
 
@@ -302,7 +320,7 @@ def _refuse_forgeable(entry: Entry) -> None:
     Raises:
         PlanError: the receipt says so of this path.
     """
-    if entry.before.kind == "file" and entry.before.sha256 is None:
+    if not entry.before.believed:
         raise PlanError(
             f"what stood at guest path {entry.condition.path} is not restored: others than root "
             "can write the receipt that describes it, and not that directory",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from vmprovision.errors import VerificationError
 from vmprovision.plan import mismatches
+from vmprovision.receipt import UNFINISHED
 
 if TYPE_CHECKING:
     from vmprovision.filesystem import GuestReader
@@ -34,6 +35,8 @@ def verify_plan(plan: Plan, reader: GuestReader) -> None:
 
 def verify_receipt(receipt: Receipt, reader: GuestReader) -> list[str]:
     """Every way in which the guest differs from its receipt, guest path first; empty: none."""
-    return [
+    unfinished = reader.lstat(UNFINISHED) is not None
+    again = f"{UNFINISHED}: a change was interrupted; repeat it, or `vmprovision remove` all of it"
+    return [again] * unfinished + [
         mismatch for entry in receipt.entries for mismatch in mismatches(entry.condition, reader)
     ]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -111,11 +109,52 @@ def test_check_of_the_service(interpreter: Interpreter, program: Path, tmp_path:
     (folder / "receipt.json").touch()
     _, found = findings(interpreter, program, *arguments)
     assert found["service"].startswith("fault injected, but it does not run; process 1 is ")
-    sleeper = [sys.executable, "-c", "import time; time.sleep(60)", "/usr/local/bin/guest-agent"]
-    with subprocess.Popen(sleeper) as run:
+
+
+@pytest.mark.parametrize(
+    ("command_line", "runs"),
+    [
+        ("/usr/bin/python3 -S -E -s /usr/local/bin/guest-agent --user nobody", True),
+        ("/usr/local/lib/guest-agent/python /usr/local/bin/guest-agent", True),
+        ("/usr/local/bin/guest-agent --port 80", True),
+        ("tail -f /usr/local/bin/guest-agent", False),
+        ("/usr/bin/python3 -c pass /usr/local/bin/guest-agent", False),
+        ("/usr/bin/python3 /usr/local/bin/guest-agent check", False),
+        ("vi /usr/local/bin/guest-agent", False),
+        ("/usr/local/bin/guest-agent-of-others", False),
+        ("", False),
+    ],
+    ids=range(9),
+)
+@ONE_OF_EACH
+def test_only_the_agent_itself_is_taken_for_it(
+    interpreter: Interpreter, program: Path, tmp_path: Path, command_line: str, *, runs: bool
+) -> None:
+    """A process with the agent's path among its arguments is another one."""
+    folder = tmp_path / "usr/local/lib/guest-agent"
+    folder.mkdir(parents=True)
+    (folder / "receipt.json").touch()
+    (tmp_path / "proc" / "77").mkdir(parents=True)
+    (tmp_path / "proc" / "77" / "cmdline").write_text(command_line.replace(" ", "\0") + "\0")
+    arguments = ("--root", str(tmp_path), "--port", str(free_port()))
+    _, found = findings(interpreter, program, *arguments)
+    assert (found["service"] == "ok injected, runs as process 77") is runs
+
+
+@ONE_OF_EACH
+def test_check_of_a_renamed_link(interpreter: Interpreter, program: Path, tmp_path: Path) -> None:
+    """update-rc.d gives links other numbers; a link that is gone is still a fault."""
+    folder = tmp_path / "usr/local/lib/guest-agent"
+    folder.mkdir(parents=True)
+    (folder / "installed").write_text("sysv debian\n/etc/rc2.d/S99guest-agent\n")
+    links = tmp_path / "etc/rc2.d"
+    links.mkdir(parents=True)
+    arguments = ("--root", str(tmp_path), "--proc", "/proc", "--port", str(free_port()))
+    for name, is_gone in (("S01guest-agent", False), ("K01guest-agent", True), ("S01other", True)):
+        (links / name).touch()
         _, found = findings(interpreter, program, *arguments)
-        run.kill()
-    assert found["service"] == f"ok injected, runs as process {run.pid}"
+        assert found["service"].endswith(" is gone") is is_gone
+        (links / name).unlink()
 
 
 @ONE_OF_EACH

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import shutil
+import struct
 import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from tests.images.layouts import guest_tar
 from tests.images.tiny import PATH, tiny_disk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from tests.conftest import RunCli
@@ -97,6 +98,34 @@ def _luks(_disks: Disks, folder: Path) -> Path:
     return image
 
 
+# A backing device's superblock, by make-bcache(8): at byte 4096, its checksum first.
+BCACHE = bytes.fromhex(
+    "61aa27d917ca7dbe 0800000000000000 0100000000000000 c68573f64e1a45ca 8265f57f48ba6d81"
+    "2eec1512766b4b82 ba23df52573844e7 75ee4ed2388f444c 88307b44a4dc6d7e"
+).ljust(0xC0, b"\0") + bytes.fromhex("08000004")
+
+
+def _bcache(_disks: Disks, folder: Path) -> Path:
+    return _with_signature(folder / "bcache.raw", {4096: BCACHE})
+
+
+def _zfs(_disks: Disks, folder: Path) -> Path:
+    """The ring of uberblocks of a pool's first label."""
+    ring = {
+        (128 + number << 10): struct.pack("<QQQ", 0x00BAB10C, 5000, number) for number in range(16)
+    }
+    return _with_signature(folder / "zfs.raw", ring)
+
+
+def _with_signature(image: Path, content: Mapping[int, bytes]) -> Path:
+    with image.open("wb") as file:
+        file.truncate(64 * MB)
+        for offset, text in content.items():
+            file.seek(offset)
+            file.write(text)
+    return image
+
+
 def _squashfs(_disks: Disks, folder: Path) -> Path:
     program = shutil.which("sqfstar", path=PATH)
     require(program, "sqfstar is not installed")
@@ -139,6 +168,8 @@ CASES = {
         slow=True,
     ),
     "luks": Case(make=_luks, code=34, says="encrypted"),
+    "bcache": Case(make=_bcache, code=34, says="bcache"),
+    "zfs": Case(make=_zfs, code=34, says="ZFS", slow=True),
     "squashfs": Case(make=_squashfs, code=51, says="read-only"),
     "cut-filesystem": Case(make=_cut_filesystem, code=31, says="", slow=True),
     "qcow2-in-raw": Case(

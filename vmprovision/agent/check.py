@@ -72,12 +72,12 @@ def _ask(target, request):
     return outcome
 
 
-def _check_port(settings, found):
+def look_at_port(settings):
+    """Return whether something is wrong with the port, and a text; None where it is not used."""
     place = "port %d" % settings.port
-    doors = [door for door in settings.listen if door[:5] != "unix:" and door[:6] != "vsock:"]
+    doors = tcp_doors(settings)
     if settings.listen and not doors:
-        found.tell("port", None, "listens on %s only" % ", ".join(settings.listen))
-        return
+        return None, "listens on %s only" % ", ".join(settings.listen)
     host = doors[0].strip("[]") if doors else "127.0.0.1"
     request = "GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     token = settings.read_token or settings.token
@@ -86,20 +86,54 @@ def _check_port(settings, found):
     try:
         outcome = _ask(compat.resolve(host, settings.port)[0], request + "\r\n")
     except Exception as error:  # gaierror is not one of SOCKET_ERRORS everywhere
-        found.tell("port", True, "%s: %s" % (host, compat.describe_error(error)))
-        return
+        return True, "%s: %s" % (host, compat.describe_error(error))
     if outcome.status == 200 and b'"healthy"' in outcome.output:
-        found.tell("port", False, "the agent answers on %s" % place)
-    elif outcome.status is not None:
-        found.tell("port", True, "something else answers on %s, with %s" % (place, outcome.status))
-    else:
-        text = "no agent answers on %s (%s)" % (place, outcome.failure)
-        try:
+        return False, "the agent answers on %s" % place
+    if outcome.status is not None:
+        return True, "something else answers on %s, with %s" % (place, outcome.status)
+    return True, "no agent answers on %s (%s)" % (place, outcome.failure)
+
+
+def tcp_doors(settings):
+    """Return the addresses among what it listens on."""
+    return [door for door in settings.listen if door[:5] != "unix:" and door[:6] != "vsock:"]
+
+
+def why_not_listen(settings):
+    """Return why nobody can listen on the port now, or None."""
+    doors = tcp_doors(settings)
+    try:
+        if doors or not settings.listen:
             for listener in server.open_listeners(doors, settings.port):
                 listener.close()
-        except Exception as error:
-            text += ", and none can listen: " + compat.describe_error(error)
-        found.tell("port", True, text)
+    except Exception as error:
+        return compat.describe_error(error)
+    return None
+
+
+def _check_port(settings, found):
+    fault, text = look_at_port(settings)
+    if text[:8] == "no agent":
+        reason = why_not_listen(settings)
+        text += ", and none can listen: " + reason if reason else ""
+    found.tell("port", fault, text)
+
+
+def find_renamed(path, root=""):
+    """Return the path, or that of a link of a runlevel under the number it has now, or None.
+
+    update-rc.d(8) and chkconfig(8) number those as the order of all services wants it.
+    """
+    folder, _, name = path.rpartition("/")
+    if compat.exists(root + path):
+        return path
+    try:
+        for each in list(compat.list_names(root + folder)):
+            if compat.is_digits(name[1:3]) and each[:1] + each[3:] == name[:1] + name[3:]:
+                return "%s/%s" % (folder, each)
+    except compat.FILE_ERRORS:
+        pass
+    return None
 
 
 def _check_service(found, proc, root):
@@ -109,8 +143,8 @@ def _check_service(found, proc, root):
         found.tell("service", None, "neither installed nor injected; process 1 is %s" % first)
         return
     how = "installed for " + lines[0] if lines[1:] else "injected"
-    missing = [path for path in lines[1:] if path[:1] == "/" and not compat.exists(root + path)]
-    running = _agent_processes(proc)
+    missing = [path for path in lines[1:] if path[:1] == "/" and not find_renamed(path, root)]
+    running = agent_processes(proc)
     if missing:
         text = "%s, but %s is gone" % (how, missing[0])
     elif running:
@@ -120,16 +154,34 @@ def _check_service(found, proc, root):
     found.tell("service", bool(missing or not running), text)
 
 
-def _agent_processes(proc):
-    """The numbers of the processes that run the installed agent, this one excepted."""
-    own = guest.parse_process(read_bounded(proc + "/self/stat")) or {}
-    running = []
-    for name in list(compat.list_names(proc)):
-        if name.isdigit() and int(name) != own.get("pid"):
-            words = read_bounded("%s/%s/cmdline" % (proc, name), 4096).split(b"\0")
-            if b"/usr/local/bin/guest-agent" in words[:8]:
-                running.append(name)
-    return running
+def command_line(proc, number):
+    """Return the words that a process was started with, as bytes."""
+    return read_bounded("%s/%s/cmdline" % (proc, number), 4096).split(b"\0")
+
+
+def agent_processes(proc):
+    """Return the numbers of the processes that run the installed agent as a service."""
+    names = [name for name in compat.list_names(proc) if compat.is_digits(name)]
+    return [name for name in names if is_agent(command_line(proc, name))]
+
+
+def is_agent(words):
+    """Return whether a process is the agent, and not something that has its path as an argument.
+
+    It is the program itself, or an interpreter's first word that is no option.
+    """
+    program = words[0].rpartition(b"/")[2]
+    words = list(words)
+    if b"python" in program or program in (b"sh", b"ash", b"bash", b"dash"):
+        del words[0]
+        while words and words[0][:1] == b"-":
+            del words[0]
+    word = compat.to_text(words[1]) if words[1:] else ""
+    return words[:1] == [AGENT] and word not in WORDS
+
+
+AGENT = b"/usr/local/bin/guest-agent"
+WORDS = ("install", "uninstall", "once", "check", "identify")
 
 
 def _check_manager(manager, found):

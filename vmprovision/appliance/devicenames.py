@@ -9,9 +9,18 @@ udev's escapes in ``/dev/disk``: ``\x20`` for a blank.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from vmprovision.errors import InspectionError
+from vmprovision.filesystem import read_text
+
+if TYPE_CHECKING:
+    from vmprovision.filesystem import GuestReader
 
 TagOf = Callable[[str, str], str]  # device, tag as blkid(8) names it -> its value, or nothing
 
@@ -23,6 +32,7 @@ TAGS = (
     ("PARTLABEL=", "/dev/disk/by-partlabel/", "PART_ENTRY_NAME"),
 )
 LVM_UUID = "LVM_UUID"  # no tag of blkid's: the group's and the volume's identifiers, joined
+CRYPTTAB = PurePosixPath("/etc/crypttab")
 _BY_ID = "/dev/disk/by-id/"
 _FIRST_DISKS = {"/dev/nvme0n1": "/dev/sda", "/dev/mmcblk0": "/dev/sda"}
 _LETTERED = re.compile(r"/dev/(?:[shv]d|xvd)([a-z]{1,3})")
@@ -49,11 +59,13 @@ class DeviceNames:
     Attributes:
         devices: of the image, as the appliance calls them.
         tag_of: what blkid(8) says of one of them.
+        aliases: the guest's names of its arrays and encrypted volumes -> the appliance's device.
         disks: a guest's name of a disk -> the appliance's, as far as that is known.
     """
 
     devices: Collection[str]
     tag_of: TagOf
+    aliases: dict[str, str] = field(default_factory=dict)
     disks: dict[str, str] = field(default_factory=dict)
     _by_tag: dict[str, dict[str, str]] = field(default_factory=dict)
 
@@ -72,7 +84,7 @@ class DeviceNames:
                     return self._tagged(tag, value.strip("\"'") if start == prefix else value)
         name = name.replace("ID=", _BY_ID, 1) if name.startswith("ID=") else name
         name = _unescaped(name)
-        return self._volume(name) or self._partition(name)
+        return self.aliases.get(name) or self._volume(name) or self._partition(name)
 
     def guesses(self, name: str) -> Sequence[str]:
         """Return the partitions that a name might be of if its disk, unknown so far, is here."""
@@ -123,6 +135,31 @@ class DeviceNames:
     def _knows_kernel_names(self) -> bool:
         """Whether the guest itself says which of its kernel's names the first disk has."""
         return any(not name.startswith("/dev/disk/") for name in self.disks)
+
+
+def crypttab_names(
+    reader: GuestReader, unlocked: Mapping[str, str], names: DeviceNames
+) -> dict[str, str]:
+    """Return what the guest's crypttab(5) calls the unlocked volumes -> the appliance's device.
+
+    Args:
+        reader: the root's files.
+        unlocked: encrypted device -> the device of what is in it.
+        names: of all devices; what they know holds for the encrypted ones as well.
+    """
+    encrypted = DeviceNames(list(unlocked), names.tag_of, names.aliases, names.disks)
+    found = {}
+    text = None
+    with contextlib.suppress(InspectionError):  # as if there were none
+        text = read_text(reader, CRYPTTAB) if unlocked else None
+    for line in (text or "").splitlines():
+        fields = line.split()
+        if line.lstrip().startswith("#") or len(fields) < 2:  # noqa: PLR2004 -- name and device
+            continue
+        if device := unlocked.get(encrypted.find(fields[1]) or ""):
+            for folder in ("/dev/mapper/", _BY_ID + "dm-name-"):
+                found[folder + fields[0]] = device
+    return found
 
 
 def _unescaped(name: str) -> str:

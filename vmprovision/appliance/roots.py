@@ -12,8 +12,9 @@ import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from vmprovision.appliance.devicenames import LVM_UUID, DeviceNames
+from vmprovision.appliance.devicenames import LVM_UUID, DeviceNames, crypttab_names
 from vmprovision.appliance.filesystem import ApplianceFilesystem
+from vmprovision.appliance.foreign import FOREIGN, refuse_unreadable
 from vmprovision.appliance.mounting import (
     MountedGuest,
     Mounting,
@@ -24,6 +25,7 @@ from vmprovision.appliance.mounting import (
 )
 from vmprovision.appliance.plain import mount_plain_guest
 from vmprovision.appliance.session import ApplianceCallError
+from vmprovision.appliance.volumes import open_layers
 from vmprovision.errors import (
     InspectionError,
     NoOperatingSystemError,
@@ -35,20 +37,26 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vmprovision.appliance.session import Appliance
+    from vmprovision.appliance.volumes import Layers
     from vmprovision.filesystem import GuestReader
+    from vmprovision.keyfile import Key
 
 log = logging.getLogger(__name__)
 
 # Filesystems that hold no tree of files, or none that Linux boots from.
 SKIPPED = ("swap", "unknown", "LVM2_member", "linux_raid_member", "zfs_member")
-ENCRYPTED = ("crypto_LUKS", "BitLocker")
 MBR_BSD = (0xA5, 0xA6, 0xA9)  # FreeBSD, OpenBSD, NetBSD
 BTRFS_PREFIX = "btrfsvol:"
 SOLE_DISK = "/dev/sda"  # libguestfs's name for the only drive of an appliance
 
 
 def mount_guest(
-    appliance: Appliance, *, wanted: str | None, readonly: bool, disk: str | None = None
+    appliance: Appliance,
+    *,
+    wanted: str | None,
+    readonly: bool,
+    disk: str | None = None,
+    keys: Sequence[Key] = (),
 ) -> MountedGuest:
     """The image's Linux guest, mounted at the appliance's guest root.
 
@@ -58,25 +66,29 @@ def mount_guest(
         readonly: mount without writing.
         disk: the appliance's only disk; where there is one only, a plain layout is known
             by its first bytes, and nothing is searched.
+        keys: of its encrypted volumes.
 
     Raises:
         NoOperatingSystemError: nothing here boots.
         SeveralOperatingSystemsError: more than one root and none wanted.
-        UnsupportedGuestError: Windows, BSD, Hurd, encrypted or hibernated.
+        UnsupportedGuestError: Windows, BSD, Hurd, encrypted without a key, or hibernated.
+        WrongKeyError: no key opens what is encrypted.
     """
     if disk is not None and wanted is None:
         guest = mount_plain_guest(appliance, disk, readonly=readonly)
         if guest is not None:
             return guest
-    return _mount_found_guest(appliance, wanted, readonly=readonly)
+    return _mount_found_guest(appliance, wanted, keys, readonly=readonly)
 
 
-def _mount_found_guest(appliance: Appliance, wanted: str | None, *, readonly: bool) -> MountedGuest:
+def _mount_found_guest(
+    appliance: Appliance, wanted: str | None, keys: Sequence[Key], *, readonly: bool
+) -> MountedGuest:
     """The guest, by libguestfs's list of all filesystems and a look into each."""
-    appliance.activate_volumes()
-    filesystems: dict[str, str] = appliance.call("list_filesystems")
+    layers = open_layers(appliance, keys)
+    filesystems = layers.filesystems
     roots = [root for device in filesystems if (root := _root_on(appliance, device, filesystems))]
-    root = _choose(appliance, _merge_btrfs(roots), filesystems, wanted)
+    root = _choose(appliance, _merge_btrfs(roots), layers, wanted)
     if any(kind == "swsuspend" for kind in filesystems.values()):
         raise UnsupportedGuestError(
             f"the guest {root.name} is hibernated: it holds its filesystems in memory",
@@ -85,7 +97,8 @@ def _mount_found_guest(appliance: Appliance, wanted: str | None, *, readonly: bo
     files = mount_root(appliance, root.device, readonly=readonly)
     # subvolumes have no tags of their own
     devices = [device for device in filesystems if not device.startswith(BTRFS_PREFIX)]
-    names = DeviceNames(devices, lambda *asked: _tag(appliance, *asked))
+    names = DeviceNames(devices, lambda *asked: _tag(appliance, *asked), dict(layers.array_names))
+    names.aliases.update(crypttab_names(files, layers.unlocked, names))
     mounting = Mounting(appliance=appliance, files=files, root=root, names=names, readonly=readonly)
     return mounting.mount_wanted()
 
@@ -103,7 +116,7 @@ def _tag(appliance: Appliance, device: str, tag: str) -> str:
 
 def _root_on(appliance: Appliance, device: str, filesystems: Mapping[str, str]) -> Root | None:
     kind = filesystems[device]
-    if kind in SKIPPED or kind in ENCRYPTED or kind == "swsuspend":
+    if kind in SKIPPED or kind in FOREIGN or kind == "swsuspend":
         return None
     if kind == "ufs":
         return Root(device=device, system="bsd", name="BSD")
@@ -171,7 +184,7 @@ def _split_btrfs(device: str) -> tuple[str, str | None]:
 def _choose(
     appliance: Appliance,
     roots: Sequence[Root],
-    filesystems: Mapping[str, str],
+    layers: Layers,
     wanted: str | None,
 ) -> Root:
     if wanted is not None:
@@ -191,32 +204,15 @@ def _choose(
             f"the image holds {len(systems)} operating systems: {listed}",
             hint="choose one with --root DEVICE",
         )
-    if encrypted := _encrypted_device(appliance):
-        raise UnsupportedGuestError(
-            f"{encrypted} is encrypted and no other filesystem holds an operating system",
-            hint="inject before the disk is encrypted",
-        )
+    refuse_unreadable(layers)
     if _has_bsd_partition(appliance):
         raise UnsupportedGuestError(
             "the image holds a BSD system", hint="only Linux guests can be injected into"
         )
-    seen = ", ".join(f"{device} ({kind})" for device, kind in filesystems.items()) or "none"
+    seen = ", ".join(f"{device} ({kind})" for device, kind in layers.filesystems.items()) or "none"
     raise NoOperatingSystemError(
         "no filesystem of the image holds an operating system", hint=f"filesystems seen: {seen}"
     )
-
-
-def _encrypted_device(appliance: Appliance) -> str | None:
-    """The first encrypted device; ``list_filesystems`` leaves them out."""
-    devices = (*appliance.call("list_partitions"), *appliance.call("list_devices"))
-    return next((device for device in devices if _kind(appliance, device) in ENCRYPTED), None)
-
-
-def _kind(appliance: Appliance, device: str) -> str:
-    try:
-        return str(appliance.call("vfs_type", device))
-    except ApplianceCallError:  # nothing that blkid(8) knows
-        return ""
 
 
 def _linux(root: Root) -> Root:

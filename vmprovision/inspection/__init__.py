@@ -71,6 +71,8 @@ def inspect_guest(
         verdict = replace(verdict, hints=find_hints(reader, pid1, verdict))
     arch = _architecture(reader, pid1.path)
     interpreters = find_interpreters(reader, arch)
+    agent = find_agent(reader, pid1)
+    claims = agent.notes if agent else ()
     return GuestInfo(
         distribution=distribution,
         arch=arch,
@@ -79,11 +81,11 @@ def inspect_guest(
         interpreters=interpreters,
         kernels=find_kernels(reader),
         selinux=inspect_selinux(reader),
-        agent=find_agent(reader, pid1),
+        agent=agent,
         links=find_links(reader, *([verdict.hook] if verdict.hook else [])),
         mountpoints=dict(mountpoints or {}),
         hidden=tuple(hidden),
-        notes=limited([*(each.sentence for each in hidden), *notes]),
+        notes=limited([*(each.sentence for each in hidden), *notes, *claims]),
     )
 
 

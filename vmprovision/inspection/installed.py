@@ -27,6 +27,7 @@ from vmprovision.receipt import (
     RECEIPT_LIMIT,
     RUNTIME,
     SET_ASIDE,
+    UNFINISHED,
     parse_receipt,
 )
 from vmprovision.rendering import Service
@@ -60,16 +61,26 @@ def find_agent(reader: GuestReader, pid1: Pid1) -> InstalledAgent | None:
         InspectionError: there is a receipt that cannot be understood, or claims what no
             injection can have done.
     """
-    path = resolve(reader, RECEIPT.parent) / RECEIPT.name
+    home = resolve(reader, RECEIPT.parent)
+    unfinished = reader.lstat(UNFINISHED) is not None
+    path = UNFINISHED if unfinished else home / RECEIPT.name
     receipt = _read_receipt(reader, path)
     if receipt is None:
         return None
     stranger = _stranger(reader, path)
-    _check_claims(reader, pid1, receipt, path)
+    fault = _impossible(receipt, home, _Places(reader, pid1))
+    if fault:
+        raise InspectionError(
+            f"guest file {path} claims what no injection can have done at guest path {fault}",
+            hint="it is damaged or forged: delete it in the guest to inject as if for the first "
+            "time",
+        )
     entries = tuple(
         replace(entry, before=_believed(entry, stranger, reader)) for entry in receipt.entries
     )
     notes = []
+    if unfinished:
+        notes.append(f"an earlier change of this guest was interrupted, as {path} says")
     if stranger and any(entry.before.kind in ("file", "symlink") for entry in entries):
         notes.append(
             f"others than root could have written {path}, so what it says was there before "
@@ -79,6 +90,7 @@ def find_agent(reader: GuestReader, pid1: Pid1) -> InstalledAgent | None:
         version=receipt.agent_version,
         receipt=replace(receipt, entries=entries),
         configuration=_read_configuration(reader, receipt),
+        unfinished=unfinished,
         notes=tuple(notes),
     )
 
@@ -141,28 +153,28 @@ def _believed(entry: Entry, stranger: tuple[int, int] | None, reader: GuestReade
     if stranger is None or before.kind in ("absent", "directory"):
         return before
     if _stranger(reader, entry.condition.path.parent) is None:
-        return replace(before, kind="file", sha256=None, kept=None)  # never brought back
+        return replace(before, believed=False)
     return replace(before, uid=stranger[0], gid=stranger[1], label=None)
 
 
-def _check_claims(
-    reader: GuestReader, pid1: Pid1, receipt: Receipt, receipt_path: PurePosixPath
-) -> None:
-    """Check that an injection can have written what the receipt says.
+def _impossible(receipt: Receipt, home: PurePosixPath, known: _Places) -> PurePosixPath | None:
+    """The first path of a receipt at which no injection can have done what it says.
 
-    Raises:
-        InspectionError: it cannot.
+    Args:
+        receipt: of the guest.
+        home: where the guest's receipt and set-aside files are.
+        known: where an injection may write.
     """
-    folders = (SET_ASIDE, receipt_path.parent / SET_ASIDE.name)
-    known = _Places(reader, pid1)
-    written = [entry for entry in receipt.entries if entry.condition.kind != "directory"]
-    parents = {parent for entry in written for parent in entry.condition.path.parents}
-    parents |= {*receipt_path.parents, *folders}
+    folders = (SET_ASIDE, home / SET_ASIDE.name)
+    above = {home, *home.parents, *folders}
+    for entry in receipt.entries:
+        if entry.condition.kind != "directory":
+            above.update(entry.condition.path.parents)
     for entry in receipt.entries:
         condition, before = entry.condition, entry.before
         path, absent = condition.path, before.kind == "absent"
         if condition.kind == "directory":
-            possible = path in parents and before.kind in ("absent", "directory")
+            possible = path in above and before.kind in ("absent", "directory")
         elif condition.kind == "request":
             possible = path == AUTORELABEL and absent
         elif path.parent in folders:
@@ -170,12 +182,8 @@ def _check_claims(
         else:
             possible = before.kind != "directory" and known.hold(Place(condition.kind, path))
         if not possible or (before.kept is not None and before.kept.parent not in folders):
-            raise InspectionError(
-                f"guest file {receipt_path} claims what no injection can have done "
-                f"at guest path {path}",
-                hint="it is damaged or forged: delete it in the guest to inject as if for the "
-                "first time",
-            )
+            return path
+    return None
 
 
 class _Places:

@@ -1,0 +1,256 @@
+"""What lies between the disks and their filesystems: arrays, encryption, logical volumes.
+
+libguestfs lists the filesystems that it can mount.  Here the layers below them are
+opened first, and what cannot be opened is named: a locked LUKS volume, a pool of ZFS.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vmprovision.appliance.arrays import MEMBER, Arrays, examine_arrays
+from vmprovision.appliance.session import ApplianceCallError
+from vmprovision.errors import ApplianceError, InspectionError, WrongKeyError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+    from vmprovision.appliance.session import Appliance
+    from vmprovision.keyfile import Key
+
+log = logging.getLogger(__name__)
+
+LUKS = "crypto_LUKS"  # as blkid(8) calls version 1 and 2
+# A gigabyte of memory four times over, as cryptsetup(8) chooses for LUKS 2 on a large
+# machine, takes 45 s without KVM; each key slot is tried.
+UNLOCK_SECONDS = 900.0
+NO_PERMISSION = 2  # cryptsetup's exit code where a key opens no slot
+KEY_PLACE = "/dev/shm/vmprovision-key"  # noqa: S108 -- the appliance's memory, where nobody else is
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layers:
+    """All that was found on the disks, after every layer that can be opened was.
+
+    Attributes:
+        filesystems: device -> kind, as libguestfs lists them.
+        others: device -> kind, of what holds something else that blkid(8) knows.
+        unlocked: encrypted device -> the device of what is in it.
+        tried: locked devices for which the caller has given a key.
+        array_names: what the guest calls an MD array -> the appliance's device.
+        unusable: member of an MD array -> why the array must not be worked on.
+    """
+
+    filesystems: Mapping[str, str]
+    others: Mapping[str, str]
+    unlocked: Mapping[str, str]
+    tried: tuple[str, ...]
+    array_names: Mapping[str, str]
+    unusable: Mapping[str, str]
+
+    @property
+    def locked(self) -> list[str]:
+        """The encrypted devices that no key has opened."""
+        return [
+            device
+            for device, kind in self.others.items()
+            if kind == LUKS and device not in self.unlocked
+        ]
+
+
+def open_layers(appliance: Appliance, keys: Sequence[Key]) -> Layers:
+    """Start arrays and logical volumes and unlock what the keys are for, layer by layer.
+
+    Raises:
+        WrongKeyError: a key that is meant for one volume does not open it.
+        InspectionError: an encrypted volume cannot be read.
+        ApplianceTimeoutError: deriving a key takes too long.
+    """
+    appliance.activate_volumes()
+    filesystems, others = _look(appliance)
+    arrays = Arrays(names={}, unusable={})
+    if MEMBER in others.values():
+        arrays = _examined_arrays(appliance, others)
+        filesystems, others = _look(appliance)
+    unlocked: dict[str, str] = {}
+    tried: list[str] = []
+    while opened := _unlock_new(appliance, others, keys, (unlocked, tried)):
+        unlocked.update(opened)
+        appliance.call("lvm_scan", True)  # noqa: FBT003 -- libguestfs's: activate what is found
+        filesystems, others = _look(appliance)
+    if unlocked or MEMBER in others.values():
+        appliance.before_detaching(lambda: close_layers(appliance, unlocked.values()))
+    return Layers(
+        filesystems=filesystems,
+        others=others,
+        unlocked=unlocked,
+        tried=tuple(tried),
+        array_names=arrays.names,
+        unusable=arrays.unusable,
+    )
+
+
+def _look(appliance: Appliance) -> tuple[dict[str, str], dict[str, str]]:
+    """Device -> kind: the filesystems, as libguestfs lists them, and the others."""
+    filesystems: dict[str, str] = appliance.call("list_filesystems")
+    return filesystems, dict(_others(appliance, filesystems))
+
+
+def _examined_arrays(appliance: Appliance, others: Mapping[str, str]) -> Arrays:
+    """The arrays, those that lack a member stopped, and the logical volumes on them too."""
+    # a volume group on an array keeps it from being stopped
+    appliance.call("vg_activate_all", False)  # noqa: FBT003 -- libguestfs's
+    arrays = examine_arrays(appliance, [d for d, kind in others.items() if kind == MEMBER])
+    appliance.call("lvm_scan", True)  # noqa: FBT003 -- libguestfs's: activate what is found
+    return arrays
+
+
+def _unlock_new(
+    appliance: Appliance,
+    others: Mapping[str, str],
+    keys: Sequence[Key],
+    known: tuple[dict[str, str], list[str]],
+) -> dict[str, str]:
+    """Unlock the encrypted devices that have appeared; device -> the device of what is in it.
+
+    Args:
+        appliance: has the devices.
+        others: device -> kind.
+        keys: the caller's.
+        known: the devices that are unlocked already, and those that no key fits, which
+            are added to.
+    """
+    unlocked, tried = known
+    opened = {}
+    for device, kind in others.items():
+        if kind != LUKS or device in unlocked or device in tried:
+            continue
+        mapped, has_key = _unlock(appliance, device, keys)
+        if mapped:
+            opened[device] = mapped
+        elif has_key:
+            tried.append(device)
+    return opened
+
+
+def close_layers(appliance: Appliance, mapped: Collection[str]) -> None:
+    """Stop what ``open_layers`` has started, of which nothing is mounted any more.
+
+    An array that is not stopped counts as unclean, and the guest would compare its members.
+
+    Raises:
+        ApplianceError: something is still in use.
+    """
+    # a volume group may lie on an encrypted volume, or the other way round
+    for _ in range(len(mapped) + 1):
+        groups_stopped = _works(appliance, "vg_activate_all", activate=False)
+        mapped = [d for d in mapped if not _works(appliance, "cryptsetup_close", device=d)]
+        if groups_stopped and not mapped:
+            break
+    else:
+        raise ApplianceError(f"a volume group or {', '.join(mapped)} cannot be stopped")
+    for array in appliance.call("list_md_devices"):
+        appliance.call("md_stop", array)
+
+
+def _works(appliance: Appliance, name: str, **arguments: Any) -> bool:  # noqa: ANN401 -- as call
+    """Whether a call is done; one that is not may be after another."""
+    try:
+        appliance.call(name, **arguments)
+    except ApplianceCallError as exc:
+        log.info("%s: %s", name, exc.message)
+        return False
+    return True
+
+
+def _others(appliance: Appliance, filesystems: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Each device that is no filesystem of libguestfs's, with its kind, where it has one."""
+    partitions = appliance.call("list_partitions")
+    partitioned = {appliance.call("part_to_dev", partition) for partition in partitions}
+    devices = [
+        *(device for device in appliance.call("list_devices") if device not in partitioned),
+        *partitions,
+        *appliance.call("list_md_devices"),
+        *appliance.call("list_dm_devices"),
+        *appliance.call("lvs"),
+    ]
+    for device in devices:
+        if device not in filesystems and (kind := kind_of_device(appliance, device)):
+            yield device, kind
+
+
+def kind_of_device(appliance: Appliance, device: str) -> str:
+    """What blkid(8) sees on a device; empty where it knows nothing."""
+    try:
+        return str(appliance.call("vfs_type", device))
+    except ApplianceCallError:
+        return ""
+
+
+def _unlock(appliance: Appliance, device: str, keys: Sequence[Key]) -> tuple[str | None, bool]:
+    """The device of what is in an encrypted one, if a key opens it; and whether any was tried."""
+    try:
+        uuid = str(appliance.call("luks_uuid", device)).lower()
+    except ApplianceCallError as exc:
+        log.info("%s has no header that can be read: %s", device, exc.message)
+        return None, False
+    fitting = [key for key in keys if key.fits(device, uuid, _mapper_name(device))]
+    name = f"luks-{uuid}"
+    for key in fitting:
+        if any(
+            _opens(appliance, device, name, passphrase, key) for passphrase in key.passphrases()
+        ):
+            return f"/dev/mapper/{name}", True
+    for key in fitting:
+        if key.is_for_one:
+            raise WrongKeyError(
+                f"{device} is not opened by the key in {key.file.path}",
+                hint="check the key with `cryptsetup open --test-passphrase --key-file`",
+            )
+    return None, bool(fitting)
+
+
+def _mapper_name(device: str) -> str:
+    """The logical volume ``/dev/VG/LV`` as device-mapper calls it."""
+    parts = device.removeprefix("/dev/").split("/")
+    return "/dev/mapper/" + "-".join(part.replace("-", "--") for part in parts)
+
+
+def _opens(appliance: Appliance, device: str, name: str, passphrase: bytes, key: Key) -> bool:
+    """Whether the passphrase opens the volume, which is then mapped by this name.
+
+    libguestfs's ``cryptsetup_open`` takes no NUL, reads prefixes in some versions only,
+    and keeps the key for a moment in a file on the appliance's disk, which is the host's.
+
+    Raises:
+        InspectionError: cryptsetup(8) fails for another cause.
+    """
+    _upload(appliance, passphrase)
+    command = shlex.join(
+        ["cryptsetup", "open", "--type", "luks", "--key-file", KEY_PLACE, device, name]
+    )
+    said = appliance.call(
+        "debug", "sh", [f"{command}; echo $?; rm {KEY_PLACE}"], limit=UNLOCK_SECONDS
+    )
+    *words, code = str(said).split() or ["0"]
+    if code == "0":
+        return True
+    if code != str(NO_PERMISSION):
+        raise InspectionError(
+            f"{device} cannot be unlocked: {' '.join(words)[-300:] or f'exit code {code}'}",
+            hint="see whether cryptsetup(8) opens it",
+        )
+    log.info("%s is not opened by the key in %s", device, key.file.path)
+    return False
+
+
+def _upload(appliance: Appliance, passphrase: bytes) -> None:
+    """Write a passphrase into the appliance's memory."""
+    with open(os.memfd_create("vmprovision"), "wb") as file:  # noqa: PTH123 -- an open file
+        file.write(passphrase)
+        file.flush()
+        appliance.call("debug_upload", f"/proc/self/fd/{file.fileno()}", KEY_PLACE, 0o600)
