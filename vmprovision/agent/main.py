@@ -25,7 +25,7 @@ to its manager. Runs in the foreground.
   --port N         listen on port N (default: PORT in the settings, or 8080)
   --listen WHERE   listen on addresses, unix:PATH or vsock:PORT, separated by
                    commas (default: all addresses)
-  --allow NETS     serve these addresses and networks only, and the guest itself
+  --allow NETS     serve these addresses and networks only, and loopback
   --log-file FILE  append the log to FILE instead of stderr
   --user NAME      become this user once settings are read and the port is open
   --root DIR       find /proc, /sys and /run below DIR
