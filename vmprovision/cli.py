@@ -168,6 +168,13 @@ BackingOption = Annotated[
         help="Follow backing files out of the image's own folder. Only for images you trust.",
     ),
 ]
+RepairOption = Annotated[
+    bool,
+    typer.Option(
+        "--repair",
+        help="Let QEMU repair an image whose machine was killed before it had closed it.",
+    ),
+]
 KeyOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -469,6 +476,7 @@ def inject(  # noqa: PLR0913 -- one parameter an option
     disk_format: FormatOption = None,
     root: RootOption = None,
     allow_backing: BackingOption = False,
+    repair: RepairOption = False,
     key: KeyOption = None,
     key_file: KeyFileOption = None,
     as_json: JsonOption = False,
@@ -493,7 +501,7 @@ def inject(  # noqa: PLR0913 -- one parameter an option
         init=init,
         runtime=runtime,
     )
-    source = _source(disk_format, root, allow_backing, _keys(as_json, key, key_file))
+    source = _source(disk_format, root, allow_backing, _keys(as_json, key, key_file), repair=repair)
     of_a_batch = {
         "--jobs": jobs,
         "--resume": resume,
@@ -642,6 +650,7 @@ def remove(  # noqa: PLR0913 -- one parameter an option
     disk_format: FormatOption = None,
     root: RootOption = None,
     allow_backing: BackingOption = False,
+    repair: RepairOption = False,
     key: KeyOption = None,
     key_file: KeyFileOption = None,
     as_json: JsonOption = False,
@@ -651,7 +660,7 @@ def remove(  # noqa: PLR0913 -- one parameter an option
     To the byte, mode and owner, without set-user-ID bits; lines that were added to an
     edited file since stay in it.
     """
-    source = _source(disk_format, root, allow_backing, _keys(as_json, key, key_file))
+    source = _source(disk_format, root, allow_backing, _keys(as_json, key, key_file), repair=repair)
     report = _work(as_json, lambda control: api.remove(image, source=source, control=control))
     _present(as_json, report.as_json(), lambda: show_changes(stdout, report, done="removed"))
 
@@ -948,8 +957,12 @@ def _source(
     root: str | None,
     allow_backing: bool,  # noqa: FBT001 -- as the option has it
     keys: tuple[KeyFile, ...],
+    *,
+    repair: bool = False,
 ) -> api.ImageOptions:
-    return api.ImageOptions(format=disk_format, root=root, allow_backing=allow_backing, keys=keys)
+    return api.ImageOptions(
+        format=disk_format, root=root, allow_backing=allow_backing, keys=keys, repair=repair
+    )
 
 
 def _keys(

@@ -29,7 +29,6 @@ CHAIN_LIMIT = 32
 _QCOW2_BACKING_PLACE = 8  # of the header: where the backing file's name is, and how long
 _QCOW2_BACKING = struct.Struct(">QI")
 _QCOW2_SIZE_PLACE = 24
-QEMU_IMG_MEMORY = 1 << 30  # of address space, of which it maps a quarter to begin with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,13 +207,14 @@ def source(layer: Layer) -> str:
     return "json:" + json.dumps(layer.describe(name_of))
 
 
-def run_qemu_img(
+def run_qemu_img(  # noqa: PLR0913 -- one parameter for each thing that differs
     words: Sequence[str],
     layers: Sequence[Layer],
     *,
     timeout: float,
     accept: Sequence[int] = (0,),
     keep: Sequence[int] = (),
+    memory: int | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run qemu-img on images by ``source``; what it says has their paths in it.
 
@@ -227,6 +227,8 @@ def run_qemu_img(
         timeout: seconds after which it is killed.
         accept: the exit statuses that are no failure.
         keep: other open files that it inherits.
+        memory: bytes of address space that it may have. Only where it reads one thing
+            after another: its threads for the rest take address space with the host's size.
 
     Raises:
         CommandError: it failed, or needed more memory or time than any sound image does.
@@ -238,7 +240,7 @@ def run_qemu_img(
             timeout=timeout,
             accept=accept,
             keep=[*(file.handle for file in files), *keep],
-            memory=QEMU_IMG_MEMORY,
+            memory=memory,
         )
     except CommandError as exc:
         shown = {source(layer): str(layer.file) for layer in layers}

@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import logging
+import shlex
 import struct
 from typing import TYPE_CHECKING
 
 from vmprovision.diskchain import run_qemu_img, source
-from vmprovision.diskformat import SECTOR
+from vmprovision.diskformat import SECTOR, is_unclean, require_sound_table
 from vmprovision.errors import CommandError, ImageCorruptError
+from vmprovision.partitions import LARGE_SECTOR, sector_size
 
 if TYPE_CHECKING:
     from vmprovision.diskchain import Layer
     from vmprovision.diskfile import DiskFile
 
-CHECK_SECONDS = 300.0
+log = logging.getLogger(__name__)
+
+CHECK_SECONDS = 45.0
+CHECK_RATE = 4 << 30  # bytes of an image for which it gets another second
+LONGEST_CHECK = 300.0
+CHECK_MEMORY = 1 << 30  # of address space; 16 TiB in clusters of the usual size need half of it
 _GPT_PROTECTIVE = 0xEE
+_GPT = b"EFI PART"
+_LEAKS = 3  # lost clusters, and nothing else is wrong
+_JOURNAL = "needs to be replayed"  # what QEMU says of a VHDX that was not closed
 
 
-def check_image(image: Layer) -> None:
-    """Refuse an image that is truncated or whose metadata is damaged.
+def check_image(image: Layer, *, write: bool = False, repair: bool = False) -> None:
+    """Refuse an image that is truncated, not closed, or whose metadata is damaged.
 
     ``qemu-img info`` is content with half an image; ``qemu-img check`` is not.
+
+    Args:
+        image: the image.
+        write: it will be written to; what was not closed can be read as it is.
+        repair: let QEMU complete what it had not when its machine was killed.
 
     Raises:
         ImageCorruptError: it is.
@@ -30,17 +46,70 @@ def check_image(image: Layer) -> None:
     if image.format == "raw":
         _check_raw(image.file)
         return
+    if image.format == "qcow2":
+        require_sound_table(image.file)
+        if is_unclean(image.file):
+            if not write:
+                log.warning("%s was not closed by its machine, and is read as it is", image.file)
+                return
+            _repair(image, wanted=repair)
     try:
-        run_qemu_img(
-            ["check", "-q", source(image)],
-            [image],
-            timeout=CHECK_SECONDS,
-            accept=(0, 3),  # 3: leaked clusters, which lose space and nothing else
-        )
+        _qemu_check(image)
     except CommandError as exc:
-        raise _unopened(image, exc) from exc
+        if _JOURNAL not in exc.stderr:
+            raise _unopened(image, exc) from exc
+        _repair(image, wanted=repair and write)
     if image.format == "vdi":
         _check_vdi(image.file)
+
+
+def has_leaks(image: Layer) -> bool:
+    """Return whether clusters are allocated that nothing uses.
+
+    Raises:
+        CommandError: the image is damaged otherwise.
+    """
+    return _qemu_check(image) == _LEAKS
+
+
+def repair_leaks(image: Layer) -> None:
+    """Give back the clusters that nothing uses.
+
+    Raises:
+        CommandError: it cannot be done.
+    """
+    _qemu_check(image, "-r", "leaks")
+
+
+def _qemu_check(image: Layer, *repair: str) -> int:
+    done = run_qemu_img(
+        ["check", "-q", *repair, source(image)],
+        [image],
+        timeout=min(LONGEST_CHECK, CHECK_SECONDS + image.file.used / CHECK_RATE),
+        accept=(0, _LEAKS),
+        memory=CHECK_MEMORY,
+    )
+    return done.returncode
+
+
+def _repair(image: Layer, *, wanted: bool) -> None:
+    """Let QEMU complete what it had not when its machine was killed; no data is touched.
+
+    Raises:
+        ImageCorruptError: it may not, or cannot.
+    """
+    if not wanted:
+        raise ImageCorruptError(
+            f"{image.file} was not closed, most likely because its machine was killed; "
+            "QEMU can repair that",
+            hint="repair it while it is worked on, with --repair, or before: "
+            f"qemu-img check -r all {shlex.quote(str(image.file))}",
+        )
+    log.warning("%s was not closed by its machine, and is repaired", image.file)
+    try:
+        _qemu_check(image, "-r", "all")
+    except CommandError as exc:
+        raise _unopened(image, exc) from exc
 
 
 def _unopened(image: Layer, exc: CommandError) -> ImageCorruptError | CommandError:
@@ -66,26 +135,30 @@ def _check_vdi(file: DiskFile) -> None:
 
 
 def _check_raw(file: DiskFile) -> None:
-    """Compare a raw disk's partition table with the size of the file."""
-    size = file.size
-    start = file.read(2 * SECTOR)
-    if size % SECTOR:
+    """Compare a raw disk's partition table with the size of the file.
+
+    A file that does not end with a sector is whole where the table says so: tools
+    make such disks, and QEMU takes the rest for zeros.
+    """
+    end = _end_of_table(file.read(2 * LARGE_SECTOR))
+    if end > file.size:
         raise ImageCorruptError(
-            f"{file} is truncated: its size is not a multiple of {SECTOR} bytes",
+            f"{file} is truncated: its partition table reaches to byte {end}, "
+            f"the file ends at {file.size}",
             hint="get the image again",
         )
+
+
+def _end_of_table(start: bytes) -> int:
+    """Return the byte behind the last partition, or behind the GPT's copy; 0 without a table."""
+    sector = sector_size(start)
+    if start[sector : sector + 8] == _GPT and len(start) >= sector + 40:
+        (backup,) = struct.unpack_from("<Q", start, sector + 32)
+        return (int(backup) + 1) * sector
     end = 0
-    if start[SECTOR : SECTOR + 8] == b"EFI PART":
-        (backup,) = struct.unpack_from("<Q", start, SECTOR + 32)
-        end = backup + 1
-    elif start[510:512] == b"\x55\xaa" and start[3:11] not in (b"NTFS    ", b"EXFAT   "):
+    if start[510:512] == b"\x55\xaa" and start[3:11] not in (b"NTFS    ", b"EXFAT   "):
         for entry in range(446, 510, 16):
             kind, first, count = struct.unpack_from("<4xB3xII", start, entry)
             if kind not in (0, _GPT_PROTECTIVE) and start[entry] in (0, 0x80):
                 end = max(end, first + count)
-    if end * SECTOR > size:
-        raise ImageCorruptError(
-            f"{file} is truncated: its partition table reaches to byte {end * SECTOR}, "
-            f"the file ends at {size}",
-            hint="get the image again",
-        )
+    return end * SECTOR

@@ -11,6 +11,7 @@ and VHDX, which can refer to nothing that QEMU follows, by their magic numbers.
 
 from __future__ import annotations
 
+import array
 import os
 import re
 import struct
@@ -22,6 +23,7 @@ from vmprovision.errors import (
     ImageFormatError,
     ImageReferenceError,
 )
+from vmprovision.packed import recognise_packed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,10 +35,13 @@ SECTOR = 512
 
 # The names by which a file says what it is; `.img` and `.bin` say nothing.
 _EXTENSIONS = {".raw": "raw", **{f".{name}": name for name in FORMATS}, ".qcow": "qcow"}
+_QCOW2_DIRTY = 1 << 0
 _QCOW2_EXTERNAL_DATA = 1 << 2
 _QCOW2_CORRUPT = 1 << 1
 _QCOW2_LARGEST_CLUSTER = 2 << 20
 _QCOW2_NAME_LIMIT = 1023
+_QCOW2_TABLE_LIMIT = 1 << 22  # entries of the L1 table, QEMU's own limit
+_QCOW2_TABLE_SPARE = 1 << 15  # of them: saved states of machines are behind the disk's end
 _VMDK_DESCRIPTOR_LIMIT = 1 << 20
 # All that QEMU's sscanf(3) matches, which takes line breaks for spaces, and in linear time.
 _VMDK_EXTENT = re.compile(rb'RW\s+[+-]?\d+\s*\S{1,9}\s*"([^"\r\n]*)')
@@ -81,6 +86,10 @@ def determine_format(file: DiskFile, stated: str | None) -> str:
             with the header.
     """
     seen = header_format(file)
+    packed = recognise_packed(file, is_raw=stated == "raw")
+    if packed is not None:
+        what, step = packed
+        raise ImageFormatError(f"{file} is {what} and no disk image that can be used", hint=step)
     if stated is not None:
         if stated not in FORMATS:
             raise ImageFormatError(
@@ -154,6 +163,39 @@ def qcow2_references(file: DiskFile) -> References:
         backing_format=backing_format or None,
         data=(data,) if elsewhere else (),
     )
+
+
+def is_unclean(file: DiskFile) -> bool:
+    """Return whether a qcow2 was not closed, so that QEMU has yet to count its references."""
+    version, features = struct.unpack_from(">4xI64xQ", file.read(80).ljust(80, b"\0"))
+    return version >= 3 and bool(features & _QCOW2_DIRTY)  # noqa: PLR2004 -- the format's version 3
+
+
+def require_sound_table(file: DiskFile) -> None:
+    """Refuse a qcow2 whose table names more clusters than its file has on the disk.
+
+    Looking into all of them, one by one, would hold QEMU up for hours.
+
+    Raises:
+        ImageCorruptError: it does.
+    """
+    cluster_bits, size, entries, place = struct.unpack_from(
+        ">20xIQ4xIQ", file.read(48).ljust(48, b"\0")
+    )
+    needed = (size >> max(0, 2 * min(cluster_bits, 21) - 3)) + 1
+    table = array.array("Q", b"")
+    if entries <= _QCOW2_TABLE_LIMIT:
+        content = file.read(entries * table.itemsize, place)
+        table.frombytes(content[: len(content) // table.itemsize * table.itemsize])
+    used = len(table) - table.count(0)
+    blocks = os.fstat(file.handle).st_blocks
+    if entries > min(2 * needed + _QCOW2_TABLE_SPARE, _QCOW2_TABLE_LIMIT) or used > blocks + (
+        _QCOW2_TABLE_SPARE
+    ):
+        raise ImageCorruptError(
+            f"{file} is damaged: its table of clusters is larger than its disk needs",
+            hint="get the image again",
+        )
 
 
 def _qcow2_backing(start: bytes, offset: int, size: int) -> str | None:

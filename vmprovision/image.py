@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vmprovision.diskchain import Layer, make_overlay, open_chain, run_qemu_img, source
-from vmprovision.diskcheck import check_image
+from vmprovision.diskcheck import check_image, has_leaks, repair_leaks
 from vmprovision.diskfile import DiskFile, name_of, open_disk_file
 from vmprovision.diskformat import FORMATS, determine_format, named_format
 from vmprovision.errors import (
@@ -50,7 +50,6 @@ log = logging.getLogger(__name__)
 ROOM_NEEDED = 64 << 20
 MERGE_MARGIN = 4 << 20
 NAME_LIMIT = 255  # NAME_MAX of every filesystem that holds disk images
-LEAKS = 3  # what qemu-img check ends with where clusters are lost and nothing else is wrong
 PARTIAL = ".vmprovision-new"
 
 Recovery = Literal["nothing", "discarded", "merged"]
@@ -107,6 +106,7 @@ def open_image(  # noqa: PLR0913 -- the caller's options, each of its own kind
     control: Control,
     output: Path | None = None,
     allow_outside: bool = False,
+    repair: bool = False,
 ) -> Iterator[OpenImage]:
     """The image, checked, locked, and behind a redo log where it is to be written.
 
@@ -120,6 +120,7 @@ def open_image(  # noqa: PLR0913 -- the caller's options, each of its own kind
         control: progress and cancellation.
         output: keep the image and write this new one at ``commit``.
         allow_outside: follow backing and data files out of the image's folder.
+        repair: let QEMU repair an image that its machine has not closed, in place.
 
     Raises:
         ImageError: one of its kinds; the message names the image.
@@ -141,7 +142,7 @@ def open_image(  # noqa: PLR0913 -- the caller's options, each of its own kind
                 open_chain(file, disk_format, allow_outside=allow_outside, write=in_place)
             )
             if write:
-                opened = _to_write(stack, base, output, outside=allow_outside)
+                opened = _to_write(stack, base, output, outside=allow_outside, repair=repair)
             else:
                 opened = _to_read(stack, base)
         yield opened
@@ -263,7 +264,7 @@ def _to_read(stack: contextlib.ExitStack, base: Layer) -> OpenImage:
 
 
 def _to_write(
-    stack: contextlib.ExitStack, base: Layer, output: Path | None, *, outside: bool
+    stack: contextlib.ExitStack, base: Layer, output: Path | None, *, outside: bool, repair: bool
 ) -> OpenImage:
     """The image behind a new redo log, what an interrupted run left dealt with."""
     if output is None:
@@ -273,7 +274,7 @@ def _to_write(
         with find_redo_log(base.file, base.format) as pending:
             if pending is not None:
                 raise _interrupted(base.file.path)
-    check_image(base)
+    check_image(base, write=output is None, repair=repair)
     beside = output.absolute() if output else base.file.path
     _require_room(beside, ROOM_NEEDED)
     redo_log = stack.enter_context(create_redo_log(beside, base))
@@ -307,12 +308,9 @@ def _recover(image: DiskFile, disk_format: str, *, trust: bool = False) -> Recov
 
 def _repair_leaks(base: Layer) -> None:
     """Give back the clusters that the interrupted merge had allocated and not yet used."""
-    if base.format != "qcow2":
-        return
-    check = ["check", "-q", source(base)]
-    if run_qemu_img(check, [base], timeout=MERGE_SECONDS, accept=(0, LEAKS)).returncode == LEAKS:
+    if base.format == "qcow2" and has_leaks(base):
         log.warning("%s: giving back clusters that the interrupted merge had lost", base.file)
-        run_qemu_img([*check, "-r", "leaks"], [base], timeout=MERGE_SECONDS)
+        repair_leaks(base)
 
 
 def _interrupted(image: Path) -> ImageRecoveryError:

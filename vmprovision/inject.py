@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from vmprovision.appliance.drives import drive_of
 from vmprovision.appliance.mounting import recognise_system
 from vmprovision.appliance.roots import SOLE_DISK, mount_guest
-from vmprovision.appliance.session import open_appliance
+from vmprovision.appliance.session import open_appliance, open_disk
 from vmprovision.apply import apply_plan
 from vmprovision.archive import build_archive
 from vmprovision.errors import NoOperatingSystemError, PlanError
@@ -312,6 +312,7 @@ def _change(
             control=access.control,
             output=output,
             allow_outside=access.source.allow_backing,
+            repair=access.source.repair,
         ) as image,
     ):
         with _opened_image(image, access, write=True) as opened:
@@ -424,7 +425,7 @@ def _opened_image(image: OpenImage, access: _Access, *, write: bool) -> Iterator
     keys = read_keys(access.source.keys)
     access.control.step("starting the appliance")
     drive = drive_of(image.layer, readonly=not write)
-    with access.appliance([drive], control=access.control) as appliance:
+    with open_disk(access.appliance, drive, access.control) as appliance:
         access.control.step("inspecting the guest")
         mounted = mount_guest(
             appliance,

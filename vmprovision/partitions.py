@@ -17,7 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 SECTOR = 512
-HEAD_SIZE = 34 * SECTOR  # the protective MBR, the GPT's header and its usual 128 entries
+LARGE_SECTOR = 4096
+# The protective MBR, the GPT's header and its usual 128 entries, in large sectors.
+HEAD_SIZE = 6 * LARGE_SECTOR
 _SIGNATURE = b"\x55\xaa"
 _GPT_MAGIC = b"EFI PART"
 _GPT_HEADER = struct.Struct("<8sIIIIQQQQ16sQIII")
@@ -67,6 +69,15 @@ class Partition:
     name: str = ""
 
 
+def sector_size(start: bytes) -> int:
+    """Return the sector size of a disk by its first ``2 * LARGE_SECTOR`` bytes.
+
+    Only a GPT says it: it is in the second sector.
+    """
+    is_large = start[LARGE_SECTOR : LARGE_SECTOR + 8] == _GPT_MAGIC
+    return LARGE_SECTOR if is_large and start[SECTOR : SECTOR + 8] != _GPT_MAGIC else SECTOR
+
+
 ReadAt = Callable[[int, int], bytes]  # place and size in bytes
 
 
@@ -104,6 +115,7 @@ def _without_table(head: bytes) -> tuple[Partition, ...]:
 
 
 def _parse_gpt(head: bytes) -> list[Partition]:
+    sector = sector_size(head)
     (
         magic,
         revision,
@@ -119,17 +131,17 @@ def _parse_gpt(head: bytes) -> list[Partition]:
         count,
         length,
         entries_sum,
-    ) = _GPT_HEADER.unpack_from(head, SECTOR)
-    if magic != _GPT_MAGIC or revision != _GPT_REVISION or not _GPT_HEADER.size <= size <= SECTOR:
+    ) = _GPT_HEADER.unpack_from(head, sector)
+    if magic != _GPT_MAGIC or revision != _GPT_REVISION or not _GPT_HEADER.size <= size <= sector:
         raise UnclearLayoutError("no GPT header where the protective MBR promises one")
-    header = bytearray(head[SECTOR : SECTOR + size])
+    header = bytearray(head[sector : sector + size])
     header[16:20] = bytes(4)
     # the kernel reads no entries of another length
     if here != 1 or length != _GPT_ENTRY.size or not 0 < count <= _ENTRIES_LIMIT:
         raise UnclearLayoutError("an unusual GPT")
     if zlib.crc32(header) != checksum:
         raise UnclearLayoutError("the GPT header's checksum is wrong")
-    entries = head[place * SECTOR : place * SECTOR + count * length]
+    entries = head[place * sector : place * sector + count * length]
     if place < 2 or len(entries) < count * length or zlib.crc32(entries) != entries_sum:  # noqa: PLR2004 -- after the header
         raise UnclearLayoutError("the GPT's entries are elsewhere, or their checksum is wrong")
     found = []
@@ -142,8 +154,8 @@ def _parse_gpt(head: bytes) -> list[Partition]:
         found.append(
             Partition(
                 number=number,
-                start=start * SECTOR,
-                size=(end - start + 1) * SECTOR,
+                start=start * sector,
+                size=(end - start + 1) * sector,
                 kind=str(uuid.UUID(bytes_le=kind)),
                 uuid=str(uuid.UUID(bytes_le=own)),
                 name=name.decode("utf-16-le", errors="replace").partition("\0")[0],

@@ -10,13 +10,13 @@ import contextlib
 import ipaddress
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmprovision.appliance.drives import drive_of
 from vmprovision.appliance.roots import SOLE_DISK, mount_guest
-from vmprovision.appliance.session import open_appliance
+from vmprovision.appliance.session import disk_sectors, open_appliance, open_disk
 from vmprovision.configuration import parse_configuration, port_in, update_configuration
 from vmprovision.errors import PlanError, ProofError
 from vmprovision.filesystem import Attributes
@@ -144,7 +144,7 @@ def prove(
     ):
         disk = drive_of(layer)
         subject = _prepare(disk, folder, options, source, control)
-        return _boot_and_check(path, disk, subject, options, control)
+        return _boot_and_check(path, subject, options, control)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +154,7 @@ class _Subject:
     guest: GuestInfo
     agent: InstalledAgent
     settings: Mapping[str, str]
+    disk: Drive
     boot: BootSource
     booted_by: str
 
@@ -164,7 +165,7 @@ def _prepare(
     """Inspect the copy, point its agent at our manager, and fetch what boots it."""
     keys = read_keys(source.keys)
     control.step("starting the appliance")
-    with open_appliance([disk], control=control) as appliance:
+    with open_disk(open_appliance, disk, control) as appliance:
         control.step("preparing a throwaway copy")
         mounted = mount_guest(
             appliance, wanted=source.root, readonly=False, disk=SOLE_DISK, keys=keys
@@ -181,11 +182,13 @@ def _prepare(
             update_configuration(guest.agent.configuration, changes),
             Attributes(mode=status.mode if status else None),
         )
+        sectors = disk_sectors(appliance)
         boot_source, booted_by = _boot_source(appliance, mounted, guest, folder, options)
     return _Subject(
         guest=guest,
         agent=guest.agent,
         settings={**settings, **changes},
+        disk=replace(disk, sectors=sectors),
         boot=boot_source,
         booted_by=booted_by,
     )
@@ -245,7 +248,7 @@ def _kernel_root(device: str) -> str:
 
 
 def _boot_and_check(
-    path: Path, disk: Drive, subject: _Subject, options: ProofOptions, control: Control
+    path: Path, subject: _Subject, options: ProofOptions, control: Control
 ) -> ProofReport:
     begun = time.monotonic()
     deadline = begun + options.timeout
@@ -253,7 +256,7 @@ def _boot_and_check(
     with (
         ReportListener() as listener,
         boot(
-            disk,
+            subject.disk,
             source=subject.boot,
             agent_port=port,
             manager=listener.address,

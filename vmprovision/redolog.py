@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING
 
 from vmprovision.diskchain import Layer, forget_backing, make_overlay, run_qemu_img, source
 from vmprovision.diskfile import DiskFile, ImageReplacedError
-from vmprovision.diskformat import qcow2_references
+from vmprovision.diskformat import SECTOR, qcow2_references
 from vmprovision.errors import (
     CommandError,
     ImageError,
@@ -119,7 +119,7 @@ class RedoLog:
         """
         forget_backing(self.file)
         status = os.fstat(base.file.handle)
-        record = Record(
+        self.record = record = Record(
             format=base.format,
             size=status.st_size,
             mtime=status.st_mtime_ns,
@@ -151,6 +151,8 @@ class RedoLog:
                 hint=f"remove the cause, then run `vmprovision recover {base.file}`; "
                 "until then the image must not be used",
             ) from exc
+        if base.format == "raw" and self.record is not None:
+            _cut_off_padding(base.file, self.record.size)
         self.discard()
         os.fsync(self._folder)
         try:
@@ -219,6 +221,14 @@ def create_redo_log(beside: Path, base: Layer) -> Iterator[RedoLog]:
             if not redo_log.is_merging:
                 with contextlib.suppress(OSError):  # the next run throws it away
                     redo_log.discard()
+
+
+def _cut_off_padding(file: DiskFile, size: int) -> None:
+    """Give a raw disk its size back, whose last sector was a part of one: QEMU fills it up."""
+    added = file.read(SECTOR, size)
+    if added and file.size - size < SECTOR and not any(added):
+        os.ftruncate(file.handle, size)
+        os.fsync(file.handle)
 
 
 def _open_folder(stack: contextlib.ExitStack, beside: Path) -> int:

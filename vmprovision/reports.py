@@ -24,12 +24,14 @@ class ImageOptions:
             file's name does not say.
         root: the device that holds the guest's root, where there are several.
         allow_backing: follow backing files out of the image's folder.
+        repair: let QEMU repair an image that its machine has not closed, in place.
         keys: files that unlock encrypted volumes of the guest.
     """
 
     format: str | None = None
     root: str | None = None
     allow_backing: bool = False
+    repair: bool = False
     keys: tuple[KeyFile, ...] = ()
 
 

@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +17,8 @@ from tests.images.conftest import check_refusal
 from vmprovision.diskchain import open_chain
 from vmprovision.diskcheck import check_image
 from vmprovision.diskfile import open_disk_file
-from vmprovision.errors import ImageReferenceError
+from vmprovision.diskformat import is_unclean, read_references
+from vmprovision.errors import ImageCorruptError, ImageReferenceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,7 +117,6 @@ def test_directory_without_a_guest(refuse: Refuse, tmp_path: Path) -> None:
         ("disk.img", bytes(MB), FORMAT),
         ("disk", bytes(MB), FORMAT),
         ("disk.iso", bytes(MB), FORMAT),
-        ("odd-size.raw", bytes(MB + 100), CORRUPT),
         ("old.qcow", b"QFI\xfb\0\0\0\1" + bytes(MB), FORMAT),
     ],
 )
@@ -378,3 +379,151 @@ def test_host_disk_full(small_filesystem: list[str], tmp_path: Path) -> None:
     command = [*small_filesystem, "sh", "-c", script]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     check_refusal(done.returncode, done.stdout, done.stderr, source, NO_ROOM)
+
+
+PACKED = [
+    ("disk.raw.gz", b"\x1f\x8b\x08", "gzip -dk"),
+    ("named.qcow2", b"\x1f\x8b\x08", "gzip -dk"),
+    ("disk.raw.xz", b"\xfd7zXZ\0", "xz -dk"),
+    ("disk.bz2", b"BZh91AY", "bzip2 -dk"),
+    ("disk.zst", b"\x28\xb5\x2f\xfd", "zstd -d"),
+    ("disk.lz4", b"\x04\x22\x4d\x18", "lz4 -d"),
+    ("disk.zip", b"PK\3\4", "unzip"),
+    ("disk.7z", b"7z\xbc\xaf\x27\x1c", "7z x"),
+    ("disk.ova", b"x".ljust(257, b"\0") + b"ustar", ".vmdk"),
+    ("disk.tar", b"x".ljust(257, b"\0") + b"ustar", "tar -xf"),
+    ("disk.vhd", b"conectix", "-f vpc"),
+    ("disk.qed", b"QED\0", "-f qed"),
+    ("disk.qcow", b"QFI\xfb\0\0\0\1", "-f qcow"),
+    ("disk.hdd", b"WithoutFreeSpace", "-f parallels"),
+    ("disk.iso", bytes(32769) + b"CD001", "installed guest"),
+]
+
+
+@pytest.mark.parametrize(("name", "start", "step"), PACKED)
+def test_packed_image(refuse: Refuse, tmp_path: Path, name: str, start: bytes, step: str) -> None:
+    """What holds an image and is none is named, with the command that makes one of it."""
+    path = tmp_path / name
+    path.write_bytes(start.ljust(MB, b"\0"))
+    error = refuse(path, FORMAT)
+    assert step in error["hint"]
+    if path.suffix != ".iso":
+        assert step in refuse(path, FORMAT, "--format", "raw")["hint"]
+
+
+@pytest.mark.parametrize("name", ["disk.vhd", "disk.dmg"])
+def test_packed_image_by_its_end(refuse: Refuse, tmp_path: Path, name: str) -> None:
+    """A fixed VHD and a DMG say what they are at their end."""
+    magic = {"disk.vhd": b"conectix", "disk.dmg": b"koly"}[name]
+    (tmp_path / name).write_bytes(bytes(MB) + magic.ljust(512, b"\0"))
+    assert "qemu-img convert" in refuse(tmp_path / name, FORMAT)["hint"]
+
+
+@pytest.mark.parametrize("size", [1 << 30, 2 << 50])
+@pytest.mark.parametrize("filled", [False, True])
+def test_qcow2_with_a_vast_table(
+    refuse: Refuse, tmp_path: Path, size: int, *, filled: bool
+) -> None:
+    """A table of 32 MiB, each entry of which QEMU would follow, ends at once."""
+    entries, cluster = 1 << 22, 1 << 16
+    header = struct.pack(
+        ">4sIQIIQIIQQIIQQQQII",
+        *(b"QFI\xfb", 3, 0, 0, 16, size, 0, entries, 3 * cluster, cluster, 1, 0, 0, 0, 0, 0),
+        *(4, 104),
+    )
+    path = tmp_path / "disk.qcow2"
+    entry = struct.pack(">Q", (1 << 63 | 4 * cluster) if filled else 0)
+    with path.open("wb") as file:
+        file.write(header)
+        file.seek(cluster)
+        file.write(struct.pack(">Q", 2 * cluster))
+        file.seek(3 * cluster)
+        file.write(entry * entries)
+        file.truncate(4 * cluster + 8 * entries)
+    begun = time.monotonic()
+    refuse(path, CORRUPT)
+    assert time.monotonic() - begun < 50
+
+
+def test_vmdk_text_is_read_in_linear_time(tmp_path: Path) -> None:
+    """A descriptor that is all beginnings of extents is read within a second or two."""
+    image = tmp_path / "disk.vmdk"
+    text = b"RW 1 A" + b" " * 60 + b"RW " * 300_000
+    image.write_bytes(b"# Disk DescriptorFile\nversion=1\n" + text)
+    begun = time.monotonic()
+    with open_disk_file(image, write=False) as file:
+        read_references(file, "vmdk")
+    assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize("kind", ["vmdk", "qcow2"])
+def test_reference_that_is_no_utf8(tmp_path: Path, kind: str) -> None:
+    """A name is its bytes: what looks like it when it is decoded is not looked at."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (tmp_path / "outside").write_bytes(bytes(128 * 512))
+    (folder / os.fsdecode("a\ufffd".encode())).write_bytes(bytes(128 * 512))
+    (folder / os.fsdecode(b"a\xff")).symlink_to(tmp_path / "outside")
+    image = folder / f"disk.{kind}"
+    if kind == "qcow2":
+        forge_qcow2(image, b"a\xff")
+    else:
+        image.write_bytes(
+            b"# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\n"
+            b'createType="monolithicFlat"\nRW 128 FLAT "a\xff" 0\n'
+        )
+    with pytest.raises(ImageReferenceError, match="outside"):
+        check(image, kind)
+
+
+@pytest.mark.parametrize("name", ["sub/../disk-flat.vmdk", "ABSOLUTE"])
+def test_vmdk_whose_piece_has_a_winding_name(tmp_path: Path, name: str) -> None:
+    """QEMU gets our open files under the pieces' names, so these stay in the folder."""
+    (tmp_path / "sub").mkdir()
+    flat = tmp_path / "disk-flat.vmdk"
+    flat.write_bytes(bytes(128 * 512))
+    image = tmp_path / "disk.vmdk"
+    image.write_text(
+        "# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\n"
+        f'createType="monolithicFlat"\nRW 128 FLAT "{flat if name == "ABSOLUTE" else name}" 0\n'
+    )
+    with pytest.raises(ImageReferenceError):
+        check(image, "vmdk")
+
+
+def unclean_qcow2(path: Path) -> Path:
+    """A qcow2 with lazy refcounts whose writer was killed."""
+    qemu_img("create", "-f", "qcow2", "-o", "lazy_refcounts=on", path, "64M")
+    write = ["qemu-io", "-f", "qcow2", "-c", "write -P 7 1M 256k", "-c", "abort", str(path)]
+    subprocess.run(write, check=False, capture_output=True)
+    return path
+
+
+def test_unclean_qcow2(refuse: Refuse, tmp_path: Path) -> None:
+    """It is not called damaged: QEMU repairs it, the message says how, and --repair lets it."""
+    image = unclean_qcow2(tmp_path / "disk.qcow2")
+    error = refuse(image, CORRUPT)
+    assert "not closed" in error["message"]
+    assert "--repair" in error["hint"]
+    with (
+        open_disk_file(image, write=True) as file,
+        open_chain(file, "qcow2", allow_outside=False, write=True) as base,
+    ):
+        check_image(base)  # to read it, nothing needs to be repaired
+        check_image(base, write=True, repair=True)
+        assert not is_unclean(file)
+        check_image(base, write=True)
+
+
+@pytest.mark.parametrize("rest", [1, 100, 511])
+def test_raw_disk_that_does_not_end_with_a_sector(tmp_path: Path, rest: int) -> None:
+    """It is whole where its table says so."""
+    image = tmp_path / "disk.raw"
+    image.write_bytes(bytes(MB + rest))
+    check(image, "raw")
+    table = bytearray(512)
+    table[446:462] = struct.pack("<B3xB3xII", 0, 0x83, 0, MB // 512 + 1)
+    table[510:] = b"\x55\xaa"
+    image.write_bytes(bytes(table) + bytes(MB - 512 + rest))
+    with pytest.raises(ImageCorruptError, match="truncated"):
+        check(image, "raw")

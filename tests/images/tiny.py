@@ -25,6 +25,7 @@ def tiny_disk(
     *,
     finish: Callable[[Path], None] | None = None,
     size_mb: int = 16,
+    block_size: int = 1024,
 ) -> Path:
     """A raw disk without partitions that holds a small systemd guest and these files.
 
@@ -33,6 +34,7 @@ def tiny_disk(
         files: what is put into the guest, or takes the place of what it has.
         finish: does what a mapping cannot say, given the directory.
         size_mb: the disk's size.
+        block_size: the filesystem's, not below the sector size of the disk.
     """
     program = shutil.which("mke2fs", path=PATH)
     require(program, "mke2fs is not installed")
@@ -43,7 +45,7 @@ def tiny_disk(
         subprocess.run(
             [
                 *(str(program), "-q", "-F", "-t", "ext4", "-E", "root_owner=0:0"),
-                *("-d", str(root), str(image), f"{size_mb}M"),
+                *("-b", str(block_size), "-d", str(root), str(image), f"{size_mb}M"),
             ],
             check=True,
             capture_output=True,

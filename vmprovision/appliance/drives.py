@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from vmprovision.command import run
 from vmprovision.diskchain import Layer, make_overlay
 from vmprovision.diskfile import DiskFile
 from vmprovision.errors import ApplianceError, ImageError, ImageSpaceError
+from vmprovision.partitions import LARGE_SECTOR, SECTOR, sector_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,12 +36,14 @@ class Drive:
         format: its format, always stated: a guessed format is a guest's choice.
         readonly: writes go to a throwaway snapshot.
         layer: the disk as open files, which are used in place of the path.
+        sectors: the size of its sectors in bytes, by which a GPT counts.
     """
 
     path: Path
     format: str
     readonly: bool = False
     layer: Layer | None = None
+    sectors: int = SECTOR
 
     def describe(self, name: Callable[[int], str]) -> dict[str, Any]:
         """Return QEMU's block node for it.
@@ -56,7 +59,15 @@ class Drive:
 
 def drive_of(layer: Layer, *, readonly: bool = False) -> Drive:
     """Return the drive for a disk of open files."""
-    return Drive(path=layer.file.path, format=layer.format, readonly=readonly, layer=layer)
+    bottom = layer
+    while bottom.backing is not None:
+        bottom = bottom.backing
+    sectors = SECTOR
+    if bottom.format == "raw":  # what is above it hardly ever has another table
+        sectors = sector_size(bottom.file.read(2 * LARGE_SECTOR))
+    return Drive(
+        path=layer.file.path, format=layer.format, readonly=readonly, layer=layer, sectors=sectors
+    )
 
 
 class WrongDiskError(ApplianceError):
@@ -80,13 +91,14 @@ def throwaway(drive: Drive, overlay: Path) -> Iterator[Drive]:
     elif drive.layer is None:
         create = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", drive.format]
         run([*create, "-b", drive.path.absolute(), overlay], timeout=60)
-        yield Drive(path=overlay, format="qcow2")
+        yield Drive(path=overlay, format="qcow2", sectors=drive.sectors)
     else:
         handle = os.open(overlay, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             file = DiskFile(path=overlay, handle=handle)
             make_overlay(file, drive.layer)
-            yield drive_of(Layer(file=file, format="qcow2", backing=drive.layer))
+            over = Layer(file=file, format="qcow2", backing=drive.layer)
+            yield replace(drive_of(over), sectors=drive.sectors)
         finally:
             os.close(handle)
 

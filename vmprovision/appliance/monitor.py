@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 LINE_LIMIT = 1 << 20
 ACCEPT_SECONDS = 0.1
 POLL_SECONDS = 0.002
+UNDERSCORED = ("logical_block_size", "physical_block_size")  # properties of QEMU's that are so
 CATCH_UP_SECONDS = 2.0
 GONE = "the appliance was ended: its QEMU was killed, or crashed"
 GONE_HINT = "the image is as it was; `dmesg` says whether the host had no memory left: try again"
@@ -151,12 +152,15 @@ class Monitor:
         self.ask("qmp_capabilities")
 
     def ask(self, command: str, **arguments: Any) -> Any:  # noqa: ANN401 -- any JSON value
-        """What a command returns; an argument's underscores stand for hyphens.
+        """What a command returns; an argument's underscores stand for hyphens, but for a few.
 
         Raises:
             ApplianceError: QEMU refuses it, does not answer or is gone.
         """
-        named = {name.replace("_", "-"): value for name, value in arguments.items()}
+        named = {
+            name if name in UNDERSCORED else name.replace("_", "-"): value
+            for name, value in arguments.items()
+        }
         self._connection.send(json.dumps({"execute": command, "arguments": named}))
         return self._answer(command)
 

@@ -125,6 +125,8 @@ class RestoredAppliance:
             lun=0,
             drive=node,
             serial=serial,
+            logical_block_size=drive.sectors,
+            physical_block_size=drive.sectors,
             **TELL_FAILURES,
         )
         _, name, *found = self.ask("disk", f"attach {number}")

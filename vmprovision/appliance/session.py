@@ -11,10 +11,11 @@ import contextlib
 import errno
 import logging
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vmprovision.appliance.accelerator import choose_accelerator, distrust_kvm
-from vmprovision.appliance.drives import Drive
+from vmprovision.appliance.drives import Drive, device_name
 from vmprovision.appliance.library import qemu_program
 from vmprovision.appliance.monitor import GONE, GONE_HINT
 from vmprovision.appliance.restored import RestoredAppliance, attach_all
@@ -31,6 +32,7 @@ from vmprovision.errors import (
     ApplianceTimeoutError,
     VmprovisionError,
 )
+from vmprovision.partitions import LARGE_SECTOR, sector_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -203,6 +205,40 @@ def open_appliance(drives: Sequence[Drive], *, control: Control) -> Iterator[App
         return
     with use(restored) as appliance:
         yield appliance
+
+
+@contextlib.contextmanager
+def open_disk(
+    opener: Callable[..., contextlib.AbstractContextManager[Appliance]],
+    drive: Drive,
+    control: Control,
+) -> Iterator[Appliance]:
+    """As ``open_appliance``, with one disk whose sectors are as large as its table says.
+
+    A GPT counts in sectors, and only it says how large they are.  So a disk whose
+    file does not show its content is looked at in the appliance first.
+
+    Args:
+        opener: ``open_appliance``, or that of a pool.
+        drive: the disk.
+        control: progress and cancellation.
+
+    Raises:
+        ApplianceError: as ``opener``.
+        CancelledError: likewise.
+    """
+    with opener([drive], control=control) as appliance:
+        sectors = disk_sectors(appliance)
+        if sectors == drive.sectors:
+            yield appliance
+            return
+    with opener([replace(drive, sectors=sectors)], control=control) as appliance:
+        yield appliance
+
+
+def disk_sectors(appliance: Appliance) -> int:
+    """The size of the sectors that the first disk's table counts in."""
+    return sector_size(appliance.call("pread_device", device_name(0), 2 * LARGE_SECTOR, 0))
 
 
 @contextlib.contextmanager

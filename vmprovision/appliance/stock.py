@@ -27,6 +27,7 @@ from vmprovision.appliance.watchdog import Watchdog
 from vmprovision.diskchain import name_backing, virtual_size
 from vmprovision.diskfile import name_for_others
 from vmprovision.errors import ApplianceError, ApplianceTimeoutError
+from vmprovision.partitions import SECTOR
 from vmprovision.workspace import workspace
 
 if TYPE_CHECKING:
@@ -85,7 +86,12 @@ class StockAppliance:
                 # libguestfs resolves the name to a path: what QEMU has opened is looked at below
                 path = name_for_others(drive.layer.file.handle) if drive.layer else str(drive.path)
                 self.handle.add_drive_opts(
-                    path, format=drive.format, readonly=drive.readonly, label=serial
+                    path,
+                    format=drive.format,
+                    readonly=drive.readonly,
+                    label=serial,
+                    # an option that libguestfs before 1.42 does not have
+                    **({} if drive.sectors == SECTOR else {"blocksize": drive.sectors}),
                 )
             self._launch(folder / MONITOR, KVM_LAUNCH_SECONDS if kvm else LAUNCH_SECONDS)
             for drive in drives:

@@ -136,7 +136,7 @@ def boot(  # noqa: PLR0913 -- all but the disk by name
             *board_options(hardware, accelerator, memory_mb),
             *boot_options(opened),
             *firmware,
-            *disk_options(disk.describe(name_of)),
+            *disk_options(disk.describe(name_of), disk.sectors),
             *network_options(agent_port, manager),
             *channel_options(channels),
         ]

@@ -105,11 +105,12 @@ def boot_options(source: BootSource) -> list[str]:
     return options
 
 
-def disk_options(disk: dict[str, Any]) -> list[str]:
-    """The guest's only disk, by its block node."""
+def disk_options(disk: dict[str, Any], sectors: int) -> list[str]:
+    """The guest's only disk, by its block node and the size of its sectors."""
+    size = f"logical_block_size={sectors},physical_block_size={sectors}"
     return [
         *("-blockdev", _node("root", disk, readonly=False)),
-        *("-device", "virtio-blk-pci,drive=root,bootindex=1"),
+        *("-device", f"virtio-blk-pci,drive=root,bootindex=1,{size}"),
     ]
 
 
