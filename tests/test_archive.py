@@ -53,27 +53,27 @@ def test_the_archive_is_small_and_holds_source_only() -> None:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         names = set(archive.namelist())
         assert archive.testzip() is None
-        bundles = archive.read("guest_agent/core") + archive.read("guest_agent/rare")
+        bundles = archive.read("guest_agent/modules")
     assert "__main__.py" in names
-    bundled = {"guest_agent/core", "guest_agent/rare"}
+    bundled = {"guest_agent/modules"}
     assert all(name.endswith(".py") for name in names - bundled)
     modules = {path.stem for path in Path(agent.__file__).parent.glob("*.py")} - {"__main__"}
-    packed = {name[12:-3] for name in names if name.endswith(".py")} - {"__main__", "services"}
+    packed = {name[12:-3] for name in names if name.endswith(".py")} - {"__main__"}
     while bundles:
         head, _, rest = bundles.partition(b"\n")
         name, size = head.decode().split()
         ast.parse(rest[: int(size)])
         bundles = rest[int(size) :]
         packed.add(name)
-    assert packed - {""} == modules
+    assert packed - {"", "services"} == modules
 
 
-@pytest.mark.parametrize("name", ["configure", "exposition", "check", "install"])
+@pytest.mark.parametrize("name", ["configure", "check", "install", "services"])
 def test_what_is_rarely_needed_stays_apart(name: str) -> None:
     """A small heap holds no module before it is asked for."""
     with zipfile.ZipFile(io.BytesIO(build_archive().content)) as archive:
-        assert f"{name} ".encode() in archive.read("guest_agent/rare")
-        assert f"\n{name} ".encode() not in archive.read("guest_agent/core")
+        modules = archive.read("guest_agent/modules")
+    assert modules.find(f"\n{name} ".encode()) > modules.find(b"\nmain ")
 
 
 def test_agent_build_writes_a_program(run_cli: RunCli, tmp_path: Path) -> None:

@@ -55,10 +55,11 @@ def _address(word):
     if ":" not in word and not is_ipv4(word):
         return None
     packed = compat.pack_address(word)
-    return packed and _format(packed)
+    return packed and format_address(packed)
 
 
-def _format(packed):
+def format_address(packed):
+    """Return a packed address as text, of IPv6 in the form of RFC 5952."""
     return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
 
 
@@ -190,7 +191,7 @@ def read_netlink():
                 if packed and len(packed) in (4, 16) and not flags & 0x48:
                     name, idle, inner = links.get(_number(body[4:8]), (None, False, False))
                     temporary = len(packed) == 16 and bool(flags & 0x21)
-                    found.append(Candidate(_format(packed), name, temporary, idle, inner))
+                    found.append(Candidate(format_address(packed), name, temporary, idle, inner))
     except compat.SOCKET_ERRORS:
         return []
     return found

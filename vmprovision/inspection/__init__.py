@@ -19,7 +19,7 @@ from vmprovision.inspection.distribution import inspect_distribution
 from vmprovision.inspection.generated import as_generated, find_generator
 from vmprovision.inspection.installed import find_agent
 from vmprovision.inspection.interpreters import find_interpreters
-from vmprovision.inspection.layout import find_kernels, find_links
+from vmprovision.inspection.layout import find_circles, find_kernels, find_links
 from vmprovision.inspection.pid1 import find_pid1
 from vmprovision.inspection.selinux import inspect_selinux
 from vmprovision.inspection.watched import WatchedReader
@@ -28,11 +28,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from vmprovision.filesystem import GuestReader
-    from vmprovision.guest import InitSystem, Interpreter
+    from vmprovision.guest import InitSystem
     from vmprovision.mounts import HiddenMount
 
 NOTES_LIMIT = 20
 NOTE_LIMIT = 300  # characters
+
+
+PROGRAMS = ("/bin/sh", "/bin/busybox", "/bin/ls", "/usr/bin/python3", "/usr/bin/python")
 
 
 def inspect_guest(
@@ -66,12 +69,13 @@ def inspect_guest(
         verdict = judge_init(reader, pid1, told=init)
     if verdict.system is None:  # whoever has to choose is told among what
         verdict = replace(verdict, hints=find_hints(reader, pid1, verdict))
-    interpreters = find_interpreters(reader)
+    arch = _architecture(reader, pid1.path)
+    interpreters = find_interpreters(reader, arch)
     agent = find_agent(reader, pid1)
     claims = agent.notes if agent else ()
     return GuestInfo(
         distribution=distribution,
-        arch=_architecture(reader, pid1.path, interpreters),
+        arch=arch,
         libc=_libc(reader),
         init=verdict,
         interpreters=interpreters,
@@ -79,6 +83,7 @@ def inspect_guest(
         selinux=inspect_selinux(reader),
         agent=agent,
         links=find_links(reader, *([verdict.hook] if verdict.hook else [])),
+        circles=find_circles(reader),
         mountpoints=dict(mountpoints or {}),
         hidden=tuple(hidden),
         notes=limited([*(each.sentence for each in hidden), *notes, *claims]),
@@ -117,14 +122,10 @@ def _is_there(reader: GuestReader, path: str) -> bool:
     return status_of(reader, PurePosixPath(path)) is not None
 
 
-def _architecture(
-    reader: GuestReader, pid1: PurePosixPath | None, interpreters: Sequence[Interpreter]
-) -> str:
+def _architecture(reader: GuestReader, pid1: PurePosixPath | None) -> str:
     """By the first program that is an ELF file: PID 1, a shell, a Python."""
     candidates = [pid1] if pid1 else []
-    candidates += [PurePosixPath(path) for path in ("/bin/sh", "/bin/busybox", "/bin/ls")]
-    candidates += [interpreter.path for interpreter in interpreters]
-    for path in candidates:
+    for path in (*candidates, *(PurePosixPath(name) for name in PROGRAMS)):
         if architecture := architecture_of(reader, path):
             return architecture
     return "unknown"
