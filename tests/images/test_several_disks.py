@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
+import vmprovision
+from tests.images.stacks import Stack, build_stack
 from vmprovision import redolog
 from vmprovision.diskchain import run_qemu_img, source
 from vmprovision.errors import ImageError, ImageRecoveryError
@@ -19,9 +21,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from tests.images.conftest import Refuse
+
 MB = 1 << 20
 OLD, NEW = b"o" * MB, b"\x55" * MB
 KILLED = 9
+# A root and a /usr on a disk each, of one volume group.
+TWO_DISKS = Stack(
+    script="""
+lvm pvcreate -q $A $B; lvm vgcreate -q vg $A $B
+lvm lvcreate -q -y -L 40M -n root vg $A; lvm lvcreate -q -y -L 40M -n usr vg $B
+mke2fs -q -t ext4 /dev/vg/root; mke2fs -q -t ext4 /dev/vg/usr
+mount /dev/vg/root /sysroot; mkdir /sysroot/usr; mount /dev/vg/usr /sysroot/usr
+guest <<END
+/dev/mapper/vg-root / ext4 defaults 0 1
+/dev/mapper/vg-usr /usr ext4 defaults 0 2
+END
+""",
+    sizes_mb=(64, 64),
+)
 
 
 @pytest.fixture
@@ -96,8 +114,8 @@ def committed(disks: dict[Path, str], deadly: int | None) -> int:
 
     def work() -> None:
         killer = Killer(deadly)
-        redolog.os = _Os(killer)  # type: ignore[attr-defined]
-        redolog.run_qemu_img = killer.half_merged  # type: ignore[assignment]
+        redolog.os = _Os(killer)  # type: ignore[assignment, attr-defined]
+        redolog.run_qemu_img = killer.half_merged  # type: ignore[assignment, attr-defined]
         change(disks)
 
     return in_child(work)
@@ -200,3 +218,32 @@ def test_a_disk_is_given_once(disks: dict[Path, str], tmp_path: Path) -> None:
 
     with pytest.raises(ImageError, match="twice"):
         open_all()
+
+
+@pytest.mark.appliance
+def test_a_volume_group_on_two_disks(tmp_path: Path, refuse: Refuse) -> None:
+    """With both disks the guest is injected; with one it is refused, and --disk is named."""
+    first, second = build_stack(tmp_path, TWO_DISKS)
+    error = refuse(first, 34)
+    assert "vg" in error["message"]
+    assert "--disk" in error["hint"]
+    source = vmprovision.ImageOptions(disks=(second,))
+    before = second.read_bytes()
+    report = vmprovision.inject(first, source=source)
+    assert report.guest.mountpoints == {"/": "/dev/vg/root", "/usr": "/dev/vg/usr"}
+    assert report.as_json()["disks"] == [str(second)]
+    assert second.read_bytes() != before
+    assert vmprovision.verify(first, source=source).mismatches == ()
+    assert sorted(tmp_path.iterdir()) == [first, second]
+
+
+@pytest.mark.parametrize("directory", [True, False])
+def test_other_disks_where_there_can_be_none(tmp_path: Path, directory: bool) -> None:  # noqa: FBT001 -- a parameter
+    """A directory has no other disks, and --output makes one image only."""
+    image = tmp_path / "disk.raw"
+    image.write_bytes(OLD)
+    source = vmprovision.ImageOptions(disks=(image,))
+    target, output = (tmp_path, None) if directory else (image, tmp_path / "new.raw")
+    with pytest.raises(vmprovision.PlanError):
+        vmprovision.inject(target, source=source, output=output)
+    assert image.read_bytes() == OLD

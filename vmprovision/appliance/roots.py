@@ -204,7 +204,7 @@ def _choose(
             f"the image holds {len(systems)} operating systems: {listed}",
             hint="choose one with --root DEVICE",
         )
-    refuse_unreadable(layers)
+    refuse_unreadable(appliance, layers)
     if _has_bsd_partition(appliance):
         raise UnsupportedGuestError(
             "the image holds a BSD system", hint="only Linux guests can be injected into"

@@ -183,6 +183,14 @@ def _others(appliance: Appliance, filesystems: Mapping[str, str]) -> Iterator[tu
             yield device, kind
 
 
+def incomplete_groups(appliance: Appliance) -> list[str]:
+    """Return the volume groups that lie on a disk that is not here as well, by lvm(8)."""
+    asked = "lvm vgs --noheadings --options vg_missing_pv_count,vg_name"
+    words = [line.split() for line in str(appliance.call("debug", "sh", [asked])).splitlines()]
+    # warnings are among the lines
+    return [line[1] for line in words if len(line) == 2 and line[0].isdecimal() and line[0] != "0"]  # noqa: PLR2004
+
+
 def kind_of_device(appliance: Appliance, device: str) -> str:
     """What blkid(8) sees on a device; empty where it knows nothing."""
     try:
