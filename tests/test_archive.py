@@ -19,7 +19,8 @@ import pytest
 
 from tests.agent.interpreters import MICROPYTHON, get_interpreter
 from vmprovision import agent
-from vmprovision.archive import build_archive, condense
+from vmprovision.archive import build_archive
+from vmprovision.condensing import condense, rename
 from vmprovision.runtime.store import host_architecture
 
 if TYPE_CHECKING:
@@ -52,27 +53,27 @@ def test_the_archive_is_small_and_holds_source_only() -> None:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         names = set(archive.namelist())
         assert archive.testzip() is None
-        bundles = archive.read("guest_agent/core") + archive.read("guest_agent/rare")
+        bundles = archive.read("guest_agent/modules")
     assert "__main__.py" in names
-    bundled = {"guest_agent/core", "guest_agent/rare"}
+    bundled = {"guest_agent/modules"}
     assert all(name.endswith(".py") for name in names - bundled)
     modules = {path.stem for path in Path(agent.__file__).parent.glob("*.py")} - {"__main__"}
-    packed = {name[12:-3] for name in names if name.endswith(".py")} - {"__main__", "services"}
+    packed = {name[12:-3] for name in names if name.endswith(".py")} - {"__main__"}
     while bundles:
         head, _, rest = bundles.partition(b"\n")
         name, size = head.decode().split()
         ast.parse(rest[: int(size)])
         bundles = rest[int(size) :]
         packed.add(name)
-    assert packed - {""} == modules
+    assert packed - {"", "services"} == modules
 
 
-@pytest.mark.parametrize("name", ["configure", "exposition", "check", "install"])
+@pytest.mark.parametrize("name", ["configure", "check", "install", "services"])
 def test_what_is_rarely_needed_stays_apart(name: str) -> None:
     """A small heap holds no module before it is asked for."""
     with zipfile.ZipFile(io.BytesIO(build_archive().content)) as archive:
-        assert f"{name} ".encode() in archive.read("guest_agent/rare")
-        assert f"\n{name} ".encode() not in archive.read("guest_agent/core")
+        modules = archive.read("guest_agent/modules")
+    assert modules.find(f"\n{name} ".encode()) > modules.find(b"\nmain ")
 
 
 def test_agent_build_writes_a_program(run_cli: RunCli, tmp_path: Path) -> None:
@@ -146,3 +147,23 @@ def test_condensing_in_several_threads() -> None:
         sys.setswitchinterval(interval)
         gc.callbacks.pop()
     assert together == alone
+
+
+def test_the_archive_stays_small() -> None:
+    """A guest gets 42 KB at most."""
+    assert len(build_archive().content) <= 42 * 1024
+
+
+def test_names_of_our_own_become_short() -> None:
+    """What a module defines is renamed wherever it is used, but not what others know by name."""
+    one = "import os\n{LIMIT}=1\ndef {describe}(settings):\n return os.getenv('describe')+{LIMIT}\n"
+    one += "def getenv(_name):\n return open\ndef loaded():\n pass\n"
+    two = "from.import one\nclass {Thing}(object):\n def __init__(self):\n"
+    two += "  self.{_kept}=one.{describe}(1)\n  self.{_kept}+=one.{LIMIT}\n"
+    two += "def main():\n getattr(one,'loaded')()\n os._exit({Thing}('LIMIT is \\'here'))\n"
+    names = {"LIMIT": "A", "Thing": "B", "_kept": "C", "describe": "describe"}
+    whole = {name: name for name in names}
+    assert rename({"one": one.format(**whole), "two": two.format(**whole)}) == {
+        "one": one.format(**names),
+        "two": two.format(**names),
+    }

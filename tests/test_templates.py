@@ -183,4 +183,4 @@ def test_the_launcher_says_that_there_is_no_python(
     """Without any Python it ends with one sentence and the shell's status for that."""
     done = launch_with()
     assert done.returncode == 127
-    assert done.stderr == "guest-agent: no usable Python found in this system\n"
+    assert done.stderr == "guest-agent: no usable Python found\n"

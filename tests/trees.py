@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -57,14 +57,37 @@ def make_tree(root: Path, files: Mapping[str, Content]) -> Path:
     return root
 
 
+PYTHON_MODULES = ("zlib", "select", "_socket")
+
+
+def python_tree(
+    program: str = "/usr/bin/python3.11",
+    *,
+    machine: int = 62,
+    bits: int = 64,
+    modules: tuple[str, ...] = PYTHON_MODULES,
+) -> Tree:
+    """A Python of which all is there that the agent needs, and the link ``python3`` to it."""
+    path = PurePosixPath(program)
+    library = path.parent.parent / "lib" / path.name
+    return {
+        program: elf(machine, bits=bits),
+        str(path.parent / "python3"): Link(path.name),
+        str(library / "os.py"): "# os\n",
+        **{
+            str(library / f"lib-dynload/{name}.cpython-311.so"): elf(machine, bits=bits)
+            for name in modules
+        },
+    }
+
+
 OS_RELEASE = 'ID=debian\nPRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nVERSION_ID="12"\n'
 
 SYSTEMD_TREE: Tree = {
     "/etc/os-release": OS_RELEASE,
     "/usr/lib/systemd/systemd": elf(),
     "/usr/sbin/init": Link("../lib/systemd/systemd"),
-    "/usr/bin/python3.11": elf(),
-    "/usr/bin/python3": Link("python3.11"),
+    **python_tree(),
     "/usr/lib/x86_64-linux-gnu": None,
     "/sbin": Link("usr/sbin"),
     "/bin": Link("usr/bin"),
@@ -77,8 +100,7 @@ BUSYBOX_TREE: Tree = {
     "/bin/busybox": elf(content=b"BusyBox v1.35.0"),
     "/sbin/init": Link("/bin/busybox"),
     "/etc/inittab": "::sysinit:/etc/rc\n",
-    "/usr/bin/python3": elf(),
-    "/usr/lib/python3.11/os.py": "",
+    **python_tree(),
 }
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vmprovision.errors import ApplyError
 from vmprovision.filesystem import PERMISSIONS, Attributes, check_size
 from vmprovision.plan import (
-    FILE_LIMIT,
+    EDIT_LIMIT,
     EditBlock,
     MakeDirectory,
     Operation,
@@ -110,8 +110,8 @@ def _edit_block(operation: EditBlock, filesystem: GuestFilesystem) -> None:
     if status.kind != "file":
         raise ApplyError(f"guest path {path} is a {status.kind}, a file is needed there")
     label = filesystem.label(path)
-    status, content = filesystem.load(path, limit=FILE_LIMIT + 1)
-    check_size(path, len(content), FILE_LIMIT)
+    status, content = filesystem.load(path, limit=EDIT_LIMIT + 1)
+    check_size(path, len(content), EDIT_LIMIT)
     kept = Attributes(
         mode=status.mode & PERMISSIONS | operation.mode,
         uid=status.uid,

@@ -2,7 +2,7 @@
 
 The kernel starts the shell, the shell finds an interpreter, and Python runs the
 same file as a zip archive (zipapp, PEP 441): what stands before the archive does
-not disturb it.  Its ``__main__`` makes modules out of two members, which are deflated
+not disturb it.  Its ``__main__`` makes modules out of one member, which is deflated
 smaller than many: those that are always needed at once, and one of the rest when the
 agent asks for it, as a small heap has no room for what is not needed.  Comments,
 docstrings and the space that is for the eye, a third of it all, stay at home.  The same
@@ -14,13 +14,13 @@ from __future__ import annotations
 import functools
 import io
 import re
-import tokenize
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmprovision import agent
+from vmprovision.condensing import condense, rename
 from vmprovision.configuration import DEFAULT_PORT
 from vmprovision.guest import InitVerdict
 from vmprovision.initsystem import INIT_SYSTEMS
@@ -40,6 +40,7 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can hold
 # Python 2.6 to 3.14 and MicroPython run it. A module of theirs that is made by hand needs no
 # finder, which would be another one for each generation of them.
 ENTRY_POINT = b"""\
+import gc
 import sys
 
 import guest_agent
@@ -49,11 +50,12 @@ try:
 except ImportError:
     new_module = type(sys)
 
-def unpack(member, wanted):
+def unpack(wanted):
+    gc.collect()  # the room of what was unpacked before is used again
     if hasattr(guest_agent, "__loader__"):
-        source = guest_agent.__loader__.get_data("guest_agent/" + member)
+        source = guest_agent.__loader__.get_data("guest_agent/modules")
     else:
-        source = open(guest_agent.__path__ + "/" + member, "rb").read()
+        source = open(guest_agent.__path__ + "/modules", "rb").read()
     at = 0
     while at < len(source):
         start = source.find(b"\\n", at) + 1
@@ -65,9 +67,11 @@ def unpack(member, wanted):
             setattr(guest_agent, name, module)
             code = compile(source[start:at].decode(), "guest_agent/%s.py" % name, "exec")
             exec(code, module.__dict__)
+        if name == (wanted or "main"):
+            break
 
 guest_agent.unpack = unpack
-unpack("core", "")
+unpack("")
 sys.exit(guest_agent.main.main(sys.argv))
 """
 
@@ -104,13 +108,13 @@ def _zip() -> bytes:
         for path in sorted(Path(agent.__file__).parent.glob("*.py"))
         if path.stem not in {"__main__", "__init__"}
     }
+    sources["services"] = _services()
     core = _in_order(sources, "main")
+    sources = rename(sources)
     members = {
         "__main__.py": ENTRY_POINT,
         f"{PACKAGE}/__init__.py": f'__version__ = "{agent.__version__}"\n'.encode(),
-        f"{PACKAGE}/core": _bundle(sources, core),
-        f"{PACKAGE}/rare": _bundle(sources, sorted(sources.keys() - set(core))),
-        f"{PACKAGE}/services.py": _services(),
+        f"{PACKAGE}/modules": _bundle(sources, [*core, *sorted(sources.keys() - set(core))]),
     }
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -145,7 +149,7 @@ INSTALLABLE = frozenset({
 })  # fmt: skip
 
 
-def _services() -> bytes:
+def _services() -> str:
     """A module with what each init system gets, for ``guest-agent install``.
 
     Only what ``find_variant`` of the agent's ``install`` can choose.  s6 may need its
@@ -170,7 +174,7 @@ def _services() -> bytes:
         "END": end,
         "SERVICES": services,
     }
-    return "".join(f"{name} = {value!r}\n" for name, value in names.items()).encode("ascii")
+    return "".join(f"{name} = {value!r}\n" for name, value in names.items())
 
 
 def _verdict(system: InitSystem, dialect: str, hook: PurePosixPath | None) -> InitVerdict:
@@ -189,51 +193,6 @@ def _as_tuple(operation: Operation) -> tuple[str, str, int, bytes | str]:
     if isinstance(operation, Symlink):
         return "link", path, 0, operation.target
     raise TypeError(f"no service needs {operation}")
-
-
-def condense(source: str) -> str:
-    """Python source that does the same without comments, docstrings and needless space.
-
-    By tokens alone: parsing in one thread disturbs parsing in another (CPython 3.11).
-    """
-    lines = []
-    depth = 0
-    docstring = None  # the depth of one that may have to be replaced: nothing has followed yet
-    statement: list[tokenize.TokenInfo] = []
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.INDENT:
-            depth += 1
-        elif token.type == tokenize.DEDENT:
-            if docstring == depth:
-                lines.append(" " * depth + "pass")
-            docstring = None
-            depth -= 1
-        elif token.type == tokenize.NEWLINE:
-            if [part.type for part in statement] == [tokenize.STRING]:
-                docstring = depth
-            else:
-                docstring = None
-                lines.append(" " * depth + _join(statement))
-            statement = []
-        elif token.type not in _NOTHING:
-            statement.append(token)
-    return "".join(f"{line}\n" for line in lines)
-
-
-_NOTHING = {tokenize.COMMENT, tokenize.NL, tokenize.ENDMARKER}
-_WORDS = {tokenize.NAME, tokenize.NUMBER, tokenize.STRING}
-
-
-def _join(statement: list[tokenize.TokenInfo]) -> str:
-    """A statement in one line, with spaces only where words would run together."""
-    text = ""
-    last = tokenize.OP
-    for token in statement:
-        if (token.type in _WORDS and last in _WORDS) or last == tokenize.NUMBER:
-            text += " "
-        text += token.string
-        last = token.type
-    return text
 
 
 def _member(name: str) -> zipfile.ZipInfo:

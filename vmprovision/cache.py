@@ -36,13 +36,27 @@ def state_directory() -> Path:
     return (Path(base) if base.startswith("/") else Path.home() / ".local/state") / "vmprovision"
 
 
+def make_private(directory: Path) -> None:
+    """Make a directory and those above it that are missing, each for its owner only.
+
+    ``mkdir`` gives those above what the umask leaves, and one that a group can write to
+    is not trusted later.
+
+    Raises:
+        OSError: one cannot be made.
+    """
+    for path in reversed((directory, *directory.parents)):
+        if not path.is_dir():
+            path.mkdir(mode=0o700, exist_ok=True)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Put content at path as a whole or not at all; its directory is made, for its owner only.
 
     Raises:
         OSError: the directory or the file cannot be written.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(path.parent)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -82,7 +96,7 @@ def locked(path: Path, wait: Callable[[], None]) -> Iterator[None]:
     Raises:
         OSError: the file cannot be made.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(path.parent)
     handle = open_own(path, os.O_RDWR | os.O_CREAT)
     with os.fdopen(handle, "rb") as file:
         while True:

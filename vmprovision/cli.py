@@ -89,6 +89,7 @@ EXIT_CODES: dict[type[errors.VmprovisionError], int] = {
     errors.ApplianceError: 20,
     errors.ApplianceTimeoutError: 21,
     errors.CommandError: 22,
+    errors.ApplianceEndedError: 23,
     errors.InspectionError: 30,
     errors.NoOperatingSystemError: 31,
     errors.SeveralOperatingSystemsError: 32,

@@ -6,20 +6,24 @@ import os
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vmprovision.appliance.accelerator import choose_accelerator
+from vmprovision.appliance.accelerator import AcceleratorChoice, choose_accelerator
+from vmprovision.appliance.kernel import KERNEL_VARIABLE, appliance_kernel, host_kernels
 from vmprovision.appliance.library import guestfs_module, qemu_program
 from vmprovision.appliance.session import find_host_appliance
 from vmprovision.cache import cache_directory
 from vmprovision.data import data_directory
 from vmprovision.errors import VmprovisionError
+from vmprovision.runtime.build import find_toolchain
 from vmprovision.runtime.store import find_runtime, host_architecture, load
 
 APPLIANCE_ROOM = 1 << 30  # libguestfs's appliance, unpacked, with its margin
 RELEASE = Path("/etc/os-release")
+_USAGE = "du -xsh {}/* | sort -h"
+VAR_TMP = Path("/var/tmp")  # noqa: S108 -- libguestfs's own default
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +61,9 @@ def examine_host() -> list[Finding]:
         _program("supermin", _packages("supermin", "supermin")),
         _program("mmdebstrap", _packages("mmdebstrap", "mmdebstrap"), needed=False),
         _program("extlinux", _packages("extlinux", "syslinux-extlinux"), needed=False),
-        _space(Path(os.environ.get("LIBGUESTFS_CACHEDIR", "/var/tmp"))),  # noqa: S108 -- libguestfs's own default
-        _space(_existing_parent(cache_directory())),
-        _space(Path(tempfile.gettempdir())),
+        _appliance_space(),
+        _cache(),
+        _temporary(),
         _data(),
         _runtime(),
         _appliance(),
@@ -97,14 +101,7 @@ def _binding() -> Finding:
 
 def _kernel() -> Finding:
     """Libguestfs's appliance is made with a kernel of the host, which must be readable."""
-    kernels = sorted(Path("/boot").glob("vmlinuz-*")) + sorted(Path("/boot").glob("vmlinux-*"))
-    named = os.environ.get("SUPERMIN_KERNEL")
-    kernels = [Path(named)] if named else kernels
-    usable = [
-        kernel
-        for kernel in kernels
-        if named or Path("/lib/modules", kernel.name.partition("-")[2]).is_dir()
-    ]
+    usable = host_kernels()
     if not usable:
         return Finding(
             subject="kernel",
@@ -114,15 +111,19 @@ def _kernel() -> Finding:
                 "linux-image-generic" if _is_ubuntu() else "linux-image-cloud-amd64", "kernel"
             ),
         )
-    readable = [kernel for kernel in usable if os.access(kernel, os.R_OK)]
-    if not readable:
+    readable = appliance_kernel()
+    if readable is None:
+        is_there = usable[-1].exists()
+        named = os.environ.get(KERNEL_VARIABLE)
         return Finding(
             subject="kernel",
             ok=False,
-            detail=f"{usable[-1]} cannot be read by this user",
-            mend=f"sudo chmod 0644 {usable[-1]}",
+            detail=f"{usable[-1]} cannot be read by this user"
+            if is_there
+            else f"{KERNEL_VARIABLE} names {named}, which is not there",
+            mend=f"sudo chmod 0644 {usable[-1]}" if is_there else f"unset {KERNEL_VARIABLE}",
         )
-    return Finding(subject="kernel", ok=True, detail=f"{readable[-1]} is readable")
+    return Finding(subject="kernel", ok=True, detail=f"{readable} is readable")
 
 
 def _is_ubuntu() -> bool:
@@ -146,15 +147,25 @@ def _accelerator() -> Finding:
     except VmprovisionError as exc:
         return Finding(subject="KVM", ok=False, detail=exc.message, needed=False)
     works = choice.accelerator == "kvm"
-    detail = choice.reason if works else f"{choice.reason}; TCG is used, which is slower"
-    denied = not works and "not accessible" in choice.reason
     return Finding(
         subject="KVM",
         ok=works,
-        detail=detail,
-        mend="sudo adduser $USER kvm, then log in again" if denied else "",
+        detail=choice.reason if works else f"{choice.reason}; TCG is used, which is slower",
+        mend="" if works else _kvm_command(choice),
         needed=False,
     )
+
+
+def _kvm_command(choice: AcceleratorChoice) -> str:
+    """The command that mends KVM, or says what is wrong with it; where there is any to be had."""
+    if "not accessible" in choice.reason:
+        return "sudo adduser $USER kvm, then log in again"
+    if choice.verdict in ("fails", "hangs"):
+        return (
+            "sudo dmesg | grep -i kvm (in a virtual machine, its host must allow nested "
+            "virtualization; without that nothing is lost but time)"
+        )
+    return ""
 
 
 def _program(name: str, mend: str, *, needed: bool = True) -> Finding:
@@ -172,19 +183,53 @@ def _existing_parent(path: Path) -> Path:
     return next(parent for parent in (path, *path.parents) if parent.is_dir())
 
 
-def _space(directory: Path) -> Finding:
+def _appliance_space() -> Finding:
+    """Where libguestfs keeps its own appliance: it goes by TMPDIR, too."""
+    try:
+        directory = Path(guestfs_module().GuestFS(python_return_dict=True).get_cachedir())
+    except VmprovisionError:
+        directory = VAR_TMP
+    mend = f"export LIBGUESTFS_CACHEDIR={VAR_TMP}" if directory != VAR_TMP else _USAGE
+    return _room(f"space in {directory}", directory, mend.format(directory))
+
+
+def _temporary() -> Finding:
+    """Only images are built there; a small tmpfs is too small for a guest's packages."""
+    directory = Path(tempfile.gettempdir())
+    mend = "export TMPDIR=/var/tmp" if directory != VAR_TMP else _USAGE.format(directory)
+    return replace(_room(f"temporary files in {directory}", directory, mend), needed=False)
+
+
+def _cache() -> Finding:
+    """Without a cache that is this user's alone nothing is kept, and each appliance is booted."""
+    directory = cache_directory()
+    subject = f"cache in {directory}"
+    existing = _existing_parent(directory)
+    status = existing.stat()
+    mend = ""
+    if existing == directory and status.st_uid != os.geteuid():
+        detail, mend = "it belongs to somebody else", f"sudo chown -R $(id -un) {directory}"
+    elif existing == directory and status.st_mode & 0o022:
+        detail, mend = "it can be written by others", f"chmod go-w {directory}"
+    if mend:
+        return Finding(subject=subject, ok=False, detail=detail, mend=mend, needed=False)
+    clear = "vmprovision appliance clear" if (directory / "appliance").is_dir() else ""
+    finding = _room(subject, existing, clear or _USAGE.format(existing))
+    return replace(finding, needed=False)
+
+
+def _room(subject: str, directory: Path, mend: str) -> Finding:
+    """Whether a directory can be written, and has room for an appliance."""
     try:
         free = shutil.disk_usage(directory).free
     except OSError as exc:
-        return Finding(subject=f"space in {directory}", ok=False, detail=str(exc.strerror), mend="")
-    writable = os.access(directory, os.W_OK)
-    detail = f"{free >> 20} MiB free" if writable else "not writable by this user"
-    return Finding(
-        subject=f"space in {directory}",
-        ok=writable and free > APPLIANCE_ROOM,
-        detail=detail,
-        mend="" if writable and free > APPLIANCE_ROOM else f"du -xsh {directory}/* | sort -h",
-    )
+        return Finding(subject=subject, ok=False, detail=str(exc.strerror))
+    if not os.access(directory, os.W_OK):
+        detail = f"{directory} is not writable by this user"
+        return Finding(subject=subject, ok=False, detail=detail, mend=f"chmod u+w {directory}")
+    is_enough = free > APPLIANCE_ROOM
+    detail = f"{free >> 20} MiB free" + ("" if is_enough else f" of {APPLIANCE_ROOM >> 20} needed")
+    return Finding(subject=subject, ok=is_enough, detail=detail, mend="" if is_enough else mend)
 
 
 def _data() -> Finding:
@@ -222,8 +267,19 @@ def _runtime() -> Finding:
             subject="runtime",
             ok=False,
             detail=exc.message,
-            mend=f"vmprovision runtime build {architecture}",
+            mend=_runtime_command(architecture),
             needed=False,
         )
     detail = f"MicroPython {runtime.micropython} for {architecture}"
     return Finding(subject="runtime", ok=True, detail=detail)
+
+
+def _runtime_command(architecture: str) -> str:
+    """The command that builds it, with the compiler where that is missing."""
+    build = f"vmprovision runtime build {architecture}"
+    try:
+        find_toolchain(architecture)
+    except VmprovisionError:
+        packages = "gcc libc6-dev make musl-tools xz-utils", "gcc make musl-gcc xz"
+        return f"{_packages(*packages)} && {build}"
+    return build

@@ -105,6 +105,10 @@ class ApplianceTimeoutError(ApplianceError):
     """A call into the appliance took longer than its time limit."""
 
 
+class ApplianceEndedError(ApplianceError):
+    """The appliance was ended from outside, or its QEMU crashed."""
+
+
 class CommandError(VmprovisionError):
     """A host program is missing, failed or ran out of time.
 

@@ -22,7 +22,7 @@ from vmprovision.errors import ApplyError, GuestSpaceError, ImageLockedError, In
 from vmprovision.inroot import LINK_LIMIT, Root
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 ROOT = PurePosixPath("/")
@@ -392,18 +392,22 @@ class LocalFilesystem:
         with _applying(path), self._tree.opened(path, flags) as handle:
             _set_label(handle, label)
 
-    def lock(self) -> None:
-        """Keep other runs out as long as this object lives.
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs out.
 
         Raises:
             ImageLockedError: another one is at work.
         """
-        try:
-            self._tree.lock()
-        except BlockingIOError as exc:
-            raise ImageLockedError(
-                f"another vmprovision is at work in {self.root}", hint="wait until it is done"
-            ) from exc
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self._tree.locked())
+            except BlockingIOError as exc:
+                raise ImageLockedError(
+                    "another vmprovision is at work in this directory",
+                    hint="wait until it is done",
+                ) from exc
+            yield
 
     def clear(self, folders: Iterable[PurePosixPath]) -> None:
         """Take away what a run that was killed left in these directories under temporary names."""

@@ -131,20 +131,23 @@ class InitVerdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interpreter:
-    """A Python in the guest: its path and, where the files say it, its version (``3.11``)."""
+    """A Python in the guest.
+
+    Attributes:
+        version: as its files say it (``3.11``); None where they do not.
+        fault: why its files cannot run the agent, as the end of a sentence; empty where they can.
+    """
 
     path: PurePosixPath
     version: str | None
     implementation: Literal["cpython", "micropython", "pypy"] = "cpython"
+    fault: str = ""
 
     @property
     def is_usable(self) -> bool:
-        """Whether it runs the agent, whose source is for CPython 2.6, 2.7 and 3.2 on.
-
-        A Python whose files do not tell its version is given the benefit of the doubt.
-        """
-        if self.implementation == "micropython":
-            return False  # one that lacks what ours was given
+        """Whether it runs the agent, whose source is for CPython 2.6, 2.7 and 3.2 on."""
+        if self.fault or self.implementation == "micropython":
+            return False  # a micropython lacks what ours was given
         number = tuple(int(part) for part in re.findall(r"\d+", self.version or "3.99"))
         return (2, 6) <= number < (3, 0) or number >= (3, 2)
 
@@ -228,6 +231,12 @@ class GuestInfo:
         return next((each for each in self.interpreters if each.is_usable), None)
 
     @property
+    def unusable_pythons(self) -> str:
+        """What is wrong with the guest's Pythons, for a sentence's end; empty: nothing is known."""
+        faults = [f"{each.path} {each.fault}" for each in self.interpreters if each.fault]
+        return f" ({'; '.join(faults[:3])})" if faults else ""
+
+    @property
     def has_runtime(self) -> bool:
         """Whether the agent that is installed brought a runtime with it."""
         path = self.locate(RUNTIME)
@@ -260,6 +269,8 @@ class GuestInfo:
                     "path": str(interpreter.path),
                     "version": interpreter.version,
                     "implementation": interpreter.implementation,
+                    "usable": interpreter.is_usable,
+                    "fault": interpreter.fault or None,
                 }
                 for interpreter in self.interpreters
             ],

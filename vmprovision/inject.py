@@ -25,6 +25,7 @@ from vmprovision.image import Recovery, recover_image
 from vmprovision.imageset import commit_images, open_images
 from vmprovision.inspection import explain_init, inspect_guest
 from vmprovision.inspection.layout import DIRECTORIES
+from vmprovision.inspection.watched import WatchedReader
 from vmprovision.keyfile import read_keys
 from vmprovision.labelling import AUTORELABEL
 from vmprovision.mounts import find_hidden
@@ -206,7 +207,7 @@ def verify(
             agent_version=agent.version,
             init=agent.receipt.init,
             checked=len(agent.receipt.entries),
-            mismatches=tuple(verify_receipt(agent.receipt, opened.filesystem)),
+            mismatches=tuple(verify_receipt(agent.receipt, WatchedReader(opened.filesystem))),
             disks=source.disks,
         )
 
@@ -255,13 +256,14 @@ def _plan_injection(opened: _Opened, archive: Archive, options: InjectOptions) -
     paths = dict.fromkeys([*planned.paths, *earlier])
     if opened.guest.selinux:
         paths |= dict.fromkeys([AUTORELABEL, opened.guest.locate(RECEIPT)])
-    found = survey(paths, opened.filesystem)
+    found = survey(paths, WatchedReader(opened.filesystem))
     return with_receipt(planned, opened.guest, found, archive.version)
 
 
 def _plan_removal(opened: _Opened) -> Plan:
     agent = opened.guest.agent
-    found = survey(agent.receipt.paths if agent else (), opened.filesystem)
+    paths = agent.receipt.paths if agent else ()
+    found = survey(paths, WatchedReader(opened.filesystem))
     return plan_removal(opened.guest, found)
 
 
@@ -465,11 +467,9 @@ def _opened_directory(path: Path, access: _Access, *, write: bool = False) -> It
         raise PlanError(
             f"{path} is a directory and has no other disks", hint="leave out the other disks"
         )
-    with naming(path):
+    filesystem = LocalFilesystem(path.resolve())
+    with naming(path), filesystem.locked() if write else contextlib.nullcontext():
         access.control.step("inspecting the guest")
-        filesystem = LocalFilesystem(path.resolve())
-        if write:
-            filesystem.lock()
         if recognise_system(filesystem) != "linux":
             raise NoOperatingSystemError(
                 "the directory does not hold the root filesystem of a Linux guest",

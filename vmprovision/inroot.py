@@ -98,13 +98,18 @@ class Root:
         finally:
             os.close(handle)
 
-    def lock(self) -> None:
-        """Take the directory's flock(2), until it is closed.
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory's flock(2).
 
         Raises:
-            BlockingIOError: another process has it.
+            BlockingIOError: another one does.
         """
         fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            yield
+        finally:
+            fcntl.flock(self.handle, fcntl.LOCK_UN)
 
     def put(self, path: PurePosixPath, make: Callable[[int, str], None]) -> None:
         """Make something under a temporary name beside path, and then let it take path's place.

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ConditionKind = Literal["directory", "file", "symlink", "block", "request", "absent"]
 FILE_LIMIT = 64 << 20  # nothing that we put into a guest, or set aside there, is larger
+EDIT_LIMIT = 4 << 20  # nor is a file whose lines are edited
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -120,7 +120,8 @@ def plan_injection(
     refuse_without_service(guest, options)
     if brought is None and guest.usable_python is None:
         raise UnsupportedGuestError(
-            "the guest has no Python that could run the agent", hint=INSTALL_PYTHON
+            f"the guest has no Python that could run the agent{guest.unusable_pythons}",
+            hint=INSTALL_PYTHON,
         )
     _refuse_downgrade(guest, archive)
     content = _configuration(guest, options)

@@ -37,7 +37,10 @@ def show_guest(console: Console, guest: GuestInfo) -> None:
     _row(console, "version", distribution.version or "-")
     _row(console, "arch", f"{guest.arch} ({guest.libc})")
     _show_verdict(console, guest.init)
-    pythons = [f"{i.path} ({i.version or 'version unknown'})" for i in guest.interpreters]
+    pythons = [
+        f"{i.path} ({i.version or 'version unknown'}{f', {i.fault}' if i.fault else ''})"
+        for i in guest.interpreters
+    ]
     _row(console, "interpreters", ", ".join(pythons) or "none")
     selinux = guest.selinux
     _row(console, "selinux", f"{selinux.mode} ({selinux.policy})" if selinux else "none")

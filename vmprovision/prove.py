@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import re
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +37,7 @@ from vmprovision.progress import Control
 from vmprovision.receipt import CONFIGURATION
 from vmprovision.report_listener import Report, ReportListener
 from vmprovision.reports import ImageOptions
+from vmprovision.workspace import workspace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -144,11 +144,11 @@ def prove(
             control=control,
             allow_outside=source.allow_backing,
         ) as opened,
-        tempfile.TemporaryDirectory(prefix="vmprovision-proof-") as folder,
-        create_throwaway(Path(folder) / "throwaway.qcow2", opened) as layer,
+        workspace("proof") as folder,
+        create_throwaway(folder / "throwaway.qcow2", opened) as layer,
     ):
         disk = drive_of(layer)
-        subject = _prepare(disk, Path(folder), options, source, control)
+        subject = _prepare(disk, folder, options, source, control)
         return _boot_and_check(path, disk, subject, options, control)
 
 

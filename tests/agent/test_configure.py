@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -276,15 +277,140 @@ def test_others_are_served_while_an_order_is_carried_out(
         assert agent.get("/health").status == 200
 
 
+@ONE_OF_EACH
+@pytest.mark.parametrize("old", ["10.7.0.5/24", "10.8.0.5/16"])
+def test_what_fails_leaves_everything_as_it_was(
+    interpreter: Interpreter, program: Path, tmp_path: Path, old: str
+) -> None:
+    """An unusable gateway, and a route that is refused at any time, take no address away."""
+    write_command(
+        tmp_path / "bin",
+        "ip",
+        f'case "$*" in *"route replace default via 10.7.0.9"*) '
+        f'[ -e {tmp_path}/good ] || exit 2; rm {tmp_path}/good;; esac\nexec {IP} "$@"\n',
+    )
+    environment = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    with running_guest(interpreter, program, tmp_path, environment=environment) as guest:
+        guest.run("ip", "link", "set", "dev", "eth0", "up")
+        guest.run("ip", "addr", "add", old, "brd", "+", "dev", "eth0")
+        guest.run("ip", "addr", "add", "fd00:7::5/64", "dev", "eth0", "nodad")
+        guest.run("ip", "route", "add", "default", "via", old[:6] + ".1", "metric", "7")
+        guest.run("ip", "route", "add", "192.0.2.0/24", "via", old[:6] + ".2")
+
+        def state() -> list[str]:
+            shown = guest.run("ip", "addr", "show", "dev", "eth0") + guest.run("ip", "route")
+            shown += guest.run("ip", "-6", "route", "show", "default")
+            return sorted(line.strip() for line in shown.splitlines() if "fe80" not in line)
+
+        before = state()
+        for address, gateway in (
+            ("10.7.0.6/24", "192.0.2.1"),
+            ("10.7.0.6/24", "10.7.0.6"),
+            ("10.7.0.6/24", "10.7.0.255"),
+            ("10.7.0.6/24", "10.7.0.0"),
+            ("10.7.0.6/32", "10.7.0.1"),
+            ("10.7.0.6/24", "10.7.0.9"),
+            ("10.7.0.5/24", "10.7.0.9"),
+            ("fd00:7::6/64", "fd00:8::1"),
+            ("fd00:7::6/64", "fd00:7:0::6"),
+        ):
+            for is_late in (False, True):
+                (tmp_path / "good").unlink(missing_ok=True)
+                if is_late:
+                    (tmp_path / "good").touch()
+                answer = guest.order(interface="eth0", static_ip=address, gateway=gateway)
+                assert answer["success"] is False, answer
+                assert ("gateway" in answer["error"]) is (gateway != "10.7.0.9")
+                assert state() == before, (address, gateway, is_late)
+
+
+@ONE_OF_EACH
+def test_what_fails_with_old_tools(interpreter: Interpreter, program: Path, tmp_path: Path) -> None:
+    """Also where there is no ip: the old address and the old route come back."""
+    busybox = shutil.which("busybox")
+    if not busybox:
+        pytest.skip("busybox is not on this host")
+    write_command(tmp_path / "bin", "ip", "exit 127\n")
+    write_command(tmp_path / "bin", "ifconfig", f'exec {busybox} ifconfig "$@"\n')
+    refusal = 'case "$*" in *"add default gw 10.7.0.9"*) exit 1;; esac\n'
+    write_command(tmp_path / "bin", "route", refusal + f'exec {busybox} route "$@"\n')
+    environment = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    with running_guest(interpreter, program, tmp_path, environment=environment) as guest:
+        for static_ip, gateway in (("10.7.0.5/20", "10.7.0.1"), ("10.7.0.5/20", "10.7.0.1")):
+            answer = guest.order(interface="eth0", static_ip=static_ip, gateway=gateway)
+            assert answer["success"], answer
+        before = guest.run("ip", "-4", "addr", "show", "dev", "eth0") + guest.run("ip", "route")
+        for gateway in ("192.0.2.1", "10.7.0.9"):
+            answer = guest.order(interface="eth0", static_ip="10.7.0.6/24", gateway=gateway)
+            assert answer["success"] is False
+            shown = guest.run("ip", "-4", "addr", "show", "dev", "eth0")
+            assert shown + guest.run("ip", "route") == before
+
+
+@ONE_OF_EACH
+@pytest.mark.parametrize("name", ["del", "inet", "inet6", "dev", "src"])
+def test_interfaces_with_odd_names(
+    interpreter: Interpreter, program: Path, tmp_path: Path, name: str
+) -> None:
+    """A name that is also a word of ip's is a name."""
+    with running_guest(interpreter, program, tmp_path) as guest:
+        guest.run("ip", "link", "set", "dev", "eth0", "down")
+        guest.run("ip", "link", "set", "dev", "eth0", "name", name)
+        for address in ("10.7.0.5/24", "10.7.0.6/24", "10.8.0.6/24"):
+            answer = guest.order(interface=name, static_ip=address, gateway=address[:6] + ".1")
+            assert answer["success"], answer
+            shown = guest.run("ip", "-4", "addr", "show", "dev", name)
+            assert shown.count("inet 10.") == shown.count(f"inet {address} ") == 1
+        answer = guest.order(interface=name, static_ip="10.9.0.6/24", gateway="10.7.0.1")
+        assert answer["success"] is False
+
+
 def test_json_that_is_understood() -> None:
-    """Objects of strings and nulls, as any client writes them."""
+    """Objects as any client writes them, with whatever else there is in them."""
     text = ' {"a" : "b","c":null , "interface":"eth0"}\n'
     assert configure.parse_object(text) == {"a": "b", "c": None, "interface": "eth0"}
     assert configure.parse_object("{}") == {}
+    text = r'{"a":"\u0065\u0054h\/0\"\\\n\ud83d\ude00","b":[{"c":[]},-0.5e+3,[true]],"d":{"a":0}}'
+    found = configure.parse_object(text)
+    assert found["a"] == 'eTh/0"\\\n??'
+    assert set(found) == {"a", "b", "d"}
+
+
+def test_json_is_what_the_standard_library_takes() -> None:
+    """What is cut, changed and put together at random is read where Python's own reader does."""
+    rng = random.Random(4)
+    whole = r'{"interface": "e\u0074h0", "x": [[], true, null, {"y": ""}], "static_ip": null}'
+    understood = 0
+    for _ in range(20000):
+        text = list(whole)
+        for _ in range(rng.randrange(4)):
+            at = rng.randrange(len(text))
+            text[at : at + rng.randrange(3)] = rng.choice(["", *'{}[]:,"\\tn \t\n\x01ua'])
+        try:
+            expected = json.loads("".join(text), parse_constant=refuse)
+        except ValueError:
+            expected = None
+        if not isinstance(expected, dict):
+            with pytest.raises(configure.RefusalError):
+                configure.parse_object("".join(text))
+            continue
+        found = configure.parse_object("".join(text))
+        assert set(found) == set(expected)
+        strings = [key for key in found if isinstance(expected[key], str) or expected[key] is None]
+        if all(str(expected[key]).isascii() for key in strings):
+            assert [found[key] for key in strings] == [expected[key] for key in strings]
+        understood += 1
+    assert understood > 1000
+
+
+def refuse(constant: str) -> None:
+    """NaN and the infinities, which Python takes and JSON does not have."""
+    raise ValueError(constant)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "}", '{"a"}', '{"a":}', '{"a":"b",}', '{"a":"b"}{', '{"a":{}}', '{a:"b"}']
+    "text",
+    ["", "{", "}", '{"a"}', '{"a":}', '{"a":"b",}', '{"a":"b"}{', '{"a":{}', '{a:"b"}', "[" * 4000],
 )
 def test_json_that_is_refused(text: str) -> None:
     """Whatever else there is."""

@@ -14,7 +14,7 @@ import pytest
 
 import vmprovision
 from tests.images.tiny import tiny_disk
-from vmprovision.appliance import session
+from vmprovision.appliance import session, stock
 from vmprovision.appliance.drives import WrongDiskError
 from vmprovision.appliance.library import qemu_program
 from vmprovision.appliance.saved import supermin_inputs
@@ -63,7 +63,7 @@ def late_udev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIBGUESTFS_HV", str(wrapper))
     monkeypatch.setenv("LIBGUESTFS_CACHEDIR", str(tmp_path / "cache"))
     monkeypatch.setenv(session.STOCK_VARIABLE, "1")
-    monkeypatch.setattr(session, "LAUNCHES", 1)
+    monkeypatch.setattr(stock, "LAUNCHES", 1)
 
 
 def without_links(archive: bytes) -> bytes:

@@ -238,3 +238,26 @@ def test_every_way_of_every_init_system_is_believed(tmp_path: Path) -> None:
         assert not vmprovision.verify(root).mismatches
         vmprovision.remove(root)
         assert tree_state(root) == before, init
+
+
+def test_copies_that_are_huge_are_not_all_read(tmp_path: Path) -> None:
+    """What a receipt makes its reader read is within the budget of inspection."""
+    vmprovision.inject(make_tree(tmp_path, SYSTEMD_TREE))
+    document = json.loads((tmp_path / RECEIPT).read_text())
+    (tmp_path / SET_ASIDE[1:]).mkdir(mode=0o700)
+    for number in range(100):
+        name = f"{number:064x}"
+        document["entries"].append(
+            {
+                "path": f"{SET_ASIDE}/{name}",
+                "kind": "file",
+                "sha256": name,
+                "before": {"kind": "absent"},
+            }
+        )
+        with (tmp_path / SET_ASIDE[1:] / name).open("wb") as copy:
+            copy.truncate(60 << 20)
+    (tmp_path / RECEIPT).write_text(json.dumps(document))
+    for command in (vmprovision.verify, vmprovision.remove):
+        with pytest.raises(InspectionError, match="takes too much"):
+            command(tmp_path)

@@ -148,10 +148,10 @@ def test_a_killed_run_is_seen(tmp_path: Path) -> None:
 def test_two_runs_do_not_mix(tmp_path: Path) -> None:
     """While one works in a directory, another one is refused."""
     make_tree(tmp_path, TREE)
-    held = inroot.Root(tmp_path)
-    held.lock()
-    with pytest.raises(ImageLockedError, match="at work"):
+    with (
+        inroot.Root(tmp_path).locked(),
+        pytest.raises(ImageLockedError, match="at work"),
+    ):
         vmprovision.inject(tmp_path)
     vmprovision.inspect(tmp_path)
-    del held
     vmprovision.inject(tmp_path)

@@ -11,7 +11,16 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tests.trees import BUSYBOX_TREE, OS_RELEASE, SYSTEMD_TREE, Link, Tree, elf, make_tree
+from tests.trees import (
+    BUSYBOX_TREE,
+    OS_RELEASE,
+    SYSTEMD_TREE,
+    Link,
+    Tree,
+    elf,
+    make_tree,
+    python_tree,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +34,7 @@ SYSV_TREE: Tree = {
     "/etc/init.d/rc": "#!/bin/sh\n",
     "/lib/lsb/init-functions": "# functions\n",
     "/bin/sh": elf(),
-    "/usr/bin/python3": elf(),
+    **python_tree(),
 }
 SELINUX_TREE: Tree = {
     **SYSTEMD_TREE,

@@ -39,6 +39,7 @@ guest <<END
 END
 """,
     sizes_mb=(64, 64),
+    files={"/usr/share/doc": None},
 )
 
 

@@ -17,6 +17,7 @@ from tests.trees import (
     Tree,
     elf,
     make_tree,
+    python_tree,
     tree_state,
 )
 from vmprovision.errors import InspectionError, PlanError
@@ -30,7 +31,7 @@ RC_LOCAL_TREE: Tree = {
     "/etc/os-release": OS_RELEASE,
     "/etc/rc.local": b"#!/bin/sh\necho hello\nexit 0",
     "/sbin/init": elf(content=b"nobody knows this program"),
-    "/usr/bin/python3": elf(),
+    **python_tree(),
 }
 
 

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 
 import vmprovision
 from tests.roots import documented_trees
-from tests.trees import SHARED, Link, Program, Tree, elf, make_tree
+from tests.trees import SHARED, Link, Program, Tree, elf, make_tree, python_tree
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-PYTHON: Tree = {"/usr/bin/python3": elf(), "/usr/lib/python3.11/os.py": ""}
+# as a guest's other programs are -> e_machine and bits (elf(5))
+MACHINES = {"x86_64": (62, 64), "i386": (3, 32), "aarch64": (183, 64), "unknown": (62, 64)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +209,9 @@ def assemble(tree: RealTree, target: Path) -> Path | None:
         shutil.copytree(source, target, symlinks=True)
     else:
         _unpack(source, target)
-    return make_tree(target, {**tree.programs, **PYTHON})
+    make_tree(target, tree.programs)
+    machine, bits = MACHINES[vmprovision.inspect(target).arch]
+    return make_tree(target, python_tree(machine=machine, bits=bits))
 
 
 def _unpack(archive: Path, target: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import vmprovision
-from tests.trees import OS_RELEASE, Link, Program, Tree, elf, make_tree
+from tests.trees import OS_RELEASE, Link, Program, Tree, elf, make_tree, python_tree
 from vmprovision.errors import AmbiguousInitError
 from vmprovision.filesystem import LocalFilesystem
 from vmprovision.inspection.bootmenu import init_option, read_boot_menus
@@ -27,7 +27,7 @@ THREE: Tree = {
     RUNIT: elf(),
     "/etc/runit/runsvdir/default": None,
     "/bin/sh": elf(),
-    "/usr/bin/python3": elf(),
+    **python_tree(),
 }
 # As update-grub writes it where several init systems are installed.
 GRUB = f"""\

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 import vmprovision
-from tests.trees import BUSYBOX_TREE, OS_RELEASE, SYSTEMD_TREE, Link, Program, Tree, elf, make_tree
+from tests.trees import (
+    BUSYBOX_TREE,
+    OS_RELEASE,
+    SYSTEMD_TREE,
+    Link,
+    Program,
+    Tree,
+    elf,
+    make_tree,
+    python_tree,
+)
 from vmprovision.errors import AmbiguousInitError
 
 if TYPE_CHECKING:
@@ -19,7 +29,7 @@ if TYPE_CHECKING:
 RELEASE: Tree = {"/etc/os-release": OS_RELEASE}
 SYSVINIT = elf(content=b"INIT: version booting /etc/inittab")
 UPSTART = elf(content=b"com.ubuntu.Upstart /etc/inittab")
-PYTHON: Tree = {"/usr/bin/python3": elf()}
+PYTHON = python_tree()
 OPENRC_SERVICE: Tree = {"/etc/runlevels/default/crond": Link("/etc/init.d/crond")}
 WANTED: Tree = {"/etc/systemd/system/multi-user.target.wants/x.service": Link("/x.service")}
 RC_LOCAL: Tree = {"/etc/rc.local": "#!/bin/sh\n"}
@@ -165,6 +175,7 @@ GUESTS: dict[str, tuple[str, str, Tree]] = {
             "/bin/busybox": elf(8, bits=32, content=b"BusyBox v1"),
             "/etc/inittab": "::sysinit:/etc/init.d/rcS S boot\n",
             "/etc/rc.common": "#!/bin/sh\n",
+            **python_tree(machine=8, bits=32),
         },
     ),
     "CRUX": (
@@ -198,7 +209,7 @@ GUESTS: dict[str, tuple[str, str, Tree]] = {
 def test_what_is_process_1_decides(name: str, tmp_path: Path) -> None:
     """Whatever other init systems have left, and whatever of the guest is missing."""
     system, dialect, files = GUESTS[name]
-    make_tree(tmp_path, {**RELEASE, **files, **PYTHON})
+    make_tree(tmp_path, {**RELEASE, **PYTHON, **files})
     verdict = vmprovision.plan(tmp_path).guest.init
     assert (verdict.system, verdict.dialect) == (system, dialect)
 
@@ -214,7 +225,7 @@ def test_what_is_process_1_decides(name: str, tmp_path: Path) -> None:
 )
 def test_what_decides_nothing_is_refused(files: Tree, tmp_path: Path) -> None:
     """Containers without an init, leftovers of several: the error says what was seen."""
-    make_tree(tmp_path, {**RELEASE, **files, **PYTHON})
+    make_tree(tmp_path, {**RELEASE, **PYTHON, **files})
     with pytest.raises(AmbiguousInitError) as caught:
         vmprovision.plan(tmp_path)
     assert "--init" in caught.value.hint

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import vmprovision
-from tests.trees import OS_RELEASE, Link, Tree, elf, make_tree, tree_state
+from tests.trees import OS_RELEASE, Link, Program, Tree, elf, make_tree, python_tree, tree_state
 from vmprovision.errors import BundledRuntimeError
 from vmprovision.runtime import store
 
@@ -43,9 +43,21 @@ def guest(runtime: Path, tmp_path: Path) -> Path:
 
 def add_python(guest: Path) -> None:
     """Give the guest a Python of its own."""
-    (guest / "usr/bin/python3.11").write_bytes(elf(HOST[0], bits=HOST[1]).content)
-    (guest / "usr/bin/python3.11").chmod(0o755)
-    (guest / "usr/bin/python3").symlink_to("python3.11")
+    make_tree(guest, python_tree(machine=HOST[0], bits=HOST[1]))
+
+
+@pytest.mark.parametrize("content", [b"", b"#!/bin/sh\nexit 1\n"])
+def test_a_python_that_cannot_run_the_agent_is_none(content: bytes, guest: Path) -> None:
+    """A stub or an empty file in its place: the report and the refusal say what is wrong."""
+    make_tree(guest, {"/usr/bin/python3": Program(content)})
+    found = vmprovision.inspect(guest).as_json()
+    assert found["runtime"] == "bundled"
+    assert found["interpreters"][0]["usable"] is False
+    assert found["interpreters"][0]["fault"] == "is no program but a script or an empty file"
+    vmprovision.inject(guest)
+    assert (guest / PLACE).is_file()
+    with pytest.raises(vmprovision.UnsupportedGuestError, match="/usr/bin/python3 is no program"):
+        vmprovision.plan(guest, vmprovision.InjectOptions(runtime="guest"))
 
 
 def test_a_guest_without_python_gets_the_runtime(guest: Path, runtime: Path) -> None:

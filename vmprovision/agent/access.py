@@ -25,7 +25,8 @@ def parse_allow(value):
     return networks
 
 
-def _holds(network, packed):
+def is_in(network, packed):
+    """Whether a packed address is in a network, as ``parse_allow`` gives it."""
     base, bits = network
     whole, rest = divmod(bits, 8)
     if len(base) != len(packed) or base[:whole] != packed[:whole]:
@@ -42,7 +43,7 @@ def is_allowed(allow, packed):
         return True
     if packed.startswith(_MAPPED):
         packed = packed[12:]
-    return bool([network for network in _SELF + allow if _holds(network, packed)])
+    return bool([network for network in _SELF + allow if is_in(network, packed)])
 
 
 def shows(values, token):

@@ -17,9 +17,8 @@ COMMANDS = (("ip", "addr", "show"), ("ifconfig",), ("ip", "route", "get", "1"))
 
 # Addresses on these are the guest's own business; prefixes of names given by the programs that
 # make them. Only a tie-break: with nothing else, they are reported.
-_INNER = ("docker", "br-", "veth", "virbr", "cni", "flannel", "cali", "cilium", "weave", "lxc")
-_INNER += ("lxd", "incus", "podman", "kube", "nodelocal", "dummy", "tun", "tap", "wg", "tailscale")
-_INNER += ("zt", "ppp", "gre", "sit", "ip6tnl", "vxlan", "vnet")
+_INNER = ("docker", "br-", "veth", "virbr", "cni", "flannel", "cali", "cilium", "lxc", "lxd")
+_INNER += ("incus", "podman", "kube", "dummy", "tun", "tap", "wg", "zt")
 
 _HOPELESS = 9  # the first rank that is only reported when every way has been tried
 
@@ -56,10 +55,11 @@ def _address(word):
     if ":" not in word and not is_ipv4(word):
         return None
     packed = compat.pack_address(word)
-    return packed and _format(packed)
+    return packed and format_address(packed)
 
 
-def _format(packed):
+def format_address(packed):
+    """Return a packed address as text, of IPv6 in the form of RFC 5952."""
     return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
 
 
@@ -191,7 +191,7 @@ def read_netlink():
                 if packed and len(packed) in (4, 16) and not flags & 0x48:
                     name, idle, inner = links.get(_number(body[4:8]), (None, False, False))
                     temporary = len(packed) == 16 and bool(flags & 0x21)
-                    found.append(Candidate(_format(packed), name, temporary, idle, inner))
+                    found.append(Candidate(format_address(packed), name, temporary, idle, inner))
     except compat.SOCKET_ERRORS:
         return []
     return found

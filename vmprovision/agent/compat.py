@@ -82,7 +82,7 @@ def load(name):
     package = sys.modules[__name__.rpartition(".")[0]]
     if not hasattr(package, name):
         if hasattr(package, "unpack"):
-            package.unpack("rare", name)
+            package.unpack(name)
         else:
             __import__("%s.%s" % (package.__name__, name))
     return getattr(package, name)

@@ -5,7 +5,7 @@ who shows TOKEN. It needs CAP_NET_ADMIN, and root for DHCP clients. What is
 asked for holds until the next boot; the distribution's own configuration stays.
 """
 
-from . import compat
+from . import access, addresses, compat
 from .tasks import Outcome, run_program
 
 SECONDS = 5.0
@@ -24,54 +24,96 @@ class RefusalError(Exception):
 
 
 def parse_object(text):
-    """A JSON object of strings and nulls as a dict. Raises RefusalError: it is anything else."""
+    """Return a JSON object (RFC 8259) as a dict. Raises RefusalError: it is anything else.
+
+    What is no string, null or object may be another value of its kind: nobody asks for it.
+    """
+    try:
+        value, at = _value(text, 0, 0)
+        if isinstance(value, dict) and _skip(text, at) == len(text):
+            return value
+    except ValueError:
+        pass
+    raise RefusalError("the body is no JSON object")
+
+
+_NESTED = 32
+_ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "/": "/", "\\": "\\", '"': '"'}
+
+
+def _skip(text, at):
+    while at < len(text) and text[at] in " \t\r\n":
+        at += 1
+    return at
+
+
+def _value(text, at, depth):
+    """Return the value that begins at a place, and where it ends. Raises ValueError."""
+    at = _skip(text, at)
+    head = text[at : at + 1]
+    if head == '"':
+        return _string(text, at + 1)
+    if head in ("{", "[") and depth < _NESTED:
+        return _members(text, at, depth)
+    end = at
+    while end < len(text) and text[end] not in '{}[]:," \t\r\n':
+        end += 1
+    word = text[at:end]
+    # Numbers are not asked for, so it may be something like one.
+    if word not in ("true", "false", "null") and (not word or word.strip("0123456789+-.eE")):
+        raise ValueError
+    return None if word == "null" else 0, end
+
+
+def _members(text, at, depth):
+    """Return an object as a dict or an array as its last member in a list, and where it ends."""
+    is_object = text[at] == "{"
     found = {}
-    words = _words(text.strip())
-    if next(words, None) != "{":
-        raise RefusalError("the body is no JSON object")
-    word = next(words, None)
-    while word != "}":
-        colon, value = next(words, None), next(words, None)
-        if not isinstance(word, _Text) or colon != ":":
-            raise RefusalError("the body is no JSON object")
-        if value != "null" and not isinstance(value, _Text):
-            raise RefusalError("%s is neither a string nor null" % word.text)
-        found[word.text] = None if value == "null" else value.text
-        word = next(words, None)
-        if word == ",":
-            word = next(words, None)
-            if word == "}":
-                raise RefusalError("the body is no JSON object")
-        elif word != "}":
-            raise RefusalError("the body is no JSON object")
-    if next(words, None) is not None:
-        raise RefusalError("something follows the JSON object")
-    return found
+    closing = "}" if is_object else "]"
+    at = _skip(text, at + 1)
+    while text[at : at + 1] != closing or found:
+        key = ""
+        if is_object:
+            if text[at : at + 1] != '"':
+                raise ValueError
+            key, at = _string(text, at + 1)
+            at = _skip(text, at)
+            if text[at : at + 1] != ":":
+                raise ValueError
+            at += 1
+        found[key], at = _value(text, at, depth + 1)
+        at = _skip(text, at)
+        if text[at : at + 1] == closing:
+            break
+        if text[at : at + 1] != ",":
+            raise ValueError
+        at = _skip(text, at + 1)
+    return found if is_object else list(found), at + 1
 
 
-class _Text(object):
-    def __init__(self, text):
-        self.text = text
-
-
-def _words(text):
-    """The punctuation, strings and bare words of JSON; strings with escapes are not for us."""
-    at = 0
-    while at < len(text):
-        character = text[at]
-        end = at + 1
-        if character == '"':
-            end = text.find('"', at + 1) + 1
-            if not end or "\\" in text[at:end]:
-                raise RefusalError("the body has a string that does not end, or has escapes in it")
-            yield _Text(text[at + 1 : end - 1])
-        elif character in "{}:,":
-            yield character
-        elif character not in " \t\r\n":
-            while end < len(text) and text[end] not in '{}:,"\t\r\n ':
-                end += 1
-            yield text[at:end]
-        at = end
+def _string(text, at):
+    out = []
+    while text[at : at + 1] != '"':
+        character = text[at : at + 1]
+        if character < " ":  # or the end
+            raise ValueError
+        at += 1
+        if character == "\\":
+            character = text[at : at + 1]
+            at += 1
+            if character == "u":
+                code = text[at : at + 4]
+                if len(code) < 4 or code.strip("0123456789abcdefABCDEF"):
+                    raise ValueError
+                at += 4
+                # Nothing that can be asked for has other characters in it.
+                character = chr(int(code, 16)) if int(code, 16) < 127 else "?"
+            elif character not in _ESCAPES:
+                raise ValueError
+            else:
+                character = _ESCAPES[character]
+        out.append(character)
+    return "".join(out), at + 1
 
 
 def parse_interface(name, root):
@@ -94,13 +136,36 @@ def parse_cidr(text):
         raise RefusalError("static_ip is not ADDRESS/PREFIX")
     if not bytearray(packed)[0] or bytearray(packed)[0] in (127, 255):
         raise RefusalError("static_ip is not an address for an interface")
-    return address, int(length)
+    return addresses.format_address(packed), int(length)
+
+
+def parse_gateway(text, address, length):
+    """Return a gateway that the kernel can take beside an address. Raises RefusalError."""
+    own, packed = compat.pack_address(address), compat.pack_address(text)
+    if packed is None or len(packed) != len(own):
+        raise RefusalError("gateway is not an address of the same kind")
+    network = access.parse_allow("%s/%d" % (address, length))
+    near = network + access.parse_allow("fe80::/10")
+    host = 1  # neither the network's own address nor its broadcast
+    if len(packed) == 4 and length < 31:
+        number = 0
+        for byte in bytearray(packed):
+            number = number << 8 | byte
+        last = (1 << (32 - length)) - 1
+        host = number & last if number & last != last else 0
+    if packed == own or not host or not [each for each in near if access.is_in(each, packed)]:
+        raise RefusalError("gateway is not another address in its network")
+    return addresses.format_address(packed)
 
 
 def configure(body, root, outcome, clock):
-    """Does what the body of a request asks for; ``outcome.output`` is then the answer."""
+    """Do what the body of a request asks for; ``outcome.output`` is then the answer.
+
+    Where it cannot be done, addresses and routes are left, or set again, as they were.
+    """
     try:
         wanted = parse_object(compat.to_text(body))
+        _check_kinds(wanted)
         answer = {"success": True, "interface": parse_interface(wanted.get("interface"), root)}
         is_static = wanted.get("static_ip") or wanted.get("gateway")
         yield (_set_static if is_static else _ask_dhcp)(wanted, answer, clock)
@@ -109,67 +174,138 @@ def configure(body, root, outcome, clock):
     outcome.output = answer
 
 
+def _check_kinds(wanted):
+    for key in ("interface", "static_ip", "gateway"):
+        if wanted.get(key) is not None and not isinstance(wanted[key], str):
+            raise RefusalError("%s is neither a string nor null" % key)
+
+
 def _set_static(wanted, answer, clock):
     address, length = parse_cidr(wanted.get("static_ip") or "")
-    gateway = wanted.get("gateway")
-    version = "-6" if ":" in address else "-4"
-    if gateway and (compat.pack_address(gateway) is None or (":" in gateway) != (":" in address)):
-        raise RefusalError("gateway is not an address of the same kind")
+    gateway = wanted.get("gateway") or None
+    if gateway:
+        gateway = parse_gateway(gateway, address, length)
     name, cidr = answer["interface"], "%s/%d" % (address, length)
     answer.update({"mode": "static", "ip": cidr, "gateway": gateway})
     ran = Outcome()
     yield run_program(("ip", "link", "set", "dev", name, "up"), SECONDS, ran, clock)
     if ran.status == 127:
-        steps = _run_all(_ifconfig_commands(name, address, length, gateway), ran, clock)
+        yield _set_by_ifconfig(name, address, length, gateway, clock)
     else:
-        ip = ("ip", version)
-        steps = _set_by_ip(ip, name, cidr, gateway, ran, clock)
-    yield steps
+        yield _set_by_ip(name, cidr, gateway, clock)
 
 
-def _set_by_ip(ip, name, cidr, gateway, ran, clock):  # noqa: PLR0913, PLR0917 -- one call
-    """Adds the address before others go, so that a refusal by the kernel changes nothing."""
-    add = ip + ("addr", "replace", cidr, "dev", name)
-    show = ip + ("addr", "show", "dev", name)
-    yield _run_all([add, show], ran, clock)
-    words = compat.to_text(ran.output).split()
-    others = [words[at + 1] for at, word in enumerate(words[:-1]) if word in ("inet", "inet6")]
-    commands = [
-        ip + ("addr", "del", other, "dev", name)
-        for other in others
-        if other != cidr and other[:3] != "fe8"
-    ]
-    # The kernel may take the address away with the first one of its network.
-    commands.append(add)
+def _set_by_ip(name, cidr, gateway, clock):
+    """Let new things be before old ones go, so that a refusal by the kernel changes nothing."""
+    ip = ("ip", "-6" if ":" in cidr else "-4")
+    device = ("dev", name)
+    before = Addresses(ip, name)
+    new = [ip + ("addr", "replace", cidr) + device]
     if gateway:
-        commands.append(ip + ("route", "replace", "default", "via", gateway, "dev", name))
-    yield _run_all(commands, ran, clock)
+        new.append(ip + ("route", "replace", "default", "via", gateway) + device)
+    yield before.read(clock)
+    others = [each for each in before.addresses if each[0] != cidr and each[0][:3] != "fe8"]
+    failure = []
+    yield _run_all(new, clock, failure)
+    if not failure:
+        yield _run_all([ip + ("addr", "del", each[0]) + device for each in others], clock)
+        # The kernel may have taken the address away with the first one of its network.
+        yield _run_all(new, clock, failure)
+    if failure:
+        gone = [ip + ("addr", "del", cidr) + device]
+        if cidr in [each[0] for each in before.addresses]:
+            gone = []
+        if gateway:
+            gone.insert(0, ip + ("route", "del", "default", "via", gateway) + device)
+        yield _run_all(gone + before.commands(), clock)
+        raise RefusalError(failure[0])
 
 
-def _ifconfig_commands(name, address, length, gateway):
+class Addresses(object):
+    """What ``ip`` tells of an interface's addresses and routes, to set them again."""
+
+    def __init__(self, ip, name):
+        self.addresses = []  # each with its broadcast address behind it, as ``ip`` takes both
+        self._ip = ip
+        self._device = ("dev", name)
+        self._routes = []
+
+    def read(self, clock):
+        ran = Outcome()
+        yield run_program(self._ip + ("addr", "show") + self._device, SECONDS, ran, clock)
+        for line in compat.to_text(ran.output).split("\n"):
+            words = tuple(line.split())
+            if words[:1] in (("inet",), ("inet6",)) and words[1:]:
+                broadcast = words[2:4] if words[2:3] == ("brd",) else ()
+                self.addresses.append(words[1:2] + broadcast)
+        ran = Outcome()
+        yield run_program(self._ip + ("route", "show"), SECONDS, ran, clock)
+        for line in compat.to_text(ran.output).split("\n"):
+            words = line.split()
+            for passing in ("linkdown", "dead"):
+                if passing in words:
+                    words.remove(passing)
+            if "expires" in words:
+                at = words.index("expires")
+                del words[at : at + 2]
+            # What the kernel made of an address comes with that.
+            if words and line[:1] != "\t" and "kernel" not in words:
+                if words[0] == "default" or self._device[1] in words:
+                    self._routes.append(tuple(words))
+
+    def commands(self):
+        """Return what sets all of them again."""
+        add, via = self._ip + ("addr", "replace"), self._ip + ("route", "replace")
+        commands = [add + each + self._device for each in self.addresses]
+        return commands + [via + each for each in self._routes]
+
+
+def _set_by_ifconfig(name, address, length, gateway, clock):
+    """Set an IPv4 address in the place of the first one, which comes back if that fails."""
     if ":" in address:
         raise RefusalError("IPv6 addresses need ip, which this guest does not have")
     number = (0xFFFFFFFF << (32 - length)) & 0xFFFFFFFF
     mask = ".".join([str(number >> shift & 255) for shift in (24, 16, 8, 0)])
-    commands = [("ifconfig", name, address, "netmask", mask, "up")]
+    shown, routes, failure = Outcome(), Outcome(), []
+    yield run_program(("ifconfig", name), SECONDS, shown, clock)
+    yield run_program(("route", "-n"), SECONDS, routes, clock)
+    words = compat.to_text(shown.output).replace(":", " ").split()  # "addr:" in old ones
+    before = ("ifconfig", name)
+    for word, value in zip(words, words[1:]):
+        if word in ("inet", "addr") and len(before) == 2 and addresses.is_ipv4(value):
+            before += (value,)
+        elif word in ("Mask", "netmask") and len(before) == 3:
+            before += ("netmask", value)
+    if len(before) == 2:
+        before += ("0.0.0.0",)
+    lost = [line.split() for line in compat.to_text(routes.output).split("\n")]
+    lost = [words for words in lost if words[:1] == ["0.0.0.0"] and words[-1] == name]
+    new = [("ifconfig", name, address, "netmask", mask, "up")]
+    back = [before] + [("route", "add", "default", "gw", words[1], name) for words in lost]
     if gateway:
-        commands.append(("route", "add", "default", "gw", gateway, name))
-    return commands
+        new.append(("route", "add", "default", "gw", gateway, name))
+        yield _run_all([("route", "del", "default", "gw", gateway, name)], clock)
+    yield _run_all(new, clock, failure)
+    if failure:
+        yield _run_all(back, clock)
+        raise RefusalError(failure[0])
 
 
-def _run_all(commands, ran, clock):
-    """Runs one after the other; the outcome is the last one's. Raises RefusalError at a failure."""
+def _run_all(commands, clock, failure=None):
+    """Run one after the other. With a list for the first failure, stop there; else go on."""
     for argv in commands:
-        ran.output, ran.status = b"", None
+        ran = Outcome()
         yield run_program(argv, SECONDS, ran, clock)
-        # An address that is gone already went with another one of its network.
-        if ran.status != 0 and "del" not in argv:
-            raise RefusalError("%s failed: %s" % (" ".join(argv), ran.status))
+        if ran.status != 0 and failure is not None:
+            failure.append("%s failed: %s" % (" ".join(argv), ran.failure or ran.status))
+            break
 
 
 def _ask_dhcp(_wanted, answer, clock):
     name, ran = answer["interface"], Outcome()
     answer["mode"] = "dhcp"
+    before = Addresses(("ip", "-4"), name)
+    yield before.read(clock)
     yield run_program(("ip", "link", "set", "dev", name, "up"), SECONDS, ran, clock)
     for argv in DHCP_CLIENTS:
         ran = Outcome()
@@ -178,5 +314,6 @@ def _ask_dhcp(_wanted, answer, clock):
             answer["dhcp_client"] = argv[0]
             return
         if ran.status != 127:
+            yield _run_all(before.commands(), clock)  # it may have taken them away first
             raise RefusalError("%s got no lease for %s" % (argv[0], name))
     raise RefusalError("this guest has neither dhclient, dhcpcd nor udhcpc")

@@ -12,8 +12,7 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 JSON = "application/json"
 EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"  # what Prometheus reads
 # Version 1.0.0 has more names, none of which are ours, and ways to write those.
-_EXPOSITION_PARAMETERS = ["version=0.0.4", "version=1.0.0", "charset=utf-8"]
-_EXPOSITION_PARAMETERS += ["escaping=" + x for x in "allow-utf-8 underscores dots values".split()]
+_EXPOSITION_PARAMETERS = ("version=0.0.4", "version=1.0.0", "charset=utf-8")
 RANGE_LIMIT = 32  # in an Accept header; what follows is not looked at
 
 REASONS = {
@@ -85,7 +84,7 @@ class Chunks(object):
                 at = data.find(b"\n") + 1
                 piece = data[:at]
                 if max(at, len(data) if not at else 0) > LINE_LIMIT:
-                    raise RequestError(400, "a line between chunks is too long")
+                    raise RequestError(400, "malformed chunk")
                 if not at:
                     break
                 self._take_line(piece)
@@ -105,7 +104,7 @@ class Chunks(object):
         elif self._next == "trailers":
             self.is_whole = not line
         elif not size or len(size) > 8 or size.strip(b"0123456789abcdefABCDEF"):
-            raise RequestError(400, "malformed chunk size")
+            raise RequestError(400, "malformed chunk")
         else:
             self._left = int(compat.to_text(size), 16)
             self._next = "end" if self._left else "trailers"
@@ -119,7 +118,7 @@ def take_head(data):
     """
     data = data.lstrip(b"\r\n")
     if data and bytearray(data[:1])[0] not in _TOKEN:  # TLS, say: its end is not worth waiting for
-        raise RequestError(400, "this is not HTTP")
+        raise RequestError(400, "malformed request line")
     ends = [end for end in (data.find(b"\n\r\n") + 3, data.find(b"\n\n") + 2) if end > 2]
     # find() + length is at least 3 for a real hit, because the data no longer starts with LF.
     line_end = data.find(b"\n")
@@ -142,19 +141,19 @@ def parse_head(head):
     if len(hosts) > 1 or not (hosts or is_old):
         raise RequestError(400, "exactly one Host is required")
     if hosts and not _is_host(hosts[0]):
-        raise RequestError(400, "malformed Host")
+        raise RequestError(400, "malformed header field")
     request = Request(method, _path_of(target), fields, is_old)
     codings = _list_of(fields, b"transfer-encoding")
     if codings:
         if is_old or b"content-length" in fields:
-            raise RequestError(400, "Transfer-Encoding in HTTP/1.0 or with Content-Length")
+            raise RequestError(400, "malformed Transfer-Encoding")
         if codings != [b"chunked"]:
-            raise RequestError(501, "only the chunked transfer coding is supported")
+            raise RequestError(501, "transfer coding is not supported")
         request.chunks = Chunks()
     request.body_length = _body_length(fields.get(b"content-length", ()))
     expected = [] if is_old else _list_of(fields, b"expect")  # RFC 9110, section 10.1.1
     if [each for each in expected if each != b"100-continue"]:
-        raise RequestError(417, "only 100-continue can be expected")
+        raise RequestError(417, "expectation is not supported")
     request.is_waiting = bool(expected and (request.chunks or request.body_length))
     options = _list_of(fields, b"connection")
     request.keep_alive = b"close" not in options and (not is_old or b"keep-alive" in options)
@@ -251,7 +250,9 @@ def likes_exposition(values):
     for each in compat.to_text(b",".join(values)).lower().split(",", RANGE_LIMIT)[:RANGE_LIMIT]:
         parts = [part.replace('"', "").replace(" ", "").strip() for part in each.split(";")]
         qualities = [_thousandths(part[2:]) for part in parts[1:] if part[:2] == "q="]
-        wanted = [part for part in parts[1:] if part and part[:2] != "q="]
+        wanted = [
+            part for part in parts[1:] if part and part[:2] != "q=" and part[:9] != "escaping="
+        ]
         ranges.append((parts[0], wanted, qualities[-1] if qualities else 1000))
     text = _welcome(ranges, "text/plain", _EXPOSITION_PARAMETERS)
     json = _welcome(ranges, JSON, ())

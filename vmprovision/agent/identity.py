@@ -33,7 +33,7 @@ def oem_strings(tables):
     while at + 4 <= len(tables):
         kind, length = bytearray(tables[at : at + 2])
         end = tables.find(b"\0\0", at + length)
-        if length < 4 or end < 0:
+        if length < 4 or end < 0 or kind == 127:  # the end mark: what follows is stale
             break
         if kind == 11:
             found += [compat.to_text(each) for each in tables[at + length : end].split(b"\0")]

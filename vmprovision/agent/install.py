@@ -8,12 +8,14 @@ interpreter can: ``ln``, ``chmod``, ``rm``.
 import sys
 import time
 
-from . import compat, config, guest, services
+from . import compat, config, guest
 from .files import read_bounded
 from .log import Log
 from .tasks import Outcome, run_program
 
 check = compat.load("check")
+services = compat.load("services")
+
 AGENT = "/usr/local/bin/guest-agent"
 FOLDER = "/usr/local/lib/guest-agent"
 RECEIPT = FOLDER + "/receipt.json"  # of an agent that was injected

@@ -11,7 +11,7 @@ from .files import read_lines, read_text
 _MOST = 1 << 64  # beyond what the kernel counts to
 # Partitions of these are counted in their disks, and the others are no disks (node_exporter's
 # choice as well).
-_DISK_KINDS = ("hd", "sd", "vd", "xvd", "dasd", "ubd", "ps3d")
+_DISK_KINDS = ("hd", "sd", "vd", "xvd", "dasd", "ubd")
 _NO_DISKS = ("ram", "zram", "loop", "fd")
 
 # Only what cannot hang: statvfs on a network's file system waits for a server that may be gone.
@@ -30,7 +30,7 @@ _OTHERS_OWN = (b"/run/credentials/", b"/var/lib/docker/", b"/var/lib/containers/
 # What systemd shows its services in place of what is there (PrivateTmp=, InaccessiblePaths=),
 # by the part of a file system that it is; and what is empty for services only (DynamicUser=).
 _SANDBOX_ROOTS = (b"/systemd-private-", b"/systemd/inaccessible/", b"/systemd/propagate/")
-_SANDBOX_POINTS = (b"/run/private", b"/var/lib/private", b"/var/cache/private", b"/var/log/private")
+_SANDBOX_POINT = b"/run/private"
 
 
 def numbers(words):
@@ -141,13 +141,12 @@ def _is_sandbox(mount, mounts):
     systemd mounts the folders that a service may only read, or alone may write to, upon
     themselves.
     """
-    if mount.point in _SANDBOX_POINTS:
+    if mount.point == _SANDBOX_POINT:
         return True
     if mount.root in (None, b"/"):
         return False
-    for mark in _SANDBOX_ROOTS:
-        if mark in mount.root:
-            return True
+    if [mark for mark in _SANDBOX_ROOTS if mark in mount.root]:
+        return True
     for each in mounts:
         if each.device == mount.device and _is_at(mount.point, each.point):
             beyond = mount.point[len(each.point.rstrip(b"/")) :]

@@ -2,16 +2,14 @@
 
 import time
 
-from . import __version__, access, compat, config, guest, http, identity, server, tasks
+from . import __version__, access, compat, config, exposition, guest, http, identity, server, tasks
 from .log import Log
 from .metrics import Metrics
 from .reporting import Reporter
 
 USAGE = """\
 usage: guest-agent install | uninstall
-       guest-agent [once | check | identify] [--config FILE] [--port N] [--listen WHERE]
-                   [--allow NETS] [--log-file FILE] [--user NAME] [--root DIR] [--proc DIR]
-                   [--version] [--help]
+       guest-agent [once | check | identify] [OPTION...]
 
 Answers /health, /metrics and /info over HTTP and reports this guest's address
 to its manager. Runs in the foreground.
@@ -27,11 +25,12 @@ to its manager. Runs in the foreground.
   --port N         listen on port N (default: PORT in the settings, or 8080)
   --listen WHERE   listen on addresses, unix:PATH or vsock:PORT, separated by
                    commas (default: all addresses)
-  --allow NETS     serve these addresses and networks only, and the guest itself
+  --allow NETS     serve these addresses and networks only, and loopback
   --log-file FILE  append the log to FILE instead of stderr
   --user NAME      become this user once settings are read and the port is open
   --root DIR       find /proc, /sys and /run below DIR
   --proc DIR       read the kernel's figures from DIR (default: /proc)
+  --version, --help
 """
 
 _OPTIONS = {
@@ -237,7 +236,6 @@ def _health():
 def _metrics(request, metrics, proc, root, settings):
     """The figures as JSON, or for Prometheus if the client likes that better."""
     if http.likes_exposition(request.fields.get(b"accept", ())):
-        exposition = compat.load("exposition")
         return http.Stream(http.EXPOSITION, exposition.render(proc, root, settings.vm_id))
     return metrics.read()
 

@@ -11,8 +11,6 @@ import contextlib
 import errno
 import os
 import stat
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmprovision.appliance.memory import Memory, may_hold
@@ -29,6 +27,7 @@ from vmprovision.filesystem import (
     resolve,
     valid_names,
 )
+from vmprovision.workspace import workspace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -207,8 +206,8 @@ class ApplianceFilesystem:
         return self._memory.names[real]
 
     def _raw_names(self, real: str) -> list[bytes]:
-        with tempfile.TemporaryDirectory(prefix="vmprovision-") as folder:
-            listing = Path(folder) / "names"
+        with workspace("names") as folder:
+            listing = folder / "names"
             self._appliance.call("ls0", real, str(listing))
             return listing.read_bytes().split(b"\0")[:-1]
 

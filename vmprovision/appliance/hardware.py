@@ -9,6 +9,8 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
+from vmprovision.workspace import ELSEWHERE
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -33,6 +35,22 @@ END_WITH_PARENT = """\
 bound=
 setpriv --pdeathsig KILL true 2>/dev/null && bound='setpriv --pdeathsig KILL --'"""
 
+# libguestfs's channel and our session's folder, which is told where the channel's folder is
+FIND_SESSION = f"""\
+channel= session= last=
+for word; do
+    case $last,$word in
+    -chardev,socket,*id={CHANNEL}) channel=$word ;;
+    -name,*) session=$word ;;
+    esac
+    last=$word
+done
+if [ -n "$channel" ] && [ -d "$session" ]; then
+    made=${{channel#*path=}}
+    made=${{made%%,*}}
+    printf '%s\\n' "${{made%/*}}" >"$session/{ELSEWHERE}"
+fi
+"""
 # of the accelerators that libguestfs names, the next one
 WITHOUT_KVM = """\
 for word; do
@@ -104,15 +122,7 @@ def wrapper_script(qemu: Path, accelerator: Accelerator) -> str:
 # Restores a saved appliance of vmprovision; libguestfs starts this in place of QEMU.
 qemu={shlex.quote(str(qemu))}
 here=${{0%/*}}
-channel= session= last=
-for word; do
-    case $last,$word in
-    -chardev,socket,*id={CHANNEL}) channel=$word ;;
-    -name,*) session=$word ;;
-    esac
-    last=$word
-done
-if [ -z "$channel" ]; then
+{FIND_SESSION}if [ -z "$channel" ]; then
 {_without_kvm(accelerator)}exec "$qemu" "$@"
 fi
 {END_WITH_PARENT}
@@ -130,7 +140,7 @@ def bound_script(qemu: Path, accelerator: Accelerator) -> str:
     return f"""\
 #!/bin/sh
 # QEMU, ended by the kernel when the thread that has started it ends.
-{_without_kvm(accelerator)}{END_WITH_PARENT}
+{FIND_SESSION}{_without_kvm(accelerator)}{END_WITH_PARENT}
 exec $bound {shlex.quote(str(qemu))} "$@"
 """
 

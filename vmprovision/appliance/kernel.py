@@ -10,13 +10,14 @@ import os
 import re
 from pathlib import Path
 
+KERNEL_VARIABLE = "SUPERMIN_KERNEL"
 BOOT = Path("/boot")
 MODULES = Path("/lib/modules")
 
 
 def host_kernels() -> list[Path]:
     """Return the kernels that an appliance can be made with, the newest last."""
-    if named := os.environ.get("SUPERMIN_KERNEL"):
+    if named := os.environ.get(KERNEL_VARIABLE):
         return [Path(named)]
     kernels = BOOT.glob("vmlinu[xz]-*")
     usable = [path for path in kernels if (MODULES / path.name.partition("-")[2]).is_dir()]

@@ -11,7 +11,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from vmprovision.errors import ApplianceError, ApplianceTimeoutError
+from vmprovision.errors import ApplianceEndedError, ApplianceError, ApplianceTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 LINE_LIMIT = 1 << 20
 ACCEPT_SECONDS = 0.1
 POLL_SECONDS = 0.002
+CATCH_UP_SECONDS = 2.0
+GONE = "the appliance was ended: its QEMU was killed, or crashed"
+GONE_HINT = "the image is as it was; `dmesg` says whether the host had no memory left: try again"
 
 
 class Listener:
@@ -70,7 +73,7 @@ class Connection:
         try:
             self._socket.sendall(line.encode() + b"\n")
         except OSError as exc:
-            raise ApplianceError(f"QEMU is gone: {exc.strerror}") from exc
+            raise ApplianceEndedError(GONE, hint=GONE_HINT) from exc
 
     def send_file(self, line: str, handle: int) -> None:
         """Send one line with an open file.
@@ -108,10 +111,12 @@ class Connection:
             except TimeoutError:
                 return None
             except OSError as exc:
-                raise ApplianceError(f"QEMU is gone: {exc.strerror}") from exc
+                raise ApplianceEndedError(GONE, hint=GONE_HINT) from exc
             self._rest += data
-            if not data or len(self._rest) > LINE_LIMIT:
-                raise ApplianceError("QEMU is gone, or talks nonsense")
+            if not data:
+                raise ApplianceEndedError(GONE, hint=GONE_HINT)
+            if len(self._rest) > LINE_LIMIT:
+                raise ApplianceError("QEMU talks nonsense")
         line, _, self._rest = self._rest.partition(b"\n")
         return line.decode("utf-8", "replace")
 
@@ -132,6 +137,8 @@ class Monitor:
 
     Attributes:
         seconds: how long any answer or event may take.
+        disk_failures: what QEMU told of files of the host that it could not read or
+            write, as its event ``BLOCK_IO_ERROR`` has it.
     """
 
     def __init__(self, connection: Connection, seconds: float) -> None:
@@ -139,6 +146,7 @@ class Monitor:
         self._connection = connection
         self.seconds = seconds
         self._events: list[str] = []
+        self.disk_failures: list[dict[str, Any]] = []
         self._next()  # the greeting
         self.ask("qmp_capabilities")
 
@@ -193,6 +201,18 @@ class Monitor:
                 raise ApplianceTimeoutError("QEMU does not save or load the machine's state")
             time.sleep(POLL_SECONDS)
 
+    def catch_up(self) -> None:
+        """Take in all that QEMU has said until now, if it still runs; what failed is known."""
+        self.seconds = CATCH_UP_SECONDS
+        with contextlib.suppress(ApplianceError):
+            self.ask("query-status")
+
+    def listen_to_the_end(self) -> None:
+        """Take in all that a QEMU says that is about to end."""
+        with contextlib.suppress(ApplianceError):
+            while True:
+                self._next()
+
     def close(self) -> None:
         """Talk to it no longer."""
         self._connection.close()
@@ -204,6 +224,8 @@ class Monitor:
             raise ApplianceError("QEMU talks nonsense") from exc
         if not isinstance(message, dict):
             raise ApplianceError("QEMU talks nonsense")
-        if "event" in message:
+        if message.get("event") == "BLOCK_IO_ERROR":
+            self.disk_failures.append(message["data"])
+        elif "event" in message:
             self._events.append(str(message["event"]))
         return message

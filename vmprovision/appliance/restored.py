@@ -10,22 +10,22 @@ is touched.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import secrets
 import shlex
-import shutil
-import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vmprovision import workspace
 from vmprovision.appliance.drives import (
+    TELL_FAILURES,
     WrongDiskError,
     device_name,
     new_serial,
+    raise_disk_failure,
     require_disk,
     throwaway,
 )
@@ -37,6 +37,7 @@ from vmprovision.appliance.watchdog import Watchdog
 from vmprovision.diskfile import name_of
 from vmprovision.diskformat import FORMATS
 from vmprovision.errors import ApplianceError, CommandError
+from vmprovision.workspace import Workspace, make_workspace
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -51,8 +52,8 @@ RESTORE_SECONDS = 20.0  # 0.4 s on an idle host without KVM
 KVM_RESTORE_SECONDS = 10.0  # a KVM that passes its trial may still hang
 WORK_SECONDS = 240.0  # a journal to replay or to flush, on a slow disk of a loaded host
 ENTROPY_BYTES = 16 + 64  # a machine-id, and what the random generator gets
-PREFIX = "vmprovision-session-"
-LOCK = "lock"
+SESSION = "session"
+PREFIX = f"{workspace.PREFIX}{SESSION}-"
 SOCKET_PATH_LIMIT = 107  # unix(7)
 
 
@@ -74,9 +75,11 @@ class RestoredAppliance:
             CancelledError: the caller cancelled.
         """
         begun = time.monotonic()
-        self._folder, self._lock = _session_folder()
+        self._workspace = session_folder()
+        self._folder = self._workspace.path
         self._connections: list[Connection] = []
         self._serials: dict[int, str] = {}
+        self._files: dict[int, Path] = {}
         self._given: dict[int, list[int]] = {}
         self._next = 0
         self._seconds = RESTORE_SECONDS if saved.accelerator == "tcg" else KVM_RESTORE_SECONDS
@@ -84,7 +87,7 @@ class RestoredAppliance:
         self._handle = Handle(str(self._folder))
         self.handle = self._handle.guestfs
         try:
-            _require_plain(self._folder)
+            self.handle.set_tmpdir(str(self._folder))
             self._listeners = {name: Listener(self._folder / name) for name in (MONITOR, ATTENDANT)}
             self._start(saved)
         except BaseException:
@@ -102,6 +105,7 @@ class RestoredAppliance:
         number, serial = self._next, new_serial()
         self._next += 1
         node = f"disk{number}"
+        self._files[number] = drive.path
         with throwaway(drive, self._folder / f"disk{number}.qcow2") as written:
             names = self._give_files(written, number)
             before = self._opened()
@@ -121,6 +125,7 @@ class RestoredAppliance:
             lun=0,
             drive=node,
             serial=serial,
+            **TELL_FAILURES,
         )
         _, name, *found = self.ask("disk", f"attach {number}")
         wanted = (device_name(len(self._serials)), serial, str(size))
@@ -128,7 +133,7 @@ class RestoredAppliance:
         self._serials[number] = serial
         return number
 
-    def detach_all(self) -> None:
+    def finish(self) -> None:
         """Unplug the disks, of which nothing is mounted; what was written is in their files then.
 
         Raises:
@@ -142,6 +147,16 @@ class RestoredAppliance:
             for given in self._given.pop(number, ()):
                 self._tell("remove-fd", fdset_id=given)
             del self._serials[number]
+        raise_disk_failure(self.monitor.disk_failures, self._files)
+
+    def raise_disk_failure(self, cause: Exception) -> None:
+        """Raise what the host's disk did, where that is why something failed in the guest.
+
+        Raises:
+            ImageError: QEMU could not read or write a file of the host.
+        """
+        self.monitor.catch_up()
+        raise_disk_failure(self.monitor.disk_failures, self._files, cause)
 
     def wait_until_gone(self, number: int) -> None:
         """Wait until the appliance's kernel, too, has let go of a disk that was unplugged.
@@ -190,8 +205,7 @@ class RestoredAppliance:
         self.handle.close()
         for connection in self._connections:
             connection.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
-        os.close(self._lock)
+        self._workspace.remove()
 
     def _start(self, saved: SavedAppliance) -> None:
         failures: list[ApplianceError] = []
@@ -312,39 +326,22 @@ def _require_expected(drive: Drive, names: Collection[str], nodes: Sequence[Any]
             )
 
 
-def _session_folder() -> tuple[Path, int]:
-    """A new folder with an open lock in it; those that a killed process left are removed."""
-    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{LOCK}"):
-        _remove_abandoned(path)
+def session_folder() -> Workspace:
+    """Return a private folder of one session, whose path QEMU can take.
+
+    Raises:
+        UnusableApplianceError: none can be made.
+    """
     try:
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-        hidden = folder / f".{LOCK}"
-        lock = os.open(hidden, os.O_RDONLY | os.O_CREAT, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        hidden.rename(folder / LOCK)  # it is seen only when it is held
+        return make_workspace(SESSION, _suits)
     except OSError as exc:
         raise UnusableApplianceError(f"no session can have a folder: {exc}") from exc
-    return folder, lock
 
 
-def _remove_abandoned(lock: Path) -> None:
-    """Remove the folder of a session whose process is gone, and with it the lock on its file."""
-    with contextlib.suppress(OSError):
-        handle = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(handle).st_uid == os.geteuid():
-                shutil.rmtree(lock.parent, ignore_errors=True)
-        finally:
-            os.close(handle)
-
-
-def _require_plain(folder: Path) -> None:
-    """Refuse a path that cannot stand in an option of QEMU, or hold a socket."""
-    if SPECIAL & {*str(folder)}:
-        raise UnusableApplianceError(f"{folder} has characters that QEMU would misread")
-    if len(os.fsencode(folder / ATTENDANT)) > SOCKET_PATH_LIMIT:
-        raise UnusableApplianceError(f"{folder} is too long a path for a socket")
+def _suits(folder: Path) -> bool:
+    """Whether a path can stand in an option of QEMU, and hold a socket."""
+    is_short = len(os.fsencode(folder / ATTENDANT)) <= SOCKET_PATH_LIMIT
+    return is_short and not SPECIAL & {*str(folder)}
 
 
 def attach_all(restored: RestoredAppliance, drives: Sequence[Drive]) -> list[int] | None:

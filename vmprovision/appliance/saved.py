@@ -45,7 +45,7 @@ from vmprovision.appliance.hardware import (
 from vmprovision.appliance.kernel import host_kernels
 from vmprovision.appliance.library import guestfs_module
 from vmprovision.appliance.saving import INSIDE, STEP, WRAPPER, build, inside_files
-from vmprovision.cache import cache_directory, locked, write_atomically
+from vmprovision.cache import cache_directory, locked, make_private, write_atomically
 from vmprovision.errors import ApplianceError, BundledRuntimeError, CommandError, VmprovisionError
 from vmprovision.runtime.store import find_runtime, host_architecture
 
@@ -293,7 +293,7 @@ def _failure(folder: Path) -> Path:
 def _require_own_cache() -> None:
     """Refuse a cache that somebody else could write to: what is in it will be run."""
     try:
-        _parent().mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(_parent())
         statuses = {path: path.stat() for path in (cache_directory(), _parent())}
     except OSError as exc:
         raise UnusableApplianceError(f"{_parent()}: {exc.strerror}") from exc

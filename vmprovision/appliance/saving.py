@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 
 INSIDE = Path(__file__).with_name("inside")
 STEP = "saving an appliance, once on this host"
+BEGUN, MADE, BOOTED = 0.0, 0.3, 0.9  # how much of it is done, by the time that it takes on TCG
 WRAPPER = "qemu"
 EARLY = "vmprovision.park=early"  # what tells inside/init not to wait for guestfsd
 README = "An appliance that vmprovision has saved; libguestfs takes the folder for a fixed one.\n"
@@ -76,6 +77,7 @@ def build(
         CommandError: supermin or qemu-img failed.
         ApplianceError: the appliance does not come up, or cannot be saved.
     """
+    control.step(STEP, BEGUN)
     _make_root(workshop, inputs)
     try:
         _boot_and_save(workshop, qemu, accelerator, control, COMMAND_LINE)
@@ -160,6 +162,7 @@ def _boot_and_save(
             s.callback(connections[name].close)
         seconds = KVM_BOOT_SECONDS if accelerator == "kvm" else BUILD_SECONDS
         _wait_until_parked(connections, process, control, seconds)
+        control.step(STEP, BOOTED)
         _save(Monitor(connections[MONITOR], ANSWER_SECONDS), workshop / "state")
         process.wait(ANSWER_SECONDS)
     (workshop / "console").unlink()
@@ -173,7 +176,7 @@ def _wait_until_parked(
 ) -> None:
     deadline = time.monotonic() + seconds
     while connections[ATTENDANT].receive_soon(0.1) != "parked":
-        control.step(STEP)
+        control.step(STEP, MADE)
         if connections[CHANNEL].has_data():
             raise NotParkedError
         if process.poll() is not None:

@@ -11,38 +11,30 @@ import contextlib
 import errno
 import logging
 import os
-import tempfile
-import time
-import uuid
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vmprovision.appliance.accelerator import choose_accelerator, distrust_kvm
-from vmprovision.appliance.drives import (
-    Drive,
-    WrongDiskError,
-    device_name,
-    new_serial,
-    require_disk,
-    require_open,
-    throwaway,
-)
-from vmprovision.appliance.library import Handle, launch_failure, qemu_program
+from vmprovision.appliance.drives import Drive
+from vmprovision.appliance.library import qemu_program
+from vmprovision.appliance.monitor import GONE, GONE_HINT
 from vmprovision.appliance.restored import RestoredAppliance, attach_all
 from vmprovision.appliance.saved import (
     UnusableApplianceError,
-    bound_qemu,
     find_saved,
     saved_appliance,
     suspect,
 )
-from vmprovision.appliance.watchdog import Watchdog
-from vmprovision.diskchain import name_backing, virtual_size
-from vmprovision.diskfile import name_for_others
-from vmprovision.errors import ApplianceError, ApplianceTimeoutError
+from vmprovision.appliance.stock import StockAppliance, named, start_stock
+from vmprovision.errors import (
+    ApplianceEndedError,
+    ApplianceError,
+    ApplianceTimeoutError,
+    VmprovisionError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from vmprovision.appliance.saved import SavedAppliance
     from vmprovision.progress import Control
@@ -51,11 +43,7 @@ __all__ = ["Appliance", "ApplianceCallError", "Appliances", "Drive", "launch", "
 
 log = logging.getLogger(__name__)
 
-LAUNCH_SECONDS = 240.0  # 8 s on an idle host without KVM; a loaded CI host is far slower
-# With KVM it is done in seconds; a KVM that passes its trial may still hang.
-KVM_LAUNCH_SECONDS = 30.0
 CALL_SECONDS = 300.0
-LAUNCHES = 3
 STOCK_VARIABLE = "VMPROVISION_STOCK_APPLIANCE"
 
 
@@ -68,18 +56,14 @@ class Appliance:
         has_volumes: whether udev, RAID and LVM are at work in it.
     """
 
-    def __init__(
-        self,
-        handle: Any,  # noqa: ANN401 -- untyped library
-        watchdog: Watchdog,
-        restored: RestoredAppliance | None = None,
-    ) -> None:
-        """Take a launched handle, what watches over it, and the machine if it was restored."""
-        self._handle = handle
-        self._watchdog = watchdog
-        self._restored = restored
+    def __init__(self, machine: RestoredAppliance | StockAppliance) -> None:
+        """Take a machine that runs."""
+        self._machine = machine
+        self._handle = machine.handle
+        self._watchdog = machine.watchdog
+        self._restored = machine if isinstance(machine, RestoredAppliance) else None
         self._closings: list[Callable[[], None]] = []
-        self.has_volumes = restored is None
+        self.has_volumes = self._restored is None
 
     def call(self, name: str, *arguments: Any, limit: float = CALL_SECONDS, **options: Any) -> Any:  # noqa: ANN401 -- untyped library
         """The result of one libguestfs API call, by its name in guestfs(3).
@@ -94,6 +78,8 @@ class Appliance:
                 return getattr(self._handle, name)(*arguments, **options)
             except RuntimeError as exc:
                 self._watchdog.raise_cause()
+                if name != "shutdown" and not self._handle.is_ready():
+                    raise ApplianceEndedError(GONE, hint=GONE_HINT) from exc
                 raise ApplianceCallError(f"appliance: {exc}", number=_number_in(str(exc))) from exc
 
     def mount(self, device: str, driver: str, place: str, *, readonly: bool) -> None:
@@ -114,6 +100,8 @@ class Appliance:
             return
         try:
             self._restored.mount(device, driver, place, readonly=readonly)
+        except (ApplianceEndedError, ApplianceTimeoutError):
+            raise
         except ApplianceError as exc:
             raise ApplianceCallError(exc.message, number=0) from exc
 
@@ -146,8 +134,21 @@ class Appliance:
             close()
         if self._restored is None:
             self.call("shutdown")
-        else:
-            self._restored.detach_all()
+        self._machine.finish()
+
+    @contextlib.contextmanager
+    def blaming_the_host(self) -> Iterator[None]:
+        """Raise, instead of what failed in the guest, that a disk of the host was the cause.
+
+        Raises:
+            ImageError: QEMU could not read or write a file of the host.
+        """
+        try:
+            yield
+        except VmprovisionError as exc:
+            self._watchdog.raise_cause()
+            self._machine.raise_disk_failure(exc)
+            raise
 
 
 class Appliances(Protocol):
@@ -205,18 +206,20 @@ def open_appliance(drives: Sequence[Drive], *, control: Control) -> Iterator[App
 
 
 @contextlib.contextmanager
-def use(restored: RestoredAppliance) -> Iterator[Appliance]:
-    """A restored appliance whose drives are plugged in; closed at the end, as ``open_appliance``.
+def use(machine: RestoredAppliance | StockAppliance) -> Iterator[Appliance]:
+    """A machine whose drives are plugged in, as an appliance; closed at the end.
 
     Raises:
+        ImageError: the host could not read or write a file of a drive.
         ApplianceError: a write did not reach its disk.
     """
-    appliance = Appliance(restored.handle, restored.watchdog, restored)
+    appliance = Appliance(machine)
     try:
-        yield appliance
-        appliance.finish()
+        with appliance.blaming_the_host():
+            yield appliance
+            appliance.finish()
     finally:
-        restored.close()
+        machine.close()
 
 
 @contextlib.contextmanager
@@ -229,27 +232,8 @@ def launch(drives: Sequence[Drive], *, control: Control) -> Iterator[Appliance]:
         CancelledError: the caller cancelled.
     """
     with contextlib.ExitStack() as stack:
-        handle, watchdog = _start([_named(drive, stack) for drive in drives], control)
-        appliance = Appliance(handle, watchdog)
-        try:
-            yield appliance
-            appliance.finish()
-        finally:
-            watchdog.stop()
-            handle.close()
-
-
-def _named(drive: Drive, stack: contextlib.ExitStack) -> Drive:
-    """The drive as libguestfs, which takes paths only, can open it: the name is in the overlay."""
-    if drive.layer is None:
-        return drive
-    if drive.readonly:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vmprovision-drive-"))
-        drive = stack.enter_context(throwaway(drive, Path(folder) / "disk.qcow2"))
-    if drive.layer is not None:
-        drive.layer.file.require_in_place()
-        name_backing(drive.layer)
-    return drive
+        machine = start_stock([named(drive, stack) for drive in drives], control)
+        yield stack.enter_context(use(machine))
 
 
 def host_appliance(control: Control) -> SavedAppliance | None:
@@ -360,96 +344,3 @@ def _restore(drives: Sequence[Drive], control: Control) -> RestoredAppliance | N
     if restored is None or attach_all(restored, drives) is None:
         return None
     return restored
-
-
-def _start(drives: Sequence[Drive], control: Control) -> tuple[Any, Watchdog]:
-    """A launched handle in which the drives have libguestfs's names, in their order.
-
-    When udev is late in the appliance, its daemon gives the kernel's own names,
-    in which the appliance's root is one of the disks and ours come after it.
-    """
-    for attempt in range(LAUNCHES):
-        serials = [new_serial() for _ in drives]
-        handle, watchdog = _launch_on_what_works(drives, serials, control)
-        try:
-            _require_disks(handle, drives, serials)
-        except WrongDiskError as exc:
-            watchdog.stop()
-            handle.close()
-            if attempt == LAUNCHES - 1:
-                raise
-            log.warning("%s; starting another appliance", exc.message)
-        else:
-            return handle, watchdog
-    raise AssertionError  # the last attempt returns or raises
-
-
-def _require_disks(handle: Any, drives: Sequence[Drive], serials: Sequence[str]) -> None:  # noqa: ANN401 -- untyped library
-    """Refuse an appliance whose disks are not the drives in their order."""
-    try:
-        labelled = handle.list_disk_labels() if drives else {}
-        for number, (drive, serial) in enumerate(zip(drives, serials, strict=True)):
-            device = labelled.get(serial, "nowhere")
-            found = str(handle.blockdev_getsize64(device)) if serial in labelled else ""
-            wanted = str(_size_of(handle, drive))
-            require_disk(drive, (device_name(number), serial, wanted), (device, serial, found))
-    except RuntimeError as exc:
-        raise WrongDiskError(f"the appliance's disks cannot be told apart: {exc}") from exc
-
-
-def _size_of(handle: Any, drive: Drive) -> int:  # noqa: ANN401 -- untyped library
-    if drive.layer is None:
-        return int(handle.disk_virtual_size(str(drive.path)))
-    return virtual_size(drive.layer.file)
-
-
-def _launch_on_what_works(
-    drives: Sequence[Drive], serials: Sequence[str], control: Control
-) -> tuple[Any, Watchdog]:
-    qemu = qemu_program()
-    on_kvm = choose_accelerator(qemu).accelerator == "kvm"
-    try:
-        return _launch_once(qemu, drives, serials, control, kvm=on_kvm)
-    except ApplianceError as exc:
-        if not on_kvm:
-            raise
-        launched = _launch_once(qemu, drives, serials, control, kvm=False)
-        # only now is it known that the fault is KVM's and none of the host or the image
-        if isinstance(exc, ApplianceTimeoutError):
-            distrust_kvm(qemu, f"an appliance did not start on it: {exc.message}")
-        else:
-            log.warning("an appliance failed on KVM and started without: %s", exc.message)
-        return launched
-
-
-def _launch_once(
-    qemu: Path, drives: Sequence[Drive], serials: Sequence[str], control: Control, *, kvm: bool
-) -> tuple[Any, Watchdog]:
-    mark = f"vmprovision-{uuid.uuid4().hex}"
-    handle = Handle(mark)
-    watchdog = Watchdog(mark, control)
-    guestfs = handle.guestfs
-    try:
-        guestfs.set_hv(str(bound_qemu(qemu, "kvm" if kvm else "tcg")))
-        if not kvm:
-            guestfs.set_backend_setting("force_tcg", "1")
-        for drive, serial in zip(drives, serials, strict=True):
-            # libguestfs resolves the name to the file's path: what QEMU opened is looked at below
-            path = name_for_others(drive.layer.file.handle) if drive.layer else str(drive.path)
-            guestfs.add_drive_opts(path, format=drive.format, readonly=drive.readonly, label=serial)
-        begun = time.monotonic()
-        with watchdog.limit(KVM_LAUNCH_SECONDS if kvm else LAUNCH_SECONDS, "launch"):
-            guestfs.launch()
-        log.debug("appliance up in %.1f s, kvm=%s", time.monotonic() - begun, kvm)
-        for drive in drives:
-            require_open(guestfs.get_pid(), drive)
-    except RuntimeError as exc:
-        watchdog.stop()
-        guestfs.close()
-        watchdog.raise_cause()
-        raise launch_failure(exc, handle.messages) from exc
-    except BaseException:
-        watchdog.stop()
-        guestfs.close()
-        raise
-    return guestfs, watchdog

@@ -56,11 +56,12 @@ class SharedAppliances:
             with open_appliance(drives, control=control) as appliance:
                 yield appliance
             return
-        appliance = Appliance(restored.handle, restored.watchdog, restored)
+        appliance = Appliance(restored)
         is_clean = False
         try:
-            yield appliance
-            appliance.finish()
+            with appliance.blaming_the_host():
+                yield appliance
+                appliance.finish()
             for number in numbers:
                 restored.wait_until_gone(number)
             is_clean = not appliance.has_volumes

@@ -17,7 +17,6 @@ import selectors
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -80,7 +79,8 @@ def try_kvm(qemu: Path, kernel: Path) -> Trial:
 
 def _boot(qemu: Path, kernel: Path) -> Trial:
     ours, theirs = socket.socketpair()
-    with ours, tempfile.TemporaryFile() as errors:
+    # in memory: a full disk is not to spoil what is seen
+    with ours, os.fdopen(os.memfd_create("errors"), "w+b") as errors:
         with theirs:
             process = subprocess.Popen(  # noqa: S603 -- an argument list, never a shell
                 lifeline.bound_to(theirs.fileno(), _machine(qemu, kernel, "kvm", "host")),

@@ -28,11 +28,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from vmprovision.filesystem import GuestReader
-    from vmprovision.guest import InitSystem, Interpreter
+    from vmprovision.guest import InitSystem
     from vmprovision.mounts import HiddenMount
 
 NOTES_LIMIT = 20
 NOTE_LIMIT = 300  # characters
+
+
+PROGRAMS = ("/bin/sh", "/bin/busybox", "/bin/ls", "/usr/bin/python3", "/usr/bin/python")
 
 
 def inspect_guest(
@@ -66,12 +69,13 @@ def inspect_guest(
         verdict = judge_init(reader, pid1, told=init)
     if verdict.system is None:  # whoever has to choose is told among what
         verdict = replace(verdict, hints=find_hints(reader, pid1, verdict))
-    interpreters = find_interpreters(reader)
+    arch = _architecture(reader, pid1.path)
+    interpreters = find_interpreters(reader, arch)
     agent = find_agent(reader, pid1)
     claims = agent.notes if agent else ()
     return GuestInfo(
         distribution=distribution,
-        arch=_architecture(reader, pid1.path, interpreters),
+        arch=arch,
         libc=_libc(reader),
         init=verdict,
         interpreters=interpreters,
@@ -117,14 +121,10 @@ def _is_there(reader: GuestReader, path: str) -> bool:
     return status_of(reader, PurePosixPath(path)) is not None
 
 
-def _architecture(
-    reader: GuestReader, pid1: PurePosixPath | None, interpreters: Sequence[Interpreter]
-) -> str:
+def _architecture(reader: GuestReader, pid1: PurePosixPath | None) -> str:
     """By the first program that is an ELF file: PID 1, a shell, a Python."""
     candidates = [pid1] if pid1 else []
-    candidates += [PurePosixPath(path) for path in ("/bin/sh", "/bin/busybox", "/bin/ls")]
-    candidates += [interpreter.path for interpreter in interpreters]
-    for path in candidates:
+    for path in (*candidates, *(PurePosixPath(name) for name in PROGRAMS)):
         if architecture := architecture_of(reader, path):
             return architecture
     return "unknown"

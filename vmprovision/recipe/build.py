@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -20,6 +19,7 @@ from vmprovision.command import run
 from vmprovision.errors import RecipeError
 from vmprovision.recipe.packages import HOST_TRACES, make_guest_files
 from vmprovision.recipe.schema import find_recipe
+from vmprovision.workspace import make_workspace_in
 
 if TYPE_CHECKING:
     from vmprovision.appliance.session import Appliance
@@ -242,18 +242,16 @@ def _refuse_existing(output: Path) -> None:
 def _copy(cached: Path, output: Path) -> None:
     """Copy the image beside its place and then give it its name, which must still be free."""
     try:
-        workshop = Path(tempfile.mkdtemp(dir=output.absolute().parent, prefix=".vmprovision-"))
+        workshop = make_workspace_in(output.absolute().parent, ".vmprovision-")
+        try:
+            copy = workshop.path / output.name
+            run(["cp", "--reflink=auto", "--sparse=always", cached, copy], timeout=COPY_SECONDS)
+            copy.chmod(0o644)
+            _take_name(copy, output)
+        finally:
+            workshop.remove()
     except OSError as exc:
         raise RecipeError(f"cannot write {output}: {exc.strerror}") from exc
-    try:
-        copy = workshop / output.name
-        run(["cp", "--reflink=auto", "--sparse=always", cached, copy], timeout=COPY_SECONDS)
-        copy.chmod(0o644)
-        _take_name(copy, output)
-    except OSError as exc:
-        raise RecipeError(f"cannot write {output}: {exc.strerror}") from exc
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)
 
 
 def _take_name(copy: Path, output: Path) -> None:

@@ -12,7 +12,6 @@ import os
 import shlex
 import shutil
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +36,7 @@ from vmprovision.runtime.store import (
     read_list,
     write_list,
 )
+from vmprovision.workspace import workspace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -133,8 +133,7 @@ def _is_there(architecture: str) -> bool:
 
 def _build(architectures: list[str], given: Path | None, folder: Path, control: Control) -> None:
     toolchains = {name: find_toolchain(name) for name in architectures}
-    with tempfile.TemporaryDirectory(prefix="vmprovision-runtime-") as name:
-        workshop = Path(name)
+    with workspace("runtime") as workshop:
         control.step("getting the source of MicroPython")
         source = unpack_source(given, workshop)
         _lay_port(source)

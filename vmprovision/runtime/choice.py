@@ -49,13 +49,17 @@ def choose_runtime(guest: GuestInfo, wish: RuntimeWish) -> ChosenRuntime:
         return ChosenRuntime(name=f"the guest's {own.path}")
     if wish == "guest":
         raise UnsupportedGuestError(
-            "the guest has no Python that could run the agent",
+            f"the guest has no Python that could run the agent{guest.unusable_pythons}",
             hint=f"leave out --runtime guest, or {INSTALL_PYTHON}",
         )
     try:
         runtime = find_runtime(guest.arch)
     except BundledRuntimeError as exc:
-        lacks = "" if own else "the guest has no Python that could run the agent, and "
+        lacks = (
+            ""
+            if own
+            else f"the guest has no Python that could run the agent{guest.unusable_pythons}, and "
+        )
         ways = [way for way in (exc.hint, INSTALL_PYTHON) if way]
         raise UnsupportedGuestError(lacks + exc.message, hint=", or ".join(ways)) from exc
     name = f"the bundled MicroPython {runtime.micropython} for {runtime.architecture}"

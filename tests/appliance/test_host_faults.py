@@ -1,0 +1,183 @@
+"""What the host does to an appliance at work: a full disk, a killed QEMU, a killed session."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import vmprovision
+from tests.appliance import full
+from tests.conftest import require
+from tests.images.tiny import tiny_disk
+from vmprovision.appliance.session import STOCK_VARIABLE, host_appliance
+from vmprovision.cache import CACHE_VARIABLE, cache_directory
+from vmprovision.progress import Control, Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.appliance
+
+WAYS = {"restored": "", "stock": "1"}
+DEATH_SECONDS = 20.0
+INJECT = """
+import sys, vmprovision
+from vmprovision.progress import Control
+def tell(progress):
+    print(progress.step, flush=True)
+vmprovision.inject(sys.argv[1], vmprovision.InjectOptions(), control=Control(report=tell))
+"""
+
+
+@pytest.fixture(params=list(WAYS))
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The appliance: restored, or a stock one."""
+    monkeypatch.delenv(STOCK_VARIABLE, raising=False)
+    if request.param == "stock":
+        monkeypatch.setenv(STOCK_VARIABLE, "1")
+    else:
+        require(host_appliance(Control()), "no appliance can be saved here")
+    return str(request.param)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A tiny guest."""
+    return tiny_disk(tmp_path / "tiny.raw", {})
+
+
+def test_a_full_disk_ends_the_work_at_once(way: str, image: Path, tmp_path: Path) -> None:
+    """It is told as such, within seconds, and the image is as it was with nothing beside it."""
+    namespace = ["unshare", "--mount", "--propagation", "private"]
+    if os.geteuid():
+        namespace.append("--map-root-user")
+    is_allowed = subprocess.run([*namespace, "true"], check=False, capture_output=True)
+    require(is_allowed.returncode == 0, "no mount namespace can be made here")
+    folder = tmp_path / way
+    folder.mkdir()
+    done = subprocess.run(
+        [*namespace, sys.executable, full.__file__, folder, image],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    outcome: dict[str, Any] = json.loads(done.stdout)
+    assert outcome["kind"] == "ImageSpaceError", outcome
+    assert "disk is full" in outcome["message"]
+    assert outcome["untouched"]
+    assert outcome["left"] == ["filler", image.name]
+    assert outcome["seconds"] < 60, "a loaded host; QEMU waited for room before, for minutes"
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("step", ["inspecting the guest", "verifying"])
+def test_a_killed_qemu_is_one_clear_error(step: str, image: Path) -> None:
+    """Whenever it happens: neither fsck nor libguestfs's own calls are named."""
+    before = image.read_bytes()
+
+    def kill(progress: Progress) -> None:
+        if progress.step == step:
+            for process in appliances():
+                os.kill(process, signal.SIGKILL)
+
+    with pytest.raises(vmprovision.VmprovisionError) as caught:
+        vmprovision.inject(image, vmprovision.InjectOptions(), control=Control(report=kill))
+    assert caught.value.as_json()["kind"] == "ApplianceEndedError", caught.value
+    assert "was ended" in caught.value.message
+    assert image.read_bytes() == before
+
+
+def appliances(parent: int | None = None) -> Iterator[int]:
+    """The QEMUs that a process has started, this one if none is named."""
+    parent = parent or os.getpid()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes()
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if b"virtio-scsi" in words and int(fields[1]) == parent:
+            yield int(entry.name)
+
+
+def test_a_killed_session_leaves_nothing_behind_the_next_one(
+    way: str, image: Path, tmp_path: Path
+) -> None:
+    """Neither its own folder nor libguestfs's, nor anything in the temporary directory."""
+    ours = tmp_path / "t"
+    ours.mkdir()
+    environment = {**os.environ, "TMPDIR": str(ours)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", INJECT, image],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    assert process.stdout
+    for line in process.stdout:
+        if line == "inspecting the guest\n":
+            break
+    (machine,) = appliances(process.pid)
+    words = Path(f"/proc/{machine}/cmdline").read_text().split("\0")
+    session = Path(words[words.index("-name") + 1])
+    assert session.parent == cache_directory() / "run", way
+    (elsewhere,) = (session / "elsewhere").read_text().splitlines()
+    assert Path(elsewhere).name.startswith("libguestfs")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    wait_until_gone(machine)
+    assert session.is_dir()
+    subprocess.run(
+        [sys.executable, "-c", INJECT, image], check=True, env=environment, capture_output=True
+    )
+    assert not session.exists()
+    assert not Path(elsewhere).exists()
+    assert not list(ours.glob("[!.]*"))  # libguestfs's cache is hidden there
+
+
+def wait_until_gone(process: int) -> None:
+    """Wait until a process has ended."""
+    ends = time.monotonic() + DEATH_SECONDS
+    while Path(f"/proc/{process}").exists():
+        assert time.monotonic() < ends, "it outlives the session that started it"
+        time.sleep(0.05)
+
+
+def test_what_others_put_into_the_temporary_directory_holds_nobody_up(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pipes, links and folders with the names of sessions are passed over, and stay."""
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    planted = shared / "vmprovision-session-x"
+    planted.mkdir(mode=0o777)
+    planted.chmod(0o777)
+    os.mkfifo(planted / "lock")
+    os.mkfifo(shared / "vmprovision-session-y")
+    (shared / "vmprovision-session-z").symlink_to(victim)
+    monkeypatch.setenv("TMPDIR", str(shared))
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    cache.chmod(0o777)  # so that sessions are in the temporary directory
+    monkeypatch.setenv(CACHE_VARIABLE, str(cache))
+    os.mkfifo(cache / "run")
+    code = f"import tempfile; tempfile.tempdir = None\n{INJECT}"
+    subprocess.run(
+        [sys.executable, "-c", code, image], check=True, capture_output=True, timeout=600
+    )
+    assert victim.is_dir()
+    names = ["vmprovision-session-x", "vmprovision-session-y", "vmprovision-session-z"]
+    assert sorted(path.name for path in shared.glob("[!.]*")) == names

@@ -1,0 +1,106 @@
+"""Each fault of a host is found, and comes with the command that mends it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.conftest import require
+from tests.kvm import broken_qemu
+from vmprovision import doctor
+from vmprovision.appliance import accelerator, trial
+from vmprovision.appliance.kernel import appliance_kernel
+from vmprovision.cache import CACHE_VARIABLE
+from vmprovision.doctor import Finding, examine_host
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def found(subject: str) -> Finding:
+    """What is found about a subject."""
+    (finding,) = (finding for finding in examine_host() if finding.subject.startswith(subject))
+    return finding
+
+
+@pytest.mark.parametrize("behaviour", ["hangs", "fails"])
+def test_which_fault_kvm_has(
+    behaviour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that hangs is told from one that fails, with what was seen."""
+    require(appliance_kernel(), "there is no kernel that can be read")
+    monkeypatch.setattr(accelerator, "KVM", tmp_path)  # there, readable and writable
+    monkeypatch.setattr(trial, "TRIAL_SECONDS", 0.3 if behaviour == "hangs" else 120.0)
+    monkeypatch.setenv("LIBGUESTFS_HV", str(broken_qemu(tmp_path, behaviour)))
+    finding = found("KVM")
+    assert not finding.ok
+    assert not finding.needed
+    assert finding.detail.startswith(f"KVM {behaviour}: ")
+    assert "dmesg" in finding.mend
+
+
+def test_a_cache_that_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in it would be run, so nobody else may write to it."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    tmp_path.chmod(0o770)
+    finding = found("cache")
+    assert (finding.ok, finding.mend) == (False, f"chmod go-w {tmp_path}")
+    subprocess.run(finding.mend, shell=True, check=True)  # noqa: S602 -- our own command
+    assert found("cache").ok
+    if os.geteuid() == 0:
+        os.chown(tmp_path, 65534, 65534)
+        assert "chown" in found("cache").mend
+
+
+def test_a_host_without_a_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command installs the compiler as well, where there is none."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    assert found("runtime").mend.endswith("vmprovision runtime build x86_64")
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    monkeypatch.setattr("vmprovision.runtime.build._find_zig", lambda: None)
+    assert "musl" in doctor._runtime().mend  # noqa: SLF001 -- the others need programs
+
+
+def test_a_kernel_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ubuntu's are root's alone; a name that leads nowhere is told as such."""
+    monkeypatch.setenv("SUPERMIN_KERNEL", str(tmp_path / "vmlinuz"))
+    assert found("kernel").mend == "unset SUPERMIN_KERNEL"
+    (tmp_path / "vmlinuz").touch(mode=0)
+    if os.geteuid():  # root reads all
+        assert found("kernel").mend == f"sudo chmod 0644 {tmp_path / 'vmlinuz'}"
+
+
+def test_a_full_cache_and_a_small_temporary_directory(tmp_path: Path) -> None:
+    """Each is told as what it is, and nothing else is blamed for it."""
+    namespace = ["unshare", "--mount", "--propagation", "private"]
+    if os.geteuid():
+        namespace.append("--map-root-user")
+    is_allowed = subprocess.run([*namespace, "true"], check=False, capture_output=True)
+    require(is_allowed.returncode == 0, "no mount namespace can be made here")
+    cache, temporary = tmp_path / "cache", tmp_path / "temporary"
+    for folder in (cache, temporary):
+        folder.mkdir()
+    mounts = (
+        'for folder in "$1" "$2"; do mount -t tmpfs -o size=64k,mode=0700 tmpfs "$folder"; done'
+    )
+    fill = 'head -c 1M /dev/zero >"$1/filler" 2>/dev/null; shift 2'
+    command = ["sh", "-c", f'{mounts}; {fill}; exec "$@"', "sh", str(cache), str(temporary)]
+    done = subprocess.run(
+        [*namespace, *command, sys.executable, "-m", "vmprovision", "doctor", "--json"],
+        env={**os.environ, "TMPDIR": str(temporary), CACHE_VARIABLE: str(cache)},
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    findings: list[dict[str, Any]] = json.loads(done.stdout)["findings"]
+    by_subject = {finding["subject"]: finding for finding in findings}
+    assert "0 MiB free" in by_subject[f"cache in {cache}"]["detail"]
+    assert by_subject[f"temporary files in {temporary}"]["mend"] == "export TMPDIR=/var/tmp"
+    kvm = by_subject["KVM"]
+    assert kvm["ok"] or "space" not in kvm["detail"], kvm

@@ -1,0 +1,105 @@
+"""Python source made smaller without another meaning, for the agent's archive.
+
+By tokens alone: parsing in one thread disturbs parsing in another (CPython 3.11).
+What has been condensed has no comments, so a pattern can tell its strings from its names.
+"""
+
+from __future__ import annotations
+
+import builtins
+import collections
+import io
+import itertools
+import re
+import string
+import tokenize
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+SHORT = 3  # letters of a name that is not worth another one
+# what a module defines for others, and what is private to it or to a class
+_DEFINED = re.compile(
+    r"^(?:def|class) (\w+)|^([A-Z_]{4,})=|(?:\bdef |\bclass |\bself\.|^)(_(?!_)[A-Za-z]\w+)\b",
+    re.MULTILINE,
+)
+# a string as a whole, which is no name, or a word
+_TOKEN = re.compile(r'''"""(?:.|\n)*?"""|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|[A-Za-z_]\w*''')
+_FOREIGN_IMPORT = re.compile(r"^ *import (\w+)", re.MULTILINE)
+_STRING = re.compile(r"[\"'](\w+)[\"']")
+_ATTRIBUTE = re.compile(r"\b(\w+)\.(\w+)")
+
+
+def rename(sources: Mapping[str, str]) -> dict[str, str]:
+    """Condensed modules with short names for the functions, classes and constants of theirs.
+
+    A name stays that is a module's, is written in a string (for ``getattr``), is a
+    builtin's or is also asked of something that is none of these modules.  ``main``
+    is what the archive starts.
+    """
+    together = "\n".join(sources[name] for name in sorted(sources))
+    defined = {name for found in _DEFINED.findall(together) for name in found if name[SHORT:]}
+    foreign = {
+        name
+        for owner, name in _ATTRIBUTE.findall(together)
+        if owner not in sources and not name.startswith("_")
+    }
+    kept = {*sources, *dir(builtins), *foreign, *_STRING.findall(together), "main"}
+    kept.update(_FOREIGN_IMPORT.findall(together))
+    words = collections.Counter(re.findall(r"\w+", together))
+    renamed = sorted(defined - kept, key=lambda name: (-words[name], name))
+    short = dict(zip(renamed, (name for name in _short_names() if name not in words), strict=False))
+    return {
+        module: _TOKEN.sub(lambda found: short.get(found[0], found[0]), source)
+        for module, source in sources.items()
+    }
+
+
+def _short_names() -> Iterator[str]:
+    """A, B, ... Z, AA, AB and so on."""
+    for length in itertools.count(1):
+        for letters in itertools.product(string.ascii_uppercase, repeat=length):
+            yield "".join(letters)
+
+
+def condense(source: str) -> str:
+    """Python source that does the same without comments, docstrings and needless space."""
+    lines = []
+    depth = 0
+    docstring = None  # the depth of one that may have to be replaced: nothing has followed yet
+    statement: list[tokenize.TokenInfo] = []
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.INDENT:
+            depth += 1
+        elif token.type == tokenize.DEDENT:
+            if docstring == depth:
+                lines.append(" " * depth + "pass")
+            docstring = None
+            depth -= 1
+        elif token.type == tokenize.NEWLINE:
+            if [part.type for part in statement] == [tokenize.STRING]:
+                docstring = depth
+            else:
+                docstring = None
+                lines.append(" " * depth + _join(statement))
+            statement = []
+        elif token.type not in _NOTHING:
+            statement.append(token)
+    return "".join(f"{line}\n" for line in lines)
+
+
+_NOTHING = {tokenize.COMMENT, tokenize.NL, tokenize.ENDMARKER}
+_WORDS = {tokenize.NAME, tokenize.NUMBER, tokenize.STRING}
+
+
+def _join(statement: list[tokenize.TokenInfo]) -> str:
+    """A statement in one line, with spaces only where words would run together."""
+    text = ""
+    last = tokenize.OP
+    for token in statement:
+        if (token.type in _WORDS and last in _WORDS) or last == tokenize.NUMBER:
+            text += " "
+        text += token.string
+        last = token.type
+    return text
