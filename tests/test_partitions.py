@@ -16,6 +16,7 @@ from tests.images.composed import MB, run_tool
 from vmprovision.partitions import (
     BOOT_CODE_TYPES,
     HEAD_SIZE,
+    EndlessTableError,
     Partition,
     UnclearLayoutError,
     parse_partitions,
@@ -92,6 +93,49 @@ def test_a_disk_without_a_table_is_one_volume(tmp_path: Path) -> None:
     image = disk(tmp_path, "")
     run_tool("mke2fs", "-q", "-F", "-t", "ext4", str(image))
     assert parse_partitions(head_of(image)) == (Partition(number=0, start=0, size=0),)
+
+
+def logical_disk(folder: Path, number: int) -> Path:
+    """A disk whose extended partition has this many logical ones, and a primary before it."""
+    lines = ["size=1MiB, type=83", "size=62MiB, type=5", *["size=512KiB"] * number]
+    return disk(folder, MBR + "".join(f"{line}\n" for line in lines))
+
+
+def all_of(image: Path) -> tuple[Partition, ...]:
+    """The partitions of a disk, of which all may be read."""
+    content = image.read_bytes()
+    return parse_partitions(content[:HEAD_SIZE], lambda at, size: content[at : at + size])
+
+
+@pytest.mark.parametrize("number", [0, 1, 25])
+def test_logical_partitions_are_read_as_sfdisk_reads_them(number: int, tmp_path: Path) -> None:
+    """The chain of tables is followed; numbers begin at five."""
+    image = logical_disk(tmp_path, number)
+    table = json.loads(run_tool("sfdisk", "--json", str(image)))["partitiontable"]
+    expected = [
+        (int(entry["node"].removeprefix(str(image))), entry["start"] * 512, entry["size"] * 512)
+        for entry in table["partitions"]
+        if entry["type"] != "5"
+    ]
+    found = all_of(image)
+    assert [(each.number, each.start, each.size) for each in found] == expected
+    assert len(found) == number + 1
+    assert found[-1].uuid == f"12ab34cd-{found[-1].number:02x}"
+
+
+@pytest.mark.parametrize("link", [0, 1])
+def test_a_chain_that_leads_back_ends(link: int, tmp_path: Path) -> None:
+    """The second table names itself, or the first one."""
+    image = logical_disk(tmp_path, 3)
+    content = bytearray(image.read_bytes())
+    first = struct.unpack_from("<I", content, 446 + 16 + 8)[0]
+    (offset,) = struct.unpack_from("<I", content, first * 512 + 446 + 16 + 8)
+    place = (first + offset) * 512 + 446 + 16
+    content[place + 4] = 5
+    struct.pack_into("<I", content, place + 8, offset * link)
+    image.write_bytes(content)
+    with pytest.raises(EndlessTableError):
+        all_of(image)
 
 
 @pytest.mark.parametrize(
@@ -175,3 +219,5 @@ def test_any_bytes_give_an_answer_or_are_unclear(noise: bytes, place: int) -> No
     for size in (HEAD_SIZE, 100):
         with contextlib.suppress(UnclearLayoutError):
             parse_partitions(bytes(head[:size]))
+    with contextlib.suppress(UnclearLayoutError):
+        parse_partitions(bytes(head), lambda at, size: bytes(head[at % 512 : at % 512 + size]))

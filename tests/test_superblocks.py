@@ -9,13 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.images.composed import MB, run_tool
-from vmprovision.superblocks import START_SIZE, identify
+from vmprovision.superblocks import START_SIZE, identify, identify_kind
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 EXT4 = ("mke2fs", "-q", "-F", "-t", "ext4", "-L", "rootfs")
 SWAP = ("mkswap", "-L", "sleep")
+LUKS_FAST = ("--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000", "--key-file", "/etc/hostname")
 
 
 def made(folder: Path, *command: str, size_mb: int = 320) -> Path:
@@ -137,3 +138,33 @@ def test_any_bytes_give_an_answer(noise: bytes, place: int) -> None:
     start[place : place + len(noise)] = noise
     for size in (START_SIZE, 4100, 1100, 520, 10, 0):
         identify(bytes(start[:size]))
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        (("true",), "unknown"),
+        (("mkfs.btrfs", "-q"), "btrfs"),
+        (
+            ("cryptsetup", "luksFormat", "--batch-mode", "--type", "luks2", *LUKS_FAST),
+            "crypto_LUKS",
+        ),
+        (("mkfs.vfat",), "vfat"),
+        (SWAP, "swap"),
+        (EXT4, "ext"),
+    ],
+)
+def test_kinds_are_named_as_blkid_names_them(
+    command: tuple[str, ...], kind: str | None, tmp_path: Path
+) -> None:
+    """Or not at all, where blkid is to be asked."""
+    image = made(tmp_path, *command)
+    assert identify_kind(start_of(image)) == kind
+
+
+def test_two_kinds_at_once_are_for_blkid(tmp_path: Path) -> None:
+    """Something was made over something else."""
+    start = bytearray(start_of(made(tmp_path, *EXT4)))
+    start[512:520] = b"LABELONE"
+    assert identify_kind(bytes(start)) is None
+    assert identify_kind(bytes(start[:1024]) + bytes(START_SIZE)) == "LVM2_member"

@@ -701,8 +701,8 @@ def remove(  # noqa: PLR0913 -- one parameter an option
 ) -> None:
     """Take the agent out again and bring back what stood in its place.
 
-    To the byte, mode and owner; lines that were added to an edited file since
-    stay in it.
+    To the byte, mode and owner, without set-user-ID bits; lines that were added to an
+    edited file since stay in it.
     """
     source = _source(
         disk_format,

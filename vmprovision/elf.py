@@ -9,7 +9,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmprovision.filesystem import resolve
+from vmprovision.filesystem import resolved_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -83,9 +83,8 @@ def runs_alone(content: bytes) -> bool:
 
 def architecture_of(reader: GuestReader, path: PurePosixPath) -> str | None:
     """The architecture of the program at a guest path, links followed; None where it is no ELF."""
-    real = resolve(reader, path)
-    status = reader.lstat(real)
-    if status is None or status.kind != "file":
+    real = resolved_file(reader, path)
+    if real is None:
         return None
     return elf_architecture(reader.read(real, limit=HEADER_SIZE))
 

@@ -18,7 +18,13 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from vmprovision import inroot
-from vmprovision.errors import ApplyError, GuestSpaceError, ImageLockedError, InspectionError
+from vmprovision.errors import (
+    ApplyError,
+    GuestSpaceError,
+    ImageLockedError,
+    InspectionError,
+    LinkCircleError,
+)
 from vmprovision.inroot import LINK_LIMIT, Root
 
 if TYPE_CHECKING:
@@ -152,7 +158,7 @@ def resolve(reader: GuestReader, path: PurePosixPath, *, last: bool = True) -> P
         last: also follow a link in the last component.
 
     Raises:
-        InspectionError: the links lead in a circle.
+        LinkCircleError: the links lead in a circle.
     """
     todo = list(reversed(path.parts[1:]))
     done = ROOT
@@ -174,10 +180,7 @@ def resolve(reader: GuestReader, path: PurePosixPath, *, last: bool = True) -> P
             continue
         links += 1
         if links > LINK_LIMIT:
-            raise InspectionError(
-                f"guest path {path} leads through a circle of links",
-                hint="mend the links in the guest",
-            )
+            raise _circle(path)
         target = PurePosixPath(reader.readlink(here))
         if target.is_absolute():
             done = ROOT
@@ -185,24 +188,41 @@ def resolve(reader: GuestReader, path: PurePosixPath, *, last: bool = True) -> P
     return done
 
 
+def _circle(path: PurePosixPath) -> LinkCircleError:
+    return LinkCircleError(
+        f"guest path {path} leads through a circle of links", hint="repair the links in the guest"
+    )
+
+
+def follow(reader: GuestReader, path: PurePosixPath) -> PurePosixPath | None:
+    """Return the path without any symbolic link in it; None where the links lead in a circle.
+
+    Whoever reads a guest uses this one: a program that meets such a path finds nothing.
+    """
+    try:
+        return resolve(reader, path)
+    except LinkCircleError:
+        return None
+
+
 def status_of(reader: GuestReader, path: PurePosixPath) -> FileStatus | None:
     """Status of what path leads to, links followed; None where nothing is there."""
-    return reader.lstat(resolve(reader, path))
+    real = follow(reader, path)
+    return reader.lstat(real) if real else None
 
 
 def read_text(reader: GuestReader, path: PurePosixPath, limit: int = TEXT_LIMIT) -> str | None:
     """The first ``limit`` bytes of a text file, undecodable bytes replaced; None where none is."""
-    real = resolve(reader, path)
-    status = reader.lstat(real)
-    if status is None or status.kind != "file":
+    real = resolved_file(reader, path)
+    if real is None:
         return None
     return reader.read(real, limit=limit).decode("utf-8", errors="replace")
 
 
-def resolved_file(reader: GuestReader, path: str) -> PurePosixPath | None:
+def resolved_file(reader: GuestReader, path: str | PurePosixPath) -> PurePosixPath | None:
     """Where the regular file at path really is, links followed; None where there is none."""
-    real = resolve(reader, PurePosixPath(path))
-    status = reader.lstat(real)
+    real = follow(reader, PurePosixPath(path))
+    status = reader.lstat(real) if real else None
     return real if status is not None and status.kind == "file" else None
 
 
@@ -253,7 +273,7 @@ class LocalFilesystem:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as exc:
-            if exc.errno == errno.ENAMETOOLONG:  # nothing can have such a name
+            if exc.errno in (errno.ENAMETOOLONG, errno.ELOOP):  # nothing can be there
                 return None
             raise _unreadable("path", path, exc) from exc
         except ValueError as exc:
@@ -305,6 +325,8 @@ class LocalFilesystem:
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as exc:
+            if exc.errno == errno.ELOOP:
+                return []
             raise _unreadable("directory", path, exc) from exc
         return valid_names(names)
 
@@ -455,9 +477,7 @@ def _set_label(handle: int, label: str) -> None:
 
 def _unreadable(what: str, path: PurePosixPath, exc: OSError) -> InspectionError:
     if exc.errno == errno.ELOOP:
-        return InspectionError(
-            f"guest path {path} leads through a circle of links", hint="mend the links in the guest"
-        )
+        return _circle(path)
     return InspectionError(f"cannot read guest {what} {path}: {exc.strerror}")
 
 

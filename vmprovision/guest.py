@@ -206,6 +206,7 @@ class GuestInfo:
         arch: of the userland (``x86_64``, ``aarch64``, …), by its ELF files; ``unknown``.
         libc: ``glibc``, ``musl`` or ``unknown``.
         links: directories that are really elsewhere in the guest -> where they are.
+        circles: directories that lead through a circle of links.
         mountpoints: guest directory -> device in the appliance.
         hidden: the guest's mounts, over directories that matter, which are not mounted here.
         agent: what is installed, or None.
@@ -221,6 +222,7 @@ class GuestInfo:
     selinux: SELinuxPolicy | None = None
     agent: InstalledAgent | None = None
     links: Mapping[PurePosixPath, PurePosixPath] = field(default_factory=dict)
+    circles: frozenset[PurePosixPath] = frozenset()
     mountpoints: Mapping[str, str] = field(default_factory=dict)
     hidden: tuple[HiddenMount, ...] = ()
     notes: tuple[str, ...] = ()

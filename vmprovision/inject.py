@@ -174,6 +174,8 @@ def remove(
 ) -> ChangeReport:
     """Take the agent out of the guest and bring back what stood there, to byte, mode and owner.
 
+    Set-user-id, set-group-id and sticky bits are not brought back: a receipt is a guest's claim.
+
     Raises:
         PlanError: the guest holds no agent of ours, or what was set aside is gone.
         VmprovisionError: otherwise as ``inject``.

@@ -1,8 +1,10 @@
-"""Plain partition tables, read from a disk's first bytes: none, a GPT, an MBR of primaries.
+"""Plain partition tables, read from a disk's first bytes: none, a GPT, an MBR.
 
-UEFI specification, chapter 5 (GPT and the protective MBR).  The bytes are a
-guest's and may be anything: what is not plainly one of the three is
-``UnclearLayoutError``, and the caller asks the appliance's own tools.
+UEFI specification, chapter 5 (GPT and the protective MBR).  An extended partition of
+an MBR is a chain of tables elsewhere on the disk, each with a logical partition and
+the place of the next one.  The bytes are a guest's and may be anything: what is not
+plainly one of the three is ``UnclearLayoutError``, and the caller asks the
+appliance's own tools; a chain that has no end is not worth asking for.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import itertools
 import struct
 import uuid
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 SECTOR = 512
@@ -23,6 +26,9 @@ _GPT_REVISION = 1 << 16
 _ENTRIES_LIMIT = 128
 _MBR_ENTRY = struct.Struct("<B3xB3xII")
 _PROTECTIVE = 0xEE
+_EXTENDED = (0x05, 0x0F, 0x85)
+FIRST_LOGICAL = 5
+LOGICAL_LIMIT = 124  # sfdisk(8) makes 60 at most, the kernel takes 251
 # Filesystems and swap, nothing that holds partitions or volumes of its own.
 _MBR_PLAIN = (0x01, 0x04, 0x06, 0x07, 0x0B, 0x0C, 0x0E, 0x82, 0x83, 0xEF)
 
@@ -35,6 +41,10 @@ BOOT_CODE_TYPES = (
 
 class UnclearLayoutError(ValueError):
     """The disk lies otherwise than is told here."""
+
+
+class EndlessTableError(UnclearLayoutError):
+    """The chain of logical partitions leads back to itself, or is longer than any real one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +67,19 @@ class Partition:
     name: str = ""
 
 
-def parse_partitions(head: bytes) -> tuple[Partition, ...]:
+ReadAt = Callable[[int, int], bytes]  # place and size in bytes
+
+
+def parse_partitions(head: bytes, read: ReadAt | None = None) -> tuple[Partition, ...]:
     """The partitions of a disk, by its first ``HEAD_SIZE`` bytes.
+
+    Args:
+        head: these bytes.
+        read: gives others, for the tables of an extended partition.
 
     Raises:
         UnclearLayoutError: its table is not plain, damaged, or partly beyond these bytes.
+        EndlessTableError: its extended partition has no end.
     """
     if len(head) < HEAD_SIZE:
         raise UnclearLayoutError("too small a disk")
@@ -75,7 +93,7 @@ def parse_partitions(head: bytes) -> tuple[Partition, ...]:
         return _apart(_parse_gpt(head))
     if head[SECTOR : SECTOR + 8] == _GPT_MAGIC:
         raise UnclearLayoutError("a GPT without a protective MBR")
-    return _apart(_parse_mbr(head, entries))
+    return _apart(_parse_mbr(head, entries, read))
 
 
 def _without_table(head: bytes) -> tuple[Partition, ...]:
@@ -134,26 +152,63 @@ def _parse_gpt(head: bytes) -> list[Partition]:
     return found
 
 
-def _parse_mbr(head: bytes, entries: list[tuple[int, int, int, int]]) -> list[Partition]:
+def _parse_mbr(
+    head: bytes, entries: list[tuple[int, int, int, int]], read: ReadAt | None
+) -> list[Partition]:
     (signature,) = struct.unpack_from("<I", head, 440)
-    found = []
+    found: list[Partition] = []
+    extended = []
     for number, (active, kind, start, size) in enumerate(entries, 1):
         if active not in (0, 0x80):
             raise UnclearLayoutError("no MBR but a boot sector")
-        if not kind and not size:
-            continue
-        if kind not in _MBR_PLAIN or not size or not start:
-            raise UnclearLayoutError(f"partition {number} has the type {kind:#04x}")
-        found.append(
-            Partition(
-                number=number,
-                start=start * SECTOR,
-                size=size * SECTOR,
-                kind=f"{kind:02x}",
-                uuid=f"{signature:08x}-{number:02x}",
-            )
-        )
+        if kind in _EXTENDED and read is not None:
+            extended.append((start, size))
+        elif kind or size:
+            found.append(_of_mbr(signature, number, kind, start, size))
+    if len(extended) > 1:
+        raise UnclearLayoutError("more than one extended partition")
+    if extended and read is not None:
+        found += _parse_logical(signature, *extended[0], read)
     return found
+
+
+def _of_mbr(signature: int, number: int, kind: int, start: int, size: int) -> Partition:
+    """A partition of an MBR, or a logical one; its place in sectors."""
+    if kind not in _MBR_PLAIN or not size or not start:
+        raise UnclearLayoutError(f"partition {number} has the type {kind:#04x}")
+    return Partition(
+        number=number,
+        start=start * SECTOR,
+        size=size * SECTOR,
+        kind=f"{kind:02x}",
+        uuid=f"{signature:08x}-{number:02x}",
+    )
+
+
+def _parse_logical(signature: int, first: int, size: int, read: ReadAt) -> list[Partition]:
+    """The logical partitions of an extended one; places in sectors, the chain's from its start."""
+    found: list[Partition] = []
+    here, seen = first, set[int]()
+    while here not in seen and len(found) < LOGICAL_LIMIT:
+        seen.add(here)
+        table = read(here * SECTOR, SECTOR)
+        if len(table) < SECTOR or table[510:] != _SIGNATURE:
+            raise UnclearLayoutError("a logical partition's table is damaged")
+        entries = [_MBR_ENTRY.unpack_from(table, 446 + 16 * number) for number in range(4)]
+        (_, kind, start, length), (_, linked, offset, _), *rest = entries
+        if any(kind or length for _, kind, _, length in rest):
+            raise UnclearLayoutError("a logical partition's table is unusual")
+        if not (kind or length or linked or found):
+            return []
+        if not 0 < start <= start + length <= size - (here - first):
+            raise UnclearLayoutError("a logical partition is outside of the extended one")
+        found.append(_of_mbr(signature, FIRST_LOGICAL + len(found), kind, here + start, length))
+        if not linked and not offset:
+            return found
+        if linked not in _EXTENDED or not 0 <= offset < size:
+            raise UnclearLayoutError("a logical partition's table is unusual")
+        here = first + offset
+    raise EndlessTableError("the chain of its logical partitions has no end")
 
 
 def _apart(found: list[Partition]) -> tuple[Partition, ...]:

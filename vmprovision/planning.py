@@ -19,7 +19,7 @@ from vmprovision.configuration import (
     port_in,
     update_configuration,
 )
-from vmprovision.errors import AmbiguousInitError, PlanError, UnsupportedGuestError
+from vmprovision.errors import AmbiguousInitError, LinkCircleError, PlanError, UnsupportedGuestError
 from vmprovision.initsystem import module_for, ways_of
 from vmprovision.plan import (
     Condition,
@@ -155,8 +155,15 @@ def refuse_hidden(guest: GuestInfo, paths: Iterable[PurePosixPath]) -> None:
 
     Raises:
         UnsupportedGuestError: another filesystem is mounted over one of them.
+        LinkCircleError: one leads through a circle of links.
     """
     for path in paths:
+        if circle := guest.circles.intersection(path.parents):
+            raise LinkCircleError(
+                f"guest path {path} cannot be written: {min(circle)} leads through a circle of "
+                "links",
+                hint="repair the links in the guest",
+            )
         if hidden := guest.hidden_by(path):
             raise UnsupportedGuestError(
                 f"guest path {path} would be hidden in the running guest: {hidden.sentence}",

@@ -161,7 +161,7 @@ def finishing(agent: InstalledAgent | None) -> list[Operation]:
 def _copied(
     before: Found, found: Mapping[PurePosixPath, Found], places: Iterable[PurePosixPath]
 ) -> bytes | None:
-    """The content of a file that is to be set aside, or was, wherever it is still whole."""
+    """The content of a file that is to be set aside, or was, where one of these still has it."""
     for path in places:
         what = found.get(path, ABSENT)
         if what.sha256 == before.sha256 and what.content is not None:
@@ -255,7 +255,7 @@ def restoration(entry: Entry, now: Found, found: Mapping[PurePosixPath, Found]) 
     Args:
         entry: the path's entry in the receipt.
         now: what stands there now.
-        found: a survey that holds the set-aside files.
+        found: a survey that holds the path and the set-aside files.
 
     Raises:
         PlanError: the set-aside content is gone or was changed.
@@ -272,8 +272,14 @@ def restoration(entry: Entry, now: Found, found: Mapping[PurePosixPath, Found]) 
     if before.kind == "symlink":
         target = before.target or ""
         return [Symlink(path=path, target=target, uid=uid, gid=gid, label=before.label)]
-    content = _content_before(entry, now, found)
-    mode = before.mode or 0
+    places = [place for place in (before.kept, path) if place]
+    content, mode = _copied(before, found, places), before.mode or 0
+    if content is None:
+        raise PlanError(
+            f"what stood at guest path {path} cannot be restored: its copy "
+            f"{before.kept} is missing or was changed",
+            hint="restore the image from its own backup",
+        )
     return [WriteFile(path=path, content=content, mode=mode, uid=uid, gid=gid, label=before.label)]
 
 
@@ -287,20 +293,6 @@ def _has_other_lines(entry: Entry, now: Found) -> bool:
     if entry.before.kind != "file":
         return False
     return not entry.before.believed or not _same_lines(bare, entry.before)
-
-
-def _content_before(entry: Entry, now: Found, found: Mapping[PurePosixPath, Found]) -> bytes:
-    """What was in a file, by its copy, or by the file itself where it has not changed."""
-    before = entry.before
-    copy = found.get(before.kept, ABSENT) if before.kept else ABSENT
-    for what in (copy, now):
-        if what.sha256 == before.sha256 and what.content is not None:
-            return what.content
-    raise PlanError(
-        f"what stood at guest path {entry.condition.path} cannot be restored: its copy "
-        f"{before.kept} is missing or was changed",
-        hint="restore the image from its own backup",
-    )
 
 
 def _is_as_before(now: Found, before: Found) -> bool:

@@ -29,33 +29,35 @@ _EXT = 1024
 _EXT_JOURNAL_DEVICE, _EXT_EXTENTS, _EXT_64BIT = 0x8, 0x40, 0x80
 _LOG_LIMIT = 6  # of a block's size in kilobytes
 
-# (offset, signature): what makes a partition a matter for blkid and for tools of its own.
+# (offset, signature, kind as blkid(8) has it, where this alone tells it): what makes a
+# partition a matter for tools of its own.
 _FOREIGN = (
-    *((sector, b"LABELONE") for sector in range(0, 2048, 512)),  # LVM
-    (0, b"LUKS\xba\xbe"),
-    *((1 << shift, b"SKUL\xba\xbe") for shift in range(14, 17)),  # LUKS2's second header
-    (3, b"-FVE-FS-"),  # BitLocker
-    (0, b"\xfc\x4e\x2b\xa9"),  # MD 1.1
-    (0, b"\xa9\x2b\x4e\xfc"),
-    (4096, b"\xfc\x4e\x2b\xa9"),  # MD 1.2
-    (4096, b"\xa9\x2b\x4e\xfc"),
-    (0x10040, b"_BHRfS_M"),  # btrfs
-    (4120, bytes.fromhex("c68573f64e1a45ca8265f57f48ba6d81")),  # bcache
-    (0x8001, b"CD001"),
-    (0x8001, b"BEA01"),  # UDF
-    (0x8001, b"NSR0"),
-    (0, b"hsqs"),  # squashfs
-    (0, b"sqsh"),
-    (1024, b"\xe2\xe1\xf5\xe0"),  # erofs
-    (1024, b"\x10\x20\xf5\xf2"),  # f2fs
-    (0x8000, b"JFS1"),
-    (0x10034, b"ReIsEr"),
-    (0x2034, b"ReIsEr"),
-    (1030, b"\x34\x34"),  # nilfs2
-    (8192 + 1372, b"\x54\x19\x01\x00"),  # UFS
-    (8192 + 1372, b"\x00\x01\x19\x54"),
-    (65536 + 1372, b"\x19\x01\x54\x19"),  # UFS2
-    (65536 + 1372, b"\x19\x54\x01\x19"),
+    *((sector, b"LABELONE", "LVM2_member") for sector in range(0, 2048, 512)),
+    (0, b"LUKS\xba\xbe", "crypto_LUKS"),
+    # LUKS2's second header
+    *((1 << shift, b"SKUL\xba\xbe", "crypto_LUKS") for shift in range(14, 17)),
+    (3, b"-FVE-FS-", "BitLocker"),
+    (0, b"\xfc\x4e\x2b\xa9", "linux_raid_member"),  # MD 1.1
+    (0, b"\xa9\x2b\x4e\xfc", "linux_raid_member"),
+    (4096, b"\xfc\x4e\x2b\xa9", "linux_raid_member"),  # MD 1.2
+    (4096, b"\xa9\x2b\x4e\xfc", "linux_raid_member"),
+    (0x10040, b"_BHRfS_M", "btrfs"),
+    (4120, bytes.fromhex("c68573f64e1a45ca8265f57f48ba6d81"), "bcache"),
+    (0x8001, b"CD001", ""),
+    (0x8001, b"BEA01", ""),  # UDF
+    (0x8001, b"NSR0", ""),
+    (0, b"hsqs", ""),  # squashfs
+    (0, b"sqsh", ""),
+    (1024, b"\xe2\xe1\xf5\xe0", ""),  # erofs
+    (1024, b"\x10\x20\xf5\xf2", ""),  # f2fs
+    (0x8000, b"JFS1", ""),
+    (0x10034, b"ReIsEr", ""),
+    (0x2034, b"ReIsEr", ""),
+    (1030, b"\x34\x34", ""),  # nilfs2
+    (8192 + 1372, b"\x54\x19\x01\x00", ""),  # UFS
+    (8192 + 1372, b"\x00\x01\x19\x54", ""),
+    (65536 + 1372, b"\x19\x01\x54\x19", ""),  # UFS2
+    (65536 + 1372, b"\x19\x54\x01\x19", ""),
 )
 _ZFS_LABEL = slice(16384, 16384 + 4096)  # holds its pool's version, first of all
 
@@ -82,7 +84,7 @@ class Superblock:
 
 def identify(start: bytes) -> Superblock | None:
     """The one filesystem, or swap, that begins with these ``START_SIZE`` bytes; None: unclear."""
-    if any(start[place : place + len(magic)] == magic for place, magic in _FOREIGN):
+    if _foreign(start):
         return None
     if b"\0\0\0\7version\0" in start[_ZFS_LABEL]:
         return None
@@ -90,6 +92,28 @@ def identify(start: bytes) -> Superblock | None:
         return None
     found = [block for parse in _PARSERS if (block := parse(start))]
     return found[0] if len(found) == 1 else None
+
+
+def _foreign(start: bytes) -> set[str]:
+    return {kind for place, magic, kind in _FOREIGN if start[place : place + len(magic)] == magic}
+
+
+def identify_kind(start: bytes) -> str | None:
+    """Return what begins with these bytes as blkid(8) names it; None where that is to be asked.
+
+    ``unknown`` is nothing at all, ``ext`` any of its generations, ``swsuspend`` the
+    memory of a system that sleeps.
+    """
+    if not any(start):
+        return "unknown"
+    foreign = _foreign(start)
+    found = [block.kind for parse in _PARSERS if (block := parse(start))]
+    if b"\0\0\0\7version\0" in start[_ZFS_LABEL]:
+        return None
+    if any(start[page - 10 :].startswith(_SLEEPING) for page in _PAGES):
+        return None if foreign or found else "swsuspend"
+    kinds = [*foreign, *found]
+    return (kinds[0] or None) if len(kinds) == 1 else None
 
 
 def _ext(start: bytes) -> Superblock | None:

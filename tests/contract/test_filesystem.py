@@ -15,7 +15,14 @@ from vmprovision.appliance.filesystem import ApplianceFilesystem
 from vmprovision.appliance.session import Drive, launch
 from vmprovision.command import run
 from vmprovision.errors import ApplyError, GuestSpaceError, InspectionError
-from vmprovision.filesystem import Attributes, GuestFilesystem, LocalFilesystem, resolve
+from vmprovision.filesystem import (
+    Attributes,
+    GuestFilesystem,
+    LocalFilesystem,
+    read_text,
+    resolve,
+    status_of,
+)
 from vmprovision.progress import Control
 
 if TYPE_CHECKING:
@@ -158,10 +165,14 @@ def test_a_directory_gives_way_to_nothing(guest: Guest) -> None:
 
 
 def test_a_circle_of_links_ends(guest: Guest) -> None:
-    """It is an error that names the path."""
+    """Nothing is there, and what is read all the same is an error that names the path."""
     filesystem, work = guest
     filesystem.symlink(work / "a", "b")
     filesystem.symlink(work / "b", "a")
+    assert filesystem.lstat(work / "a" / "below") is None
+    assert filesystem.list_directory(work / "a") == []
+    assert status_of(filesystem, work / "a") is None
+    assert read_text(filesystem, work / "b" / "below") is None
     with pytest.raises(InspectionError, match="circle"):
         filesystem.read(work / "a", limit=1)
 

@@ -237,7 +237,7 @@ def _odd_links(making: Making) -> None:
 def _in_the_way(making: Making) -> None:
     """Where we want to put something there is something; its names and modes are odd."""
     _whole(making)
-    making.write("/usr/local/bin/guest-agent", OWN_AGENT, mode=0o4711, owner=1234)
+    making.write("/usr/local/bin/guest-agent", OWN_AGENT, mode=0o711, owner=1234)
     making.call("ln_s", "../opt/own.conf", "/etc/guest-agent.conf")
     making.call("lchown", 12, 34, "/etc/guest-agent.conf")
     making.write("/opt/own.conf", b"OWN=1\n", mode=0o640)

@@ -223,7 +223,7 @@ def test_what_stood_in_the_way_is_set_aside(disks: Disks) -> None:
     """The disk of that name really holds what the removal is to bring back."""
     tree = disks.tree("in-the-way")
     agent, rc_local = tree[AGENT], tree["/etc/rc.local"]
-    assert (agent.content, agent.mode, agent.uid) == (digest(OWN_AGENT), 0o4711, 1234)
+    assert (agent.content, agent.mode, agent.uid) == (digest(OWN_AGENT), 0o711, 1234)
     assert (rc_local.content, rc_local.mode, rc_local.uid) == (digest(OWN_RC_LOCAL), 0o640, 77)
     configuration = tree[CONFIGURATION]
     assert (configuration.kind, configuration.content) == ("2", "../opt/own.conf")

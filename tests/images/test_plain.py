@@ -115,7 +115,25 @@ CASES: Mapping[str, Case] = {
         slow=True,
     ),
     "sleeping": Case(parts=(root(), SLEEPING), label="label: dos", plain=False, slow=True),
-    "unknown-content": Case(parts=(root(), Part(line="")), plain=False, slow=True),
+    "unknown-content": Case(
+        parts=(root(), Part(line="", maker=("true",), patch={4000: b"who knows"})),
+        plain=False,
+        slow=True,
+    ),
+    "sixty-empty-partitions": Case(
+        parts=(*[Part(line="", size_mb=1) for _ in range(60)], root()), plain=True
+    ),
+    "logical": Case(
+        parts=(
+            SWAP,
+            Part(line="type=5", size_mb=40),
+            root("/dev/sda6 /boot ext4 defaults 0 2", mounted="/"),
+            boot(),
+        ),
+        label="label: dos",
+        plain=True,
+        slow=True,
+    ),
 }
 PLAIN_LAYOUTS = ("whole", "xfs", "odd-links", "in-the-way", "full")
 FIRST = ("xfs", "btrfs")

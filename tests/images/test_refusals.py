@@ -171,7 +171,7 @@ CASES = {
     "bcache": Case(make=_bcache, code=34, says="bcache"),
     "zfs": Case(make=_zfs, code=34, says="ZFS", slow=True),
     "squashfs": Case(make=_squashfs, code=51, says="read-only"),
-    "cut-filesystem": Case(make=_cut_filesystem, code=31, says="", slow=True),
+    "cut-filesystem": Case(make=_cut_filesystem, code=30, says="cannot be mounted", slow=True),
     "qcow2-in-raw": Case(
         make=_qcow2_header_in_raw, code=31, says="no filesystem", options=("--format", "raw")
     ),

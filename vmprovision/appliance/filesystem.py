@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from vmprovision.appliance.memory import Memory, may_hold
 from vmprovision.appliance.session import ApplianceCallError
-from vmprovision.errors import InspectionError
+from vmprovision.errors import InspectionError, LinkCircleError
 from vmprovision.filesystem import (
     PLAIN,
     ROOT,
@@ -23,6 +23,7 @@ from vmprovision.filesystem import (
     Attributes,
     FileStatus,
     apply_failure,
+    follow,
     kind_of,
     resolve,
     valid_names,
@@ -62,7 +63,10 @@ class ApplianceFilesystem:
         """As the Protocol has it."""
         _check_encodable(path)
         if path not in self._memory.statuses and not self._is_in_real_directory(path):
-            path = resolve(self, path, last=False)
+            try:
+                path = resolve(self, path, last=False)
+            except LinkCircleError:  # nothing can be there
+                return None
         if path not in self._memory.statuses:
             self._memory.statuses[path] = self._look_up(path)
         return self._memory.statuses[path]
@@ -186,9 +190,9 @@ class ApplianceFilesystem:
 
     def list_directory(self, path: PurePosixPath) -> list[str]:
         """As the Protocol has it."""
-        real = resolve(self, path)
-        status = self.lstat(real)
-        if status is None or status.kind != "directory":
+        real = follow(self, path)
+        status = self.lstat(real) if real else None
+        if real is None or status is None or status.kind != "directory":
             return []
         return sorted(self._list(real))
 

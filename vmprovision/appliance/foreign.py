@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmprovision.appliance.volumes import incomplete_groups
 from vmprovision.errors import UnsupportedGuestError, WrongKeyError
 
 if TYPE_CHECKING:
-    from vmprovision.appliance.session import Appliance
     from vmprovision.appliance.volumes import Layers
 
 FROM_INSIDE = (
@@ -73,7 +71,7 @@ FOREIGN = {
 }
 
 
-def refuse_unreadable(appliance: Appliance, layers: Layers) -> None:
+def refuse_unreadable(layers: Layers) -> None:
     """Raise what explains why no operating system was found, where a layer below explains it.
 
     Raises:
@@ -96,11 +94,6 @@ def refuse_unreadable(appliance: Appliance, layers: Layers) -> None:
         raise UnsupportedGuestError(
             f"{device} is a member of an MD array, and {cause}",
             hint="give the array's other disks with --disk, or start the guest with all of them",
-        )
-    if "LVM2_member" in layers.others.values() and (groups := incomplete_groups(appliance)):
-        raise UnsupportedGuestError(
-            f"the volume group {groups[0]} lies on other disks too, which are not here",
-            hint="give the guest's other disks with --disk",
         )
     for device, kind in {**layers.filesystems, **layers.others}.items():
         if found := FOREIGN.get(kind):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vmprovision.appliance.session import Appliance
     from vmprovision.filesystem import GuestReader
     from vmprovision.mounts import GuestMount
+    from vmprovision.mounts.fstab import FstabLine
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +53,14 @@ class Root:
         system: what kind of operating system it is.
         name: what its release file calls it, or its kind.
         subvolume: the btrfs subvolume that its own fstab mounts at ``/``, if it names one.
+        fstab: what its own fstab mounts.
     """
 
     device: str
     system: OperatingSystem
     name: str
     subvolume: str | None = None
+    fstab: tuple[FstabLine, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +86,14 @@ def unix_root(reader: GuestReader, device: str) -> Root | None:
     system = recognise_system(reader)
     if system is None:
         return None
-    return Root(device=device, system=system, name=_name(reader), subvolume=_own_subvolume(reader))
+    lines = tuple(read_fstab(reader))
+    return Root(
+        device=device,
+        system=system,
+        name=_name(reader),
+        subvolume=_own_subvolume(lines),
+        fstab=lines,
+    )
 
 
 def recognise_system(reader: GuestReader) -> OperatingSystem | None:
@@ -111,7 +121,8 @@ def recognise_system(reader: GuestReader) -> OperatingSystem | None:
 
 def _is_usr(names: Sequence[str]) -> bool:
     """Whether this is a ``/usr`` of its own: its bin, sbin and lib look like a root's."""
-    return "usr" not in names and "share" in names
+    bare = {"bin", "lib"} <= set(names) and not {"etc", "dev", "proc", "init"} & set(names)
+    return "usr" not in names and ("share" in names or bare)
 
 
 _RELEASE = re.compile(r"(?:.+-release|.+_version|os-release|openwrt_release)$")
@@ -134,9 +145,9 @@ def _name(reader: GuestReader) -> str:
     return "Linux"
 
 
-def _own_subvolume(reader: GuestReader) -> str | None:
+def _own_subvolume(lines: Iterable[FstabLine]) -> str | None:
     """The subvolume that a root's own fstab mounts at ``/``; its snapshots say the same."""
-    for line in read_fstab(reader):
+    for line in lines:
         if line.mountpoint == "/":
             named = dict(option.partition("=")[::2] for option in line.options.split(","))
             return named.get("subvol", "").strip("/") or None
@@ -175,12 +186,12 @@ def _access(*, readonly: bool) -> str:
     return "ro,noatime" if readonly else "rw,noatime"
 
 
-def blkid_tag(appliance: Appliance, device: str, tag: str) -> str:
+def blkid_tags(appliance: Appliance, device: str) -> Mapping[str, str]:
     """What blkid(8) says of a device, which takes a process of the appliance."""
     try:
-        return str(appliance.call("blkid", device).get(tag, ""))
+        return dict(appliance.call("blkid", device))
     except (ApplianceCallError, UnicodeDecodeError):  # nothing that it knows, or no text
-        return ""
+        return {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +216,7 @@ def wanted_mounts(reader: GuestReader, root: Root, names: DeviceNames) -> list[W
         root: what is mounted; its own line of fstab tells how the guest calls its disk.
         names: of the image's devices.
     """
-    for line in read_fstab(reader):
+    for line in root.fstab:
         if line.mountpoint == "/":
             names.learn(line.source, root.device)
     wanted = []

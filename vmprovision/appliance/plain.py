@@ -1,8 +1,8 @@
 """Mount the guest of a plain disk without a search: its first bytes say how it lies.
 
-Plain is: no partition table, a GPT or an MBR of primaries; one Linux root on
-ext2 to ext4 or XFS; beside it at most swap, ``/boot`` and ``/boot/efi``, boot
-code, and filesystems that Linux does not boot from.  One look at the disk, one
+Plain is: no partition table, a GPT or an MBR; one Linux root on ext2 to ext4 or
+XFS; beside it at most swap, ``/boot`` and ``/boot/efi``, boot code, empty
+partitions, and filesystems that Linux does not boot from.  One look at the disk, one
 mount, and a few files are then all it takes, a tenth of the search in
 ``roots``; whatever is not plain is left to that, and so is every refusal.
 """
@@ -10,67 +10,35 @@ mount, and a few files are then all it takes, a tenth of the search in
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmprovision.appliance.devicenames import DeviceNames
+from vmprovision.appliance.firstbytes import read_volumes
 from vmprovision.appliance.mounting import (
     ON_DEMAND,
     Mounting,
-    blkid_tag,
+    blkid_tags,
     mount_root,
     unix_root,
     wanted_mounts,
 )
 from vmprovision.appliance.session import ApplianceCallError
 from vmprovision.errors import InspectionError
-from vmprovision.partitions import BOOT_CODE_TYPES, UnclearLayoutError, parse_partitions
-from vmprovision.superblocks import START_SIZE, identify
+from vmprovision.partitions import UnclearLayoutError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmprovision.appliance.filesystem import ApplianceFilesystem
+    from vmprovision.appliance.firstbytes import Volume
     from vmprovision.appliance.mounting import MountedGuest, WantedMount
     from vmprovision.appliance.session import Appliance
-    from vmprovision.partitions import Partition
-    from vmprovision.superblocks import Superblock
 
 log = logging.getLogger(__name__)
 
-# Partitioning tools begin the first partition at one MiB: one reading serves it too.
-FIRST_READING = (1 << 20) + START_SIZE
-PARTITIONS = 8  # with more of them the search is hardly dearer
-UNIX = ("ext", "xfs")
-BLOCK = 4096  # the least that a filesystem may leave over; a RAID takes twice as much
 MOUNTED_AS_ROOT = ("/", "/sysroot")  # the guest's own, or this one's: libguestfs made the image
 # Without any of these names there is nothing that `recognise_system` would know.
 OF_A_ROOT = frozenset(("bin", "etc", "gnu", "hurd", "nix", "ostree", "sbin", "usr"))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Volume:
-    """A partition, or the whole disk, and what is on it; boot code has no superblock."""
-
-    device: str
-    partition: Partition
-    superblock: Superblock | None
-
-    @property
-    def is_unix(self) -> bool:
-        """Whether a root of Linux may be on it."""
-        return self.superblock is not None and self.superblock.kind in UNIX
-
-    @property
-    def driver(self) -> str:
-        """The kernel's filesystem, where nothing else can be on it.
-
-        One that leaves room at its partition's end may be a member of an old RAID,
-        whose own superblock is there: mount(8) looks, and does not mount it.
-        """
-        block = self.superblock
-        filled = block is not None and 0 <= self.partition.size - block.size < BLOCK
-        return block.driver if block is not None and filled else ""
 
 
 def mount_plain_guest(appliance: Appliance, disk: str, *, readonly: bool) -> MountedGuest | None:
@@ -94,31 +62,20 @@ def mount_plain_guest(appliance: Appliance, disk: str, *, readonly: bool) -> Mou
     return None
 
 
-def _look_at(appliance: Appliance, disk: str) -> dict[str, _Volume]:
+def _look_at(appliance: Appliance, disk: str) -> dict[str, Volume]:
     """What is on the disk, by device.
 
     Raises:
         UnclearLayoutError: it is not plain.
     """
-    head: bytes = appliance.call("pread_device", disk, FIRST_READING, 0)
-    partitions = parse_partitions(head)
-    if len(partitions) > PARTITIONS:
-        raise UnclearLayoutError(f"{len(partitions)} partitions")
-    volumes = {}
-    for partition in partitions:
-        size = min(START_SIZE, partition.size or START_SIZE)
-        start = head[partition.start : partition.start + size]
-        if len(start) < size:
-            start = appliance.call("pread_device", disk, size, partition.start)
-        superblock = identify(start)
-        if superblock is None and partition.kind not in BOOT_CODE_TYPES:
-            raise UnclearLayoutError(f"partition {partition.number} holds nothing plain")
-        device = f"{disk}{partition.number or ''}"
-        volumes[device] = _Volume(device=device, partition=partition, superblock=superblock)
+    volumes = read_volumes(appliance, disk)
+    for volume in volumes.values():
+        if volume.superblock is None and not volume.is_nothing:
+            raise UnclearLayoutError(f"{volume.device} holds nothing plain")
     return volumes
 
 
-def _mount(appliance: Appliance, volumes: Mapping[str, _Volume], *, readonly: bool) -> MountedGuest:
+def _mount(appliance: Appliance, volumes: Mapping[str, Volume], *, readonly: bool) -> MountedGuest:
     """The guest, mounted.
 
     Raises:
@@ -172,13 +129,13 @@ def _check_boot(
             raise UnclearLayoutError(f"{device} may be a root too")
 
 
-def _likelihood(volume: _Volume) -> tuple[bool, int]:
+def _likelihood(volume: Volume) -> tuple[bool, int]:
     """Of several filesystems, the root says so itself (ext), or is the largest."""
     block = volume.superblock
     return (block is not None and block.last_mounted in MOUNTED_AS_ROOT, volume.partition.size)
 
 
-def _tag(appliance: Appliance, volumes: Mapping[str, _Volume], device: str, tag: str) -> str:
+def _tag(appliance: Appliance, volumes: Mapping[str, Volume], device: str, tag: str) -> str:
     """What fstab may call a volume by: its UUID or LABEL, or its partition's UUID or name."""
     volume, superblock = volumes[device], volumes[device].superblock
     if tag.startswith("PART_"):
@@ -188,5 +145,5 @@ def _tag(appliance: Appliance, volumes: Mapping[str, _Volume], device: str, tag:
         return ""
     # FAT's label is in its root directory, and the others' tags were not read
     if superblock.kind in ("ntfs", "exfat") or (superblock.kind == "vfat" and tag == "LABEL"):
-        return blkid_tag(appliance, device, tag)
+        return blkid_tags(appliance, device).get(tag, "")
     return superblock.uuid if tag == "UUID" else superblock.label

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -19,13 +20,20 @@ from vmprovision.appliance.mounting import (
     MountedGuest,
     Mounting,
     Root,
-    blkid_tag,
+    blkid_tags,
     mount_root,
     unix_root,
 )
 from vmprovision.appliance.plain import mount_plain_guest
 from vmprovision.appliance.session import ApplianceCallError
-from vmprovision.appliance.volumes import open_layers
+from vmprovision.appliance.unreadable import (
+    Unreadable,
+    find_closed,
+    unclaimed,
+    unmountable,
+    unreadable_files,
+)
+from vmprovision.appliance.volumes import LUKS, open_layers
 from vmprovision.errors import (
     InspectionError,
     NoOperatingSystemError,
@@ -34,19 +42,21 @@ from vmprovision.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from vmprovision.appliance.session import Appliance
     from vmprovision.appliance.volumes import Layers
+    from vmprovision.errors import VmprovisionError
     from vmprovision.filesystem import GuestReader
     from vmprovision.keyfile import Key
 
 log = logging.getLogger(__name__)
 
 # Filesystems that hold no tree of files, or none that Linux boots from.
-SKIPPED = ("swap", "unknown", "LVM2_member", "linux_raid_member", "zfs_member")
-MBR_BSD = (0xA5, 0xA6, 0xA9)  # FreeBSD, OpenBSD, NetBSD
+SKIPPED = ("swap", "unknown", "LVM2_member", "linux_raid_member", LUKS)
 BTRFS_PREFIX = "btrfsvol:"
+LISTED_LIMIT = 20
+MBR_BSD = (0xA5, 0xA6, 0xA9)  # FreeBSD, OpenBSD, NetBSD
 SOLE_DISK = "/dev/sda"  # libguestfs's name for the only drive of an appliance
 
 
@@ -84,38 +94,31 @@ def mount_guest(
 def _mount_found_guest(
     appliance: Appliance, wanted: str | None, keys: Sequence[Key], *, readonly: bool
 ) -> MountedGuest:
-    """The guest, by libguestfs's list of all filesystems and a look into each."""
+    """The guest, by a list of all filesystems and a look into each."""
     layers = open_layers(appliance, keys)
     filesystems = layers.filesystems
-    roots = [root for device in filesystems if (root := _root_on(appliance, device, filesystems))]
-    root = _choose(appliance, _merge_btrfs(roots), layers, wanted)
+    seen = [_look_into(appliance, device, kind) for device, kind in filesystems.items()]
+    search = _Search(
+        appliance=appliance,
+        layers=layers,
+        roots=_merge_btrfs([each for each in seen if isinstance(each, Root)]),
+        unreadable=[each for each in seen if isinstance(each, Unreadable)],
+    )
+    root = search.choose(wanted)
     if any(kind == "swsuspend" for kind in filesystems.values()):
         raise UnsupportedGuestError(
             f"the guest {root.name} is hibernated: it holds its filesystems in memory",
             hint="start it, shut it down, and inject then",
         )
     files = mount_root(appliance, root.device, readonly=readonly)
-    # subvolumes have no tags of their own
-    devices = [device for device in filesystems if not device.startswith(BTRFS_PREFIX)]
-    names = DeviceNames(devices, lambda *asked: _tag(appliance, *asked), dict(layers.array_names))
+    names = search.names()
     names.aliases.update(crypttab_names(files, layers.unlocked, names))
     mounting = Mounting(appliance=appliance, files=files, root=root, names=names, readonly=readonly)
     return mounting.mount_wanted()
 
 
-def _tag(appliance: Appliance, device: str, tag: str) -> str:
-    if tag != LVM_UUID:
-        return blkid_tag(appliance, device, tag)
-    try:
-        volume = str(appliance.call("lvuuid", device)).replace("-", "")
-        group = str(appliance.call("vguuid", device.split("/")[2])).replace("-", "")
-    except ApplianceCallError:  # no logical volume
-        return ""
-    return group + volume
-
-
-def _root_on(appliance: Appliance, device: str, filesystems: Mapping[str, str]) -> Root | None:
-    kind = filesystems[device]
+def _look_into(appliance: Appliance, device: str, kind: str) -> Root | Unreadable | None:
+    """The root on a device, or why it cannot be read; None where there is none."""
     if kind in SKIPPED or kind in FOREIGN or kind == "swsuspend":
         return None
     if kind == "ufs":
@@ -124,7 +127,7 @@ def _root_on(appliance: Appliance, device: str, filesystems: Mapping[str, str]) 
         appliance.call("mount_ro", device, "/")
     except ApplianceCallError as exc:
         log.info("cannot mount %s (%s): %s", device, kind, exc.message)
-        return None
+        return unmountable(appliance, device, kind, exc.message)
     try:
         reader = ApplianceFilesystem(appliance)
         if kind in ("ntfs", "vfat", "exfat"):
@@ -132,7 +135,7 @@ def _root_on(appliance: Appliance, device: str, filesystems: Mapping[str, str]) 
         return unix_root(reader, device)
     except InspectionError as exc:
         log.info("cannot read %s: %s", device, exc.message)
-        return None
+        return unreadable_files(device, kind, exc)
     finally:
         appliance.call("umount_all")
 
@@ -181,37 +184,146 @@ def _split_btrfs(device: str) -> tuple[str, str | None]:
     return str(PurePosixPath(*parts[:length])), "/".join(parts[length:])
 
 
-def _choose(
-    appliance: Appliance,
-    roots: Sequence[Root],
-    layers: Layers,
-    wanted: str | None,
-) -> Root:
-    if wanted is not None:
-        for root in roots:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Search:
+    """All that was seen of the image, of which one root is to be chosen."""
+
+    appliance: Appliance
+    layers: Layers
+    roots: Sequence[Root]
+    unreadable: Sequence[Unreadable]
+    known: dict[str, Mapping[str, str]] = field(default_factory=dict)
+
+    @property
+    def devices(self) -> list[str]:
+        """All that have tags of their own, which subvolumes have not."""
+        found = self.layers.filesystems
+        return [device for device in found if not device.startswith(BTRFS_PREFIX)]
+
+    def names(self, *more: str) -> DeviceNames:
+        """What a guest may call them, and more of the image's devices."""
+        return DeviceNames([*self.devices, *more], self.tag, dict(self.layers.array_names))
+
+    def tag(self, device: str, tag: str) -> str:
+        """What blkid(8), or LVM, says of a device; each is asked once."""
+        if tag == LVM_UUID:
+            return _lvm_uuid(self.appliance, device)
+        if device not in self.known:
+            self.known[device] = blkid_tags(self.appliance, device)
+        return self.known[device].get(tag, "")
+
+    def choose(self, wanted: str | None) -> Root:
+        """The root that is wanted, or the only one.
+
+        Raises:
+            InspectionError: there is none, or it cannot be read; one of its kinds.
+            SeveralOperatingSystemsError: there are more, or what cannot be read may be one.
+            UnsupportedGuestError: there is no Linux, or nothing that is not encrypted.
+        """
+        if wanted is not None:
+            return self._wanted(wanted)
+        roots = without_parts(self.roots, self.names)
+        systems = [root for root in roots if root.system == "linux"] or roots
+        if len(systems) > 1:
+            listed = ", ".join(f"{root.device} ({root.name})" for root in systems)
+            raise SeveralOperatingSystemsError(
+                f"the image holds {len(systems)} operating systems: {listed}",
+                hint="choose one with --root DEVICE",
+            )
+        closed = find_closed(self.appliance, self.layers, self.tag)
+        unreadable = [*self.unreadable, *closed]
+        if not systems:
+            raise self._nothing(unreadable)
+        if systems[0].system == "linux" and unreadable:
+            self._refuse_doubt(systems[0], unreadable)
+        return _linux(systems[0])
+
+    def _wanted(self, wanted: str) -> Root:
+        for root in self.roots:
             if root.device == wanted:
                 return _linux(root)
-        known = ", ".join(root.device for root in roots) or "none"
+        for each in self.unreadable:
+            if each.device == wanted:
+                raise InspectionError(f"no files can be read on {each}", hint=each.hint)
+        known = ", ".join(root.device for root in self.roots) or "none"
         raise NoOperatingSystemError(
             f"there is no operating system on {wanted}", hint=f"roots found: {known}"
         )
-    systems = [root for root in roots if root.system == "linux"] or list(roots)
-    if len(systems) == 1:
-        return _linux(systems[0])
-    if systems:
-        listed = ", ".join(f"{root.device} ({root.name})" for root in systems)
-        raise SeveralOperatingSystemsError(
-            f"the image holds {len(systems)} operating systems: {listed}",
-            hint="choose one with --root DEVICE",
+
+    def _refuse_doubt(self, root: Root, unreadable: Sequence[Unreadable]) -> None:
+        """Raise where what cannot be read may be the guest's real root."""
+        files = mount_root(self.appliance, root.device, readonly=True)
+        try:
+            names = self.names(*(each.device for each in unreadable))
+            left = unclaimed(unreadable, files, names)
+        finally:
+            self.appliance.call("umount_all")
+        if left:
+            listed = ", ".join(map(str, left))
+            raise SeveralOperatingSystemsError(
+                f"the image holds an operating system on {root.device} ({root.name}), and "
+                f"perhaps another one on what cannot be read: {listed}",
+                hint=f"choose --root {root.device} if that is the one that boots; to read "
+                f"{left[0].device}: {left[0].hint}",
+            )
+
+    def _nothing(self, unreadable: Sequence[Unreadable]) -> VmprovisionError:
+        """The error for an image without a root that can be read."""
+        if damaged := [each for each in unreadable if not each.is_closed]:
+            return InspectionError(
+                "no filesystem that can be read holds an operating system, and "
+                f"{', '.join(map(str, damaged))}",
+                hint=damaged[0].hint,
+            )
+        refuse_unreadable(self.layers)
+        if unreadable:
+            return UnsupportedGuestError(
+                "no filesystem that can be read holds an operating system, and "
+                f"{', '.join(map(str, unreadable))}",
+                hint=unreadable[0].hint,
+            )
+        if _has_bsd_partition(self.appliance):
+            return UnsupportedGuestError(
+                "the image holds a BSD system", hint="only Linux guests can be injected into"
+            )
+        listed = [f"{device} ({kind})" for device, kind in self.layers.filesystems.items()]
+        return NoOperatingSystemError(
+            "no filesystem of the image holds an operating system",
+            hint=f"filesystems seen: {', '.join(listed[:LISTED_LIMIT]) or 'none'}",
         )
-    refuse_unreadable(appliance, layers)
-    if _has_bsd_partition(appliance):
-        raise UnsupportedGuestError(
-            "the image holds a BSD system", hint="only Linux guests can be injected into"
-        )
-    seen = ", ".join(f"{device} ({kind})" for device, kind in layers.filesystems.items()) or "none"
-    raise NoOperatingSystemError(
-        "no filesystem of the image holds an operating system", hint=f"filesystems seen: {seen}"
+
+
+def _lvm_uuid(appliance: Appliance, device: str) -> str:
+    """The identifiers of a logical volume's group and its own, as device-mapper joins them."""
+    try:
+        volume = str(appliance.call("lvuuid", device)).replace("-", "")
+        group = str(appliance.call("vguuid", device.split("/")[2])).replace("-", "")
+    except ApplianceCallError:  # no logical volume
+        return ""
+    return group + volume
+
+
+def without_parts(roots: Sequence[Root], names_of: Callable[[], DeviceNames]) -> list[Root]:
+    """Return the roots that no other root's fstab mounts: a ``/usr`` is no system of its own.
+
+    One whose own fstab mounts it at ``/`` is a system all the same, of two that see
+    each other.
+    """
+    parts = set()
+    for root in roots:
+        names = names_of()
+        for line in root.fstab:
+            if line.mountpoint == "/":
+                names.learn(line.source, root.device)
+        mounted = {names.find(line.source) for line in root.fstab if line.mountpoint != "/"}
+        parts |= mounted - {root.device}
+    return [root for root in roots if root.device not in parts or _is_own(root, names_of())]
+
+
+def _is_own(root: Root, names: DeviceNames) -> bool:
+    """Whether a root's own fstab says that it is mounted at ``/``."""
+    return any(
+        names.find(line.source) == root.device for line in root.fstab if line.mountpoint == "/"
     )
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmprovision.appliance.arrays import MEMBER, Arrays, examine_arrays
+from vmprovision.appliance.firstbytes import find_kinds
+from vmprovision.appliance.foreign import FOREIGN
 from vmprovision.appliance.session import ApplianceCallError
 from vmprovision.errors import ApplianceError, InspectionError, WrongKeyError
 
@@ -70,9 +72,20 @@ def open_layers(appliance: Appliance, keys: Sequence[Key]) -> Layers:
         InspectionError: an encrypted volume cannot be read.
         ApplianceTimeoutError: deriving a key takes too long.
     """
+    arrays = Arrays(names={}, unusable={})
+    kinds = find_kinds(appliance)
+    if kinds is not None and not (keys and LUKS in kinds.values()):
+        closed = {device: kind for device, kind in kinds.items() if kind in (LUKS, *FOREIGN)}
+        return Layers(
+            filesystems={each: kind for each, kind in kinds.items() if each not in closed},
+            others=closed,
+            unlocked={},
+            tried=(),
+            array_names={},
+            unusable={},
+        )
     appliance.activate_volumes()
     filesystems, others = _look(appliance)
-    arrays = Arrays(names={}, unusable={})
     if MEMBER in others.values():
         arrays = _examined_arrays(appliance, others)
         filesystems, others = _look(appliance)
@@ -181,14 +194,6 @@ def _others(appliance: Appliance, filesystems: Mapping[str, str]) -> Iterator[tu
     for device in devices:
         if device not in filesystems and (kind := kind_of_device(appliance, device)):
             yield device, kind
-
-
-def incomplete_groups(appliance: Appliance) -> list[str]:
-    """Return the volume groups that lie on a disk that is not here as well, by lvm(8)."""
-    asked = "lvm vgs --noheadings --options vg_missing_pv_count,vg_name"
-    words = [line.split() for line in str(appliance.call("debug", "sh", [asked])).splitlines()]
-    # warnings are among the lines
-    return [line[1] for line in words if len(line) == 2 and line[0].isdecimal() and line[0] != "0"]  # noqa: PLR2004
 
 
 def kind_of_device(appliance: Appliance, device: str) -> str:

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from vmprovision.filesystem import read_text, resolve, resolved_file, status_of
+from vmprovision.filesystem import follow, read_text, resolved_file
 from vmprovision.guest import InitSystem, InitVerdict
 from vmprovision.initsystem.traces import Traces
 from vmprovision.plan import EditBlock, Operation, WriteFile
@@ -65,8 +65,8 @@ def detect(reader: GuestReader, pid1: Pid1) -> InitVerdict | None:
 def _scandir(reader: GuestReader, pid1: Pid1) -> PurePosixPath | None:
     """The image of s6-svscan's directory, where the init script or the default has it."""
     script = (read_text(reader, pid1.path) if pid1.path else None) or ""
-    path = resolve(reader, (_named_base(script) or BASE) / "run-image/service")
-    status = status_of(reader, path)
+    path = follow(reader, (_named_base(script) or BASE) / "run-image/service")
+    status = reader.lstat(path) if path else None
     return path if status is not None and status.kind == "directory" else None
 
 
@@ -90,7 +90,7 @@ def told(reader: GuestReader, pid1: Pid1) -> InitVerdict:
         pid1=pid1.program,
         confidence="told",
         evidence=("the caller named s6", *pid1.evidence),
-        hook=scandir or resolve(reader, RC_LOCAL),
+        hook=scandir or follow(reader, RC_LOCAL) or RC_LOCAL,
         dialect="scandir" if scandir else "rc.local",
     )
 

@@ -11,7 +11,7 @@ import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from vmprovision.filesystem import read_text, resolve, resolved_file
+from vmprovision.filesystem import follow, read_text, resolved_file
 from vmprovision.guest import InitSystem, InitVerdict
 from vmprovision.initsystem.traces import Traces
 from vmprovision.plan import EditBlock, Operation
@@ -85,12 +85,13 @@ def _hook(reader: GuestReader) -> PurePosixPath | None:
 
 def told(reader: GuestReader, pid1: Pid1) -> InitVerdict:
     """The caller wants the fallback: rc.local, made where it is missing."""
+    made = PurePosixPath(RC_LOCAL[-1])
     return InitVerdict(
         system=NAME,
         pid1=pid1.program,
         confidence="told",
         evidence=("the caller named standalone", *pid1.evidence),
-        hook=_hook(reader) or resolve(reader, PurePosixPath(RC_LOCAL[-1])),
+        hook=_hook(reader) or follow(reader, made) or made,
     )
 
 

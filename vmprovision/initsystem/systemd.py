@@ -14,8 +14,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from vmprovision.errors import InspectionError
-from vmprovision.filesystem import resolve, resolved_file, status_of
+from vmprovision.filesystem import resolved_file, status_of
 from vmprovision.guest import InitSystem, InitVerdict
 from vmprovision.initsystem.targets import USUAL, find_boot_target
 from vmprovision.initsystem.traces import Traces
@@ -100,20 +99,14 @@ def _with_places(reader: GuestReader, pid1: Pid1, verdict: InitVerdict) -> InitV
 
 def _first_preset(reader: GuestReader) -> str | None:
     """Return a name for our preset that sorts before the guest's own; None where none does."""
-    names = {name for folder in PRESET_FOLDERS for name in _listed(reader, folder)}
+    folders = map(PurePosixPath, PRESET_FOLDERS)
+    names = {name for folder in folders for name in reader.list_directory(folder)}
     others = {name for name in names if name.endswith(".preset") and name not in PRESET_NAMES}
     first = min((name.encode() for name in others), default=None)
     return next(
         (name for name in PRESET_NAMES if first is None or name.encode() < first),
         None,
     )
-
-
-def _listed(reader: GuestReader, folder: str) -> list[str]:
-    try:
-        return reader.list_directory(resolve(reader, PurePosixPath(folder)))
-    except InspectionError:
-        return []
 
 
 def _dialect(reader: GuestReader, path: PurePosixPath | None) -> str:

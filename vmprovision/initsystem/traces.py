@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from vmprovision.errors import InspectionError, printable
-from vmprovision.filesystem import resolve, resolved_file, status_of
+from vmprovision.errors import printable
+from vmprovision.filesystem import resolved_file, status_of
 from vmprovision.guest import Hint
 
 if TYPE_CHECKING:
@@ -40,10 +40,7 @@ def present_programs(reader: GuestReader, traces: Traces) -> list[PurePosixPath]
     """The programs that are there, each once however many links lead to it."""
     found: dict[PurePosixPath, PurePosixPath] = {}
     for path in traces.programs:
-        try:
-            real = resolved_file(reader, path)
-        except InspectionError:
-            continue
+        real = resolved_file(reader, path)
         if real:
             found.setdefault(real, PurePosixPath(path))
     return list(found.values())
@@ -63,15 +60,9 @@ def find_traces(reader: GuestReader, system: str, traces: Traces) -> Iterator[Hi
 
 
 def _is_there(reader: GuestReader, name: str) -> bool:
-    try:
-        return status_of(reader, PurePosixPath(name)) is not None
-    except InspectionError:
-        return False
+    return status_of(reader, PurePosixPath(name)) is not None
 
 
 def _entries(reader: GuestReader, name: str) -> int:
-    try:
-        names = reader.list_directory(resolve(reader, PurePosixPath(name)))
-    except InspectionError:
-        return 0
+    names = reader.list_directory(PurePosixPath(name))
     return sum(not entry.startswith((".", "README")) for entry in names)

@@ -19,7 +19,7 @@ from vmprovision.inspection.distribution import inspect_distribution
 from vmprovision.inspection.generated import as_generated, find_generator
 from vmprovision.inspection.installed import find_agent
 from vmprovision.inspection.interpreters import find_interpreters
-from vmprovision.inspection.layout import find_kernels, find_links
+from vmprovision.inspection.layout import find_circles, find_kernels, find_links
 from vmprovision.inspection.pid1 import find_pid1
 from vmprovision.inspection.selinux import inspect_selinux
 from vmprovision.inspection.watched import WatchedReader
@@ -83,6 +83,7 @@ def inspect_guest(
         selinux=inspect_selinux(reader),
         agent=agent,
         links=find_links(reader, *([verdict.hook] if verdict.hook else [])),
+        circles=find_circles(reader),
         mountpoints=dict(mountpoints or {}),
         hidden=tuple(hidden),
         notes=limited([*(each.sentence for each in hidden), *notes, *claims]),

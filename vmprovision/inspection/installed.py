@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmprovision.errors import InspectionError
-from vmprovision.filesystem import PERMISSIONS, check_size, read_all, resolve
+from vmprovision.filesystem import PERMISSIONS, check_size, follow, read_all, resolved_file
 from vmprovision.guest import InstalledAgent
 from vmprovision.initsystem import INIT_SYSTEMS, systemd, ways_of
 from vmprovision.labelling import AUTORELABEL
@@ -61,7 +61,7 @@ def find_agent(reader: GuestReader, pid1: Pid1) -> InstalledAgent | None:
         InspectionError: there is a receipt that cannot be understood, or claims what no
             injection can have done.
     """
-    home = resolve(reader, RECEIPT.parent)
+    home = follow(reader, RECEIPT.parent) or RECEIPT.parent
     unfinished = reader.lstat(UNFINISHED) is not None
     path = UNFINISHED if unfinished else home / RECEIPT.name
     receipt = _read_receipt(reader, path)
@@ -112,7 +112,7 @@ def _read_receipt(reader: GuestReader, path: PurePosixPath) -> Receipt | None:
 
 def _read_configuration(reader: GuestReader, receipt: Receipt) -> bytes:
     """The agent's settings; empty where they are gone, or another's are there again."""
-    path = resolve(reader, CONFIGURATION.parent) / CONFIGURATION.name
+    path = (follow(reader, CONFIGURATION.parent) or CONFIGURATION.parent) / CONFIGURATION.name
     entry = receipt.entry_for(path)
     before = entry.before if entry else ABSENT
     try:
@@ -120,9 +120,8 @@ def _read_configuration(reader: GuestReader, receipt: Receipt) -> bytes:
         is_link = status is not None and status.kind == "symlink"
         if is_link and reader.readlink(path) == before.target:
             return b""
-        real = resolve(reader, path)
-        status = reader.lstat(real)
-        if status is None or status.kind != "file":
+        real = resolved_file(reader, path)
+        if real is None:
             return b""
         content = read_all(reader, real, CONFIGURATION_LIMIT)
     except InspectionError:  # verify names it; an upgrade writes it anew
@@ -223,7 +222,7 @@ class _Places:
 
     def _agrees_behind_links(self, known: Place, place: Place) -> bool:
         may_be = _agrees(known, place, place.path.parent)
-        return may_be and resolve(self._reader, known.path.parent) == place.path.parent
+        return may_be and follow(self._reader, known.path.parent) == place.path.parent
 
     def _places_here(self) -> Iterator[Place]:
         """Where each init system would be given the service in this guest."""

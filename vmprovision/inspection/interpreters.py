@@ -7,8 +7,8 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from vmprovision.elf import architecture_of, elf_architecture, read_elf
-from vmprovision.errors import InspectionError, printable
-from vmprovision.filesystem import read_text, resolve, resolved_file
+from vmprovision.errors import printable
+from vmprovision.filesystem import read_text, resolved_file
 from vmprovision.guest import Interpreter
 
 if TYPE_CHECKING:
@@ -54,12 +54,9 @@ def find_interpreters(reader: GuestReader, arch: str) -> tuple[Interpreter, ...]
     candidates = [f"{folder}/{name}" for name in NAMES for folder in FOLDERS]
     for candidate in [path for path in candidates if path in names] + [PLATFORM_PYTHON]:
         path = PurePosixPath(candidate)
-        try:
-            real = resolve(reader, path)
-        except InspectionError:  # a circle of links
-            continue
-        status = reader.lstat(real)
-        if status is None or status.kind != "file" or not status.mode & 0o111 or real in found:
+        real = resolved_file(reader, path)
+        status = reader.lstat(real) if real else None
+        if real is None or status is None or not status.mode & 0o111 or real in found:
             continue
         if elf_architecture(reader.read(real, limit=64)) is None and real.name != path.name:
             continue

@@ -6,7 +6,7 @@ import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from vmprovision.filesystem import resolve, status_of
+from vmprovision.filesystem import follow, status_of
 from vmprovision.guest import Kernel
 
 if TYPE_CHECKING:
@@ -57,13 +57,22 @@ _BARE_INITRDS = ("initrd.img", "initrd", "initramfs", "initramfs.img", "rootfs.c
 
 
 def find_links(reader: GuestReader, *more: PurePosixPath) -> Mapping[PurePosixPath, PurePosixPath]:
-    """Those of the directories in use, and of more, that are really elsewhere -> where they are."""
+    """Those of the directories in use, and of more, that are really elsewhere -> where they are.
+
+    One that leads through a circle of links is left out.
+    """
     found = {}
     for path in (*(PurePosixPath(name) for name in DIRECTORIES), *more):
-        real = resolve(reader, path)
-        if real != path:
+        real = follow(reader, path)
+        if real is not None and real != path:
             found[path] = real
     return found
+
+
+def find_circles(reader: GuestReader) -> frozenset[PurePosixPath]:
+    """Return those of the directories in use that lead through a circle of links."""
+    paths = map(PurePosixPath, DIRECTORIES)
+    return frozenset(path for path in paths if follow(reader, path) is None)
 
 
 def find_kernels(reader: GuestReader) -> tuple[Kernel, ...]:

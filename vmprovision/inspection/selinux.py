@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
 from vmprovision.filecontexts import FileContextsError, parse_file_contexts
-from vmprovision.filesystem import read_text, resolve, status_of
+from vmprovision.filesystem import read_text, resolved_file, status_of
 from vmprovision.guest import SELinuxPolicy
 from vmprovision.shelltext import parse_assignments
 
@@ -63,9 +63,9 @@ def _read_contexts(reader: GuestReader, folder: PurePosixPath) -> FileContexts:
 
 def _read(reader: GuestReader, path: PurePosixPath) -> str:
     """A file of rules, each byte a character; empty where there is none."""
-    real = resolve(reader, path)
-    status = reader.lstat(real)
-    if status is None or status.kind != "file":
+    real = resolved_file(reader, path)
+    status = reader.lstat(real) if real else None
+    if real is None or status is None:
         return ""
     if status.size > CONTEXTS_LIMIT:
         raise FileContextsError(f"{path} is larger than {CONTEXTS_LIMIT} bytes")

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from vmprovision.errors import InspectionError
-from vmprovision.filesystem import ROOT, resolve
+from vmprovision.filesystem import ROOT, follow
 from vmprovision.mounts.autofs import find_automounts
 from vmprovision.mounts.fstab import read_fstab
 from vmprovision.mounts.units import (
@@ -128,9 +127,5 @@ class Places:
         return self._resolve(path) if status is not None and status.kind == "symlink" else path
 
     def _resolve(self, path: str) -> str | None:
-        if len(path) > PATH_LIMIT:
-            return None
-        try:
-            return str(resolve(self.reader, PurePosixPath(path)))
-        except InspectionError:
-            return None
+        real = follow(self.reader, PurePosixPath(path)) if len(path) <= PATH_LIMIT else None
+        return str(real) if real else None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from vmprovision.filesystem import read_text, resolve, resolved_file
+from vmprovision.filesystem import follow, read_text, resolved_file
 from vmprovision.mounts.guestmount import GuestMount
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def is_masked(reader: GuestReader, unit: MountUnit) -> bool:
     """Return whether a unit is a link to ``/dev/null`` or an empty file: it never starts."""
     status = reader.lstat(unit.folder / unit.name)
     if status is not None and status.kind == "symlink":
-        return resolve(reader, unit.folder / unit.name) == PurePosixPath("/dev/null")
+        return follow(reader, unit.folder / unit.name) == PurePosixPath("/dev/null")
     return status is not None and status.kind == "file" and status.size == 0
 
 

@@ -38,7 +38,7 @@ def holds(words: Sequence[tuple[str, ...]], is_there: Callable[[str], bool | Non
 
 
 def _either(words: list[str], is_there: Callable[[str], bool | None]) -> bool | None:
-    """``-o`` binds less than ``-a``."""
+    """Return whether one of the parts between ``-o`` holds; ``-a`` binds more."""
     verdicts = [_both(part, is_there) for part in _split(words, "-o")]
     return True if True in verdicts else None if None in verdicts else False
 

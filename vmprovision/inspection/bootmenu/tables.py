@@ -162,7 +162,7 @@ def lilo_menu(files: MenuFiles, path: PurePosixPath) -> BootMenu | None:
 
 
 def _lilo_options(section: dict[str, str], common: str) -> str:
-    """``literal`` stands for all other options; ``append`` for that above all images."""
+    """Return an image's options: ``literal`` for all, else its ``append`` or the common one."""
     if "literal" in section:
         return section["literal"]
     return f"{section.get('append', common)} {section.get('addappend', '')}"

@@ -1,0 +1,205 @@
+"""Parts of an image that cannot be read, where the guest's real root may be.
+
+An encrypted partition, a pool of ZFS or a filesystem with a feature that the
+appliance's kernel lacks may hold the system that boots, and what can be read beside
+it a rescue system only.  Swap, boot code, FAT and NTFS hold no root of Linux.  What
+the readable root itself opens or mounts elsewhere is its data: fstab(5), crypttab(5),
+mdadm.conf(5) and ZFS's list of pools tell.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from vmprovision.appliance.devicenames import CRYPTTAB
+from vmprovision.appliance.foreign import FOREIGN
+from vmprovision.appliance.session import ApplianceCallError
+from vmprovision.appliance.volumes import LUKS
+from vmprovision.filesystem import read_text, resolved_file
+from vmprovision.mounts import read_fstab
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vmprovision.appliance.devicenames import DeviceNames, TagOf
+    from vmprovision.appliance.session import Appliance
+    from vmprovision.appliance.volumes import Layers
+    from vmprovision.errors import InspectionError
+    from vmprovision.filesystem import GuestReader
+    from vmprovision.mounts.fstab import FstabLine
+
+# Filesystems that Linux may have as its root, as blkid(8) names them.
+ROOT_KINDS = (
+    *("ext2", "ext3", "ext4", "ext4dev", "xfs", "btrfs", "f2fs", "bcachefs", "reiserfs"),
+    *("reiser4", "jfs", "nilfs2", "squashfs", "erofs", "ubifs"),
+)
+RAID_FILES = tuple(PurePosixPath(path) for path in ("/etc/mdadm/mdadm.conf", "/etc/mdadm.conf"))
+POOLS = PurePosixPath("/etc/zfs/zpool.cache")
+POOLS_LIMIT = 1 << 20
+LOG_LINES = 60
+ZFS, BCACHE, RAID, LVM = "zfs_member", "bcache", "linux_raid_member", "LVM2_member"
+# Of what is not opened, that in which no root of Linux is.
+NO_ROOT = (
+    *("BitLocker", "cs_fvault2", "apfs", "ceph_bluestore", "oracleasm", "VMFS_volume_member"),
+    *("drbdmanage_control_volume", "DM_snapshot_cow", "DM_verity_hash"),
+)
+_FEATURES = ("unsupported", "unknown", "feature", "version", "couldn't mount")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unreadable:
+    """A device whose files cannot be read, and that may hold a root.
+
+    Attributes:
+        kind: what is on it, as blkid(8) names it.
+        why: it cannot be read, as a clause.
+        hint: what helps.
+        name: of its volume group or pool, where it has one.
+        is_closed: whether it is no filesystem but something around one.
+    """
+
+    device: str
+    kind: str
+    why: str
+    hint: str
+    name: str = ""
+    is_closed: bool = True
+
+    def __str__(self) -> str:
+        """Name it for a message."""
+        return f"{self.device} ({self.kind}: {self.why})"
+
+
+def find_closed(appliance: Appliance, layers: Layers, tag_of: TagOf) -> list[Unreadable]:
+    """Return what is around filesystems, and was not opened, where a root may be inside."""
+    kinds = {**layers.filesystems, **layers.others}
+    found = [
+        Unreadable(
+            device=device,
+            kind=LUKS,
+            why="it is encrypted",
+            hint=f"give the key with --key {device}:file:PATH",
+        )
+        for device in layers.locked
+    ]
+    found += [
+        Unreadable(
+            device=device, kind=RAID, why=why, hint="give the array's other disks with --disk"
+        )
+        for device, why in layers.unusable.items()
+    ]
+    for device, kind in kinds.items():
+        if kind in FOREIGN and kind not in NO_ROOT:
+            why, hint = FOREIGN[kind]
+            name = tag_of(device, "LABEL") if kind == ZFS else ""
+            found.append(Unreadable(device=device, kind=kind, why=why, hint=hint, name=name))
+    return found + (_incomplete_groups(appliance) if LVM in kinds.values() else [])
+
+
+def _incomplete_groups(appliance: Appliance) -> list[Unreadable]:
+    """Volume groups of which a disk is missing: no volume of theirs may be the root's alone."""
+    try:
+        groups = appliance.call("vgs_full")
+    except ApplianceCallError:  # without LVM
+        return []
+    return [
+        Unreadable(
+            device=f"/dev/{group['vg_name']}",
+            kind=LVM,
+            why="a disk of this volume group is missing",
+            hint="give the guest's other disks with --disk",
+            name=str(group["vg_name"]),
+        )
+        for group in groups
+        if str(group["vg_attr"])[3:4] == "p"
+    ]
+
+
+def unmountable(appliance: Appliance, device: str, kind: str, message: str) -> Unreadable | None:
+    """Return a filesystem that mount(8) refused; None where no root of Linux can be on it."""
+    if kind not in ROOT_KINDS:
+        return None
+    said = _kernel_log(appliance, device)
+    if "unknown filesystem type" in message:
+        why, hint = "the appliance's kernel has no driver for it", "use a host whose kernel has one"
+    elif any(word in said.lower() for word in _FEATURES):
+        why = said
+        hint = (
+            "if the filesystem is newer than this host, use one with a newer kernel; "
+            "else check it with fsck"
+        )
+    else:
+        why, hint = said or message, "check the guest's filesystem with fsck"
+    return Unreadable(
+        device=device, kind=kind, why=f"it cannot be mounted: {why}", hint=hint, is_closed=False
+    )
+
+
+def unreadable_files(device: str, kind: str, error: InspectionError) -> Unreadable | None:
+    """Return a filesystem that was mounted and whose files cannot be read, where a root may be."""
+    if kind not in ROOT_KINDS:
+        return None
+    return Unreadable(device=device, kind=kind, why=error.message, hint=error.hint, is_closed=False)
+
+
+def _kernel_log(appliance: Appliance, device: str) -> str:
+    """The last line of the kernel's log on a device, without its time; empty without one."""
+    try:
+        text = str(appliance.call("debug", "sh", ["dmesg"]))
+    except (ApplianceCallError, UnicodeDecodeError):
+        return ""
+    name = device.rpartition("/")[2] if device.startswith("/dev/sd") else "dm-"
+    lines = [line for line in text.splitlines()[-LOG_LINES:] if name in line]
+    return lines[-1].rpartition("] ")[2][:200] if lines else ""
+
+
+def unclaimed(
+    unreadable: Iterable[Unreadable], reader: GuestReader, names: DeviceNames
+) -> list[Unreadable]:
+    """Return those that the root, whose files are read here, does not call its data."""
+    lines = [line for line in read_fstab(reader) if line.mountpoint != "/"]
+    return [each for each in unreadable if not _is_claimed(each, reader, names, lines)]
+
+
+def _is_claimed(
+    each: Unreadable, reader: GuestReader, names: DeviceNames, lines: list[FstabLine]
+) -> bool:
+    sources = [line.source for line in lines]
+    if each.kind == LUKS:
+        return each.device in {names.find(named) for named in _crypttab(reader)}
+    if each.kind == RAID:
+        return _is_listed_raid(reader, names.tag_of(each.device, "UUID"))
+    if each.kind == ZFS:
+        return _is_listed_pool(reader, each.name)
+    mapped = f"/dev/mapper/{each.name.replace('-', '--')}-"
+    begins = {LVM: (f"{each.device}/", mapped), BCACHE: ("/dev/bcache",)}
+    if each.kind in begins:
+        return any(source.startswith(begins[each.kind]) for source in sources)
+    return each.device in {names.find(source) for source in sources}
+
+
+def _is_listed_pool(reader: GuestReader, name: str) -> bool:
+    """Whether the guest imports a pool of this name when it boots."""
+    pools = resolved_file(reader, POOLS)
+    known = reader.read(pools, limit=POOLS_LIMIT) if pools else b""
+    return bool(name) and name.encode("utf-8", "surrogateescape") in known
+
+
+def _crypttab(reader: GuestReader) -> list[str]:
+    """The devices that the guest opens beside its root."""
+    lines = (read_text(reader, CRYPTTAB) or "").split("\n")
+    fields = [line.split() for line in lines if not line.lstrip().startswith("#")]
+    opened = {words[0]: words[1] for words in fields if len(words) > 1}
+    roots = [line.source for line in read_fstab(reader) if line.mountpoint == "/"]
+    return [device for name, device in opened.items() if f"/dev/mapper/{name}" not in roots]
+
+
+def _is_listed_raid(reader: GuestReader, identifier: str) -> bool:
+    """Whether the guest's mdadm.conf names an array by this UUID."""
+    wanted = identifier.replace("-", "").lower()
+    texts = [read_text(reader, path) or "" for path in RAID_FILES]
+    named = [re.findall(r"UUID=([0-9a-fA-F:-]{32,40})", text) for text in texts]
+    return any(each.replace(":", "").lower() == wanted for found in named for each in found)
