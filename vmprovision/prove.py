@@ -130,6 +130,11 @@ def prove(
         source or ImageOptions(),
         control or Control(),
     )
+    if source.disks:
+        raise PlanError(
+            f"{path}: guests on several disks are not booted here",
+            hint="start the guest, and ask the agent in it",
+        )
     with (
         naming(path),
         open_image(

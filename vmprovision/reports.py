@@ -25,12 +25,16 @@ class ImageOptions:
         root: the device that holds the guest's root, where there are several.
         allow_backing: follow backing files out of the image's folder.
         keys: files that unlock encrypted volumes of the guest.
+        disks: the images of the guest's other disks; the image itself is the first one.
+        disks_format: the format of all of these, where their names do not say it.
     """
 
     format: str | None = None
     root: str | None = None
     allow_backing: bool = False
     keys: tuple[KeyFile, ...] = ()
+    disks: tuple[Path, ...] = ()
+    disks_format: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +57,13 @@ class PlanReport:
     guest: GuestInfo
     operations: tuple[PlannedOperation, ...]
     notes: tuple[str, ...] = ()
+    disks: tuple[Path, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The report as ``vmprovision plan --json`` prints it."""
         return {
             "image": str(self.image),
+            "disks": [str(disk) for disk in self.disks],
             "guest": self.guest.as_json(),
             "operations": [operation.as_json() for operation in self.operations],
             "notes": list(self.notes),
@@ -73,6 +79,7 @@ class ChangeReport:
         guest: what was found before.
         changed: guest paths that were written, in order; empty where nothing was to do.
         verified: how many operations' end conditions were seen to hold afterwards.
+        disks: the guest's other images, of which only those were written to that had to be.
     """
 
     image: Path
@@ -81,11 +88,13 @@ class ChangeReport:
     verified: int
     agent_version: str | None = None
     notes: tuple[str, ...] = ()
+    disks: tuple[Path, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The report as ``vmprovision inject --json`` prints it."""
         return {
             "image": str(self.image),
+            "disks": [str(disk) for disk in self.disks],
             "guest": self.guest.as_json(),
             "agent_version": self.agent_version,
             "changed": [str(path) for path in self.changed],
@@ -108,11 +117,13 @@ class VerifyReport:
     init: str
     checked: int
     mismatches: tuple[str, ...] = ()
+    disks: tuple[Path, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The report as ``vmprovision verify --json`` prints it."""
         return {
             "image": str(self.image),
+            "disks": [str(disk) for disk in self.disks],
             "agent_version": self.agent_version,
             "init": self.init,
             "checked": self.checked,

@@ -126,9 +126,9 @@ CASES: Mapping[str, Case] = {
     "logical": Case(
         parts=(
             SWAP,
-            Part(line="type=5", size_mb=40),
-            root("/dev/sda6 /boot ext4 defaults 0 2", mounted="/"),
-            boot(),
+            Part(line="2: type=5", size_mb=40),
+            root("/dev/sda6 /boot ext4 defaults 0 2", line="5: type=83", mounted="/"),
+            ext4("6: type=83", "-U", BOOT_UUID, files=BOOT_FILES),
         ),
         label="label: dos",
         plain=True,
