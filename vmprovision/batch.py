@@ -347,6 +347,11 @@ def _plan_jobs(
     """
     if isinstance(options, InjectOptions):
         check_options(options)
+    if source.disks and len(images) > 1:
+        raise PlanError(
+            "other disks belong to one guest, and several images are given",
+            hint="inject each guest by a call of its own",
+        )
     folder = Path(output) if output is not None else None
     if folder is not None and not folder.is_dir():
         raise PlanError(
@@ -433,7 +438,8 @@ def _absolute(job: Job) -> Job:
     if isinstance(runtime, Path):
         job = replace(job, options=replace(job.options, runtime=runtime.absolute()))
     keys = tuple(replace(key, path=key.path.absolute()) for key in job.source.keys)
-    job = replace(job, source=replace(job.source, keys=keys))
+    disks = tuple(disk.absolute() for disk in job.source.disks)
+    job = replace(job, source=replace(job.source, keys=keys, disks=disks))
     output = job.output.absolute() if job.output else None
     return replace(job, image=job.image.absolute(), output=output)
 
@@ -443,7 +449,11 @@ def _wanted(job: Job, agent: str) -> str:
     wanted = {
         "agent": agent,
         "options": {**asdict(job.options), "runtime": _runtime(job.options.runtime)},
-        "source": {**asdict(job.source), "keys": ()},  # which of them opens it changes nothing
+        "source": {
+            **asdict(job.source),
+            "keys": (),  # which of them opens it changes nothing
+            "disks": [str(disk) for disk in job.source.disks],
+        },
     }
     return hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
 

@@ -175,6 +175,21 @@ RepairOption = Annotated[
         help="Let QEMU repair an image whose machine was killed before it had closed it.",
     ),
 ]
+DiskOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--disk",
+        metavar="IMAGE",
+        help="The guest's next disk, where it lies on several. Can be repeated. All of them are "
+        "written to, or none.",
+    ),
+]
+DisksFormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--disk-format", metavar="F", help="The disk format of each --disk, as --format has it."
+    ),
+]
 KeyOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -326,6 +341,8 @@ def inspect(  # noqa: PLR0913 -- one parameter an option
     allow_backing: BackingOption = False,
     key: KeyOption = None,
     key_file: KeyFileOption = None,
+    disk: DiskOption = None,
+    disks_format: DisksFormatOption = None,
     explain: Annotated[
         bool,
         typer.Option(
@@ -339,7 +356,14 @@ def inspect(  # noqa: PLR0913 -- one parameter an option
 
     Nothing is written, nothing of the guest is run.
     """
-    source = _source(disk_format, root, allow_backing, _keys(as_json, key, key_file))
+    source = _source(
+        disk_format,
+        root,
+        allow_backing,
+        _keys(as_json, key, key_file),
+        disks=disk,
+        disks_format=disks_format,
+    )
     guest = _work(
         as_json,
         lambda control: api.inspect(
@@ -368,6 +392,8 @@ def plan(  # noqa: PLR0913 -- one parameter an option
     allow_backing: BackingOption = False,
     key: KeyOption = None,
     key_file: KeyFileOption = None,
+    disk: DiskOption = None,
+    disks_format: DisksFormatOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the ordered operations that inject would make; write nothing.
@@ -389,7 +415,14 @@ def plan(  # noqa: PLR0913 -- one parameter an option
     _plan(
         image,
         options,
-        _source(disk_format, root, allow_backing, _keys(as_json, key, key_file)),
+        _source(
+            disk_format,
+            root,
+            allow_backing,
+            _keys(as_json, key, key_file),
+            disks=disk,
+            disks_format=disks_format,
+        ),
         as_json,
     )
 
@@ -479,6 +512,8 @@ def inject(  # noqa: PLR0913 -- one parameter an option
     repair: RepairOption = False,
     key: KeyOption = None,
     key_file: KeyFileOption = None,
+    disk: DiskOption = None,
+    disks_format: DisksFormatOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Put the agent into the guest, so that it runs from the next boot on.
@@ -501,7 +536,15 @@ def inject(  # noqa: PLR0913 -- one parameter an option
         init=init,
         runtime=runtime,
     )
-    source = _source(disk_format, root, allow_backing, _keys(as_json, key, key_file), repair=repair)
+    source = _source(
+        disk_format,
+        root,
+        allow_backing,
+        _keys(as_json, key, key_file),
+        disks=disk,
+        disks_format=disks_format,
+        repair=repair,
+    )
     of_a_batch = {
         "--jobs": jobs,
         "--resume": resume,
@@ -629,6 +672,8 @@ def verify(  # noqa: PLR0913 -- one parameter an option
     allow_backing: BackingOption = False,
     key: KeyOption = None,
     key_file: KeyFileOption = None,
+    disk: DiskOption = None,
+    disks_format: DisksFormatOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare the guest with the receipt that the injection left in it.
@@ -636,7 +681,14 @@ def verify(  # noqa: PLR0913 -- one parameter an option
     Lists every path whose content, mode, owner or link differs; exit code 60
     where there is one.
     """
-    source = _source(disk_format, root, allow_backing, _keys(as_json, key, key_file))
+    source = _source(
+        disk_format,
+        root,
+        allow_backing,
+        _keys(as_json, key, key_file),
+        disks=disk,
+        disks_format=disks_format,
+    )
     report = _work(as_json, lambda control: api.verify(image, source=source, control=control))
     _present(as_json, report.as_json(), lambda: show_verification(stdout, report))
     if report.mismatches:
@@ -653,6 +705,8 @@ def remove(  # noqa: PLR0913 -- one parameter an option
     repair: RepairOption = False,
     key: KeyOption = None,
     key_file: KeyFileOption = None,
+    disk: DiskOption = None,
+    disks_format: DisksFormatOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Take the agent out again and bring back what stood in its place.
@@ -660,7 +714,15 @@ def remove(  # noqa: PLR0913 -- one parameter an option
     To the byte, mode and owner, without set-user-ID bits; lines that were added to an
     edited file since stay in it.
     """
-    source = _source(disk_format, root, allow_backing, _keys(as_json, key, key_file), repair=repair)
+    source = _source(
+        disk_format,
+        root,
+        allow_backing,
+        _keys(as_json, key, key_file),
+        disks=disk,
+        disks_format=disks_format,
+        repair=repair,
+    )
     report = _work(as_json, lambda control: api.remove(image, source=source, control=control))
     _present(as_json, report.as_json(), lambda: show_changes(stdout, report, done="removed"))
 
@@ -952,16 +1014,24 @@ def _present_runtimes(as_json: bool, runtimes: tuple[Runtime, ...]) -> None:  # 
     _present(as_json, document, lambda: show_runtimes(stdout, runtimes))
 
 
-def _source(
+def _source(  # noqa: PLR0913 -- the options of one image
     disk_format: str | None,
     root: str | None,
     allow_backing: bool,  # noqa: FBT001 -- as the option has it
     keys: tuple[KeyFile, ...],
     *,
     repair: bool = False,
+    disks: list[Path] | None = None,
+    disks_format: str | None = None,
 ) -> api.ImageOptions:
     return api.ImageOptions(
-        format=disk_format, root=root, allow_backing=allow_backing, keys=keys, repair=repair
+        format=disk_format,
+        root=root,
+        allow_backing=allow_backing,
+        keys=keys,
+        disks=tuple(disks or ()),
+        disks_format=disks_format,
+        repair=repair,
     )
 
 

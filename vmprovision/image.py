@@ -33,14 +33,16 @@ from vmprovision.redolog import (
     MERGE_SECONDS,
     MERGING,
     SEALED,
+    Record,
     RedoLog,
     create_redo_log,
     find_redo_log,
+    is_decided,
     remove_unfinished,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from vmprovision.progress import Control
 
@@ -90,11 +92,24 @@ class OpenImage:
             _write_new(self, self.new, named if named in FORMATS else self.base.format)
         elif self.redo_log is not None:
             control.step("merging the redo log")
-            with _host_failures(self.path):
-                written = os.fstat(self.layer.file.handle).st_blocks * 512
-                _require_room(self.path, written + MERGE_MARGIN)
-                self.redo_log.seal(self.base, outside=self.outside)
-                self.redo_log.merge(self.base)
+            with host_failures(self.path):
+                require_room_to_merge(self)
+                self.seal()
+                self.merge()
+
+    def seal(
+        self, *, group: str = "", leader: DiskFile | None = None, followers: Sequence[DiskFile] = ()
+    ) -> None:
+        """Seal the redo log, as ``RedoLog.seal``."""
+        if self.redo_log is not None:
+            self.redo_log.seal(
+                self.base, outside=self.outside, group=group, leader=leader, followers=followers
+            )
+
+    def merge(self) -> None:
+        """Merge the sealed redo log, as ``RedoLog.merge``."""
+        if self.redo_log is not None:
+            self.redo_log.merge(self.base)
 
 
 @contextlib.contextmanager
@@ -135,7 +150,7 @@ def open_image(  # noqa: PLR0913 -- the caller's options, each of its own kind
     if write:
         _require_short_name(output or image)
     with contextlib.ExitStack() as stack:
-        with _host_failures(image):
+        with host_failures(image):
             file = stack.enter_context(open_disk_file(image, write=in_place))
             disk_format = determine_format(file, stated_format)
             base = stack.enter_context(
@@ -149,7 +164,7 @@ def open_image(  # noqa: PLR0913 -- the caller's options, each of its own kind
 
 
 @contextlib.contextmanager
-def _host_failures(image: Path) -> Iterator[None]:
+def host_failures(image: Path) -> Iterator[None]:
     """Turn an ``OSError`` of the host into the error that names the image."""
     try:
         yield
@@ -161,6 +176,16 @@ def _host_failures(image: Path) -> Iterator[None]:
         ) from exc
 
 
+def require_room_to_merge(image: OpenImage) -> None:
+    """Refuse to begin a merge for which the host has no room.
+
+    Raises:
+        ImageSpaceError: it has not; the image is as it was.
+    """
+    written = os.fstat(image.layer.file.handle).st_blocks * 512
+    _require_room(image.path, written + MERGE_MARGIN)
+
+
 @contextlib.contextmanager
 def create_throwaway(disk: Path, image: OpenImage) -> Iterator[Layer]:
     """Make an overlay over an open image, to be written and thrown away.
@@ -168,7 +193,7 @@ def create_throwaway(disk: Path, image: OpenImage) -> Iterator[Layer]:
     Raises:
         ImageError: it cannot be made.
     """
-    with _host_failures(image.path):
+    with host_failures(image.path):
         handle = os.open(disk, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         file = DiskFile(path=disk, handle=handle)
@@ -196,7 +221,7 @@ def recover_image(
     control.step("looking for a redo log")
     image = _existing(path)
     _require_writable(image)
-    with _host_failures(image), open_disk_file(image, write=True) as file:
+    with host_failures(image), open_disk_file(image, write=True) as file:
         return _recover(file, determine_format(file, stated_format), trust=trust)
 
 
@@ -256,6 +281,9 @@ def _to_read(stack: contextlib.ExitStack, base: Layer) -> OpenImage:
     """The image to read: through the finished redo log of an interrupted run, if there is one."""
     image = base.file.path
     pending = stack.enter_context(find_redo_log(base.file, base.format))
+    record = pending.record if pending else None
+    if record and record.leader and is_decided(record) is False:
+        pending = None
     if pending is None:
         check_image(base)
         return OpenImage(path=image, base=base, layer=base)
@@ -296,14 +324,68 @@ def _recover(image: DiskFile, disk_format: str, *, trust: bool = False) -> Recov
     with find_redo_log(image, disk_format, trust=trust) as pending:
         if pending is None:
             return outcome
+        if not trust and pending.record and pending.record.leader:
+            _require_undecided(image, pending.record)
+            pending.discard()
+            return "discarded"
         log.warning("%s: completing an interrupted injection", image)
-        outside = pending.record is not None and pending.record.outside
-        with open_chain(image, disk_format, allow_outside=outside, write=True) as base:
-            was_merging = pending.is_merging
-            pending.merge(base)
-            if was_merging:
-                _repair_leaks(base)
+        if pending.record:
+            for path, inode in pending.record.followers:
+                _recover_follower(image, Path(path), inode, pending.record.group)
+        _complete(pending, image, disk_format)
     return "merged"
+
+
+def _complete(pending: RedoLog, image: DiskFile, disk_format: str) -> None:
+    """Merge a redo log that an interrupted run left."""
+    outside = pending.record is not None and pending.record.outside
+    with open_chain(image, disk_format, allow_outside=outside, write=True) as base:
+        was_merging = pending.is_merging
+        pending.merge(base)
+        if was_merging:
+            _repair_leaks(base)
+
+
+def _require_undecided(image: DiskFile, record: Record) -> None:
+    """Refuse to touch one of several images that were written together, but for throwing away.
+
+    Raises:
+        ImageRecoveryError: its redo log is to be merged, or nobody can tell.
+    """
+    decided = is_decided(record)
+    if decided is None:
+        raise ImageRecoveryError(
+            f"{image} was written together with {record.leader}, which is not there any more, "
+            "so nobody can tell whether that was finished",
+            hint=f"bring {record.leader} back with the redo log beside it",
+        )
+    if decided:
+        raise ImageRecoveryError(
+            f"{image} was written together with {record.leader}, and that was interrupted",
+            hint=f"run `vmprovision recover {record.leader}`: it completes both",
+        )
+
+
+def _recover_follower(leader: DiskFile, path: Path, inode: int, group: str) -> None:
+    """Merge what belongs to a leader's redo log, if it is not merged already.
+
+    Raises:
+        ImageRecoveryError: the image is not there, or is another one.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            image = stack.enter_context(open_disk_file(path, write=True))
+        except (OSError, ImageNotFoundError):
+            image = None
+        if image is None or image.identity[1] != inode:
+            raise ImageRecoveryError(
+                f"{path} was written together with {leader}, and is not at its path any more",
+                hint=f"bring it back, then run `vmprovision recover {leader}`",
+            )
+        pending = stack.enter_context(find_redo_log(image, None))
+        if pending is not None and pending.record and pending.record.group == group:
+            log.warning("%s: completing an interrupted injection", image)
+            _complete(pending, image, pending.record.format)
 
 
 def _repair_leaks(base: Layer) -> None:

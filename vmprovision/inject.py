@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 from vmprovision.appliance.drives import drive_of
 from vmprovision.appliance.mounting import recognise_system
 from vmprovision.appliance.roots import SOLE_DISK, mount_guest
-from vmprovision.appliance.session import open_appliance, open_disk
+from vmprovision.appliance.session import open_appliance, open_disks
 from vmprovision.apply import apply_plan
 from vmprovision.archive import build_archive
 from vmprovision.errors import NoOperatingSystemError, PlanError
 from vmprovision.filesystem import Attributes, GuestFilesystem, LocalFilesystem
-from vmprovision.image import Recovery, open_image, recover_image
+from vmprovision.image import Recovery, recover_image
+from vmprovision.imageset import commit_images, open_images
 from vmprovision.inspection import explain_init, inspect_guest
 from vmprovision.inspection.layout import DIRECTORIES
 from vmprovision.inspection.watched import WatchedReader
@@ -50,7 +51,7 @@ from vmprovision.runtime.choice import choose_runtime
 from vmprovision.verify import verify_plan, verify_receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from vmprovision.appliance.session import Appliance, Appliances
@@ -113,7 +114,13 @@ def plan(
             for operation in planned.operations
         )
         notes = (*planned.notes, *notes_on_names(planned, opened.filesystem))
-        return PlanReport(image=Path(image), guest=opened.guest, operations=operations, notes=notes)
+        return PlanReport(
+            image=Path(image),
+            guest=opened.guest,
+            operations=operations,
+            notes=notes,
+            disks=source.disks,
+        )
 
 
 def inject(  # noqa: PLR0913 -- the options of one injection
@@ -203,6 +210,7 @@ def verify(
             init=agent.receipt.init,
             checked=len(agent.receipt.entries),
             mismatches=tuple(verify_receipt(agent.receipt, WatchedReader(opened.filesystem))),
+            disks=source.disks,
         )
 
 
@@ -303,25 +311,36 @@ def _change(
             )
         with _opened_directory(path, access, write=True) as opened:
             return _change_directory(path, opened, planner, access.control, agent_version)
+    if output is not None and access.source.disks:
+        raise PlanError(
+            "--output writes one new image, and the guest has several",
+            hint="copy all of them first, and work on the copies",
+        )
     with (
         naming(path),
-        open_image(
-            path,
-            stated_format=access.source.format,
+        open_images(
+            _images_of(path, access.source),
             write=True,
             control=access.control,
             output=output,
             allow_outside=access.source.allow_backing,
             repair=access.source.repair,
-        ) as image,
+        ) as images,
     ):
-        with _opened_image(image, access, write=True) as opened:
+        with _opened_images(images, access, write=True) as opened:
             report = _carry_out(
                 output or path, opened, planner(opened), access.control, agent_version
             )
         if report.changed or output is not None:
-            image.commit(access.control)
-        return report
+            commit_images(images, access.control)
+        return replace(report, disks=access.source.disks)
+
+
+def _images_of(path: Path, source: ImageOptions) -> dict[Path, str | None]:
+    """The guest's images, each with the format that the caller states."""
+    if len({path, *source.disks}) <= len(source.disks):
+        raise PlanError("one disk is given twice", hint="name each disk of the guest once")
+    return {path: source.format, **dict.fromkeys(source.disks, source.disks_format)}
 
 
 def _carry_out(
@@ -408,30 +427,31 @@ def _opened(path: Path, access: _Access) -> Iterator[_Opened]:
         return
     with (
         naming(path),
-        open_image(
-            path,
-            stated_format=access.source.format,
+        open_images(
+            _images_of(path, access.source),
             write=False,
             control=access.control,
             allow_outside=access.source.allow_backing,
-        ) as image,
-        _opened_image(image, access, write=False) as opened,
+        ) as images,
+        _opened_images(images, access, write=False) as opened,
     ):
         yield opened
 
 
 @contextlib.contextmanager
-def _opened_image(image: OpenImage, access: _Access, *, write: bool) -> Iterator[_Opened]:
+def _opened_images(
+    images: Sequence[OpenImage], access: _Access, *, write: bool
+) -> Iterator[_Opened]:
     keys = read_keys(access.source.keys)
     access.control.step("starting the appliance")
-    drive = drive_of(image.layer, readonly=not write)
-    with open_disk(access.appliance, drive, access.control) as appliance:
+    drives = [drive_of(image.layer, readonly=not write) for image in images]
+    with open_disks(access.appliance, drives, access.control) as appliance:
         access.control.step("inspecting the guest")
         mounted = mount_guest(
             appliance,
             wanted=access.source.root,
             readonly=not write,
-            disk=SOLE_DISK,
+            disk=SOLE_DISK if len(images) == 1 else None,
             keys=keys,
         )
         guest = inspect_guest(
@@ -446,6 +466,10 @@ def _opened_image(image: OpenImage, access: _Access, *, write: bool) -> Iterator
 
 @contextlib.contextmanager
 def _opened_directory(path: Path, access: _Access, *, write: bool = False) -> Iterator[_Opened]:
+    if access.source.disks:
+        raise PlanError(
+            f"{path} is a directory and has no other disks", hint="leave out the other disks"
+        )
     filesystem = LocalFilesystem(path.resolve())
     with naming(path), filesystem.locked() if write else contextlib.nullcontext():
         access.control.step("inspecting the guest")

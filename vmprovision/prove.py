@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmprovision.appliance.drives import drive_of
 from vmprovision.appliance.roots import SOLE_DISK, mount_guest
-from vmprovision.appliance.session import disk_sectors, open_appliance, open_disk
+from vmprovision.appliance.session import disk_sectors, open_appliance, open_disks
 from vmprovision.configuration import parse_configuration, port_in, update_configuration
 from vmprovision.errors import PlanError, ProofError
 from vmprovision.filesystem import Attributes
@@ -130,6 +130,11 @@ def prove(
         source or ImageOptions(),
         control or Control(),
     )
+    if source.disks:
+        raise PlanError(
+            f"{path}: guests on several disks are not booted here",
+            hint="start the guest, and ask the agent in it",
+        )
     with (
         naming(path),
         open_image(
@@ -165,7 +170,7 @@ def _prepare(
     """Inspect the copy, point its agent at our manager, and fetch what boots it."""
     keys = read_keys(source.keys)
     control.step("starting the appliance")
-    with open_disk(open_appliance, disk, control) as appliance:
+    with open_disks(open_appliance, [disk], control) as appliance:
         control.step("preparing a throwaway copy")
         mounted = mount_guest(
             appliance, wanted=source.root, readonly=False, disk=SOLE_DISK, keys=keys

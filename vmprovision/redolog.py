@@ -19,6 +19,11 @@ for instance.  So sealing writes a record behind the qcow2: what the redo log is
 for, and a code (HMAC, RFC 2104) of all that is before it under a key that only
 this user of this host has.  The code and the record reach the disk before the new
 name does.
+
+A guest may lie on several images, whose redo logs are sealed together.  That of one
+of them, the leader, is sealed last and merged last: its new name is the moment from
+which all of them are complete, and a redo log that follows a leader counts as long
+as the leader's is there.
 """
 
 from __future__ import annotations
@@ -35,6 +40,7 @@ import re
 import stat
 import struct
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmprovision.diskchain import Layer, forget_backing, make_overlay, run_qemu_img, source
@@ -49,8 +55,7 @@ from vmprovision.errors import (
 from vmprovision.hostkey import host_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +66,7 @@ MERGE_SECONDS = 3600.0
 
 _RECORD_MAGIC = b"vmprovision-redo"
 _RECORD_END = struct.Struct(">32sI16s")  # the code, the record's length, the magic
-_RECORD_LIMIT = 4096
+_RECORD_LIMIT = 64 << 10
 _READ_SIZE = 1 << 20
 _LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -76,6 +81,10 @@ class Record:
         mtime: its modification time then, in nanoseconds.
         inode: its inode.
         outside: whether the caller allowed references out of the image's folder.
+        group: what the redo logs that were sealed together have in common.
+        leader: the image whose redo log decides about this one; empty for the leader's own.
+        leader_inode: its inode.
+        followers: the images whose redo logs are merged before this one: path and inode.
     """
 
     format: str
@@ -83,6 +92,10 @@ class Record:
     mtime: int
     inode: int
     outside: bool
+    group: str = ""
+    leader: str = ""
+    leader_inode: int = 0
+    followers: tuple[tuple[str, int], ...] = ()
 
 
 class RedoLog:
@@ -99,6 +112,8 @@ class RedoLog:
         """Take the open folder, and the open file that has this name in it."""
         self.file = file
         self.record = record
+        self.is_complete = False  # then it stays until it is merged, whatever happens
+        self._begun = file.size
         self._folder = folder
         self._name = name
 
@@ -106,12 +121,27 @@ class RedoLog:
         """Return the redo log as a disk, with the image below it."""
         return Layer(file=self.file, format="qcow2", backing=base)
 
-    def seal(self, base: Layer, *, outside: bool) -> None:
+    def begin(self) -> None:
+        """Know how large it is while nothing is written to it."""
+        self._begun = self.file.size
+
+    def seal(
+        self,
+        base: Layer,
+        *,
+        outside: bool,
+        group: str = "",
+        leader: DiskFile | None = None,
+        followers: Sequence[DiskFile] = (),
+    ) -> None:
         """Let the complete redo log say which image it is for, durably.
 
         Args:
             base: the image.
             outside: whether its references may lead out of its folder.
+            group: as the record has it, and so are the others.
+            leader: the image whose redo log is sealed after this one.
+            followers: the images whose redo logs were sealed before this one.
 
         Raises:
             ImageReplacedError: the image or the redo log is not at its path any more.
@@ -125,6 +155,10 @@ class RedoLog:
             mtime=status.st_mtime_ns,
             inode=status.st_ino,
             outside=outside,
+            group=group,
+            leader=str(leader.path) if leader else "",
+            leader_inode=leader.identity[1] if leader else 0,
+            followers=tuple((str(file.path), file.identity[1]) for file in followers),
         )
         _append_record(self.file, record)
         os.fsync(self.file.handle)
@@ -169,6 +203,11 @@ class RedoLog:
         with contextlib.suppress(FileNotFoundError):
             if self._is_in_place():
                 os.unlink(self._name, dir_fd=self._folder)
+
+    @property
+    def is_written(self) -> bool:
+        """Whether anything was written to it since it was made: the first write makes it grow."""
+        return self.file.size > self._begun
 
     @property
     def is_merging(self) -> bool:
@@ -216,9 +255,10 @@ def create_redo_log(beside: Path, base: Layer) -> Iterator[RedoLog]:
         redo_log = RedoLog(folder, name, DiskFile(path=beside.with_name(name), handle=handle))
         try:
             make_overlay(redo_log.file, base)
+            redo_log.begin()
             yield redo_log
         finally:
-            if not redo_log.is_merging:
+            if not (redo_log.is_merging or redo_log.is_complete):
                 with contextlib.suppress(OSError):  # the next run throws it away
                     redo_log.discard()
 
@@ -292,13 +332,13 @@ def remove_unfinished(image: Path) -> bool:
 
 @contextlib.contextmanager
 def find_redo_log(
-    image: DiskFile, disk_format: str, *, trust: bool = False
+    image: DiskFile, disk_format: str | None, *, trust: bool = False
 ) -> Iterator[RedoLog | None]:
     """Hold the complete redo log that an interrupted run left beside an image, if there is one.
 
     Args:
         image: the image, whose lock we hold.
-        disk_format: its format.
+        disk_format: its format; None: what the redo log was made for.
         trust: the caller knows that it is one, though this host cannot know.
 
     Raises:
@@ -307,14 +347,10 @@ def find_redo_log(
     """
     with contextlib.ExitStack() as stack:
         folder = _open_folder(stack, image.path)
-        pattern = re.compile(re.escape(image.path.name + SEALED) + r"-\d+-\d+$")
-        merging = image.path.name + MERGING
-        names = os.listdir(folder)  # noqa: PTH208 -- of an open folder
-        found = [name for name in names if name == merging or pattern.match(name)]
-        if not found:
+        name = _complete_name(folder, image.path)
+        if name is None:
             yield None
             return
-        name = merging if merging in found else min(found)
         path = image.path.with_name(name)
         try:
             handle = os.open(name, _LOOK, dir_fd=folder)
@@ -330,6 +366,36 @@ def find_redo_log(
         if record is not None:
             _require_fitting(redo_log, record, image, disk_format, trust=trust)
         yield redo_log
+
+
+def _complete_name(folder: int, image: Path) -> str | None:
+    """The name of the complete redo log of an image in its open folder, if there is one."""
+    pattern = re.compile(re.escape(image.name + SEALED) + r"-\d+-\d+$")
+    merging = image.name + MERGING
+    names = os.listdir(folder)
+    found = [name for name in names if name == merging or pattern.match(name)]
+    return None if not found else merging if merging in found else min(found)
+
+
+def is_decided(record: Record) -> bool | None:
+    """Return whether the redo log that this one follows was sealed; None where nothing tells.
+
+    The leader's is merged after all that follow it, so without it nothing was decided.
+    """
+    leader = Path(record.leader)
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = _open_folder(stack, leader)
+            inode = os.stat(leader.name, dir_fd=folder, follow_symlinks=False).st_ino
+            name = _complete_name(folder, leader)
+            if inode != record.leader_inode or name is None:
+                return False if inode == record.leader_inode else None
+            handle = os.open(name, _LOOK, dir_fd=folder)
+        except OSError:
+            return None
+        stack.callback(os.close, handle)
+        found = _read_record(DiskFile(path=leader.with_name(name), handle=handle), trust=False)
+    return None if found is None else found.group == record.group
 
 
 def _require_ours(file: DiskFile, image: DiskFile, *, trust: bool) -> None:
@@ -348,14 +414,14 @@ def _require_ours(file: DiskFile, image: DiskFile, *, trust: bool) -> None:
 
 
 def _require_fitting(
-    redo_log: RedoLog, record: Record, image: DiskFile, disk_format: str, *, trust: bool
+    redo_log: RedoLog, record: Record, image: DiskFile, disk_format: str | None, *, trust: bool
 ) -> None:
     """Refuse an image, or a format, for which the redo log was not made.
 
     A person may say ``--format raw`` of anything, and merging would then write
     over the image's own header.
     """
-    if record.format != disk_format:
+    if disk_format is not None and record.format != disk_format:
         raise ImageRecoveryError(
             f"the redo log of {image} was made for a {record.format} image, not for {disk_format}",
             hint=f"state the true format: --format {record.format}",
@@ -413,7 +479,9 @@ def _read_record(file: DiskFile, *, trust: bool) -> Record | None:
     if not trust and not hmac.compare_digest(code, _code(file, start, text)):
         return None
     try:
-        return Record(**json.loads(text))
+        found = json.loads(text)
+        followers = tuple((str(path), int(inode)) for path, inode in found.pop("followers", ()))
+        return Record(**found, followers=followers)
     except (ValueError, TypeError):  # of another version, or trusted and damaged
         return None
 

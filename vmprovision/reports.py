@@ -26,6 +26,8 @@ class ImageOptions:
         allow_backing: follow backing files out of the image's folder.
         repair: let QEMU repair an image that its machine has not closed, in place.
         keys: files that unlock encrypted volumes of the guest.
+        disks: the images of the guest's other disks; the image itself is the first one.
+        disks_format: the format of all of these, where their names do not say it.
     """
 
     format: str | None = None
@@ -33,6 +35,8 @@ class ImageOptions:
     allow_backing: bool = False
     repair: bool = False
     keys: tuple[KeyFile, ...] = ()
+    disks: tuple[Path, ...] = ()
+    disks_format: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +59,13 @@ class PlanReport:
     guest: GuestInfo
     operations: tuple[PlannedOperation, ...]
     notes: tuple[str, ...] = ()
+    disks: tuple[Path, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The report as ``vmprovision plan --json`` prints it."""
         return {
             "image": str(self.image),
+            "disks": [str(disk) for disk in self.disks],
             "guest": self.guest.as_json(),
             "operations": [operation.as_json() for operation in self.operations],
             "notes": list(self.notes),
@@ -75,6 +81,7 @@ class ChangeReport:
         guest: what was found before.
         changed: guest paths that were written, in order; empty where nothing was to do.
         verified: how many operations' end conditions were seen to hold afterwards.
+        disks: the guest's other images, of which only those were written to that had to be.
     """
 
     image: Path
@@ -83,11 +90,13 @@ class ChangeReport:
     verified: int
     agent_version: str | None = None
     notes: tuple[str, ...] = ()
+    disks: tuple[Path, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The report as ``vmprovision inject --json`` prints it."""
         return {
             "image": str(self.image),
+            "disks": [str(disk) for disk in self.disks],
             "guest": self.guest.as_json(),
             "agent_version": self.agent_version,
             "changed": [str(path) for path in self.changed],
@@ -110,11 +119,13 @@ class VerifyReport:
     init: str
     checked: int
     mismatches: tuple[str, ...] = ()
+    disks: tuple[Path, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The report as ``vmprovision verify --json`` prints it."""
         return {
             "image": str(self.image),
+            "disks": [str(disk) for disk in self.disks],
             "agent_version": self.agent_version,
             "init": self.init,
             "checked": self.checked,

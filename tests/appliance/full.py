@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +26,9 @@ def main(folder: Path, original: Path) -> None:
     image = folder / original.name
     subprocess.run(["cp", "--sparse=always", original, image], check=True)
     before = digest(image)
-    begun = 0.0
 
     def fill(progress: Progress) -> None:
-        nonlocal begun
         if progress.step == "inspecting the guest":
-            begun = time.monotonic()
             with (folder / "filler").open("wb", buffering=0) as file:
                 try:
                     while True:
@@ -46,10 +41,8 @@ def main(folder: Path, original: Path) -> None:
         outcome: dict[str, Any] = {"kind": "none", "message": ""}
     except vmprovision.VmprovisionError as exc:
         outcome = exc.as_json()
-    outcome["seconds"] = time.monotonic() - begun
     outcome["untouched"] = digest(image) == before
     outcome["left"] = sorted(path.name for path in folder.iterdir())
-    outcome["free"] = shutil.disk_usage(folder).free
     sys.stdout.write(json.dumps(outcome))
 
 

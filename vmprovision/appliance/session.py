@@ -208,37 +208,40 @@ def open_appliance(drives: Sequence[Drive], *, control: Control) -> Iterator[App
 
 
 @contextlib.contextmanager
-def open_disk(
+def open_disks(
     opener: Callable[..., contextlib.AbstractContextManager[Appliance]],
-    drive: Drive,
+    drives: Sequence[Drive],
     control: Control,
 ) -> Iterator[Appliance]:
-    """As ``open_appliance``, with one disk whose sectors are as large as its table says.
+    """As ``open_appliance``, with disks whose sectors are as large as their tables say.
 
     A GPT counts in sectors, and only it says how large they are.  So a disk whose
     file does not show its content is looked at in the appliance first.
 
     Args:
         opener: ``open_appliance``, or that of a pool.
-        drive: the disk.
+        drives: the disks.
         control: progress and cancellation.
 
     Raises:
         ApplianceError: as ``opener``.
         CancelledError: likewise.
     """
-    with opener([drive], control=control) as appliance:
-        sectors = disk_sectors(appliance)
-        if sectors == drive.sectors:
+    with opener(drives, control=control) as appliance:
+        counted = [disk_sectors(appliance, number) for number in range(len(drives))]
+        if counted == [drive.sectors for drive in drives]:
             yield appliance
             return
-    with opener([replace(drive, sectors=sectors)], control=control) as appliance:
+    again = [
+        replace(drive, sectors=sectors) for drive, sectors in zip(drives, counted, strict=True)
+    ]
+    with opener(again, control=control) as appliance:
         yield appliance
 
 
-def disk_sectors(appliance: Appliance) -> int:
-    """The size of the sectors that the first disk's table counts in."""
-    return sector_size(appliance.call("pread_device", device_name(0), 2 * LARGE_SECTOR, 0))
+def disk_sectors(appliance: Appliance, number: int = 0) -> int:
+    """The size of the sectors that the table of a disk counts in."""
+    return sector_size(appliance.call("pread_device", device_name(number), 2 * LARGE_SECTOR, 0))
 
 
 @contextlib.contextmanager

@@ -86,7 +86,9 @@ def find_closed(appliance: Appliance, layers: Layers, tag_of: TagOf) -> list[Unr
         for device in layers.locked
     ]
     found += [
-        Unreadable(device=device, kind=RAID, why=why, hint="start the guest with all its disks")
+        Unreadable(
+            device=device, kind=RAID, why=why, hint="give the array's other disks with --disk"
+        )
         for device, why in layers.unusable.items()
     ]
     for device, kind in kinds.items():
@@ -108,7 +110,7 @@ def _incomplete_groups(appliance: Appliance) -> list[Unreadable]:
             device=f"/dev/{group['vg_name']}",
             kind=LVM,
             why="a disk of this volume group is missing",
-            hint="name an image that holds the whole group",
+            hint="give the guest's other disks with --disk",
             name=str(group["vg_name"]),
         )
         for group in groups
