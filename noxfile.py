@@ -22,7 +22,6 @@ AGENT = "vmprovision/agent"
 OLDEST_PYTHONS = ("2.6", "3.2")  # that a guest may have
 # A worker for each core; an appliance or a guest takes a core and half a gigabyte.
 SIDE_BY_SIDE = ("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal")
-ASKED_FOR = ("long", "time.monotonic", "unicode")  # compat.py uses them only where they are
 
 
 @nox.session
@@ -33,8 +32,7 @@ def lint(session: nox.Session) -> None:
     _run(session, "mypy")
     _run(session, "lint-imports", "--no-logo")
     targets = [f"--target={version}-" for version in OLDEST_PYTHONS]
-    excluded = [f"--exclude={name}" for name in ASKED_FOR]
-    _run(session, "vermin", "--violations", "--no-tips", *targets, *excluded, AGENT)
+    _run(session, "vermin", "--violations", "--no-tips", *targets, AGENT)
     inside = [f"vmprovision/appliance/inside/{name}" for name in ("init", "ls", "volumes")]
     session.run("shellcheck", "bootstrap", ".ci/run", *inside)
 

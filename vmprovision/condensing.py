@@ -28,7 +28,7 @@ _DEFINED = re.compile(
 _TOKEN = re.compile(r'''"""(?:.|\n)*?"""|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|[A-Za-z_]\w*''')
 _FOREIGN_IMPORT = re.compile(r"^ *import (\w+)", re.MULTILINE)
 _STRING = re.compile(r"[\"'](\w+)[\"']")
-_ATTRIBUTE = re.compile(r"\b(\w+)\.(\w+)")
+_ATTRIBUTE = re.compile(r"(\b\w+|[)\]])\.([A-Za-z_]\w*)")
 
 
 def rename(sources: Mapping[str, str]) -> dict[str, str]:

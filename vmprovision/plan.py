@@ -117,8 +117,9 @@ class EditBlock:
 
     Attributes:
         content: whole lines, each ended by a line feed, without the markers.
-        before: the block goes before the last line that equals this one, where
-            there is such a line; otherwise to the end of the file.
+        before: the block goes before the last line that is this command, with or
+            without one argument and a comment, where there is such a line; otherwise
+            to the end of the file.
         prologue: what a file that is not there yet begins with.
         mode: permission bits that are set besides those the file has.
         label: the SELinux label of a file that is not there yet; others keep theirs.
@@ -289,15 +290,19 @@ def insert_block(edit: EditBlock, content: bytes) -> bytes:
         return bare
     block = marked(edit.name, edit.content)
     lines = bare.splitlines(keepends=True)
-    wanted = (edit.before or "").encode()
-    places = [index for index, line in enumerate(lines) if line.strip() == wanted]
-    if edit.before is not None and places and lines[places[-1]][:1] == wanted[:1]:
-        head, tail = b"".join(lines[: places[-1]]), b"".join(lines[places[-1] :])
-    else:
-        head, tail = bare, b""
+    places = [index for index, line in enumerate(lines) if _is_command(line, edit.before)]
+    place = places[-1] if places else len(lines)
+    head, tail = b"".join(lines[:place]), b"".join(lines[place:])
     if head and not head.endswith(b"\n"):
         head += b"\n"
     return head + block + tail
+
+
+def _is_command(line: bytes, command: str | None) -> bool:
+    """Return whether a script's line is this command, and no part of something that is indented."""
+    words = line.split(b"#")[0].replace(b";", b" ").split()
+    wanted = (command or "").encode()
+    return words[:1] == [wanted] and not words[2:] and line.startswith(wanted)
 
 
 def strip_blocks(name: str, content: bytes) -> bytes:

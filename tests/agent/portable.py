@@ -19,6 +19,7 @@ from guest_agent import (
     exposition,
     guest,
     http,
+    identity,
     jsonio,
     kernel,
     log,
@@ -27,6 +28,11 @@ from guest_agent import (
 
 CONFIGURATION = (
     b"A=1\r\nVM_ID='x y' # c\nPORT=x\nbad\n#c\nexport\tB=\"q\"\nINTERFACE=\xff \xc2\xa0 #"
+)
+COMMAND_LINES = (
+    b'quiet "guest_agent.vm_id=a b" x\n',
+    b'guest-agent.vm_id="a b" x="y" "',
+    b'guest_agent.vm_id=\xc3\xa9\xff x\t"guest_agent-vm_id=y',
 )
 ACCEPTS = (
     "*/*",
@@ -107,6 +113,10 @@ def main():
     for accept in ACCEPTS:
         show(accept, http.likes_exposition([accept.encode()]))
     show("environment", [compat.getenv("PORTABLE"), compat.getenv("PORTABLE_BAD") in (None, "w?b")])
+    for line in COMMAND_LINES:
+        words = identity.split_parameters(line)
+        show("parameters", [compat.to_text(word) for word in words])
+        show("name", compat.to_text(identity.pick(words, "VM_ID")))
     show("process", guest.parse_process(b"7 (a) (b c)) S 1 7 7 0"))
     show("quote", delivery.quote("web 1/../\\x"))
     show("status", [delivery.parse_status(b"HTTP/1.1 100 C\r\n\r\nHTTP/1.1 204 N\r\n")])

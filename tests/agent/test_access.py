@@ -8,19 +8,26 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.conftest import require
 from vmprovision.agent import access, compat, config
 
-from .agents import Response, parse_response, receive_all, running_agent
+from .agents import Response, parse_response, receive_all, running_agent, stop
 from .interpreters import find_cpythons, one_of_each
+from .test_addresses import may_make_namespaces
 from .test_process import run_to_end
 from .test_pure import Collect
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from .agents import Agent
     from .interpreters import Interpreter
@@ -48,12 +55,12 @@ def ask_on_path(path: Path) -> Response:
     ("allow", "address", "allowed"),
     [
         ("192.0.2.1", "192.0.2.1", True),
-        ("192.0.2.1", "192.0.2.2", False),
+        ("192.0.2.1", "192.0.2.3", False),
         ("10.0.0.0/8, 2001:db8::/33", "10.255.0.1", True),
         ("10.0.0.0/8, 2001:db8::/33", "2001:db8:7fff::1", True),
         ("10.0.0.0/8, 2001:db8::/33", "2001:db8:8000::1", False),
         ("192.0.2.1/31", "192.0.2.0", True),
-        ("192.0.2.1/31", "192.0.2.2", False),
+        ("192.0.2.1/31", "192.0.2.3", False),
         ("192.0.2.0/24", "::ffff:192.0.2.7", True),
         ("::ffff:192.0.2.0/120", "192.0.2.7", True),
         ("192.0.2.0/24", "::192.0.2.7", False),
@@ -84,35 +91,103 @@ def test_a_list_that_is_none_shuts_everybody_out(allow: str) -> None:
     assert settings.read_token is not None
 
 
-def other_address() -> str:
-    """An IPv4 address of this host that is not loopback."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.connect(("192.0.2.1", 9))  # sends nothing
-        except OSError:
-            pytest.skip("this host has no address but loopback")
-        address: str = sock.getsockname()[0]
-    return address
+GUEST = """set -e
+ip link set lo up
+ip link add eth0 type veth peer name p0
+ip link set p0 netns $0
+ip addr add 10.9.0.1/24 dev eth0
+ip addr add 10.9.0.4/24 dev eth0
+ip addr add fd09::1/64 dev eth0 nodad
+ip link set eth0 up
+ip addr add fe80::9/64 dev eth0 nodad
+exec "$@"
+"""
+NEIGHBOUR = """set -e
+ip addr add 10.9.0.2/24 dev p0
+ip addr add 10.9.0.3/24 dev p0
+ip addr add fd09::2/64 dev p0 nodad
+ip link set p0 up
+"""
+CLIENT = """import socket, sys, time
+deadline = time.monotonic() + 20
+source = (sys.argv[2], 0) if sys.argv[2] else None
+while True:
+    try:
+        sock = socket.create_connection((sys.argv[1], 8080), 10, source)
+        break
+    except ConnectionRefusedError:
+        if time.monotonic() > deadline:
+            raise
+        time.sleep(0.05)
+try:
+    sock.sendall(b"GET /health HTTP/1.0\\r\\n\\r\\n")
+    print(sock.makefile("rb").read().decode(), end="")
+except ConnectionError:
+    pass
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbours:
+    """The processes whose network namespaces are those of a guest and of a machine beside it."""
+
+    guest: int
+    other: int
+
+    def ask(self, address: str, source: str, *, from_guest: bool = False) -> str:
+        """What an agent answers to a client with this address; nothing if it turns it away."""
+        argv = ["nsenter", "-n", "-t", str(self.guest if from_guest else self.other)]
+        argv += [sys.executable, "-c", CLIENT, address, source]
+        return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+@contextmanager
+def neighbours(
+    interpreter: Interpreter, program: Path, folder: Path, config: str
+) -> Iterator[Neighbours]:
+    """An agent on port 8080 of a guest that is cabled to another machine."""
+    require(os.geteuid() == 0 and may_make_namespaces(), "only root can make namespaces")
+    (folder / "agent.conf").write_text(config)
+    agent = [*interpreter.argv, str(program), "--config", str(folder / "agent.conf")]
+    with ExitStack() as stack, (folder / "log").open("wb") as log:
+        other = subprocess.Popen(["unshare", "-n", "sleep", "300"])
+        stack.callback(stop, other)
+        here = Path("/proc/self/ns/net").readlink()
+        while Path(f"/proc/{other.pid}/ns/net").readlink() == here:
+            time.sleep(0.02)
+        argv = ["unshare", "-n", "sh", "-c", GUEST, str(other.pid), *agent]
+        guest = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=log)
+        stack.callback(stop, guest)
+        enter = ["nsenter", "-n", "-t", str(other.pid)]
+        show = [*enter, "ip", "link", "show", "p0"]
+        while subprocess.run(show, capture_output=True, check=False).returncode:
+            assert guest.poll() is None, (folder / "log").read_text()
+            time.sleep(0.02)
+        subprocess.run([*enter, "sh", "-c", NEIGHBOUR], check=True)
+        found = Neighbours(guest=guest.pid, other=other.pid)
+        assert "200 OK" in found.ask("127.0.0.1", "127.0.0.1", from_guest=True)
+        yield found
 
 
 def test_strangers_are_turned_away(interpreter: Interpreter, program: Path, tmp_path: Path) -> None:
-    """Who is not in ALLOW is disconnected without an answer; the guest itself is served."""
-    here = other_address()
-    with running_agent(
-        *(interpreter, program, tmp_path), listen=None, config="ALLOW=203.0.113.7\n"
-    ) as agent:
-        with socket.create_connection((here, agent.port), timeout=10) as stranger:
-            assert receive_all(stranger) == b""
-        assert agent.get("/health").status == 200
-        agent.await_log("ALLOW does not name")
-    with (
-        running_agent(
-            *(interpreter, program, tmp_path), listen=None, arguments=["--allow", f"{here}/32"]
-        ) as agent,
-        socket.create_connection((here, agent.port), timeout=10) as friend,
-    ):
-        friend.sendall(b"GET /health HTTP/1.0\r\n\r\n")
-        assert parse_response(receive_all(friend)).status == 200
+    """Who is not in ALLOW is disconnected without an answer; who is in it is served."""
+    with neighbours(interpreter, program, tmp_path, "ALLOW=10.9.0.3 203.0.113.7\n") as pair:
+        assert pair.ask("10.9.0.1", "10.9.0.2") == ""
+        assert pair.ask("fd09::1", "fd09::2") == ""
+        assert "200 OK" in pair.ask("10.9.0.1", "10.9.0.3")
+        assert "ALLOW does not name" in (tmp_path / "log").read_text()
+
+
+def test_the_guest_itself_always_may(
+    interpreter: Interpreter, program: Path, tmp_path: Path
+) -> None:
+    """Over each of its own addresses, a link-local one and from one to another included."""
+    ways = [(each, "") for each in ("10.9.0.1", "fd09::1", "fe80::9%eth0", "127.0.0.1", "::1")]
+    ways.append(("10.9.0.1", "10.9.0.4"))
+    with neighbours(interpreter, program, tmp_path, "ALLOW=203.0.113.7\n") as pair:
+        for address, source in ways:
+            assert "200 OK" in pair.ask(address, source, from_guest=True), (address, source)
+        assert pair.ask("10.9.0.4", "10.9.0.3") == ""
 
 
 # --- tokens -------------------------------------------------------------------------------------
@@ -180,7 +255,7 @@ def test_doors_that_are_none(value: str) -> None:
 def test_a_unix_socket_is_a_door(interpreter: Interpreter, program: Path, tmp_path: Path) -> None:
     """It has the mode that was asked for, and stands beside an address."""
     path = tmp_path / "agent.sock"
-    listen = f"127.0.0.1,unix:{path}:0600"
+    listen = f"unix:{path}:0600,127.0.0.1"  # in this order: the second is waited for
     with running_agent(interpreter, program, tmp_path, listen=listen) as agent:
         assert ask_on_path(path).status == agent.get("/health").status == 200
         assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ import pytest
 from vmprovision.agent import compat, delivery
 from vmprovision.agent.tasks import Outcome, flow, run_program
 
-from .agents import Agent, free_port, running_agent, running_manager
+from .agents import Agent, build_program, free_port, running_agent, running_manager
 from .interpreters import Interpreter
 from .test_process import ONE_OF_EACH, await_addresses, without_tables, write_command
 from .test_pure import parse
@@ -160,8 +161,8 @@ def test_a_reload_ends_the_program_under_way(
             agent.run.send_signal(signal.SIGHUP)
             agent.await_log(f"(?s)(reading the configuration again.*){{{number + 1}}}")
             await_true(lambda: children(agent) not in (before, []))  # noqa: B023
-        assert len(children(agent)) == 1
-        assert open_files(agent) <= used
+        await_true(lambda: len(children(agent)) == 1)
+        await_true(lambda: open_files(agent) <= used)  # while one starts there are more
 
 
 @pytest.mark.parametrize("path", ["", ".", "bin:", ":/nonexistent", "../here/bin"])
@@ -182,6 +183,29 @@ def test_programs_are_never_the_current_directorys(
     ) as agent:
         agent.await_log("addresses: ")
     assert not (tmp_path / "trap").exists()
+
+
+@pytest.mark.parametrize("path", ["", ".", "bin:", ":/nonexistent", "../here/bin", None])
+def test_the_launcher_runs_no_python_of_the_current_directory(
+    tmp_path: Path, path: str | None
+) -> None:
+    """It passes over empty and relative words in PATH, and still finds the guest's Python."""
+    folder = tmp_path / "here"
+    for place in (folder, folder / "bin"):
+        place.mkdir(exist_ok=True)
+        for name in ("python3", "python", "python2"):
+            write_command(place, name, f"touch {tmp_path}/trap\n")
+    run = subprocess.run(
+        ["/bin/sh", str(build_program(tmp_path)), "--version"],
+        env={} if path is None else {"PATH": path},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert not (tmp_path / "trap").exists()
+    assert (run.returncode, run.stdout[:12]) == (0, "guest-agent "), run.stderr
 
 
 def test_programs_get_no_secrets() -> None:

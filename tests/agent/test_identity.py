@@ -161,15 +161,85 @@ def test_a_hostile_manager_is_passed_over(tmp_path: Path) -> None:
     assert "http://" in lines[0]
 
 
-def test_every_cut_of_the_tables_is_survived() -> None:
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ('quiet "guest_agent.vm_id=a b" x\n', "a b"),
+        ('guest_agent.vm_id="a b" x="y"', "a b"),
+        ("guest-agent.vm_id=a", "a"),
+        ('guest_agent.vm_id="a', "a"),
+        ('"x guest_agent.vm_id=no" guest_agent.vm_id=a', "a"),
+        ('x="y guest_agent.vm_id=no z"', None),
+        ('guest_agent.vm_id=a"b', None),
+        ('guest_agent.vm_id=""', None),
+        ("guest_agent.vm_id=a\u00a0b", None),
+    ],
+)
+def test_the_command_line_is_quoted_as_the_kernel_has_it(
+    tmp_path: Path, line: str, name: str | None
+) -> None:
+    """Spaces between double quotes are part of a parameter, around all of it or its value."""
+    assert identify(write_root(tmp_path, {"proc/cmdline": line}))[0]["vm_id"]["value"] == name
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", "caf\u00e9".encode(), b"a\x7f", b"a\x80\xffb"])
+@pytest.mark.parametrize("source", ["cmdline", "smbios", "fw_cfg", "cloud-init"])
+def test_bytes_that_are_no_ascii_are_not_made_something_else(
+    tmp_path: Path, name: bytes, source: str
+) -> None:
+    """Such a name is passed over from every source: it would be that of other machines, too."""
+    word = b"guest_agent.vm_id=" + name
+    files: dict[str, dict[str, bytes | str]] = {
+        "cmdline": {"proc/cmdline": b"quiet " + word + b" splash\n"},
+        "smbios": {"sys/firmware/dmi/tables/DMI": smbios(oem("x")).replace(b"x", word)},
+        "fw_cfg": {next(iter(FW_CFG)): name},
+        "cloud-init": {"run/cloud-init/.instance-id": name},
+    }
+    found, lines = identify(write_root(tmp_path, files[source]))
+    assert found["vm_id"]["value"] is None
+    assert [line for line in lines if "is not printable ASCII: ignored" in line]
+
+
+DIMM = (17, bytes(80), ("DIMM 0", "QEMU", "x" * 60))
+
+
+def test_the_tables_of_much_memory_are_read_whole(
+    interpreter: Interpreter, program: Path, tmp_path: Path
+) -> None:
+    """What comes behind 64 KiB counts, and what comes behind the end mark does not."""
+    tables = smbios(*[DIMM] * 1500, oem("guest_agent.vm_id=far")) + smbios(
+        oem("guest_agent.vm_id=stale", "guest_agent.manager_url=http://192.0.2.1:1")
+    )
+    assert len(tables) > 3 * 65536
+    files: dict[str, bytes | str] = {
+        "sys/firmware/dmi/tables/DMI": tables,
+        "proc/cmdline": '"guest-agent.manager_url=http://[::1]:1" x=" guest_agent.vm_id=no"',
+    }
+    root = write_root(tmp_path / "root", files)
+    with running_agent(interpreter, program, tmp_path, arguments=["--root", str(root)]) as agent:
+        found = json.loads(agent.get("/info").body)["identity"]
+    assert found == {
+        "vm_id": {"value": "far", "source": "SMBIOS OEM string"},
+        "manager_url": {"value": "http://[::1]:1", "source": "kernel command line"},
+    }
+
+
+def test_every_cut_of_the_tables_is_survived(tmp_path: Path) -> None:
     """Tables that end anywhere, or whose lengths lie, give what can be read of them."""
     tables = smbios(SYSTEM, oem("a", "b"), oem("c"))
-    assert identity.oem_strings(tables) == ["a", "b", "c"]
+
+    def strings(content: bytes) -> list[bytes]:
+        (tmp_path / "DMI").write_bytes(content)
+        found: list[bytes] = identity.oem_strings(str(tmp_path / "DMI"))
+        return found
+
+    assert strings(tables) == [b"a", b"b", b"c"]
     for end in range(len(tables)):
-        assert set(identity.oem_strings(tables[:end])) <= {"a", "b", "c"}
+        assert set(strings(tables[:end])) <= {b"a", b"b", b"c"}
     for at in range(len(tables)):
         for byte in (0, 1, 255):
-            identity.oem_strings(tables[:at] + bytes([byte]) + tables[at + 1 :])
+            strings(tables[:at] + bytes([byte]) + tables[at + 1 :])
+    assert strings(b"\x0b\x05\0\0\1" + b"x" * 10_000_000) == []
 
 
 @pytest.mark.parametrize("interpreter", one_of_each(), indirect=True)

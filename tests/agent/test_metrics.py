@@ -113,6 +113,7 @@ SANDBOX = """\
 34 24 0:22 /systemd/propagate/guest-agent.service /run/systemd/incoming ro - tmpfs tmpfs rw
 35 24 0:40 / /run/private ro - tmpfs tmpfs ro,mode=755
 36 35 0:22 /private/guest-agent /run/private/guest-agent rw - tmpfs tmpfs rw
+46 24 0:42 / /run/credentials ro - tmpfs tmpfs ro,mode=755
 37 24 0:41 / /run/credentials/guest-agent.service ro - tmpfs tmpfs rw
 38 22 254:3 / /srv rw - ext4 /dev/vdc rw
 39 38 0:22 /systemd/inaccessible/dir /srv ro - tmpfs tmpfs rw

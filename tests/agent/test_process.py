@@ -103,6 +103,19 @@ def test_a_busy_port_is_one_clear_line(
     assert "Traceback" not in run.stderr
 
 
+def test_a_name_that_is_not_known_is_one_clear_line(
+    interpreter: Interpreter, program: Path, tmp_path: Path
+) -> None:
+    """A resolver's error has numbers of its own, which are told as it calls them."""
+    arguments = ("--listen", "no-such-host.invalid", "--config", str(tmp_path / "none"))
+    run = run_to_end(interpreter, program, *arguments)
+    assert run.returncode == 1
+    (line,) = [line for line in run.stderr.splitlines() if ": error: " in line]
+    assert re.search("(?i)cannot listen on no-such-host.invalid .*: .*(name|address|resol)", line)
+    assert "Unknown error" not in line
+    assert "Traceback" not in run.stderr
+
+
 def test_all_addresses_are_ipv4_and_ipv6(
     interpreter: Interpreter, program: Path, tmp_path: Path
 ) -> None:
@@ -308,6 +321,32 @@ def test_each_way_to_the_address_is_reachable(  # noqa: PLR0913, PLR0917 -- fixt
     ) as agent:
         assert await_addresses(agent) == [address]
         assert agent.get("/health").status == 200
+
+
+@pytest.mark.parametrize(
+    ("ip", "ifconfig", "address"),
+    [
+        ("exec cat /dev/zero\n", IFCONFIG_ANSWERS, "10.9.0.2"),
+        ("cat /dev/zero &\n", IFCONFIG_ANSWERS, "10.9.0.2"),
+        (ROUTE_ANSWERS, "exec yes 'ens3: flags=4163<UP>  mtu 1500'\n", "10.9.0.3"),
+    ],
+    ids=["ip", "child-of-ip", "ifconfig"],
+)
+@ONE_OF_EACH
+def test_a_program_that_writes_without_end_holds_nothing_up(  # noqa: PLR0913, PLR0917 -- as above
+    interpreter: Interpreter, program: Path, tmp_path: Path, ip: str, ifconfig: str, address: str
+) -> None:
+    """The agent answers while it runs, ends it, little of it in memory, and asks the next."""
+    write_command(tmp_path / "bin", "ip", ip)
+    write_command(tmp_path / "bin", "ifconfig", ifconfig)
+    environment = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    with running_agent(
+        *(interpreter, program, tmp_path),
+        environment=environment,
+        arguments=without_tables(tmp_path),
+    ) as agent:
+        assert agent.get("/health").status == 200
+        assert await_addresses(agent, 60) == [address]
 
 
 def test_the_tables_are_read_without_a_program(

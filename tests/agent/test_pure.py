@@ -195,6 +195,54 @@ def test_ip_route_get_output(name: str, expected: list[tuple[str, str]]) -> None
     assert found(addresses.parse_route_get(sample(name))) == expected
 
 
+@pytest.mark.parametrize(
+    "name", ["inet", "inet6", "del", "dev", "src", "via", "tentative", "temporary"]
+)
+def test_interfaces_that_are_called_like_words(name: str) -> None:
+    """What ``ip`` and ``ifconfig`` print around an interface's name says what it is."""
+    line = f"inet 10.9.0.1/24 brd 10.9.0.255 scope global {name}"
+    six = "inet6 fd00::1/64 scope global"
+    oneline = (
+        f"2: {name}    {line}\\       valid_lft forever\n2: {name}    {six} \\       valid_lft"
+    )
+    multiline = f"2: {name}: <BROADCAST,UP> mtu 1500\n    {line}\n       valid_lft\n    {six}\n"
+    both = [("10.9.0.1", name), ("fd00::1", name)]
+    for text in (oneline, multiline):
+        told = addresses.parse_ip_address(text)
+        assert found(told) == both
+        assert not [each for each in told if each.temporary]
+    new = f"{name}: flags=4163<UP,RUNNING>  mtu 1500\n        inet 10.9.0.1  netmask 1\n"
+    new += "        inet6 fd00::1  prefixlen 64\n"
+    old = f"{name:9} Link encap:Ethernet\n          inet addr:10.9.0.1  Bcast:1\n"
+    old += "          inet6 addr: fd00::1/64 Scope:Global\n          UP RUNNING  MTU:1500\n"
+    for text in (new, old):
+        assert found(addresses.parse_ifconfig(text)) == both
+    route = f"1.0.0.0 via 10.9.0.254 dev {name} src 10.9.0.1 uid 0\n    cache\n"
+    assert found(addresses.parse_route_get(route)) == both[:1]
+
+
+def test_names_that_ifconfig_has_cut(tmp_path: Path) -> None:
+    """Nine characters are completed if one interface begins so; each keeps its own flags."""
+    (tmp_path / "net").mkdir()
+    device = "  {}: " + "0 " * 16 + "\n"
+    names = ("enx001122334455", "enp129s0f0", "enp129s0f1", "wlp0s20f3")
+    (tmp_path / "net/dev").write_text("Inter-|\n face |\n" + "".join(map(device.format, names)))
+    text = "".join(
+        f"{name[:9]} Link encap:Ethernet\n  inet addr:10.0.0.{number}\n  {flags}  MTU:1500\n\n"
+        for number, (name, flags) in enumerate(
+            zip(names, ("UP RUNNING", "UP RUNNING", "UP", "UP RUNNING"), strict=True)
+        )
+    )
+    told = addresses.parse_ifconfig(text)
+    addresses.complete_names(told, str(tmp_path))
+    assert [(each.interface, each.idle) for each in told] == [
+        ("enx001122334455", False),
+        (None, False),
+        (None, True),
+        ("wlp0s20f3", False),
+    ]
+
+
 def candidates(*pairs: tuple[str, str | None]) -> list[addresses.Candidate]:
     """Candidates from addresses and interfaces."""
     return [addresses.Candidate(address, interface) for address, interface in pairs]

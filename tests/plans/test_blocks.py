@@ -15,7 +15,7 @@ LINES = b"( agent ) &\n"
 BLOCK = marked("guest-agent", LINES)
 
 
-def edit(content: bytes = LINES, before: str | None = "exit 0") -> EditBlock:
+def edit(content: bytes = LINES, before: str | None = "exit") -> EditBlock:
     """The operation as rc.local gets it."""
     return EditBlock(path=PATH, name="guest-agent", content=content, before=before)
 
@@ -31,6 +31,14 @@ def edit(content: bytes = LINES, before: str | None = "exit 0") -> EditBlock:
         (b"exit 0\nx\nexit 0 \n", b"exit 0\nx\n" + BLOCK + b"exit 0 \n"),
         (b"if x; then\n  exit 0\nfi\n", b"if x; then\n  exit 0\nfi\n" + BLOCK),
         (b"# exit 0\n", b"# exit 0\n" + BLOCK),
+        (b"x\nexit 0 # done\n", b"x\n" + BLOCK + b"exit 0 # done\n"),
+        (b"x\nexit 0;\t#done", b"x\n" + BLOCK + b"exit 0;\t#done"),
+        (b"x\nexit\n\n", b"x\n" + BLOCK + b"exit\n\n"),
+        (b"exit_code=0\nexit 0 || true\n", b"exit_code=0\nexit 0 || true\n" + BLOCK),
+        (
+            b"exit 0 # a\nif x; then\n  exit 0\nfi\nexit 0\n",
+            b"exit 0 # a\nif x; then\n  exit 0\nfi\n" + BLOCK + b"exit 0\n",
+        ),
         (b"\xff\xfe\nexit 0\n", b"\xff\xfe\n" + BLOCK + b"exit 0\n"),
     ],
 )

@@ -104,7 +104,7 @@ def test_rc_local_block_goes_before_the_last_exit_and_makes_it_executable() -> N
     plan = plan_injection(replace(GUEST, init=RC_LOCAL), ARCHIVE, InjectOptions())
     block = plan.operations[-1]
     assert isinstance(block, EditBlock)
-    assert (str(block.path), block.before, block.mode) == ("/etc/rc.local", "exit 0", 0o111)
+    assert (str(block.path), block.before, block.mode) == ("/etc/rc.local", "exit", 0o111)
     assert b"/usr/local/bin/guest-agent" in block.content
 
 

@@ -1,6 +1,6 @@
 """Decides who may ask: by the address a connection comes from, and by the bearer token shown."""
 
-from . import compat
+from . import addresses, compat
 
 _MAPPED = b"\0" * 10 + b"\xff\xff"  # before an IPv4 address on an IPv6 socket (RFC 4291)
 
@@ -43,7 +43,11 @@ def is_allowed(allow, packed):
         return True
     if packed.startswith(_MAPPED):
         packed = packed[12:]
-    return bool([network for network in _SELF + allow if is_in(network, packed)])
+    if [network for network in _SELF + allow if is_in(network, packed)]:
+        return True
+    # A connection that others make from an address of ours cannot come about: our answer to it
+    # stays here.
+    return addresses.is_own(packed)
 
 
 def shows(values, token):

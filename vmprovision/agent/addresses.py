@@ -22,7 +22,9 @@ _INNER += ("incus", "podman", "kube", "dummy", "tun", "tap", "wg", "zt")
 
 _HOPELESS = 9  # the first rank that is only reported when every way has been tried
 
-_GETLINK, _GETADDR, _LINK, _ADDRESS = 18, 22, 16, 20  # RTM_GETLINK and so on
+_GETLINK, _GETADDR, _GETROUTE = 18, 22, 26  # RTM_GETLINK and so on
+_LINK, _ADDRESS, _ROUTE = 16, 20, 24
+_REQUEST, _DUMP = 1, 0x300  # NLM_F_REQUEST, NLM_F_DUMP
 _WIRES = (1, 6, 32)  # ARPHRD_ETHER, _IEEE802 and _INFINIBAND: everything else is a tunnel
 
 
@@ -69,25 +71,27 @@ def parse_ip_address(text):
     interface = None
     idle = False
     for line in text.split("\n"):
-        words = line.replace("\\", " ").split()
+        words = line.split("\\")[0].split()
         if len(words) < 2:
             continue
         if line[:1].isdigit():
             interface = words[1].rstrip(":").split("@")[0]
             flags = words[2][1:-1].split(",") if words[2:] and words[2][0] == "<" else ["UP"]
             idle = "UP" not in flags or "NO-CARRIER" in flags or "LOOPBACK" in flags
-        for kind in ("inet", "inet6"):
-            if kind in words[:-1]:
-                address = _address(words[words.index(kind) + 1])
-                if address and "tentative" not in words and "dadfailed" not in words:
-                    temporary = "temporary" in words or "deprecated" in words
-                    found.append(Candidate(address, interface, temporary, idle))
+            words = words[2:]  # names may be any of the words below
+        if words[:1] in (["inet"], ["inet6"]) and words[1:]:
+            address = _address(words[1])
+            flags = words[2:] if words[0] == "inet6" else words[2:-1]  # a label is last
+            if address and "tentative" not in flags and "dadfailed" not in flags:
+                temporary = "temporary" in flags or "deprecated" in flags
+                found.append(Candidate(address, interface, temporary, idle))
     return found
 
 
 def parse_ifconfig(text):
     """Candidates from ``ifconfig`` in the dialects of old and new net-tools and of busybox."""
     found = []
+    first = 0  # of the addresses on this interface
     interface = None
     idle = False
     for line in text.split("\n"):
@@ -96,10 +100,11 @@ def parse_ifconfig(text):
             # "eth0", "eth0:" or, for a second address, "eth0:1"
             interface = words[0].split(":")[0]
             idle = False
+            first = len(found)
         if "flags=" in line or "MTU:" in line:  # before the addresses, or in the old one after them
             idle = "RUNNING" not in line or "LOOPBACK" in line
-            for each in found:
-                each.idle = each.idle or (idle and each.interface == interface)
+            for each in found[first:]:
+                each.idle = each.idle or idle
         for index, word in enumerate(words[:-1]):
             if word in ("inet", "inet6"):
                 value = words[index + 1]
@@ -113,14 +118,32 @@ def parse_ifconfig(text):
     return found
 
 
+def complete_names(candidates, proc):
+    """Give interfaces their whole names, of which old net-tools print nine characters.
+
+    A beginning that several have in common says nothing.
+    """
+    lines = compat.to_text(read_bounded(proc + "/net/dev")).split("\n")
+    names = [line.split(":")[0].strip() for line in lines if ":" in line]
+    for each in candidates:
+        if len(each.interface or "") == 9 and each.interface not in names:
+            whole = [name for name in names if name.startswith(each.interface)]
+            if whole:
+                each.interface = whole[0] if len(whole) == 1 else None
+
+
 def parse_route_get(text):
     """The candidate that ``ip route get`` names as the source address, as a list."""
-    words = text.split()
-    if "src" not in words[:-1]:
-        return []
-    address = _address(words[words.index("src") + 1])
-    interface = words[words.index("dev") + 1] if "dev" in words[:-1] else None
-    return [Candidate(address, interface)] if address else []
+    told = {}
+    key = None
+    for word in text.split():
+        if key is None and word in ("via", "dev", "src"):
+            key = word
+        else:
+            told.setdefault(key, word)
+            key = None
+    address = _address(told.get("src", ""))
+    return [Candidate(address, told.get("dev"))] if address else []
 
 
 PARSERS = (parse_ip_address, parse_ifconfig, parse_route_get)
@@ -134,17 +157,20 @@ def _number(data):
     return number
 
 
-def _ask_kernel(kind):
-    """Yield the type and the content of each message that answers an rtnetlink(7) dump."""
-    # the length, RTM_GET..., NLM_F_REQUEST | NLM_F_DUMP, a number of ours; all families
-    request = bytearray(b"\x14\0\0\0\0\0\1\3\1\0\0\0" + b"\0" * 8)
-    if sys.byteorder == "big":
-        request = bytearray(b"\0\0\0\x14\0\0\3\1\0\0\0\1" + b"\0" * 8)
-    request[4 + (sys.byteorder == "big")] = kind
+def _field(number, size):
+    """Return a number as bytes, as the kernel has it in memory."""
+    parts = [number >> 8 * at & 255 for at in range(size)]
+    return bytes(bytearray(parts[:: 1 if sys.byteorder == "little" else -1]))
+
+
+def _ask_kernel(kind, body=b"\0\0\0\0", flags=_DUMP):
+    """Yield the type and the content of each message that answers an rtnetlink(7) request."""
+    request = _field(16 + len(body), 4) + _field(kind, 2) + _field(_REQUEST | flags, 2)
+    request += _field(1, 4) + _field(0, 4) + body
     sock = socket.socket(16, socket.SOCK_RAW, 0)  # AF_NETLINK, NETLINK_ROUTE
     try:
         sock.settimeout(1.0)
-        sock.send(bytes(request))
+        sock.send(request)
         while True:
             data = sock.recv(16384)
             if not data:
@@ -155,6 +181,8 @@ def _ask_kernel(kind):
                     return
                 yield answer, data[16:length]
                 data = data[(length + 3) & ~3 :]
+            if not flags:  # one message is all
+                return
     finally:
         sock.close()
 
@@ -195,6 +223,20 @@ def read_netlink():
     except compat.SOCKET_ERRORS:
         return []
     return found
+
+
+def is_own(packed):
+    """Whether the kernel delivers to this machine itself what is sent to a packed address."""
+    bits = len(packed) * 8
+    # struct rtmsg, and RTA_DST
+    body = bytes(bytearray([2 if bits == 32 else 10, bits] + [0] * 10))
+    body += _field(4 + len(packed), 2) + _field(1, 2) + packed
+    try:
+        for kind, route in list(_ask_kernel(_GETROUTE, body, 0)):
+            return kind == _ROUTE and _number(route[7:8]) == 2  # RTN_LOCAL
+    except compat.SOCKET_ERRORS:
+        pass
+    return False
 
 
 _LINK_FIELDS = ((2, 4), (4, 8), (8, 12))  # of struct ifinfomsg: type, index and flags

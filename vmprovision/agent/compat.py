@@ -1,7 +1,8 @@
 """Every difference between the interpreters the agent runs on.
 
 The rest of the package is written in the subset that CPython 2.6 to 3.14 and
-MicroPython share, and asks this module for everything else. MicroPython is the
+MicroPython share, and asks this module for everything else. ``novermin`` marks what
+is only used by those that have it. MicroPython is the
 bundled runtime, whose os, signal and fcntl have what is used here. It has no
 os.path, getsockopt or strftime, decodes UTF-8 only, does not call signal
 handlers, and its socket addresses are opaque bytes; Python 2 has bytes for
@@ -31,8 +32,8 @@ except ImportError:  # CPython
     _guest = None
 
 try:
-    INTEGERS = (int, long)
-    UNICODE = unicode
+    INTEGERS = (int, long)  # novermin
+    UNICODE = unicode  # novermin
 except NameError:  # Python 3 and MicroPython
     INTEGERS = (int,)
     UNICODE = str
@@ -73,6 +74,7 @@ READ_SIZE = 4096
 # O_RDWR | O_CREAT | O_EXCL, which MicroPython does not name: the numbers of its processors.
 _NEW_FILE = 2 | getattr(os, "O_CREAT", 64) | getattr(os, "O_EXCL", 128)
 COMMAND_OUTPUT_LIMIT = 16384 if IS_MICROPYTHON else 65536
+_DRAIN_READS = 32  # twice what a pipe holds: who writes without end keeps nobody
 # Services often have no sbin folders in their PATH, and ip and ifconfig live there.
 COMMAND_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 
@@ -109,9 +111,11 @@ def describe_error(error):
     """Return one line about an exception for the log, without a traceback."""
     code = errno_of(error)
     if code is not None and code < 0:  # getaddrinfo(3)'s own numbers
-        return str(error.args[1]) if error.args[1:] else "the name is not known (%d)" % code
+        return str(error.args[1])
     if code is not None:
         return os.strerror(code)
+    if str(error)[:10] == "[addrinfo ":  # MicroPython's way to tell those
+        return "the name is not known %s" % error
     return "%s: %s" % (type(error).__name__, error)
 
 
@@ -184,7 +188,7 @@ class Clock(object):
         if IS_MICROPYTHON:
             return time.ticks_ms()
         if hasattr(time, "monotonic"):
-            return time.monotonic()
+            return time.monotonic()  # novermin
         return os.times()[4]
 
     def __call__(self):
@@ -336,14 +340,15 @@ def unix_address(path):
     """What ``bind`` and ``connect`` take for a Unix socket, by unix(7)."""
     if not IS_MICROPYTHON:
         return to_path(path)
-    return (1).to_bytes(2, sys.byteorder) + to_bytes(path) + b"\0"
+    return (1).to_bytes(2, sys.byteorder) + to_bytes(path) + b"\0"  # novermin
 
 
 def vsock_address(cid, port):
     """What ``bind`` takes for vsock(7). Raises ValueError where this interpreter knows none."""
     if IS_MICROPYTHON:
-        numbers = (port).to_bytes(4, sys.byteorder) + (cid).to_bytes(4, sys.byteorder)
-        return (AF_VSOCK).to_bytes(2, sys.byteorder) + b"\0\0" + numbers + b"\0\0\0\0"
+        numbers = (port).to_bytes(4, sys.byteorder) + (cid).to_bytes(4, sys.byteorder)  # novermin
+        family = (AF_VSOCK).to_bytes(2, sys.byteorder)  # novermin
+        return family + b"\0\0" + numbers + b"\0\0\0\0"
     if not hasattr(socket, "AF_VSOCK"):
         raise ValueError("vsock needs Python 3.7 or later")
     return (cid, port)
@@ -449,7 +454,7 @@ class Child(object):
             os._exit(status)
 
     def _drain(self):
-        while True:
+        for _ in range(_DRAIN_READS):
             try:
                 data = os.read(self._out, READ_SIZE)
             except OSError:

@@ -241,10 +241,17 @@ def parse_flag(value):
 
 
 def parse_outside(value):
-    """The text, if it is short and can stand between quotes: for what no file of ours says."""
-    if len(value) > 1024 or [character for character in "'\"\\" if character in value]:
+    """Return bytes or text as text, if it is short printable ASCII that can stand between quotes.
+
+    For what no file of ours says. Other bytes have no one meaning: clones would share the name
+    that is left when they are replaced.
+    """
+    codes = bytearray(compat.to_bytes(value))
+    if len(codes) > 1024 or [code for code in codes if code in (34, 39, 92)]:
         raise ValueError("is too long or has quotes or backslashes")
-    return parse_token(value)
+    if [code for code in codes if not 32 <= code <= 126]:
+        raise ValueError("is not printable ASCII")
+    return compat.to_text(value)
 
 
 def parse_vm_id(value):

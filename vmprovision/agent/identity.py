@@ -12,7 +12,7 @@ may be anything.
 import os
 
 from . import compat, config
-from .files import read_bounded
+from .files import READ_LIMIT, read_bounded, read_pieces
 
 PREFIX = "guest_agent."
 HANDOVER = "/run/guest-agent.identity"
@@ -20,32 +20,67 @@ VARIABLE = "GUEST_AGENT_"  # before the names in it
 _PROTECTED = ("SMBIOS_VM_ID", "SMBIOS_MANAGER_URL", "FW_CFG_VM_ID", "FW_CFG_MANAGER_URL", "UUID")
 _PARTS = (("VM_ID", "vm_id", config.parse_vm_id), ("MANAGER_URL", "manager", config.parse_url))
 
+_TABLES_LIMIT = 1 << 22
+
 # What cloud-init calls machines that nobody gave a name.
 _SHARED_NAMES = ("nocloud", "iid-local01", "iid-datasource", "iid-datasource-none")
 # What vendors left in boards instead of a UUID.
 _SHARED_UUIDS = ("03000200-0400-0500-0006-000700080009", "00020003-0004-0005-0006-000700080009")
 
 
-def oem_strings(tables):
-    """The strings of every OEM Strings structure in SMBIOS tables, as text."""
+def oem_strings(path):
+    """Return the strings of every OEM Strings structure in a file of SMBIOS tables, as bytes.
+
+    A guest with much memory has far more than 64 KiB of tables, so each structure is passed over
+    as soon as it is whole.
+    """
     found = []
-    at = 0
-    while at + 4 <= len(tables):
-        kind, length = bytearray(tables[at : at + 2])
-        end = tables.find(b"\0\0", at + length)
-        if length < 4 or end < 0 or kind == 127:  # the end mark: what follows is stale
+    rest = b""
+    for piece in read_pieces(path, _TABLES_LIMIT, compat.READ_SIZE):
+        rest += piece
+        while len(rest) >= 4:
+            kind, length = bytearray(rest[:2])
+            if length < 4 or kind == 127:  # the end mark: what follows is stale
+                return found
+            end = rest.find(b"\0\0", length)
+            if end < 0:
+                break
+            if kind == 11:
+                found += rest[length:end].split(b"\0")
+            rest = rest[end + 2 :]
+        if len(rest) > READ_LIMIT:  # no structure is as long
             break
-        if kind == 11:
-            found += [compat.to_text(each) for each in tables[at + length : end].split(b"\0")]
-        at = end + 2
     return found
 
 
+def split_parameters(line):
+    """Return the parameters of a kernel command line; spaces between double quotes are in one.
+
+    By the kernel's own rules (kernel-parameters.rst): a quote may be anywhere in a parameter,
+    and those that are around it as a whole are none of it.
+    """
+    found = [b""]
+    for place, part in enumerate(line.split(b'"')):
+        if place % 2:
+            found[-1] += b'"' + part + b'"'
+            continue
+        words = part.replace(b"\t", b" ").replace(b"\n", b" ").split(b" ")
+        found[-1] += words[0]
+        found += words[1:]
+    return [word[1:-1] if word[:1] == word[-1:] == b'"' else word for word in found]
+
+
 def pick(words, key):
-    """The value that the last ``guest_agent.KEY=VALUE`` of some words gives a key, or None."""
-    start = PREFIX + key.lower() + "="
-    values = [word[len(start) :].strip('"') for word in words if word.startswith(start)]
-    return values[-1] if values else None
+    """Return the value that the last ``guest_agent.KEY=VALUE`` of some words gives a key, or None.
+
+    In a name - and _ are the same, as in the kernel's; quotes around a value are none of it.
+    """
+    value = None
+    for word in words:
+        name, equals, text = word.partition(b"=")
+        if equals and name.replace(b"-", b"_") == compat.to_bytes(PREFIX + key.lower()):
+            value = text.strip(b'"')
+    return value
 
 
 def parse_uuid(text):
@@ -59,17 +94,16 @@ def parse_uuid(text):
 
 
 def read_protected(root):
-    """What only root may read, as a dict of text by the names in ``_PROTECTED``."""
+    """Return what only root may read, as a dict of bytes by the names in ``_PROTECTED``."""
     found = {}
     firmware = root + "/sys/firmware/"
-    tables = read_bounded(firmware + "dmi/tables/DMI") or b"".join(
-        [read_bounded(firmware + "dmi/entries/11-%d/raw" % number) for number in range(4)]
-    )
-    words = oem_strings(tables)
+    words = oem_strings(firmware + "dmi/tables/DMI")
+    for number in [] if words else range(4):
+        words += oem_strings(firmware + "dmi/entries/11-%d/raw" % number)
     for key in ("VM_ID", "MANAGER_URL"):
         found["SMBIOS_" + key] = pick(words, key)
         path = firmware + "qemu_fw_cfg/by_name/opt/" + PREFIX + key.lower() + "/raw"
-        found["FW_CFG_" + key] = compat.to_text(read_bounded(path, 2048)).strip("\0\n ")
+        found["FW_CFG_" + key] = read_bounded(path, 2048).strip(b"\0\n ")
     uuid = read_bounded(root + "/sys/class/dmi/id/product_uuid", 64)
     found["UUID"] = parse_uuid(compat.to_text(uuid))
     for name in [name for name in found if not found[name]]:
@@ -122,24 +156,25 @@ class Identity(object):
                 try:
                     if not value:
                         continue
-                    parsed = parse(config.parse_outside(value))
+                    text = config.parse_outside(value)
+                    parsed = parse(text)
                 except ValueError as error:
                     text = "%s from %s %s: ignored" % (key, source, error.args[0])
                     self._log.changed(key + source, text, self._log.warning)
                     continue
                 setattr(settings, name, parsed)
-                settings.identity[key.lower()] = {"value": value, "source": source}
-                self._log.changed(key, "%s is %s, from %s" % (key, value, source))
+                settings.identity[key.lower()] = {"value": text, "source": source}
+                self._log.changed(key, "%s is %s, from %s" % (key, text, source))
                 break
 
     def _candidates(self, key):
-        words = compat.to_text(read_bounded(self._proc + "/cmdline", 8192)).split()
-        yield "kernel command line", pick(words, key)
+        line = read_bounded(self._proc + "/cmdline", 8192)
+        yield "kernel command line", pick(split_parameters(line), key)
         yield "SMBIOS OEM string", self._protected["SMBIOS_" + key]
         directory = compat.getenv("CREDENTIALS_DIRECTORY")
         if directory:
             path = "%s/%s%s" % (directory, PREFIX, key.lower())
-            yield "systemd credential", compat.to_text(read_bounded(path, 2048)).strip()
+            yield "systemd credential", read_bounded(path, 2048).strip()
         yield "fw_cfg", self._protected["FW_CFG_" + key]
         if key == "VM_ID":
             yield "cloud-init", self._instance()
@@ -148,8 +183,8 @@ class Identity(object):
 
     def _instance(self):
         # Not /var/lib/cloud: what an image was captured with would name every clone.
-        name = compat.to_text(read_bounded(self._root + "/run/cloud-init/.instance-id", 256))
-        return None if name.strip() in _SHARED_NAMES else name.strip()
+        name = read_bounded(self._root + "/run/cloud-init/.instance-id", 256).strip()
+        return None if compat.to_text(name) in _SHARED_NAMES else name
 
     def _is_being_named(self):
         """Whether cloud-init has begun and not ended: the machine may yet get a name from it."""

@@ -28,9 +28,10 @@ _HARMLESS = (
 _KERNELS_OWN = [b"/dev", b"/proc", b"/sys"]
 _OTHERS_OWN = (b"/run/credentials/", b"/var/lib/docker/", b"/var/lib/containers/storage/")
 # What systemd shows its services in place of what is there (PrivateTmp=, InaccessiblePaths=),
-# by the part of a file system that it is; and what is empty for services only (DynamicUser=).
+# by the part of a file system that it is; and what is empty for services only (DynamicUser=,
+# LoadCredential=).
 _SANDBOX_ROOTS = (b"/systemd-private-", b"/systemd/inaccessible/", b"/systemd/propagate/")
-_SANDBOX_POINT = b"/run/private"
+_SANDBOX_POINTS = (b"/run/private", b"/run/credentials")
 
 
 def numbers(words):
@@ -141,7 +142,7 @@ def _is_sandbox(mount, mounts):
     systemd mounts the folders that a service may only read, or alone may write to, upon
     themselves.
     """
-    if mount.point == _SANDBOX_POINT:
+    if mount.point in _SANDBOX_POINTS:
         return True
     if mount.root in (None, b"/"):
         return False

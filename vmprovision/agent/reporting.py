@@ -138,6 +138,7 @@ class Reporter(object):
             outcome = Outcome()
             yield run_program(argv, COMMAND_SECONDS, outcome, self._clock)
             candidates += parse(compat.to_text(outcome.output))
+            addresses.complete_names(candidates, self._proc)
             chosen, good = addresses.choose(candidates, defaults, interface)
         self.addresses = chosen
         where = " on " + interface if interface else ""

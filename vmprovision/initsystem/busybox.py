@@ -100,7 +100,7 @@ def service_operations(service: Service, verdict: InitVerdict) -> list[Operation
             path=hook,
             name=service.name,
             content=content,
-            before="exit 0",
+            before="exit",
             prologue=b"#!/bin/sh\n",
             mode=EXECUTABLE,
         )

@@ -120,7 +120,7 @@ def service_operations(service: Service, verdict: InitVerdict) -> list[Operation
             path=verdict.hook or RC_LOCAL,
             name=service.name,
             content=render("s6/rc.local.j2", service=service),
-            before="exit 0",
+            before="exit",
             prologue=b"#!/bin/sh\n",
             mode=0o111,
         )

@@ -77,7 +77,7 @@ def service_operations(service: Service, _verdict: InitVerdict) -> list[Operatio
                 path=SCRIPTS / name,
                 name=service.name,
                 content=render("slackware/rc.local.j2", script=script, action=action),
-                before="exit 0",
+                before="exit",
                 prologue=b"#!/bin/sh\n",
                 mode=EXECUTABLE,
             )

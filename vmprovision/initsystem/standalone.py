@@ -109,7 +109,7 @@ def service_operations(service: Service, verdict: InitVerdict) -> list[Operation
             path=verdict.hook or PurePosixPath(RC_LOCAL[-1]),
             name=service.name,
             content=render("standalone/rc.local.j2", service=service),
-            before="exit 0",
+            before="exit",
             prologue=b"#!/bin/sh\n",
             mode=EXECUTABLE,
         )
