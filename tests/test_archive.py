@@ -158,6 +158,7 @@ def test_names_of_our_own_become_short() -> None:
     """What a module defines is renamed wherever it is used, but not what others know by name."""
     one = "import os\n{LIMIT}=1\ndef {describe}(settings):\n return os.getenv('describe')+{LIMIT}\n"
     one += "def getenv(_name):\n return open\ndef loaded():\n pass\n"
+    one += "def to_bytes(text):\n return (1).to_bytes(2)\ndef stdin():\n call(stdin=1)\n"
     two = "from.import one\nclass {Thing}(object):\n def __init__(self):\n"
     two += "  self.{_kept}=one.{describe}(1)\n  self.{_kept}+=one.{LIMIT}\n"
     two += "def main():\n getattr(one,'loaded')()\n os._exit({Thing}('LIMIT is \\'here'))\n"

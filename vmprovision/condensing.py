@@ -28,15 +28,16 @@ _DEFINED = re.compile(
 _TOKEN = re.compile(r'''"""(?:.|\n)*?"""|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|[A-Za-z_]\w*''')
 _FOREIGN_IMPORT = re.compile(r"^ *import (\w+)", re.MULTILINE)
 _STRING = re.compile(r"[\"'](\w+)[\"']")
-_ATTRIBUTE = re.compile(r"(\b\w+|[)\]])\.([A-Za-z_]\w*)")
+_ATTRIBUTE = re.compile(r"(\w*)\.(\w+)")  # of nothing: of what a call or an index gives
+_KEYWORD = re.compile(r"[(,](\w+)=(?!=)")  # may be an argument of another's function
 
 
 def rename(sources: Mapping[str, str]) -> dict[str, str]:
     """Condensed modules with short names for the functions, classes and constants of theirs.
 
     A name stays that is a module's, is written in a string (for ``getattr``), is a
-    builtin's or is also asked of something that is none of these modules.  ``main``
-    is what the archive starts.
+    builtin's, is a keyword of a call, or is also asked of something that is none of
+    these modules.  ``main`` is what the archive starts.
     """
     together = "\n".join(sources[name] for name in sorted(sources))
     defined = {name for found in _DEFINED.findall(together) for name in found if name[SHORT:]}
@@ -46,7 +47,7 @@ def rename(sources: Mapping[str, str]) -> dict[str, str]:
         if owner not in sources and not name.startswith("_")
     }
     kept = {*sources, *dir(builtins), *foreign, *_STRING.findall(together), "main"}
-    kept.update(_FOREIGN_IMPORT.findall(together))
+    kept.update(_FOREIGN_IMPORT.findall(together), _KEYWORD.findall(together))
     words = collections.Counter(re.findall(r"\w+", together))
     renamed = sorted(defined - kept, key=lambda name: (-words[name], name))
     short = dict(zip(renamed, (name for name in _short_names() if name not in words), strict=False))

@@ -126,10 +126,6 @@ class InspectionError(VmprovisionError):
     """What the guest is could not be found out."""
 
 
-class LinkCircleError(InspectionError):
-    """A guest path leads through a circle of links: for whoever reads, nothing is there."""
-
-
 class NoOperatingSystemError(InspectionError):
     """No filesystem of the image holds an operating system."""
 

@@ -23,7 +23,6 @@ from vmprovision.errors import (
     GuestSpaceError,
     ImageLockedError,
     InspectionError,
-    LinkCircleError,
 )
 from vmprovision.inroot import LINK_LIMIT, Root
 
@@ -86,6 +85,10 @@ def kind_of(mode: int) -> FileKind:
         stat.S_IFLNK: "symlink",
     }
     return kinds.get(stat.S_IFMT(mode), "other")
+
+
+class LinkCircleError(InspectionError):
+    """A guest path leads through a circle of links: a reader finds nothing there."""
 
 
 class GuestReader(Protocol):

@@ -19,7 +19,8 @@ from vmprovision.configuration import (
     port_in,
     update_configuration,
 )
-from vmprovision.errors import AmbiguousInitError, LinkCircleError, PlanError, UnsupportedGuestError
+from vmprovision.errors import AmbiguousInitError, PlanError, UnsupportedGuestError
+from vmprovision.filesystem import LinkCircleError
 from vmprovision.initsystem import module_for, ways_of
 from vmprovision.plan import (
     Condition,

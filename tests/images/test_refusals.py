@@ -110,11 +110,12 @@ def _bcache(_disks: Disks, folder: Path) -> Path:
 
 
 def _zfs(_disks: Disks, folder: Path) -> Path:
-    """The ring of uberblocks of a pool's first label."""
+    """The first label of a pool: what its list of names begins with, and its uberblocks."""
     ring = {
         (128 + number << 10): struct.pack("<QQQ", 0x00BAB10C, 5000, number) for number in range(16)
     }
-    return _with_signature(folder / "zfs.raw", ring)
+    label = b"\x01\x01\0\0" + struct.pack(">5I", 0, 1, 36, 32, 7) + b"version\0"
+    return _with_signature(folder / "zfs.raw", {16384: label, **ring})
 
 
 def _with_signature(image: Path, content: Mapping[int, bytes]) -> Path:

@@ -8,7 +8,7 @@ import pytest
 
 import vmprovision
 from tests.trees import SYSTEMD_TREE, Link, make_tree
-from vmprovision.errors import LinkCircleError
+from vmprovision.filesystem import LinkCircleError
 
 if TYPE_CHECKING:
     from pathlib import Path

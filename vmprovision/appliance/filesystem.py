@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 
 from vmprovision.appliance.memory import Memory, may_hold
 from vmprovision.appliance.session import ApplianceCallError
-from vmprovision.errors import InspectionError, LinkCircleError
+from vmprovision.errors import InspectionError
 from vmprovision.filesystem import (
     PLAIN,
     ROOT,
     SELINUX,
     Attributes,
     FileStatus,
+    LinkCircleError,
     apply_failure,
     follow,
     kind_of,
