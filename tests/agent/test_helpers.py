@@ -130,6 +130,26 @@ def test_a_refused_process_is_a_failure_that_is_told() -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
+def test_a_look_at_a_program_ends_whatever_it_writes() -> None:
+    """As much as a pipe holds is read at a time, from what never is empty as well."""
+
+    def give_up(*_: object) -> None:
+        pytest.fail("it reads on and on")
+
+    child = compat.Child(("sleep", "60"))
+    with Path("/dev/zero").open("rb") as endless:
+        os.dup2(endless.fileno(), child._out)  # noqa: SLF001 -- a pipe may be empty for a moment
+    former = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(20)
+    try:
+        assert child.poll() is None
+        assert child.poll() is None
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, former)
+        child.kill()
+
+
 def test_an_inherited_sigchld_does_no_harm(
     interpreter: Interpreter, program: Path, tmp_path: Path
 ) -> None:
