@@ -53,8 +53,9 @@ class VmprovisionError(Exception):
         return _revived, (type(self), self.args), self.__dict__
 
     def as_json(self) -> dict[str, Any]:
-        """The error as ``--json`` prints it."""
-        return {"kind": type(self).__name__, "message": self.message, "hint": self.hint}
+        """Return the error as ``--json`` prints it; its kind is one of docs/exit-codes.md."""
+        kind = next(each for each in type(self).__mro__ if each.__module__ == __name__)
+        return {"kind": kind.__name__, "message": self.message, "hint": self.hint}
 
 
 def _revived(kind: type[VmprovisionError], arguments: tuple[Any, ...]) -> VmprovisionError:

@@ -181,7 +181,7 @@ CASES = {
     "later-receipt": Case(
         make=receipt(b'{"schema": 99}'), code=30, says="another version", slow=True
     ),
-    "forged-receipt": Case(make=receipt(FORGED), code=30, says="UTF-8", command="verify"),
+    "forged-receipt": Case(make=receipt(FORGED), code=30, says="surrogates", command="verify"),
     "huge-receipt": Case(make=finished(_huge_receipt), code=30, says="larger"),
     "pipe-as-agent": Case(make=finished(_pipe_as_agent), code=40, says="pipe"),
     "directory-as-agent": Case(
