@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +10,7 @@ from tests.kvm import broken_qemu
 from vmprovision.appliance import accelerator, restored, saving, stock, trial
 from vmprovision.appliance.accelerator import choose_accelerator
 from vmprovision.appliance.drives import Drive
-from vmprovision.appliance.session import host_appliance, launch, open_appliance
+from vmprovision.appliance.session import host_appliance, launch
 from vmprovision.cache import cache_directory
 from vmprovision.progress import Control
 
@@ -37,28 +36,6 @@ def qemu(own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.setenv("LIBGUESTFS_HV", str(program))
     assert choose_accelerator(program).accelerator == "kvm"
     return program
-
-
-def test_tcg_is_used_at_once_where_an_appliance_hangs_on_kvm(
-    qemu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Neither restoring, saving nor starting a stock one waits a second time for KVM."""
-    disk = tmp_path / "disk.raw"
-    disk.write_bytes(bytes(1 << 20))
-    drives = [Drive(path=disk, format="raw")]
-    on_kvm = host_appliance(Control())
-    assert on_kvm is not None
-    assert on_kvm.accelerator == "kvm"
-    caplog.set_level(logging.WARNING)
-
-    hang(qemu, monkeypatch)
-    with open_appliance(drives, control=Control()) as appliance:
-        assert not appliance.has_volumes, "this is a stock appliance"
-    assert [record for record in caplog.records if "KVM hangs" in record.message]
-    assert choose_accelerator(qemu).verdict == "hangs"
-    on_tcg = host_appliance(Control())
-    assert on_tcg is not None
-    assert on_tcg.accelerator == "tcg"
 
 
 @pytest.mark.slow
