@@ -26,6 +26,7 @@ import vmprovision
 from tests.images.conftest import file_hash
 from tests.images.tiny import tiny_disk
 from tests.trees import SYSTEMD_TREE, make_tree, tree_state
+from vmprovision.errors import ImageLockedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -335,7 +336,7 @@ class _Scene:
             self._go_on_with_directory()
             return
         for image in self.images:
-            vmprovision.recover(image, source=_source(image))
+            _recover(image)
             if self._state(image) == "finished":
                 self._judge(image)
         if self.new.exists():
@@ -398,6 +399,20 @@ class _Scene:
         )
         if done.returncode:
             self.faults.append(f"{command[0]}: {(done.stdout + done.stderr)[-300:]}")
+
+
+def _recover(image: Path) -> None:
+    """Recover as a user does, who tries again while a process that was killed is still ending."""
+    deadline = time.monotonic() + ENDING
+    while True:
+        try:
+            vmprovision.recover(image, source=_source(image))
+        except ImageLockedError:  # noqa: PERF203 -- it is asked again, a few times
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+        else:
+            return
 
 
 def _source(image: Path) -> vmprovision.ImageOptions:
