@@ -56,6 +56,8 @@ def open_listeners(doors, port):
     try:
         for door in doors or [""]:
             listeners += [_open(door, port)]
+        for listener in listeners:  # who is accepted on one may ask on all
+            listener.listen(64)
     except Exception:
         for listener in listeners:
             listener.close()
@@ -67,17 +69,17 @@ def _open(door, port):
     if door.startswith("unix:"):
         return _listen_on_path(*config.parse_unix(door))
     if door.startswith("vsock:"):
-        return _listen(compat.AF_VSOCK, compat.vsock_address(*config.parse_vsock(door)))
+        return _bind(compat.AF_VSOCK, compat.vsock_address(*config.parse_vsock(door)))
     if door:
         family, address = compat.resolve(config.parse_host(door), port)[0]
-        return _listen(family, address)
+        return _bind(family, address)
     try:  # IPv6 and IPv4
-        return _listen(socket.AF_INET6, compat.resolve("::", port)[0][1], dual=True)
+        return _bind(socket.AF_INET6, compat.resolve("::", port)[0][1], dual=True)
     except compat.SOCKET_ERRORS as error:
         if compat.errno_of(error) == compat.EADDRINUSE:
             raise
         # No IPv6 in this kernel, or switched off.
-        return _listen(socket.AF_INET, compat.resolve("0.0.0.0", port)[0][1])
+        return _bind(socket.AF_INET, compat.resolve("0.0.0.0", port)[0][1])
 
 
 def _listen_on_path(path, mode):
@@ -94,12 +96,12 @@ def _listen_on_path(path, mode):
         probe.close()
     mask = os.umask(0o777 & ~mode)
     try:
-        return _listen(socket.AF_UNIX, address)
+        return _bind(socket.AF_UNIX, address)
     finally:
         os.umask(mask)
 
 
-def _listen(family, address, dual=False):
+def _bind(family, address, dual=False):
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         compat.close_on_exec(sock)
@@ -107,7 +109,6 @@ def _listen(family, address, dual=False):
         if dual:
             sock.setsockopt(compat.IPPROTO_IPV6, compat.IPV6_V6ONLY, 0)
         sock.bind(address)
-        sock.listen(64)
         sock.setblocking(False)
     except Exception:
         sock.close()
