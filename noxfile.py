@@ -78,7 +78,7 @@ def crash(session: nox.Session) -> None:
 @nox.session
 def hostile(session: nox.Session) -> None:
     """Read hostile guests, images and neighbours, then mutated ones for ten minutes."""
-    _run(session, "pytest", *SIDE_BY_SIDE, "tests/hostile", "tests/images/test_hostile.py")
+    _run(session, "pytest", *SIDE_BY_SIDE, "tests/hostile", "tests/image/test_hostile.py")
     _run(session, "python", "-m", "tests.hostile.fuzz", *session.posargs)
 
 
@@ -91,7 +91,7 @@ def boot(session: nox.Session) -> None:
 @nox.session(name="boot-matrix")
 def boot_matrix(session: nox.Session) -> None:
     """Boot every recipe, look at every real tree, and write docs/support-matrix.md."""
-    _run(session, "python", "-m", "tests.boot.matrix", *session.posargs)
+    _run(session, "python", "-m", "tests.proof.matrix", *session.posargs)
 
 
 @nox.session

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from vmprovision.cache import cache_directory
 from vmprovision.doctor import examine_host
+from vmprovision.host.cache import cache_directory
 from vmprovision.progress import Control
 from vmprovision.recipe import build_image
 

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from tests.conftest import require
-from vmprovision.cache import cache_directory
+from vmprovision.host.cache import cache_directory
 
 APT_SECONDS = 300.0
 

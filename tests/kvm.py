@@ -11,7 +11,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from tests.conftest import require
-from vmprovision.cache import write_atomically
+from vmprovision.host.cache import write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path

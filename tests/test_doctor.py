@@ -14,10 +14,10 @@ import pytest
 from tests.conftest import require
 from tests.kvm import broken_qemu
 from vmprovision import doctor
-from vmprovision.appliance import accelerator, trial
-from vmprovision.appliance.kernel import appliance_kernel
-from vmprovision.cache import CACHE_VARIABLE
 from vmprovision.doctor import Finding, examine_host
+from vmprovision.host.cache import CACHE_VARIABLE
+from vmprovision.host.kernel import appliance_kernel
+from vmprovision.qemu import accelerator, trial
 
 if TYPE_CHECKING:
     from pathlib import Path

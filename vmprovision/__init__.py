@@ -5,8 +5,17 @@ what the guest is, plans, writes behind a redo log, verifies and merges.  No
 root, no mounts on the host, no KVM needed.  ``docs/library.md`` shows its use.
 """
 
+from vmprovision.api import (
+    inject,
+    inspect,
+    plan,
+    recover,
+    remove,
+    verify,
+)
 from vmprovision.appliance.pool import Pool
-from vmprovision.batch import inject_many
+from vmprovision.batch.dask import connect_scheduler
+from vmprovision.batch.run import inject_many
 from vmprovision.errors import (
     ApplianceError,
     ApplyError,
@@ -20,12 +29,10 @@ from vmprovision.errors import (
     VerificationError,
     VmprovisionError,
 )
-from vmprovision.fleet import connect_scheduler
-from vmprovision.guest import GuestInfo
-from vmprovision.inject import inject, inspect, plan, recover, remove, verify
-from vmprovision.planning import InjectOptions
+from vmprovision.guest.facts import GuestInfo
+from vmprovision.planning.injection import InjectOptions
 from vmprovision.progress import Control, Progress
-from vmprovision.prove import ProofOptions, ProofReport, prove
+from vmprovision.proof.prove import ProofOptions, ProofReport, prove
 from vmprovision.reports import (
     BatchReport,
     ChangeReport,

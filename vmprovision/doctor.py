@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vmprovision.appliance.accelerator import AcceleratorChoice, choose_accelerator
-from vmprovision.appliance.kernel import KERNEL_VARIABLE, appliance_kernel, host_kernels
 from vmprovision.appliance.library import guestfs_module, qemu_program
 from vmprovision.appliance.session import find_host_appliance
-from vmprovision.cache import cache_directory
-from vmprovision.data import data_directory
 from vmprovision.errors import VmprovisionError
+from vmprovision.host.cache import cache_directory
+from vmprovision.host.data import data_directory
+from vmprovision.host.kernel import KERNEL_VARIABLE, appliance_kernel, host_kernels
+from vmprovision.qemu.accelerator import AcceleratorChoice, choose_accelerator
 from vmprovision.runtime.build import find_toolchain
 from vmprovision.runtime.store import find_runtime, host_architecture, load
 

@@ -1,7 +1,7 @@
 """Every error that a caller of vmprovision meets.
 
 One root, so that ``except VmprovisionError`` is enough; one class for every
-cause that a caller can treat in its own way.  ``cli.py`` maps the classes to
+cause that a caller can treat in its own way.  ``cli`` maps the classes to
 the exit codes of ``docs/exit-codes.md``.
 """
 

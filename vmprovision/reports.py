@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from vmprovision.changes.operations import Operation, describe
 from vmprovision.errors import VmprovisionError
-from vmprovision.plan import Operation, describe
 
 if TYPE_CHECKING:
     from pathlib import Path, PurePosixPath
 
-    from vmprovision.guest import GuestInfo
-    from vmprovision.keyfile import KeyFile
+    from vmprovision.disklayout.keyfile import KeyFile
+    from vmprovision.guest.facts import GuestInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

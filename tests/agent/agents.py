@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import vmprovision.agent
-from vmprovision.archive import build_archive
+from vmprovision.runtime.archive import build_archive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

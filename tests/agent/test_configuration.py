@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import require
 from vmprovision.agent import config
-from vmprovision.configuration import parse_configuration, update_configuration
+from vmprovision.guest.configuration import parse_configuration, update_configuration
 
 from .agents import running_agent
 from .interpreters import Interpreter

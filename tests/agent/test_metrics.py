@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 
-from vmprovision.agent import compat, exposition, files, jsonio, kernel, metrics
+from vmprovision.agent import (
+    compat,
+    exposition,
+    files,
+    jsonio,
+    kernel,
+    metrics,
+)
 
 HERE = Path(__file__).parent
 MODERN, OLD, ODD = (str(HERE / f"proc-{name}") for name in ("6.1", "2.6.18", "odd"))

@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from vmprovision.agent import addresses, exposition, jsonio, metrics
+from vmprovision.agent import (
+    addresses,
+    exposition,
+    jsonio,
+    metrics,
+)
 
 from .agents import parse_response, running_agent
 

@@ -8,9 +8,14 @@ import pytest
 
 from tests.conftest import require
 from vmprovision.appliance.session import STOCK_VARIABLE
-from vmprovision.cache import CACHE_VARIABLE, cache_directory
 from vmprovision.errors import BundledRuntimeError
-from vmprovision.runtime.store import LIST, cached_folder, find_runtime, host_architecture
+from vmprovision.host.cache import CACHE_VARIABLE, cache_directory
+from vmprovision.runtime.store import (
+    LIST,
+    cached_folder,
+    find_runtime,
+    host_architecture,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,9 +16,9 @@ import pytest
 import vmprovision
 from tests.appliance import full
 from tests.conftest import require
-from tests.images.tiny import tiny_disk
+from tests.image.tiny import tiny_disk
 from vmprovision.appliance.session import STOCK_VARIABLE, host_appliance
-from vmprovision.cache import CACHE_VARIABLE, cache_directory
+from vmprovision.host.cache import CACHE_VARIABLE, cache_directory
 from vmprovision.progress import Control, Progress
 
 if TYPE_CHECKING:

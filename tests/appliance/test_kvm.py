@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.kvm import broken_qemu
-from vmprovision.appliance import accelerator, restored, saving, stock, trial
-from vmprovision.appliance.accelerator import choose_accelerator
+from vmprovision.appliance import restored, saving, stock
 from vmprovision.appliance.drives import Drive
 from vmprovision.appliance.session import host_appliance, launch
-from vmprovision.cache import cache_directory
+from vmprovision.host.cache import cache_directory
 from vmprovision.progress import Control
+from vmprovision.qemu import accelerator, trial
+from vmprovision.qemu.accelerator import choose_accelerator
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import vmprovision
-from tests.images.tiny import tiny_disk
+from tests.image.tiny import tiny_disk
 from vmprovision.appliance.drives import Drive, WrongDiskError
 from vmprovision.appliance.restored import PREFIX, RestoredAppliance
 from vmprovision.appliance.session import host_appliance

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import vmprovision
-from tests.images.tiny import tiny_disk
+from tests.image.tiny import tiny_disk
 from vmprovision.appliance import session, stock
 from vmprovision.appliance.drives import WrongDiskError
 from vmprovision.appliance.library import qemu_program

@@ -26,7 +26,7 @@ from vmprovision.appliance.session import (
     host_appliance,
     open_appliance,
 )
-from vmprovision.cache import cache_directory
+from vmprovision.host.cache import cache_directory
 from vmprovision.progress import Control
 
 if TYPE_CHECKING:

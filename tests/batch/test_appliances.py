@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 import vmprovision
-from tests.images.conftest import file_hash, state_of
-from tests.images.test_crashes import machine_runs, machines_on, wait_until
-from tests.images.tiny import tiny_disk
+from tests.image.conftest import file_hash, state_of
+from tests.image.test_crashes import machine_runs, machines_on, wait_until
+from tests.image.tiny import tiny_disk
 from vmprovision.appliance.session import STOCK_VARIABLE
 
 if TYPE_CHECKING:

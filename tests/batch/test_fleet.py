@@ -21,11 +21,11 @@ import vmprovision
 from tests.batch.cluster import Cluster, cluster_in
 from tests.bench.measure import descendants
 from tests.conftest import require
-from tests.images.test_crashes import OPEN, beside, blocks_of, wait_until
-from tests.images.tiny import PATH, tiny_disk
+from tests.image.test_crashes import OPEN, beside, blocks_of, wait_until
+from tests.image.tiny import PATH, tiny_disk
 from tests.trees import SYSTEMD_TREE, make_tree
-from vmprovision import fleet
 from vmprovision.appliance.session import STOCK_VARIABLE
+from vmprovision.batch import dask as fleet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -10,7 +10,7 @@ import pytest
 
 import vmprovision
 from tests.trees import SYSTEMD_TREE, make_tree
-from vmprovision.journal import open_journal
+from vmprovision.batch.journal import open_journal
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import vmprovision
-from vmprovision.archive import build_archive
+from vmprovision.runtime.archive import build_archive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import vmprovision
-from vmprovision.plan import MakeDirectory, Symlink, WriteFile
-from vmprovision.receipt import RECEIPT
+from vmprovision.changes.operations import MakeDirectory, Symlink, WriteFile
+from vmprovision.changes.receipt import RECEIPT
 
 if TYPE_CHECKING:
     from pathlib import Path, PurePosixPath
 
-    from vmprovision.plan import Operation
+    from vmprovision.changes.operations import Operation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

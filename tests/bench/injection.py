@@ -20,9 +20,9 @@ from tests.bench.measure import CommandFailedError, Cost, become_subreaper, meas
 from tests.bench.page import PLOT, rows_of, write_page
 from tests.bench.ways import WAYS, Case, Way
 from tests.conftest import DEBIAN_RECIPE
-from vmprovision.appliance.accelerator import choose_accelerator
 from vmprovision.appliance.library import qemu_program
 from vmprovision.progress import Control
+from vmprovision.qemu.accelerator import choose_accelerator
 from vmprovision.recipe import build_image
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import vmprovision
 from tests.bench.ways import BASELINE, BATCHES
-from vmprovision.appliance.accelerator import choose_accelerator
 from vmprovision.appliance.library import guestfs_module, qemu_program
-from vmprovision.cache import write_atomically
-from vmprovision.command import run
+from vmprovision.host.cache import write_atomically
+from vmprovision.host.command import run
+from vmprovision.qemu.accelerator import choose_accelerator
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.bench.drivers import DRIVERS
-from tests.images.tiny import PATH
+from tests.image.tiny import PATH
 from vmprovision.appliance.session import STOCK_VARIABLE
-from vmprovision.cache import CACHE_VARIABLE
-from vmprovision.plan import MakeDirectory, Symlink, WriteFile
+from vmprovision.changes.operations import MakeDirectory, Symlink, WriteFile
+from vmprovision.host.cache import CACHE_VARIABLE
 from vmprovision.runtime.store import cached_folder
 
 if TYPE_CHECKING:

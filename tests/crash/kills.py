@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import vmprovision
-from tests.images.conftest import file_hash
-from tests.images.tiny import tiny_disk
+from tests.image.conftest import file_hash
+from tests.image.tiny import tiny_disk
 from tests.trees import SYSTEMD_TREE, make_tree, tree_state
 from vmprovision.errors import ImageLockedError
 

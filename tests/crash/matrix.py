@@ -19,8 +19,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.boot.matrix import REPOSITORY, source_key
 from tests.crash.kills import Case, Outcome, carry_out, draw_cases, make_originals
+from tests.proof.matrix import REPOSITORY, source_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -12,7 +12,7 @@ import pytest
 
 import vmprovision
 from tests.crash.powercut import possible_states, read_record, recording_qemu_img
-from tests.images.tiny import tiny_disk
+from tests.image.tiny import tiny_disk
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,8 +13,8 @@ import pytest
 
 import vmprovision
 from tests.trees import SYSTEMD_TREE, Link, Tree, make_tree, tree_state
-from vmprovision import inroot
 from vmprovision.errors import ImageLockedError
+from vmprovision.filesystem import inroot
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,7 +14,7 @@ import pytest
 
 import vmprovision
 from tests.trees import SYSTEMD_TREE, make_tree, tree_state
-from vmprovision import inroot
+from vmprovision.filesystem import inroot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING
 import vmprovision
 from tests.hostile.guests import SEEDS, Seed, plant
 from tests.hostile.limits import is_right, outcome_of
-from vmprovision.diskchain import open_chain
-from vmprovision.diskfile import open_disk_file
-from vmprovision.diskformat import determine_format
-from vmprovision.partitions import UnclearLayoutError, parse_partitions
-from vmprovision.superblocks import identify
+from vmprovision.disklayout.partitions import UnclearLayoutError, parse_partitions
+from vmprovision.disklayout.superblocks import identify
+from vmprovision.image.chain import open_chain
+from vmprovision.image.diskfile import open_disk_file
+from vmprovision.image.header import determine_format
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import vmprovision
-from vmprovision.cli import EXIT_CODES
+from vmprovision.cli.app import EXIT_CODES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

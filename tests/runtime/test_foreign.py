@@ -17,7 +17,12 @@ from tests.agent.interpreters import Interpreter
 from tests.agent.test_portable import run_script
 from tests.conftest import require
 from tests.runtime.test_port import HEAD, SCRIPTS
-from vmprovision.runtime.store import ARCHITECTURES, host_architecture, list_runtimes, load
+from vmprovision.runtime.store import (
+    ARCHITECTURES,
+    host_architecture,
+    list_runtimes,
+    load,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path

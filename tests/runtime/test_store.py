@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from vmprovision.changes.operations import digest
 from vmprovision.errors import BundledRuntimeError
-from vmprovision.plan import digest
 from vmprovision.runtime import store
 
 if TYPE_CHECKING:

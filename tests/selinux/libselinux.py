@@ -12,7 +12,7 @@ from tests.conftest import require
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vmprovision.filecontexts import LabelledKind
+    from vmprovision.selinux.filecontexts import LabelledKind
 
 # selinux/label.h
 _SELABEL_CTX_FILE = 0

@@ -9,7 +9,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from vmprovision.cache import cache_directory
+from vmprovision.host.cache import cache_directory
 from vmprovision.recipe import parse_recipe
 from vmprovision.recipe.packages import make_guest_files
 

@@ -15,12 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.selinux.libselinux import MODES, LibSELinux
-from vmprovision.filecontexts import FileContexts, FileContextsError, parse_file_contexts
-from vmprovision.guest import INIT_SYSTEMS
+from vmprovision.changes.receipt import (
+    AGENT,
+    CONFIGURATION,
+    LOGS,
+    RECEIPT,
+    SET_ASIDE,
+)
+from vmprovision.guest.facts import INIT_SYSTEMS
 from vmprovision.inspection.layout import DIRECTORIES
-from vmprovision.pathpattern import PatternError
-from vmprovision.planning import render_service
-from vmprovision.receipt import AGENT, CONFIGURATION, LOGS, RECEIPT, SET_ASIDE
+from vmprovision.planning.injection import render_service
+from vmprovision.selinux.filecontexts import FileContexts, FileContextsError, parse_file_contexts
+from vmprovision.selinux.pathpattern import PatternError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,15 +13,16 @@ import pytest
 import vmprovision
 from tests.conftest import require
 from tests.trees import SYSTEMD_TREE, Tree, make_tree, tree_state
-from vmprovision.filecontexts import LINE_LIMIT
-from vmprovision.filesystem import SELINUX, LocalFilesystem
+from vmprovision.filesystem.local import LocalFilesystem
+from vmprovision.filesystem.protocol import SELINUX
 from vmprovision.inspection.selinux import CONTEXTS_LIMIT, inspect_selinux
+from vmprovision.selinux.filecontexts import LINE_LIMIT
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.selinux.libselinux import LibSELinux
-    from vmprovision.filecontexts import LabelledKind
+    from vmprovision.selinux.filecontexts import LabelledKind
 
 CONFIG = "SELINUX=enforcing\nSELINUXTYPE=targeted\n"
 RULES = "/etc/selinux/targeted/contexts/files/file_contexts"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmprovision.pathpattern import Effort, PatternError, matches
+from vmprovision.selinux.pathpattern import Effort, PatternError, matches
 
 ATOMS = st.sampled_from(
     ["a", "b", "/", ".", r"\.", "[ab]", "[^a]", "[^/]", "[a-c]", r"\d", r"[.\-0-9]", "[]a]", "[a-]"]

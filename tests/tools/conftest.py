@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import require
-from vmprovision.archive import build_archive
-from vmprovision.cache import cache_directory
+from vmprovision.host.cache import cache_directory
 from vmprovision.recipe.packages import make_guest_files
 from vmprovision.recipe.schema import parse_recipe
+from vmprovision.runtime.archive import build_archive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

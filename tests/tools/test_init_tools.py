@@ -15,19 +15,19 @@ import pytest
 
 from tests.conftest import require
 from tests.trees import Program, make_tree
-from vmprovision.configuration import parse_configuration
-from vmprovision.filesystem import LocalFilesystem
-from vmprovision.guest import InitVerdict
+from vmprovision.changes.operations import Symlink, WriteFile
+from vmprovision.filesystem.local import LocalFilesystem
+from vmprovision.guest.configuration import parse_configuration
+from vmprovision.guest.facts import InitVerdict
 from vmprovision.initsystem import module_for
+from vmprovision.initsystem.rendering import Service, render
 from vmprovision.inspection.pid1 import find_pid1
-from vmprovision.plan import Symlink, WriteFile
-from vmprovision.rendering import Service, render
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.tools.conftest import Workshop
-    from vmprovision.plan import Operation
+    from vmprovision.changes.operations import Operation
 
 # The agent's own words on what runs it; python3-minimal has no urllib.
 ASK = """\

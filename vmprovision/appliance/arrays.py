@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from vmprovision.appliance.session import ApplianceCallError
-from vmprovision.mdraid import Member, missing_members, parse_member
+from vmprovision.disklayout.mdraid import Member, missing_members, parse_member
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -17,10 +17,10 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from vmprovision.errors import InspectionError
-from vmprovision.filesystem import read_text
+from vmprovision.filesystem.protocol import read_text
 
 if TYPE_CHECKING:
-    from vmprovision.filesystem import GuestReader
+    from vmprovision.filesystem.protocol import GuestReader
 
 TagOf = Callable[[str, str], str]  # device, tag as blkid(8) names it -> its value, or nothing
 

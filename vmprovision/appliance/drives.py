@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmprovision.command import run
-from vmprovision.diskchain import Layer, make_overlay
-from vmprovision.diskfile import DiskFile
+from vmprovision.disklayout.partitions import LARGE_SECTOR, SECTOR, sector_size
 from vmprovision.errors import ApplianceError, ImageError, ImageSpaceError
-from vmprovision.partitions import LARGE_SECTOR, SECTOR, sector_size
+from vmprovision.host.command import run
+from vmprovision.image.chain import Layer, make_overlay
+from vmprovision.image.diskfile import DiskFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from vmprovision.appliance.memory import Memory, may_hold
 from vmprovision.appliance.session import ApplianceCallError
 from vmprovision.errors import InspectionError
-from vmprovision.filesystem import (
+from vmprovision.filesystem.protocol import (
     PLAIN,
     ROOT,
     SELINUX,
@@ -29,7 +29,7 @@ from vmprovision.filesystem import (
     resolve,
     valid_names,
 )
-from vmprovision.workspace import workspace
+from vmprovision.host.workspace import workspace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

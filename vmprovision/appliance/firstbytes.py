@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmprovision.appliance.session import ApplianceCallError
-from vmprovision.errors import InspectionError
-from vmprovision.partitions import (
+from vmprovision.disklayout.partitions import (
     BOOT_CODE_TYPES,
     EndlessTableError,
     UnclearLayoutError,
     parse_partitions,
 )
-from vmprovision.superblocks import START_SIZE, identify, identify_kind
+from vmprovision.disklayout.superblocks import START_SIZE, identify, identify_kind
+from vmprovision.errors import InspectionError
 
 if TYPE_CHECKING:
     from vmprovision.appliance.session import Appliance
-    from vmprovision.partitions import Partition
-    from vmprovision.superblocks import Superblock
+    from vmprovision.disklayout.partitions import Partition
+    from vmprovision.disklayout.superblocks import Superblock
 
 log = logging.getLogger(__name__)
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from vmprovision.workspace import ELSEWHERE
+from vmprovision.host.workspace import ELSEWHERE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vmprovision.appliance.accelerator import Accelerator
+    from vmprovision.qemu.accelerator import Accelerator
 
 MEMORY_MB = 1280  # as libguestfs has it; what is not used takes no room
 TRANSLATION_MB = 64  # QEMU's buffer for translated code: more takes memory and saves no time

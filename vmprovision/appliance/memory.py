@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import PurePosixPath
 
-    from vmprovision.filesystem import FileStatus
+    from vmprovision.filesystem.protocol import FileStatus
 
 CONTENT_LIMIT = 64 << 10  # larger files are read once or never
 CONTENTS_LIMIT = 4 << 20

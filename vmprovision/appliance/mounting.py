@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from vmprovision.appliance.filesystem import ApplianceFilesystem
 from vmprovision.appliance.session import ApplianceCallError
 from vmprovision.errors import InspectionError
-from vmprovision.filesystem import read_text, resolve, status_of
+from vmprovision.filesystem.protocol import read_text, resolve, status_of
 from vmprovision.inspection.layout import DIRECTORIES
 from vmprovision.mounts import HiddenMount, covering_mounts, read_fstab
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from vmprovision.appliance.devicenames import DeviceNames
     from vmprovision.appliance.session import Appliance
-    from vmprovision.filesystem import GuestReader
+    from vmprovision.filesystem.protocol import GuestReader
     from vmprovision.mounts import GuestMount
     from vmprovision.mounts.fstab import FstabLine
 

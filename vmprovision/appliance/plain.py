@@ -23,8 +23,8 @@ from vmprovision.appliance.mounting import (
     wanted_mounts,
 )
 from vmprovision.appliance.session import ApplianceCallError
+from vmprovision.disklayout.partitions import UnclearLayoutError
 from vmprovision.errors import InspectionError
-from vmprovision.partitions import UnclearLayoutError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,7 +13,12 @@ import threading
 from typing import TYPE_CHECKING
 
 from vmprovision.appliance.restored import attach_all
-from vmprovision.appliance.session import Appliance, open_appliance, restore, use
+from vmprovision.appliance.session import (
+    Appliance,
+    open_appliance,
+    restore,
+    use,
+)
 from vmprovision.errors import ApplianceError, CancelledError, PlanError
 from vmprovision.progress import Control
 

@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmprovision import workspace
 from vmprovision.appliance.drives import (
     TELL_FAILURES,
     WrongDiskError,
@@ -29,15 +28,21 @@ from vmprovision.appliance.drives import (
     require_disk,
     throwaway,
 )
-from vmprovision.appliance.hardware import ATTENDANT, IGNORE_SHARED, MONITOR, SPECIAL
+from vmprovision.appliance.hardware import (
+    ATTENDANT,
+    IGNORE_SHARED,
+    MONITOR,
+    SPECIAL,
+)
 from vmprovision.appliance.library import Handle, launch_failure
-from vmprovision.appliance.monitor import Connection, Listener, Monitor
 from vmprovision.appliance.saved import UnusableApplianceError
 from vmprovision.appliance.watchdog import Watchdog
-from vmprovision.diskfile import name_of
-from vmprovision.diskformat import FORMATS
 from vmprovision.errors import ApplianceError, CommandError
-from vmprovision.workspace import Workspace, make_workspace
+from vmprovision.host import workspace
+from vmprovision.host.workspace import Workspace, make_workspace
+from vmprovision.image.diskfile import name_of
+from vmprovision.image.header import FORMATS
+from vmprovision.qemu.monitor import Connection, Listener, Monitor
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence

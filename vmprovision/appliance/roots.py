@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 
     from vmprovision.appliance.session import Appliance
     from vmprovision.appliance.volumes import Layers
+    from vmprovision.disklayout.keyfile import Key
     from vmprovision.errors import VmprovisionError
-    from vmprovision.filesystem import GuestReader
-    from vmprovision.keyfile import Key
+    from vmprovision.filesystem.protocol import GuestReader
 
 log = logging.getLogger(__name__)
 

@@ -42,16 +42,32 @@ from vmprovision.appliance.hardware import (
     machine_options,
     wrapper_script,
 )
-from vmprovision.appliance.kernel import host_kernels
 from vmprovision.appliance.library import guestfs_module
-from vmprovision.appliance.saving import INSIDE, STEP, WRAPPER, build, inside_files
-from vmprovision.cache import cache_directory, locked, make_private, write_atomically
-from vmprovision.errors import ApplianceError, BundledRuntimeError, CommandError, VmprovisionError
+from vmprovision.appliance.saving import (
+    INSIDE,
+    STEP,
+    WRAPPER,
+    build,
+    inside_files,
+)
+from vmprovision.errors import (
+    ApplianceError,
+    BundledRuntimeError,
+    CommandError,
+    VmprovisionError,
+)
+from vmprovision.host.cache import (
+    cache_directory,
+    locked,
+    make_private,
+    write_atomically,
+)
+from vmprovision.host.kernel import host_kernels
 from vmprovision.runtime.store import find_runtime, host_architecture
 
 if TYPE_CHECKING:
-    from vmprovision.appliance.accelerator import Accelerator
     from vmprovision.progress import Control
+    from vmprovision.qemu.accelerator import Accelerator
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmprovision import lifeline
 from vmprovision.appliance.hardware import (
     ATTENDANT,
     CHANNEL,
@@ -32,16 +31,17 @@ from vmprovision.appliance.hardware import (
     socket_options,
     wrapper_script,
 )
-from vmprovision.appliance.monitor import Connection, Listener, Monitor
-from vmprovision.command import run
 from vmprovision.errors import ApplianceError, ApplianceTimeoutError
+from vmprovision.host.command import run
+from vmprovision.qemu import lifeline
+from vmprovision.qemu.monitor import Connection, Listener, Monitor
 from vmprovision.runtime.store import find_runtime, host_architecture, load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from vmprovision.appliance.accelerator import Accelerator
     from vmprovision.progress import Control
+    from vmprovision.qemu.accelerator import Accelerator
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,8 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vmprovision.appliance.accelerator import choose_accelerator, distrust_kvm
 from vmprovision.appliance.drives import Drive, device_name
 from vmprovision.appliance.library import qemu_program
-from vmprovision.appliance.monitor import GONE, GONE_HINT
 from vmprovision.appliance.restored import RestoredAppliance, attach_all
 from vmprovision.appliance.saved import (
     UnusableApplianceError,
@@ -26,13 +24,15 @@ from vmprovision.appliance.saved import (
     suspect,
 )
 from vmprovision.appliance.stock import StockAppliance, named, start_stock
+from vmprovision.disklayout.partitions import LARGE_SECTOR, sector_size
 from vmprovision.errors import (
     ApplianceEndedError,
     ApplianceError,
     ApplianceTimeoutError,
     VmprovisionError,
 )
-from vmprovision.partitions import LARGE_SECTOR, sector_size
+from vmprovision.qemu.accelerator import choose_accelerator, distrust_kvm
+from vmprovision.qemu.monitor import GONE, GONE_HINT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

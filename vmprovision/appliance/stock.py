@@ -6,7 +6,6 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from vmprovision.appliance.accelerator import choose_accelerator, distrust_kvm
 from vmprovision.appliance.drives import (
     TELL_FAILURES,
     Drive,
@@ -20,15 +19,16 @@ from vmprovision.appliance.drives import (
 )
 from vmprovision.appliance.hardware import MONITOR, socket_options
 from vmprovision.appliance.library import Handle, launch_failure, qemu_program
-from vmprovision.appliance.monitor import Listener, Monitor
 from vmprovision.appliance.restored import session_folder
 from vmprovision.appliance.saved import bound_qemu
 from vmprovision.appliance.watchdog import Watchdog
-from vmprovision.diskchain import name_backing, virtual_size
-from vmprovision.diskfile import name_for_others
+from vmprovision.disklayout.partitions import SECTOR
 from vmprovision.errors import ApplianceError, ApplianceTimeoutError
-from vmprovision.partitions import SECTOR
-from vmprovision.workspace import workspace
+from vmprovision.host.workspace import workspace
+from vmprovision.image.chain import name_backing, virtual_size
+from vmprovision.image.diskfile import name_for_others
+from vmprovision.qemu.accelerator import choose_accelerator, distrust_kvm
+from vmprovision.qemu.monitor import Listener, Monitor
 
 if TYPE_CHECKING:
     import contextlib

@@ -18,7 +18,7 @@ from vmprovision.appliance.devicenames import CRYPTTAB
 from vmprovision.appliance.foreign import FOREIGN
 from vmprovision.appliance.session import ApplianceCallError
 from vmprovision.appliance.volumes import LUKS
-from vmprovision.filesystem import read_text, resolved_file
+from vmprovision.filesystem.protocol import read_text, resolved_file
 from vmprovision.mounts import read_fstab
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vmprovision.appliance.session import Appliance
     from vmprovision.appliance.volumes import Layers
     from vmprovision.errors import InspectionError
-    from vmprovision.filesystem import GuestReader
+    from vmprovision.filesystem.protocol import GuestReader
     from vmprovision.mounts.fstab import FstabLine
 
 # Filesystems that Linux may have as its root, as blkid(8) names them.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from vmprovision.appliance.session import Appliance
-    from vmprovision.keyfile import Key
+    from vmprovision.disklayout.keyfile import Key
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vmprovision.errors import PlanError
-from vmprovision.guest import Hint, InitVerdict
+from vmprovision.guest.facts import Hint, InitVerdict
 from vmprovision.initsystem import (
     busybox,
     dinit,
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import PurePosixPath
 
-    from vmprovision.filesystem import GuestReader
-    from vmprovision.guest import InitSystem, Pid1
+    from vmprovision.changes.operations import Operation
+    from vmprovision.filesystem.protocol import GuestReader
+    from vmprovision.guest.facts import InitSystem, Pid1
+    from vmprovision.initsystem.rendering import Service
     from vmprovision.initsystem.traces import Traces
-    from vmprovision.plan import Operation
-    from vmprovision.rendering import Service
 
 
 class InitSystemModule(Protocol):

@@ -10,19 +10,19 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from vmprovision.changes.operations import EditBlock, Operation
 from vmprovision.errors import InspectionError
-from vmprovision.filesystem import resolved_file
-from vmprovision.guest import InitSystem, InitVerdict
+from vmprovision.filesystem.protocol import resolved_file
+from vmprovision.guest.facts import InitSystem, InitVerdict
+from vmprovision.initsystem.rendering import render
 from vmprovision.initsystem.traces import Traces
-from vmprovision.plan import EditBlock, Operation
-from vmprovision.rendering import render
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vmprovision.filesystem import GuestReader
-    from vmprovision.guest import Pid1
-    from vmprovision.rendering import Service
+    from vmprovision.filesystem.protocol import GuestReader
+    from vmprovision.guest.facts import Pid1
+    from vmprovision.initsystem.rendering import Service
 
 NAME: InitSystem = "busybox"
 

@@ -6,11 +6,11 @@ import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from vmprovision.filesystem import read_text, resolved_file
-from vmprovision.shelltext import without_comments
+from vmprovision.filesystem.protocol import read_text, resolved_file
+from vmprovision.guest.shelltext import without_comments
 
 if TYPE_CHECKING:
-    from vmprovision.filesystem import GuestReader
+    from vmprovision.filesystem.protocol import GuestReader
 
 INITTAB = PurePosixPath("/etc/inittab")
 OPENRC = ("/sbin/openrc", "/usr/sbin/openrc", "/usr/bin/openrc", "/sbin/rc")

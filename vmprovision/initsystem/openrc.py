@@ -10,19 +10,24 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from vmprovision.filesystem import read_text, resolved_file
-from vmprovision.guest import InitSystem, InitVerdict
-from vmprovision.initsystem.inittab import OPENRC, names_openrc, read_inittab, starts_openrc
+from vmprovision.changes.operations import Operation, Symlink, WriteFile
+from vmprovision.filesystem.protocol import read_text, resolved_file
+from vmprovision.guest.facts import InitSystem, InitVerdict
+from vmprovision.initsystem.inittab import (
+    OPENRC,
+    names_openrc,
+    read_inittab,
+    starts_openrc,
+)
+from vmprovision.initsystem.rendering import render
 from vmprovision.initsystem.traces import Traces
-from vmprovision.plan import Operation, Symlink, WriteFile
-from vmprovision.rendering import render
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vmprovision.filesystem import GuestReader
-    from vmprovision.guest import Confidence, Pid1
-    from vmprovision.rendering import Service
+    from vmprovision.filesystem.protocol import GuestReader
+    from vmprovision.guest.facts import Confidence, Pid1
+    from vmprovision.initsystem.rendering import Service
 
 NAME: InitSystem = "openrc"
 

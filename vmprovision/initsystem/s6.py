@@ -10,19 +10,19 @@ from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from vmprovision.filesystem import follow, read_text, resolved_file
-from vmprovision.guest import InitSystem, InitVerdict
+from vmprovision.changes.operations import EditBlock, Operation, WriteFile
+from vmprovision.filesystem.protocol import follow, read_text, resolved_file
+from vmprovision.guest.facts import InitSystem, InitVerdict
+from vmprovision.guest.shelltext import without_comments
+from vmprovision.initsystem.rendering import render
 from vmprovision.initsystem.traces import Traces
-from vmprovision.plan import EditBlock, Operation, WriteFile
-from vmprovision.rendering import render
-from vmprovision.shelltext import without_comments
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vmprovision.filesystem import GuestReader
-    from vmprovision.guest import Pid1
-    from vmprovision.rendering import Service
+    from vmprovision.filesystem.protocol import GuestReader
+    from vmprovision.guest.facts import Pid1
+    from vmprovision.initsystem.rendering import Service
 
 NAME: InitSystem = "s6"
 RC_LOCAL = PurePosixPath("/etc/s6/rc.local")

@@ -14,19 +14,19 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from vmprovision.filesystem import resolved_file, status_of
-from vmprovision.guest import InitSystem, InitVerdict
+from vmprovision.changes.operations import Operation, Symlink, WriteFile
+from vmprovision.filesystem.protocol import resolved_file, status_of
+from vmprovision.guest.facts import InitSystem, InitVerdict
+from vmprovision.initsystem.rendering import render
 from vmprovision.initsystem.targets import USUAL, find_boot_target
 from vmprovision.initsystem.traces import Traces
-from vmprovision.plan import Operation, Symlink, WriteFile
-from vmprovision.rendering import render
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vmprovision.filesystem import GuestReader
-    from vmprovision.guest import Pid1
-    from vmprovision.rendering import Service
+    from vmprovision.filesystem.protocol import GuestReader
+    from vmprovision.guest.facts import Pid1
+    from vmprovision.initsystem.rendering import Service
 
 NAME: InitSystem = "systemd"
 # (dialect, hook) of every way in which it may be met

@@ -14,12 +14,12 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from vmprovision.errors import InspectionError, printable
-from vmprovision.filesystem import read_text, resolve
+from vmprovision.filesystem.protocol import read_text, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from vmprovision.filesystem import GuestReader
+    from vmprovision.filesystem.protocol import GuestReader
 
 DEFAULT = "default.target"
 USUAL = "multi-user.target"

@@ -12,13 +12,13 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from vmprovision.errors import printable
-from vmprovision.filesystem import resolved_file, status_of
-from vmprovision.guest import Hint
+from vmprovision.filesystem.protocol import resolved_file, status_of
+from vmprovision.guest.facts import Hint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vmprovision.filesystem import GuestReader
+    from vmprovision.filesystem.protocol import GuestReader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
-from vmprovision.elf import architecture_of
 from vmprovision.errors import UnsupportedGuestError, printable
-from vmprovision.filesystem import status_of
-from vmprovision.guest import GuestInfo
+from vmprovision.filesystem.elf import architecture_of
+from vmprovision.filesystem.protocol import status_of
+from vmprovision.guest.facts import GuestInfo
 from vmprovision.initsystem import find_hints, judge_init
 from vmprovision.inspection.distribution import inspect_distribution
 from vmprovision.inspection.generated import as_generated, find_generator
@@ -27,8 +27,8 @@ from vmprovision.inspection.watched import WatchedReader
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from vmprovision.filesystem import GuestReader
-    from vmprovision.guest import InitSystem
+    from vmprovision.filesystem.protocol import GuestReader
+    from vmprovision.guest.facts import InitSystem
     from vmprovision.mounts import HiddenMount
 
 NOTES_LIMIT = 20

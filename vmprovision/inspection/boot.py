@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from vmprovision.filesystem import read_text, status_of
-from vmprovision.shelltext import without_comments
+from vmprovision.filesystem.protocol import read_text, status_of
+from vmprovision.guest.shelltext import without_comments
 
 if TYPE_CHECKING:
-    from vmprovision.filesystem import GuestReader
+    from vmprovision.filesystem.protocol import GuestReader
 
 SYSLINUX_FOLDERS = ("/boot/extlinux", "/extlinux", "/boot/syslinux", "/syslinux", "/boot", "/")
 EFI_PROGRAMS = ("/boot/efi/EFI/BOOT/BOOTX64.EFI", "/boot/efi/EFI/BOOT/BOOTAA64.EFI")

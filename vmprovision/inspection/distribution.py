@@ -12,14 +12,14 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from vmprovision.errors import printable
-from vmprovision.filesystem import read_text
-from vmprovision.guest import Distribution
-from vmprovision.shelltext import parse_assignments
+from vmprovision.filesystem.protocol import read_text
+from vmprovision.guest.facts import Distribution
+from vmprovision.guest.shelltext import parse_assignments
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmprovision.filesystem import GuestReader
+    from vmprovision.filesystem.protocol import GuestReader
 
 RELEASE_LIMIT = 64 << 10
 NAME_LIMIT = 200

@@ -14,13 +14,13 @@ import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
-from vmprovision.filesystem import read_text
-from vmprovision.guest import Distribution, InitVerdict
+from vmprovision.filesystem.protocol import read_text
+from vmprovision.guest.facts import Distribution, InitVerdict
 from vmprovision.inspection.distribution import UNKNOWN
 
 if TYPE_CHECKING:
-    from vmprovision.filesystem import GuestReader
-    from vmprovision.guest import Pid1
+    from vmprovision.filesystem.protocol import GuestReader
+    from vmprovision.guest.facts import Pid1
 
 Generator = Literal["nixos", "guix"]
 NAMES: dict[Generator, str] = {"nixos": "NixOS", "guix": "Guix System"}

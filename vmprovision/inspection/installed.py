@@ -13,13 +13,13 @@ import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmprovision.errors import InspectionError
-from vmprovision.filesystem import PERMISSIONS, check_size, follow, read_all, resolved_file
-from vmprovision.guest import InstalledAgent
-from vmprovision.initsystem import INIT_SYSTEMS, systemd, ways_of
-from vmprovision.labelling import AUTORELABEL
-from vmprovision.plan import EditBlock, Symlink, WriteFile, digest
-from vmprovision.receipt import (
+from vmprovision.changes.operations import (
+    EditBlock,
+    Symlink,
+    WriteFile,
+    digest,
+)
+from vmprovision.changes.receipt import (
     ABSENT,
     AGENT,
     CONFIGURATION,
@@ -30,17 +30,28 @@ from vmprovision.receipt import (
     UNFINISHED,
     parse_receipt,
 )
-from vmprovision.rendering import Service
+from vmprovision.errors import InspectionError
+from vmprovision.filesystem.protocol import (
+    PERMISSIONS,
+    check_size,
+    follow,
+    read_all,
+    resolved_file,
+)
+from vmprovision.guest.facts import InstalledAgent
+from vmprovision.initsystem import INIT_SYSTEMS, systemd, ways_of
+from vmprovision.initsystem.rendering import Service
+from vmprovision.selinux.labelling import AUTORELABEL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import PurePosixPath
 
-    from vmprovision.filesystem import GuestReader
-    from vmprovision.guest import InitVerdict, Pid1
+    from vmprovision.changes.operations import ConditionKind
+    from vmprovision.changes.receipt import Entry, Found, Receipt
+    from vmprovision.filesystem.protocol import GuestReader
+    from vmprovision.guest.facts import InitVerdict, Pid1
     from vmprovision.initsystem import InitSystemModule
-    from vmprovision.plan import ConditionKind
-    from vmprovision.receipt import Entry, Found, Receipt
 
 CONFIGURATION_LIMIT = 64 << 10
 NOBODY = 65534

@@ -6,16 +6,16 @@ import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from vmprovision.elf import architecture_of, elf_architecture, read_elf
 from vmprovision.errors import printable
-from vmprovision.filesystem import read_text, resolved_file
-from vmprovision.guest import Interpreter
+from vmprovision.filesystem.elf import architecture_of, elf_architecture, read_elf
+from vmprovision.filesystem.protocol import read_text, resolved_file
+from vmprovision.guest.facts import Interpreter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from vmprovision.elf import ElfFile
-    from vmprovision.filesystem import GuestReader
+    from vmprovision.filesystem.elf import ElfFile
+    from vmprovision.filesystem.protocol import GuestReader
 
 # In the order in which the agent's launcher tries them.
 FOLDERS = ("/usr/bin", "/usr/local/bin", "/bin", "/opt/bin")

@@ -6,13 +6,13 @@ import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from vmprovision.filesystem import follow, status_of
-from vmprovision.guest import Kernel
+from vmprovision.filesystem.protocol import follow, status_of
+from vmprovision.guest.facts import Kernel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vmprovision.filesystem import GuestReader
+    from vmprovision.filesystem.protocol import GuestReader
 
 # Every directory that a plan may put something into.
 DIRECTORIES = (

@@ -15,15 +15,15 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from vmprovision.errors import InspectionError, printable
-from vmprovision.filesystem import read_text, resolve
-from vmprovision.guest import Pid1
+from vmprovision.filesystem.protocol import read_text, resolve
+from vmprovision.guest.facts import Pid1
+from vmprovision.guest.shelltext import without_comments
 from vmprovision.inspection.bootmenu import read_boot_menus
-from vmprovision.shelltext import without_comments
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vmprovision.filesystem import GuestReader
+    from vmprovision.filesystem.protocol import GuestReader
     from vmprovision.inspection.bootmenu import BootMenu
 
 KERNEL_ORDER = ("/sbin/init", "/etc/init", "/bin/init", "/bin/sh")

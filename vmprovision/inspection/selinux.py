@@ -10,14 +10,14 @@ import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
-from vmprovision.filecontexts import FileContextsError, parse_file_contexts
-from vmprovision.filesystem import read_text, resolved_file, status_of
-from vmprovision.guest import SELinuxPolicy
-from vmprovision.shelltext import parse_assignments
+from vmprovision.filesystem.protocol import read_text, resolved_file, status_of
+from vmprovision.guest.shelltext import parse_assignments
+from vmprovision.selinux.filecontexts import FileContextsError, parse_file_contexts
+from vmprovision.selinux.policy import SELinuxPolicy
 
 if TYPE_CHECKING:
-    from vmprovision.filecontexts import FileContexts
-    from vmprovision.filesystem import GuestReader
+    from vmprovision.filesystem.protocol import GuestReader
+    from vmprovision.selinux.filecontexts import FileContexts
 
 CONTEXTS_LIMIT = 4 << 20  # Debian's have 350 KB, Fedora's 500 KB
 CONFIGURATION_LIMIT = 64 << 10

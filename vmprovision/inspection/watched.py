@@ -17,7 +17,7 @@ from vmprovision.errors import InspectionError
 if TYPE_CHECKING:
     from pathlib import PurePosixPath
 
-    from vmprovision.filesystem import FileStatus, GuestReader
+    from vmprovision.filesystem.protocol import FileStatus, GuestReader
 
 # The guests of the tests take 600 questions, 10 MiB and half a second at most.
 QUESTIONS = 50_000

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from vmprovision.filesystem import read_text, resolved_file
+from vmprovision.filesystem.protocol import read_text, resolved_file
 from vmprovision.mounts.guestmount import GuestMount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vmprovision.filesystem import GuestReader
+    from vmprovision.filesystem.protocol import GuestReader
 
 PROGRAM = "/usr/sbin/automount"
 MASTER = PurePosixPath("/etc/auto.master")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from vmprovision.filesystem import ROOT, follow
+from vmprovision.filesystem.protocol import ROOT, follow
 from vmprovision.mounts.autofs import find_automounts
 from vmprovision.mounts.fstab import read_fstab
 from vmprovision.mounts.units import (
@@ -21,7 +21,7 @@ from vmprovision.mounts.units import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from vmprovision.filesystem import GuestReader
+    from vmprovision.filesystem.protocol import GuestReader
     from vmprovision.mounts.guestmount import GuestMount
     from vmprovision.mounts.units import MountUnit
 

@@ -13,7 +13,7 @@ from vmprovision.mounts.guestmount import HiddenMount
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from vmprovision.filesystem import GuestReader
+    from vmprovision.filesystem.protocol import GuestReader
 
 MOUNTINFO = Path("/proc/self/mountinfo")
 _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")

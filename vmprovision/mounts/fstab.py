@@ -12,11 +12,11 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmprovision.errors import InspectionError
-from vmprovision.filesystem import read_all, resolved_file
+from vmprovision.filesystem.protocol import read_all, resolved_file
 from vmprovision.mounts.guestmount import GuestMount
 
 if TYPE_CHECKING:
-    from vmprovision.filesystem import GuestReader
+    from vmprovision.filesystem.protocol import GuestReader
 
 FSTAB = PurePosixPath("/etc/fstab")
 FSTAB_LIMIT = 4 << 20

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from vmprovision.filesystem import follow, read_text, resolved_file
+from vmprovision.filesystem.protocol import follow, read_text, resolved_file
 from vmprovision.mounts.guestmount import GuestMount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from vmprovision.filesystem import GuestReader
+    from vmprovision.filesystem.protocol import GuestReader
 
 MANAGERS = ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")
 OWN_FOLDERS = (PurePosixPath("/etc/systemd/system.control"), PurePosixPath("/etc/systemd/system"))

@@ -7,7 +7,13 @@ appliance puts them on a disk.
 """
 
 from vmprovision.recipe.build import build_image
-from vmprovision.recipe.schema import DiskLayout, Recipe, find_recipe, list_recipes, parse_recipe
+from vmprovision.recipe.schema import (
+    DiskLayout,
+    Recipe,
+    find_recipe,
+    list_recipes,
+    parse_recipe,
+)
 
 __all__ = [
     "DiskLayout",

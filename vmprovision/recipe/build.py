@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from vmprovision.appliance.session import ApplianceCallError, Drive, launch
-from vmprovision.cache import cache_directory, locked
-from vmprovision.command import run
 from vmprovision.errors import RecipeError
+from vmprovision.host.cache import cache_directory, locked
+from vmprovision.host.command import run
+from vmprovision.host.workspace import make_workspace_in
 from vmprovision.recipe.packages import HOST_TRACES, make_guest_files
 from vmprovision.recipe.schema import find_recipe
-from vmprovision.workspace import make_workspace_in
 
 if TYPE_CHECKING:
     from vmprovision.appliance.session import Appliance

@@ -15,9 +15,9 @@ import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmprovision.command import run
 from vmprovision.errors import CommandError, RecipeError
-from vmprovision.mirrors import APT_SECONDS, host_mirrors
+from vmprovision.host.command import run
+from vmprovision.host.mirrors import APT_SECONDS, host_mirrors
 
 if TYPE_CHECKING:
     from vmprovision.recipe.schema import Recipe

@@ -17,8 +17,8 @@ import uuid
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from vmprovision.data import data_directory
 from vmprovision.errors import RecipeError
+from vmprovision.host.data import data_directory
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmprovision.cache import locked, write_atomically
-from vmprovision.command import run
+from vmprovision.changes.operations import digest
 from vmprovision.errors import BundledRuntimeError, CommandError
-from vmprovision.plan import digest
+from vmprovision.host.cache import locked, write_atomically
+from vmprovision.host.command import run
+from vmprovision.host.workspace import workspace
 from vmprovision.runtime import preprocess
 from vmprovision.runtime.source import VERSION, unpack_source
 from vmprovision.runtime.store import (
@@ -36,7 +37,6 @@ from vmprovision.runtime.store import (
     read_list,
     write_list,
 )
-from vmprovision.workspace import workspace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,7 +10,7 @@ from vmprovision.errors import BundledRuntimeError, UnsupportedGuestError
 from vmprovision.runtime.store import check_program, find_runtime, load
 
 if TYPE_CHECKING:
-    from vmprovision.guest import GuestInfo
+    from vmprovision.guest.facts import GuestInfo
 
 RuntimeWish = Literal["auto", "guest", "bundled"] | Path
 WISHES = ("auto", "guest", "bundled")

@@ -10,10 +10,10 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
-from vmprovision.command import run
+from vmprovision.changes.operations import digest
 from vmprovision.errors import BundledRuntimeError, CommandError
-from vmprovision.mirrors import host_mirrors
-from vmprovision.plan import digest
+from vmprovision.host.command import run
+from vmprovision.host.mirrors import host_mirrors
 
 if TYPE_CHECKING:
     from pathlib import Path

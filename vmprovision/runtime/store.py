@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vmprovision.cache import cache_directory, write_atomically
-from vmprovision.elf import elf_architecture, runs_alone
+from vmprovision.changes.operations import digest
 from vmprovision.errors import BundledRuntimeError
-from vmprovision.plan import digest
+from vmprovision.filesystem.elf import elf_architecture, runs_alone
+from vmprovision.host.cache import cache_directory, write_atomically
 
 LIST = "RUNTIMES.json"
 LICENCES = "LICENCES"

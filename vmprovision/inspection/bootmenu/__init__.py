@@ -36,7 +36,7 @@ from vmprovision.inspection.bootmenu.tables import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from vmprovision.filesystem import GuestReader
+    from vmprovision.filesystem.protocol import GuestReader
 
 __all__ = ["BootEntry", "BootMenu", "init_option", "read_boot_menus"]
 

@@ -12,12 +12,12 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from vmprovision.errors import InspectionError, printable
-from vmprovision.filesystem import TEXT_LIMIT, resolve
+from vmprovision.filesystem.protocol import TEXT_LIMIT, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vmprovision.filesystem import GuestReader
+    from vmprovision.filesystem.protocol import GuestReader
 
 TOTAL_LIMIT = 4 << 20
 FILES_LIMIT = 400

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from vmprovision.guest.shelltext import VALUE_LIMIT, parse_assignments
 from vmprovision.inspection.bootmenu.files import (
     ENTRY_LIMIT,
     BootEntry,
@@ -18,7 +19,6 @@ from vmprovision.inspection.bootmenu.files import (
     shown,
     unit_option,
 )
-from vmprovision.shelltext import VALUE_LIMIT, parse_assignments
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

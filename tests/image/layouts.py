@@ -1,0 +1,432 @@
+"""Disks that lie as users' disks lie, all made of one small real Debian in one appliance.
+
+They are kept in the cache, with the tree that each of them holds, under a hash of
+this file: a test works on a copy.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+import subprocess
+import tarfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.image.trees import Mount, Sight, Tree, as_json, from_json, on_drive, read_tree
+from vmprovision.appliance.session import Drive, launch
+from vmprovision.host.cache import cache_directory
+from vmprovision.progress import Control
+from vmprovision.recipe import parse_recipe
+from vmprovision.recipe.packages import make_guest_files
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from vmprovision.appliance.session import Appliance
+
+TAR_SECONDS = 900.0
+SUITES = ("bookworm", "bullseye", "trixie")
+RECIPE = """\
+description = "a Debian that nobody boots"
+architecture = "amd64"
+suite = "{suite}"
+variant = "minbase"
+packages = ["systemd-sysv", "python3-minimal"]
+leave_out = [
+  "/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*",
+  "/usr/share/zoneinfo/*", "/usr/lib/udev/hwdb.d/*", "/usr/lib/x86_64-linux-gnu/gconv/*",
+]
+
+[disk]
+size_mb = 32
+partition_table = "none"
+filesystem = "ext4"
+features = []
+uuid = "5b1a3c0e-0d3f-4c57-9a52-6f1d7d9a12fe"
+bootloader = "none"
+command_line = "quiet"
+"""
+# Nobody runs these guests, so what is large and not looked at is left out.
+LARGEST = 1 << 18
+NEEDED = ("python3.9", "python3.11", "python3.13", "systemd")
+HALF_MB, MB = 1024, 2048  # in sectors
+
+# What stands in the way of an injection, for `remove` to bring back.
+OWN_AGENT = b"\x7fELF\0\xff somebody's own guest-agent, no newline at the end"
+OWN_RC_LOCAL = b"#!/bin/sh -e\necho hello\n\nexit 0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """One disk: how it is made, and how its filesystems lie."""
+
+    make: Callable[[Making], None]
+    mounts: tuple[Mount, ...] = (Mount(device="1"),)
+    format: str = "qcow2"
+    size_mb: int = 320
+    suites: tuple[str, ...] = ("bookworm",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Making:
+    """A disk that is being made: the appliance, the drive's number, the trees to put on it."""
+
+    appliance: Appliance
+    drive: int
+    tars: Mapping[str, Path]
+
+    def device(self, part: str = "") -> str:
+        """The appliance's name of a partition, or of the whole disk."""
+        return on_drive(self.drive, part)
+
+    def call(self, name: str, *arguments: object, **options: Any) -> str:  # noqa: ANN401 -- of the API
+        """One call into the appliance."""
+        return str(self.appliance.call(name, *arguments, **options))
+
+    def partition(self, kind: str, *sizes_mb: int) -> None:
+        """Primary partitions of these sizes, the last one as large as the disk allows."""
+        self.call("part_init", self.device(), kind)
+        start = MB
+        for size in sizes_mb:
+            end = start + size * MB - 1
+            self.call("part_add", self.device(), "primary", start, end)
+            start = end + 1
+        self.call("part_add", self.device(), "primary", start, -MB)
+
+    def mkfs(self, kind: str, part: str) -> str:
+        """Make a filesystem on a partition; its UUID."""
+        self.call("mkfs", kind, self.device(part))
+        return self.call("vfs_uuid", self.device(part))
+
+    def unpack(self, suite: str = "bookworm") -> None:
+        """Put the tree into what is mounted."""
+        self.appliance.call("tar_in", str(self.tars[suite]), "/", xattrs=True, limit=TAR_SECONDS)
+
+    def write(self, path: str, content: bytes, *, mode: int = 0o644, owner: int = 0) -> None:
+        """Write a guest file."""
+        self.call("write", path, content)
+        self.call("chown", owner, owner, path)
+        self.call("chmod", mode, path)
+
+    def fstab(self, *lines: str) -> None:
+        """Write the guest's fstab."""
+        self.write("/etc/fstab", "".join(f"{line}\n" for line in lines).encode())
+
+
+def _mbr_logical(making: Making) -> None:
+    """Root in a logical partition, behind a swap partition."""
+    device = making.device()
+    making.call("part_init", device, "mbr")
+    making.call("part_add", device, "primary", MB, 9 * MB - 1)
+    making.call("part_add", device, "extended", 9 * MB, -MB)
+    making.call("part_add", device, "logical", 10 * MB, -MB)
+    making.call("mkswap", making.device("1"))
+    making.mkfs("ext4", "5")
+    making.call("mount", making.device("5"), "/")
+    making.unpack()
+    making.fstab("/dev/sda5 / ext4 defaults 0 1", "/dev/sda1 none swap sw 0 0")
+
+
+def _gpt_split(making: Making) -> None:
+    """A GPT with /boot and /usr of their own, named in fstab by UUID, LABEL and PARTUUID."""
+    making.partition("gpt", 32, 200)
+    uuids = [making.mkfs("ext4", str(number)) for number in (1, 2, 3)]
+    making.call("set_label", making.device("1"), "boot-part")
+    for part, place in (("3", "/"), ("1", "/boot"), ("2", "/usr")):
+        if place != "/":
+            making.call("mkdir", place)
+        making.call("mount", making.device(part), place)
+    making.unpack()
+    partuuid = making.call("part_get_gpt_guid", making.device(), 2)
+    making.fstab(
+        "# a comment, then a line that names what the image has not",
+        f"UUID={uuids[2]} / ext4 errors=remount-ro 0 1",
+        "LABEL=boot-part /boot ext4 defaults 0 2",
+        f"PARTUUID={partuuid.lower()} /usr ext4 defaults 0 2",
+        "UUID=00000000-dead-beef-0000-000000000000 /opt ext4 defaults 0 2",
+        "tmpfs /var/log tmpfs size=1M 0 0",
+    )
+
+
+def _lvm(making: Making) -> None:
+    """Root and /var as logical volumes."""
+    making.partition("mbr")
+    making.call("pvcreate", making.device("1"))
+    making.call("vgcreate", "guest-vg", [making.device("1")])
+    making.call("lvcreate", "root", "guest-vg", 220)
+    making.call("lvcreate", "var", "guest-vg", 64)
+    for name in ("root", "var"):
+        making.call("mkfs", "ext4", f"/dev/guest-vg/{name}")
+    making.call("mount", "/dev/guest-vg/root", "/")
+    making.call("mkdir", "/var")
+    making.call("mount", "/dev/guest-vg/var", "/var")
+    making.unpack()
+    making.fstab(
+        "/dev/mapper/guest--vg-root / ext4 defaults 0 1",
+        "/dev/mapper/guest--vg-var /var ext4 defaults 0 2",
+    )
+
+
+def _whole(making: Making) -> None:
+    """No partition table, and an fstab that names the disk as a hypervisor did."""
+    making.mkfs("ext4", "")
+    making.call("mount", making.device(), "/")
+    making.unpack()
+    making.fstab("/dev/vda / ext4 defaults 0 1")
+
+
+def _btrfs(making: Making) -> None:
+    """Subvolumes as Ubuntu has them; @ came back from a snapshot, and the old root is there."""
+    making.partition("gpt")
+    uuid = making.mkfs("btrfs", "1")
+    making.call("mount", making.device("1"), "/")
+    for name in ("/@before-rollback", "/@home", "/@var"):
+        making.call("btrfs_subvolume_create", name)
+    making.call("umount_all")
+    making.call("mount_options", "subvol=@before-rollback", making.device("1"), "/")
+    making.call("mkdir", "/var")
+    making.call("mount_options", "subvol=@var", making.device("1"), "/var")
+    making.unpack()
+    making.fstab(
+        f"UUID={uuid} / btrfs defaults,subvol=@ 0 0",
+        f"UUID={uuid} /home btrfs defaults,subvol=/@home 0 0",
+        f"UUID={uuid} /var btrfs defaults,subvol=/@var 0 0",
+    )
+    making.call("umount_all")
+    making.call("mount", making.device("1"), "/")
+    making.call("btrfs_subvolume_snapshot", "/@before-rollback", "/@")
+    making.call("btrfs_subvolume_snapshot", "/@", "/snapshot-of-today", ro=True)
+
+
+def _xfs(making: Making) -> None:
+    """XFS on a GPT."""
+    making.partition("gpt")
+    uuid = making.mkfs("xfs", "1")
+    making.call("mount", making.device("1"), "/")
+    making.unpack()
+    making.fstab(f"UUID={uuid} / xfs defaults 0 1")
+
+
+def _two_systems(making: Making) -> None:
+    """Two other releases of Debian beside each other."""
+    making.partition("gpt", 240)
+    for part, suite in (("1", "bullseye"), ("2", "trixie")):
+        making.mkfs("ext4", part)
+        making.call("mount", making.device(part), "/")
+        making.unpack(suite)
+        making.call("umount_all")
+
+
+def _odd_links(making: Making) -> None:
+    """Absolute links for everything, /etc and /usr/local too; only the vendor's os-release."""
+    _whole(making)
+    making.call("mkdir", "/data")
+    for place, real in (("/etc", "/data/etc"), ("/usr/local", "/var/usrlocal")):
+        making.call("mv", place, real)
+        making.call("ln_s", real, place)
+    for name in ("bin", "sbin", "lib", "lib64"):
+        making.call("rm", f"/{name}")
+        making.call("ln_s", f"/usr/{name}", f"/{name}")
+    making.call("rm", "/data/etc/os-release")
+
+
+def _in_the_way(making: Making) -> None:
+    """Where we want to put something there is something; its names and modes are odd."""
+    _whole(making)
+    making.write("/usr/local/bin/guest-agent", OWN_AGENT, mode=0o711, owner=1234)
+    making.call("ln_s", "../opt/own.conf", "/etc/guest-agent.conf")
+    making.call("lchown", 12, 34, "/etc/guest-agent.conf")
+    making.write("/opt/own.conf", b"OWN=1\n", mode=0o640)
+    making.write("/etc/rc.local", OWN_RC_LOCAL, mode=0o640, owner=77)
+    making.call("mkdir_mode", "/usr/local/lib/guest-agent", 0o2750)
+
+
+def _full(making: Making) -> None:
+    """Not one free block."""
+    _whole(making)
+    for size in (1 << 20, 1 << 12):
+        path = f"/opt/ballast-{size}"
+        making.call("write", path, b"")
+        try:
+            while True:
+                making.call("write_append", path, b"\xaa" * size)
+        except Exception as exc:
+            if "No space" not in str(exc):
+                raise
+
+
+def _hibernated(making: Making) -> None:
+    """A swap partition that holds a sleeping system's memory."""
+    making.partition("mbr", 8)
+    making.mkfs("ext4", "2")
+    making.call("mount", making.device("2"), "/")
+    making.call("mkdir_p", "/etc")
+    making.write("/etc/os-release", b"ID=debian\n")
+    making.call("umount_all")
+    making.call("mkswap", making.device("1"))
+    making.call("pwrite_device", making.device("1"), b"S1SUSPEND\0", 4086)
+
+
+def _windows(making: Making) -> None:
+    """What libguestfs sees of a Windows disk."""
+    making.partition("mbr")
+    making.call("part_set_mbr_id", making.device(), 1, 7)
+    making.mkfs("ntfs", "1")
+    making.call("mount", making.device("1"), "/")
+    making.call("mkdir_p", "/Windows/System32/config")
+    making.write("/Windows/System32/ntoskrnl.exe", b"MZ")
+
+
+def _bsd(making: Making) -> None:
+    """A slice of FreeBSD's type, whose filesystem Linux cannot read."""
+    making.partition("mbr")
+    making.call("part_set_mbr_id", making.device(), 1, 0xA5)
+
+
+def _nothing(_making: Making) -> None:
+    """Not even a partition table."""
+
+
+GOOD: dict[str, Layout] = {
+    "mbr-logical": Layout(make=_mbr_logical, mounts=(Mount(device="5"),)),
+    "gpt-split": Layout(
+        make=_gpt_split,
+        mounts=(Mount(device="3"), Mount(device="1", at="/boot"), Mount(device="2", at="/usr")),
+    ),
+    "lvm": Layout(
+        make=_lvm,
+        format="vmdk",
+        mounts=(
+            Mount(device="/dev/guest-vg/root"),
+            Mount(device="/dev/guest-vg/var", at="/var"),
+        ),
+    ),
+    "whole": Layout(make=_whole, format="raw", mounts=(Mount(device=""),)),
+    "btrfs": Layout(
+        make=_btrfs,
+        format="vdi",
+        mounts=(
+            Mount(device="1", options="subvol=@"),
+            Mount(device="1", at="/var", options="subvol=@var"),
+        ),
+    ),
+    "xfs": Layout(make=_xfs, format="vhdx", size_mb=400),
+    "odd-links": Layout(make=_odd_links, mounts=(Mount(device=""),)),
+    "in-the-way": Layout(make=_in_the_way, mounts=(Mount(device=""),)),
+    "two-systems": Layout(
+        make=_two_systems,
+        size_mb=480,
+        suites=("bullseye", "trixie"),
+        mounts=(Mount(device="2"), Mount(device="1", at="/mnt")),
+    ),
+}
+BAD: dict[str, Layout] = {
+    "full": Layout(make=_full, size_mb=200, mounts=(Mount(device=""),)),
+    "hibernated": Layout(make=_hibernated, size_mb=24, suites=(), mounts=()),
+    "windows": Layout(make=_windows, size_mb=24, suites=(), mounts=()),
+    "bsd": Layout(make=_bsd, size_mb=16, suites=(), mounts=()),
+    "nothing": Layout(make=_nothing, size_mb=16, suites=(), mounts=()),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disks:
+    """The disks in the cache: read them, write to copies only."""
+
+    folder: Path
+    layouts: Mapping[str, Layout] = field(default_factory=lambda: {**GOOD, **BAD})
+
+    def path(self, name: str) -> Path:
+        """The disk of this name."""
+        return self.folder / f"{name}.{self.layouts[name].format}"
+
+    def tree(self, name: str) -> Tree:
+        """What the disk held when it was made."""
+        return from_json(json.loads((self.folder / f"{name}.json").read_text("ascii")))
+
+    def copy(self, name: str, folder: Path) -> Path:
+        """A copy of the disk that a test may write to."""
+        target = folder / self.path(name).name
+        subprocess.run(["cp", "--sparse=always", self.path(name), target], check=True)
+        target.chmod(0o644)
+        return target
+
+    def sight(self, name: str, path: Path) -> Sight:
+        """How to look into a copy of this disk."""
+        layout = self.layouts[name]
+        return Sight(path=path, format=layout.format, mounts=layout.mounts)
+
+
+def build_disks() -> Disks:
+    """All disks, from the cache or made now, which takes some minutes."""
+    key = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+    cache = cache_directory() / "tests"
+    folder = cache / f"disks-{key}"
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (cache / "disks.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            for old in cache.glob("disks-*"):
+                shutil.rmtree(old)
+            partial = cache / "disks-unfinished"
+            partial.mkdir()
+            _make_all(partial, {suite: guest_tar(suite) for suite in SUITES})
+            partial.rename(folder)
+    return Disks(folder=folder)
+
+
+def guest_tar(suite: str) -> Path:
+    """A release of Debian as a small tar archive, from the cache or this host's mirrors."""
+    key = hashlib.sha256(f"{RECIPE}{LARGEST}{NEEDED}".encode()).hexdigest()[:16]
+    folder = cache_directory() / "tests" / f"debian-{suite}-{key}"
+    small = folder / "small.tar"
+    if small.exists():
+        return small
+    (folder / "files").mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.toml").write_text(RECIPE.format(suite=suite), encoding="utf-8")
+    whole, partial = folder / "whole.tar", folder / "partial.tar"
+    make_guest_files(parse_recipe(folder), whole)
+    with tarfile.open(whole) as source, tarfile.open(partial, "w") as target:
+        for member in source:
+            if _is_kept(member):
+                target.addfile(member, source.extractfile(member) if member.isreg() else None)
+    whole.unlink()
+    partial.rename(small)
+    return small
+
+
+def _is_kept(member: tarfile.TarInfo) -> bool:
+    name = member.name.rpartition("/")[2]
+    return (
+        not member.isdev()
+        and not any(folder in member.name for folder in ("/perl", "/var/cache", "/var/lib/apt"))
+        and (member.size <= LARGEST or name in NEEDED)
+    )
+
+
+def _make_all(folder: Path, tars: Mapping[str, Path]) -> None:
+    layouts = {**GOOD, **BAD}
+    files = {name: folder / f"{name}.made" for name in layouts}
+    for name, layout in layouts.items():
+        _qemu_img("create", "-f", "qcow2", files[name], f"{layout.size_mb}M")
+    drives = [Drive(path=path, format="qcow2") for path in files.values()]
+    with launch(drives, control=Control()) as appliance:
+        for number, (name, layout) in enumerate(layouts.items()):
+            layout.make(Making(appliance=appliance, drive=number, tars=tars))
+            appliance.call("umount_all")
+            if layout.mounts:
+                tree = read_tree(appliance, number, layout.mounts, folder)
+                (folder / f"{name}.json").write_text(json.dumps(as_json(tree)), "ascii")
+    for name, layout in layouts.items():
+        made = folder / f"{name}.{layout.format}"
+        _qemu_img("convert", "-f", "qcow2", "-O", layout.format, files[name], made)
+        files[name].unlink()
+        made.chmod(0o444)
+
+
+def _qemu_img(*words: str | Path) -> None:
+    subprocess.run(["qemu-img", words[0], "-q", *words[1:]], check=True, capture_output=True)

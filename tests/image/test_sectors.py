@@ -1,0 +1,81 @@
+"""Disks whose sectors are large, and disks that do not end with a sector."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import uuid
+import zlib
+from typing import TYPE_CHECKING
+
+import pytest
+
+import vmprovision
+from tests.image.tiny import tiny_disk
+from vmprovision.disklayout.partitions import (
+    LARGE_SECTOR,
+    SECTOR,
+    parse_partitions,
+    sector_size,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MB = 1 << 20
+LINUX = uuid.UUID("0fc63daf-8483-4772-8e79-3d69d8477de4")
+
+
+def gpt(sector: int, first: int, last: int, end: int) -> bytes:
+    """The first sectors of a disk with one partition, counted in sectors of this size."""
+    entry = struct.pack("<16s16sQQQ72s", LINUX.bytes_le, uuid.uuid4().bytes, first, last, 0, b"")
+    entries = entry.ljust(128 * 128, b"\0")
+    fields = [b"EFI PART", 1 << 16, 92, 0, 0, 1, end, 6, end - 6, uuid.uuid4().bytes]
+    fields += [2, 128, 128, zlib.crc32(entries)]
+    layout = struct.Struct("<8sIIIIQQQQ16sQIII")
+    fields[3] = zlib.crc32(layout.pack(*fields))
+    mbr = bytearray(512)
+    mbr[446:462] = struct.pack("<B3xB3xII", 0, 0xEE, 1, 0xFFFFFFFF)
+    mbr[510:] = b"\x55\xaa"
+    return bytes(mbr).ljust(sector, b"\0") + layout.pack(*fields).ljust(sector, b"\0") + entries
+
+
+@pytest.mark.parametrize("sector", [SECTOR, LARGE_SECTOR])
+def test_table_in_sectors(sector: int) -> None:
+    """A GPT is read in the sectors that it is written in."""
+    start = gpt(sector, MB // sector, 2 * MB // sector - 1, 4 * MB // sector - 1).ljust(MB, b"\0")
+    assert sector_size(start) == sector
+    (partition,) = parse_partitions(start)
+    assert (partition.start, partition.size) == (MB, MB)
+
+
+@pytest.mark.appliance
+@pytest.mark.parametrize("kind", ["raw", "qcow2"])
+def test_guest_on_large_sectors(tmp_path: Path, kind: str) -> None:
+    """The appliance's disk gets sectors of the size that its table counts in."""
+    root = tiny_disk(tmp_path / "root", {}, size_mb=16, block_size=LARGE_SECTOR)
+    size = 20 * MB
+    image = tmp_path / "disk.raw"
+    with image.open("wb") as file:
+        last = MB // LARGE_SECTOR + 16 * MB // LARGE_SECTOR - 1
+        file.write(gpt(LARGE_SECTOR, MB // LARGE_SECTOR, last, size // LARGE_SECTOR - 1))
+        file.seek(MB)
+        file.write(root.read_bytes())
+        file.truncate(size)
+    if kind == "qcow2":
+        raw, image = image, tmp_path / "disk.qcow2"
+        subprocess.run(["qemu-img", "convert", "-O", "qcow2", raw, image], check=True)
+    assert vmprovision.inject(image).changed
+    assert vmprovision.verify(image).mismatches == ()
+
+
+@pytest.mark.appliance
+def test_disk_that_does_not_end_with_a_sector(tmp_path: Path) -> None:
+    """It is worked on, and has its size afterwards."""
+    image = tiny_disk(tmp_path / "disk.raw", {})
+    os.truncate(image, image.stat().st_size + 300)
+    size = image.stat().st_size
+    assert vmprovision.inject(image).changed
+    assert image.stat().st_size == size
+    assert vmprovision.verify(image).mismatches == ()

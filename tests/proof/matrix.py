@@ -1,0 +1,246 @@
+"""The support matrix: what was really tried on which guest, as a page for people.
+
+``nox -s boot-matrix`` builds, injects and boots every recipe of ``images/``, makes a
+plan for every real tree of ``tests/inspection/real_trees.py``, and writes what came of it
+to ``docs/support-matrix.md``.  A boot's result is kept in the cache as long as neither
+its recipe nor vmprovision changes, so that an interrupted run goes on; ``--kept``
+writes the page of what is kept so far, and of what the page says of the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import vmprovision
+from tests.inspection.real_trees import REAL_TREES, assemble, look_at
+from tests.trees import SHARED
+from vmprovision.errors import VmprovisionError
+from vmprovision.host.cache import cache_directory, write_atomically
+from vmprovision.initsystem import INIT_SYSTEMS
+from vmprovision.progress import Control
+from vmprovision.proof.machine.options import HARDWARE, find_qemu
+from vmprovision.qemu.accelerator import choose_accelerator
+from vmprovision.recipe import build_image, list_recipes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from tests.inspection.real_trees import RealTree
+    from vmprovision.recipe import Recipe
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGE = REPOSITORY / "docs/support-matrix.md"
+TARBALLS = SHARED / "alpine"
+BOOT_SECONDS = 240.0
+JOBS = min(os.cpu_count() or 1, 4)  # a guest keeps one core busy and takes half a gigabyte
+FAILED = "**failed**"
+EMPTY = "\N{EN DASH}"
+HEAD = """\
+# Support matrix
+
+`nox -s boot-matrix` wrote this page; edit `tests/proof/matrix.py` instead of it.{whole}
+
+- **booted**: the image of a recipe in `images/` was built, injected and started, and \
+`vmprovision prove` saw the agent answer from under that init system. The seconds are from \
+power-on to its first answer, {speed}.
+- **files checked**: the verdict and the planned files are right on real files of that guest, or \
+on its layout as its makers document it; nothing was booted.
+- **failed**, **not tried**: what the words say; the reason stands beside them.
+
+| guest | architecture | services run by | process 1 | agent's runtime | result | how |
+|---|---|---|---|---|---|---|
+"""
+
+
+IN_PARTS = (
+    " It is not of one whole run: boots of other days than the last were made with older sources "
+    "of vmprovision."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One guest in the table."""
+
+    guest: str = EMPTY
+    arch: str = EMPTY
+    system: str = EMPTY
+    pid1: str = EMPTY
+    runtime: str = EMPTY
+    result: str
+    how: str
+
+    def as_markdown(self) -> str:
+        """The row as a line of the table."""
+        cells = (
+            self.guest,
+            self.arch,
+            self.system,
+            self.pid1,
+            self.runtime,
+            self.result,
+            self.how,
+        )
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def try_recipe(recipe: Recipe, control: Control, tarballs: Path = TARBALLS) -> Row:
+    """What a boot of the recipe's image shows: as the cache has it, or tried now."""
+    kept = kept_result(recipe)
+    if kept.exists():
+        return Row(**json.loads(kept.read_text(encoding="utf-8")))
+    guest = f"`{recipe.name}`"
+    if recipe.tarball and not (tarballs / recipe.tarball.name).exists():
+        how = f"{recipe.tarball.name} is not here"
+        return Row(guest=guest, result="not tried", how=how)
+    try:
+        row = boot_recipe(recipe, tarballs if recipe.tarball else None, control)
+    except VmprovisionError as exc:
+        return Row(guest=guest, result=FAILED, how=" ".join(exc.message.split()))
+    write_atomically(kept, json.dumps(asdict(row)).encode())
+    return row
+
+
+def kept_result(recipe: Recipe) -> Path:
+    """Where the result of a boot is kept, for this recipe and this source."""
+    return cache_directory() / "matrix" / f"{recipe.name}-{recipe.key()}-{source_key()}.json"
+
+
+def row_on_page(recipe: Recipe) -> Row:
+    """What the page says of a recipe that an earlier run has booted."""
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if len(cells) == len(fields(Row)) and cells[-1].startswith(f"`{recipe.name}`, "):
+            return Row(**dict(zip((field.name for field in fields(Row)), cells, strict=True)))
+    how = "the next run of the matrix boots it"
+    return Row(guest=f"`{recipe.name}`", result="not tried", how=how)
+
+
+def boot_recipe(recipe: Recipe, tarball: Path | None, control: Control) -> Row:
+    """Build, inject and prove."""
+    with tempfile.TemporaryDirectory(prefix="vmprovision-matrix-") as folder:
+        disk = Path(folder) / "guest.qcow2"
+        build_image(
+            recipe.name,
+            output=disk,
+            control=control,
+            recipes=recipe.folders[-1].parent,
+            tarball=tarball,
+        )
+        guest = vmprovision.inject(disk, control=control).guest
+        options = vmprovision.ProofOptions(timeout=BOOT_SECONDS)
+        report = vmprovision.prove(disk, options, control=control)
+    day = time.strftime("%Y-%m-%d", time.gmtime())
+    kernel, runtime = report.information["kernel"], report.information["runtime"]
+    return Row(
+        guest=guest.distribution.product_name,
+        arch=guest.arch,
+        system=report.init,
+        pid1=guest.init.pid1,
+        runtime=runtime,
+        result="booted",
+        how=f"`{recipe.name}`, Linux {kernel}, {report.seconds:.0f} s, {day}",
+    )
+
+
+def check_tree(tree: RealTree) -> Row:
+    """What a plan for a real guest's files shows."""
+    what = (
+        "its root filesystem"
+        if tree.is_whole
+        else "its `/etc`, programs stood in for"
+        if tree.source
+        else "its layout by its documentation"
+    )
+    with tempfile.TemporaryDirectory(prefix="vmprovision-matrix-") as folder:
+        root = assemble(tree, Path(folder) / "guest")
+        if root is None:
+            how = f"`{tree.source}` is not here"
+            return Row(guest=tree.name, result="not tried", how=how)
+        guest = vmprovision.inspect(root)
+        seen = look_at(root)
+    right = seen == tree.expected
+    return Row(
+        guest=guest.distribution.product_name,
+        arch=guest.arch,
+        system=seen.system,
+        pid1=seen.pid1,
+        result="files checked" if right else FAILED,
+        how=what if right else f"{what}: {seen} and not {tree.expected}",
+    )
+
+
+def source_key() -> str:
+    """A short hash of all that decides what is injected and how it is proven."""
+    digest = hashlib.sha256()
+    for folder in ("vmprovision", "templates"):
+        for path in sorted((REPOSITORY / folder).rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                digest.update(str(path.relative_to(REPOSITORY)).encode() + b"\0")
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def untried(rows: Sequence[Row]) -> Iterator[Row]:
+    """A row for each init system that no other row speaks of."""
+    there = {row.system for row in rows}
+    for module in INIT_SYSTEMS:
+        if module.NAME not in there:
+            how = "no guest of the matrix has it; its operations are tested"
+            yield Row(system=module.NAME, result="not tried", how=how)
+
+
+def write_page(rows: Sequence[Row], *, whole: bool = True) -> None:
+    """Put the table where people read it, and say so where it is not of one run."""
+    accelerator = choose_accelerator(find_qemu("x86_64", HARDWARE["x86_64"])).accelerator
+    speed = "with KVM" if accelerator == "kvm" else "without KVM"
+    lines = [row.as_markdown() for row in (*rows, *untried(rows))]
+    PAGE.write_text(
+        HEAD.format(speed=speed, whole="" if whole else IN_PARTS) + "".join(lines), encoding="utf-8"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Try what is asked for; 1 where anything failed.
+
+    The page is written only where everything was tried.
+    """
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe", nargs="*", help="try only these, and do not write the page")
+    parser.add_argument("--jobs", type=int, default=JOBS, help="so many guests at a time")
+    parser.add_argument("--kept", action="store_true", help="boot nothing that no run has booted")
+    asked = parser.parse_args(arguments)
+    recipes = [r for r in list_recipes() if not asked.recipe or r.name in asked.recipe]
+
+    def tell(recipe: Recipe) -> Row:
+        begun = time.monotonic()
+        if asked.kept and not kept_result(recipe).exists():
+            return row_on_page(recipe)
+        row = try_recipe(recipe, Control())
+        took = time.monotonic() - begun
+        sys.stdout.write(f"{recipe.name}: {row.result}, {row.how} ({took:.0f} s in all)\n")
+        sys.stdout.flush()
+        return row
+
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        rows = list(pool.map(tell, recipes))
+    if not asked.recipe:
+        rows += [check_tree(tree) for tree in REAL_TREES]
+        write_page(rows, whole=not asked.kept)
+    failed = sum(row.result == FAILED for row in rows)
+    sys.stdout.write(f"{len(rows) - failed} guests are right or were not tried, {failed} failed\n")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

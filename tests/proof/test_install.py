@@ -1,0 +1,93 @@
+"""``guest-agent install`` and ``uninstall``, run by guests that boot."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from vmprovision.appliance.session import Drive, launch
+from vmprovision.progress import Control
+from vmprovision.proof.machine import BootSource, boot, wait_for_http
+from vmprovision.proof.report_listener import ReportListener
+from vmprovision.runtime.archive import build_archive
+
+from .test_machine import BOOT_SECONDS, overlay, recipe_image
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from vmprovision.appliance.session import Appliance
+
+pytestmark = [pytest.mark.appliance, pytest.mark.boot]
+
+ORDER = "#!/bin/sh\n/root/guest-agent {word} >/root/said 2>&1\necho $? >>/root/said\n"
+UNIT = """\
+[Service]
+Type=oneshot
+ExecStart=/root/order
+[Install]
+WantedBy=multi-user.target
+"""
+INITTAB = "\nord:2:once:/root/order\n"
+
+
+def boots(disk: Path) -> Iterator[dict[str, Any]]:
+    """What /info says after a boot of the disk itself."""
+    deadline = time.monotonic() + BOOT_SECONDS
+    with (
+        ReportListener() as listener,
+        boot(
+            Drive(path=disk, format="qcow2"),
+            source=BootSource(),
+            agent_port=8080,
+            manager=listener.address,
+            control=Control(),
+        ) as machine,
+    ):
+        information = wait_for_http(f"{machine.agent_url}/info", deadline, machine)
+        # the order ends after the agent has answered, and a guest writes what it wrote in 5 to 30 s
+        time.sleep(45)
+        yield information
+
+
+def prepare(appliance: Appliance, init: str) -> None:
+    """Put the agent's one file into the guest, as scp would, and an order for the next boot."""
+    appliance.call("write", "/root/guest-agent", build_archive().content)
+    appliance.call("chmod", 0o755, "/root/guest-agent")
+    appliance.call("write", "/root/order", ORDER.format(word="install").encode())
+    appliance.call("chmod", 0o755, "/root/order")
+    if init == "systemd":
+        appliance.call("write", "/etc/systemd/system/order.service", UNIT.encode())
+        wants = "/etc/systemd/system/multi-user.target.wants"
+        appliance.call("mkdir_p", wants)
+        appliance.call("ln_s", "/etc/systemd/system/order.service", f"{wants}/order.service")
+    else:
+        appliance.call("write_append", "/etc/inittab", INITTAB.encode())
+
+
+@pytest.mark.parametrize("init", ["systemd", "sysvinit"])
+def test_an_agent_installs_itself(init: str, tmp_path: Path) -> None:
+    """It runs under the guest's own init system at once, and by itself after the next boot."""
+    disk = overlay(recipe_image(f"debian-12-{init}"), tmp_path / "disk.qcow2")
+    with launch([Drive(path=disk, format="qcow2")], control=Control()) as appliance:
+        appliance.call("mount", "/dev/sda1", "/")
+        prepare(appliance, init)
+        appliance.call("umount_all")
+    (first,) = boots(disk)
+    with launch([Drive(path=disk, format="qcow2")], control=Control()) as appliance:
+        appliance.call("mount", "/dev/sda1", "/")
+        said = appliance.call("cat", "/root/said")
+        assert said.startswith("guest-agent: installed ("), said
+        assert said.endswith("\n0\n")
+        appliance.call("write", "/root/order", b"#!/bin/sh\n")
+        appliance.call("umount_all")
+    (second,) = boots(disk)
+    for information in (first, second):
+        running = information["init"]
+        if init == "systemd":
+            assert running["cgroup"] == "/system.slice/guest-agent.service"
+        else:
+            assert (running["pid1"], running["parent"]["comm"]) == ("init", "guest-agent")

@@ -1,0 +1,1 @@
+"""Tests of QEMU as a supervised process."""

@@ -1,0 +1,1 @@
+"""Many images: an injection of each, side by side, here or on a cluster."""

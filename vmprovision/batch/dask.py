@@ -1,0 +1,146 @@
+"""A Dask cluster as the executor of a batch: many hosts that share the images' storage.
+
+The only importer of ``distributed``, which comes with ``vmprovision[fleet]``.  Who
+does what, and who does it again when a worker is lost or its host fails, is Dask's
+affair.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vmprovision.doctor import examine_host
+from vmprovision.errors import FleetError, PlanError
+from vmprovision.runtime.archive import build_archive
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from concurrent.futures import Executor
+    from types import ModuleType
+
+ADDRESS = re.compile(r"(tcp|tls)://[^\s/]+:\d{1,5}$")
+CONNECT_SECONDS = 10
+WORKER_SECONDS = 30
+RETRIES = 2  # after an appliance failed on one host; lost workers Dask counts by itself
+
+
+@contextlib.contextmanager
+def connect_scheduler(address: str) -> Iterator[Executor]:
+    """An executor, for ``inject_many``, whose work the workers of a Dask cluster do.
+
+    Every worker needs this vmprovision and what it needs, and the images under the
+    same paths. A job whose worker was lost is given to another one; one that failed
+    by its host's appliance is tried again.
+
+    Args:
+        address: where the scheduler listens: ``tcp://HOST:PORT``, or ``tls://`` with
+            Dask's own configuration for it.
+
+    Raises:
+        PlanError: the address is none.
+        FleetError: ``distributed`` is not installed, nothing answers at the address,
+            there are no workers, they have other versions than this host, or theirs
+            lacks what the work needs.
+    """
+    if not ADDRESS.match(address):
+        raise PlanError(
+            f"{address!r} is not the address of a scheduler", hint="give tcp://HOST:PORT"
+        )
+    distributed = _distributed()
+    try:
+        client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, TimeoutError) as exc:
+        raise FleetError(
+            f"no Dask scheduler answers at {address}: {exc}",
+            hint="start one with `dask scheduler`, and workers with `dask worker`",
+        ) from exc
+    with client:
+        _require_workers(client, address)
+        _require_same_versions(client.get_versions(packages=["vmprovision"]))
+        _require_usable(client.run(look_here, on_error="return"))
+        yield client.get_executor(pure=False, retries=RETRIES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """What a worker says of itself.
+
+    Attributes:
+        agent: which one it would inject.
+        faults: what its host lacks for the work, in sentences.
+    """
+
+    agent: str
+    faults: tuple[str, ...] = ()
+
+
+def look_here() -> Worker:
+    """What this process would inject, and whether it can; asked of every worker."""
+    findings = examine_host()
+    return Worker(
+        agent=_agent(),
+        faults=tuple(
+            f"{each.subject}: {each.detail}" for each in findings if each.needed and not each.ok
+        ),
+    )
+
+
+def _agent() -> str:
+    archive = build_archive()
+    return f"agent {archive.version} ({archive.sha256[:12]})"
+
+
+def _distributed() -> ModuleType:
+    try:
+        return importlib.import_module("distributed")
+    except ImportError as exc:
+        raise FleetError(
+            "Dask's distributed is not installed in this Python",
+            hint="pip install 'vmprovision[fleet]'",
+        ) from exc
+
+
+def _require_workers(client: Any, address: str) -> None:  # noqa: ANN401 -- an optional library's
+    try:
+        client.wait_for_workers(1, timeout=WORKER_SECONDS)
+    except TimeoutError as exc:
+        raise FleetError(
+            f"the scheduler at {address} has no workers",
+            hint=f"start some on the hosts: dask worker {address}",
+        ) from exc
+
+
+def _require_same_versions(versions: Any) -> None:  # noqa: ANN401 -- an optional library's
+    """Refuse a cluster that would not understand us."""
+    peers = {"the scheduler": versions["scheduler"], **versions["workers"]}
+    for name, peer in peers.items():
+        for package in ("vmprovision", "distributed"):
+            here = versions["client"]["packages"].get(package)
+            there = peer["packages"].get(package)
+            if there != here:
+                raise FleetError(
+                    f"{name} has {package} {there or 'not installed'}, this host has {here}",
+                    hint="install the same versions everywhere",
+                )
+
+
+def _require_usable(workers: dict[str, Worker | Exception]) -> None:
+    """Refuse workers that would inject something else, or fail one image after the other."""
+    here = _agent()
+    for name, worker in workers.items():
+        if isinstance(worker, Exception):
+            raise FleetError(f"{name} cannot say what it would do: {worker}")
+        if worker.agent != here:
+            raise FleetError(
+                f"{name} would inject {worker.agent}, this host {here}",
+                hint="install the same versions everywhere, and start the workers again",
+            )
+        if worker.faults:
+            raise FleetError(
+                f"{name} cannot do the work: {'; '.join(worker.faults)}",
+                hint="`vmprovision doctor`, run there, names the command that mends it",
+            )

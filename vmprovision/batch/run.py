@@ -1,0 +1,471 @@
+"""Many images: an injection of each, side by side, none of them stopping another.
+
+Every image gets an appliance of its own and one result.  The work is done by
+threads of this process, as libguestfs releases Python's lock while it works, or by
+any ``concurrent.futures.Executor``, whose workers may be on other hosts: what is
+handed to one, and what comes back, can be pickled.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import queue
+import threading
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmprovision.api import DEFAULT_IMAGE, NO_OPTIONS, inject
+from vmprovision.appliance.session import STOCK_VARIABLE, find_host_appliance
+from vmprovision.appliance.shared import SharedAppliances
+from vmprovision.batch.journal import open_journal
+from vmprovision.errors import (
+    ApplianceError,
+    CancelledError,
+    FleetError,
+    ImageLockedError,
+    ImageReferenceError,
+    PlanError,
+    VmprovisionError,
+)
+from vmprovision.host.capacity import host_capacity
+from vmprovision.image.chain import open_chain
+from vmprovision.image.disk import is_being_merged
+from vmprovision.image.diskfile import open_disk_file
+from vmprovision.image.header import determine_format
+from vmprovision.planning.injection import InjectOptions, check_options
+from vmprovision.progress import Control, Progress
+from vmprovision.reports import (
+    BatchReport,
+    ChangeReport,
+    ImageOptions,
+    JobResult,
+)
+from vmprovision.runtime.archive import build_archive
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from vmprovision.appliance.session import Appliances
+    from vmprovision.batch.journal import Journal
+
+log = logging.getLogger(__name__)
+
+# What an appliance takes at its peak where KVM is missing, libguestfs's own or a restored one.
+STOCK_MEMORY, RESTORED_MEMORY = 600 << 20, 200 << 20
+MERGE_PATIENCE = 600.0
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One image to inject; what a worker on another host is given.
+
+    Attributes:
+        image: a disk image, or a directory with an unpacked root filesystem.
+        options: what is wanted of it.
+        source: how to open it.
+        output: the new image to write, where the image is to stay as it is.
+    """
+
+    image: Path
+    options: InjectOptions
+    source: ImageOptions
+    output: Path | None
+
+
+def inject_many(  # noqa: PLR0913 -- inject's options, and those of a batch
+    images: Sequence[Path | str],
+    options: InjectOptions | Callable[[Path], InjectOptions] = NO_OPTIONS,
+    *,
+    source: ImageOptions = DEFAULT_IMAGE,
+    output: Path | str | None = None,
+    jobs: int | None = None,
+    together: bool = False,
+    executor: concurrent.futures.Executor | None = None,
+    journal: Path | str | None = None,
+    control: Control | None = None,
+) -> BatchReport:
+    """Put the agent into many guests; one result for each image, in the order given.
+
+    An image that fails stops no other one, and each is afterwards finished, or as
+    it was to the byte.  An image that is the backing file of another one of them
+    fails, as writing to it would change what the other holds.
+
+    Args:
+        images: disk images, or directories with an unpacked root filesystem.
+        options: what is wanted, or a function that says it for each image; it is
+            called here, before the work begins.
+        source: how to open the images.
+        output: keep the images and write new ones of the same names into this directory.
+        jobs: how many at once, on this host; by its cores and free memory, if left out.
+        together: let one appliance work on one image after another, which is faster,
+            and for images of one owner only: a guest that took over the appliance
+            through a fault of its kernel would meet the images that come after it.
+        executor: what does the work instead of threads of this process. Its workers
+            find the images under the same paths. It is not shut down.
+        journal: a file to note in what is done, made where there is none; what it
+            says is done, as wanted, is skipped.
+        control: progress, with ``Progress.image``, one call at a time; cancelling
+            stops the running injections and starts no further ones. What an
+            executor's worker has begun it may end.
+
+    Raises:
+        PlanError: before any work, where two images are one file or would get the
+            same VM id or the same new name, an option has a wrong value, or the
+            journal is none. What fails later is in the results.
+    """
+    planned = _plan_jobs([Path(image) for image in images], options, source, output)
+    if jobs is not None and jobs < 1:
+        raise PlanError(f"{jobs} jobs at once are none", hint="give 1 or more")
+    if together and executor is not None:
+        raise PlanError(
+            "appliances work on several images on this host only",
+            hint="leave out together, or the executor or scheduler",
+        )
+    with contextlib.ExitStack() as stack:
+        book = None
+        if journal is not None:
+            book = open_journal(Path(journal))
+            stack.callback(book.close)
+        batch = _Batch(planned, book, control or Control())
+        batch.settle()
+        if executor is None:
+            workers = jobs or host_capacity().workers(_memory_of_each())
+            shared = SharedAppliances() if together else None
+            pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(workers))
+            if shared is not None:
+                stack.callback(shared.close)
+            batch.work(lambda job: pool.submit(do_job, job, batch.control_of(job), shared))
+        else:
+            batch.work(lambda job: executor.submit(do_job_elsewhere, _absolute(job)))
+        return BatchReport(results=tuple(batch.results[job] for job in planned))
+
+
+def _memory_of_each() -> int:
+    """What the appliance of each image will take: less, once the host has a saved one."""
+    if not os.environ.get(STOCK_VARIABLE):
+        with contextlib.suppress(ApplianceError):
+            return RESTORED_MEMORY if find_host_appliance() else STOCK_MEMORY
+    return STOCK_MEMORY
+
+
+def do_job(job: Job, control: Control, appliances: Appliances | None) -> JobResult:
+    """How the injection of one image ended; nothing is raised, whatever happens in it."""
+    return _result_of(job, lambda: _inject(job, control, appliances))
+
+
+def do_job_elsewhere(job: Job) -> JobResult:
+    """As ``do_job``, in a worker of an executor, which may be the second that tries.
+
+    A worker that was killed while merging leaves its ``qemu-img`` behind, which holds
+    the image until it has ended: that is waited for.
+
+    Raises:
+        ApplianceError: this worker's host failed; an executor that retries has reason to.
+    """
+    result = _result_of(job, lambda: _inject_after_merge(job))
+    if isinstance(result.error, ApplianceError):
+        raise result.error
+    return result
+
+
+def _inject(job: Job, control: Control, appliances: Appliances | None = None) -> ChangeReport:
+    return inject(
+        job.image,
+        job.options,
+        source=job.source,
+        output=job.output,
+        pool=appliances,
+        control=control,
+    )
+
+
+def _inject_after_merge(job: Job) -> ChangeReport:
+    deadline = time.monotonic() + MERGE_PATIENCE
+    while time.monotonic() < deadline:
+        with contextlib.suppress(ImageLockedError):
+            return _inject(job, Control())
+        if not is_being_merged(job.image):
+            break
+        log.info("%s is still being merged by what an earlier worker left", job.image)
+        time.sleep(POLL_SECONDS)
+    return _inject(job, Control())
+
+
+def _result_of(job: Job, work: Callable[[], ChangeReport]) -> JobResult:
+    begun = time.monotonic()
+    result = JobResult(image=job.image, outcome="failed")
+    try:
+        report = _without_rules(work())
+        result = replace(
+            result,
+            outcome="injected" if report.changed or job.output else "unchanged",
+            report=report,
+        )
+    except CancelledError as exc:
+        result = replace(result, outcome="cancelled", error=exc)
+    except VmprovisionError as exc:
+        result = replace(result, error=exc)
+    except Exception as exc:  # one image's fault must not stop the others
+        log.debug("%s: unexpected", job.image, exc_info=exc)
+        result = replace(
+            result,
+            error=VmprovisionError(
+                f"{job.image}: unexpected {type(exc).__name__}: {exc}",
+                hint="this is a fault of vmprovision: please report it with the output of -vv",
+            ),
+        )
+    return replace(result, seconds=time.monotonic() - begun)
+
+
+def _without_rules(report: ChangeReport) -> ChangeReport:
+    selinux = report.guest.selinux
+    if selinux is None:
+        return report
+    return replace(report, guest=replace(report.guest, selinux=replace(selinux, contexts=None)))
+
+
+class _Batch:
+    """The results as they come in, the journal, and what the caller hears of it."""
+
+    def __init__(self, jobs: Sequence[Job], journal: Journal | None, control: Control) -> None:
+        self.results: dict[Job, JobResult] = {}
+        self._jobs = jobs
+        self._journal = journal
+        self._control = control
+        self._stopped = threading.Event()
+        self._one_at_a_time = threading.Lock()
+        agent = build_archive().sha256
+        self._wanted = {job: _wanted(job, agent) for job in jobs} if journal else {}
+
+    def control_of(self, job: Job) -> Control:
+        """What a job in a thread of this process reports to, and is stopped by."""
+        return Control(
+            report=lambda progress: self._report(replace(progress, image=job.image)),
+            cancelled=self._stopped,
+        )
+
+    def settle(self) -> None:
+        """Give the jobs their results that need no work."""
+        backed = _backing_files(self._jobs)
+        for job in self._jobs:
+            if self._journal and self._journal.holds(job.output or job.image, self._wanted[job]):
+                self._end(job, JobResult(image=job.image, outcome="skipped"))
+            elif error := _refusal(job, backed):
+                self._end(job, JobResult(image=job.image, outcome="failed", error=error))
+
+    def work(self, submit: Callable[[Job], concurrent.futures.Future[JobResult]]) -> None:
+        """Have all the other jobs done; end when the last has ended."""
+        running: dict[concurrent.futures.Future[JobResult], Job] = {}
+        ended: queue.SimpleQueue[concurrent.futures.Future[JobResult]] = queue.SimpleQueue()
+        try:
+            for job in self._jobs:
+                if job not in self.results:
+                    future = _submitted(submit, job)
+                    running[future] = job
+                    future.add_done_callback(ended.put)
+            while running:
+                with contextlib.suppress(queue.Empty):
+                    future = ended.get(timeout=POLL_SECONDS)
+                    job = running.pop(future)
+                    self._end(job, self._result(job, future))
+                if self._control.cancelled.is_set() and not self._stopped.is_set():
+                    self._stop(running)
+        except BaseException:
+            self._stop(running)
+            raise
+
+    def _stop(self, running: Iterable[concurrent.futures.Future[JobResult]]) -> None:
+        """Stop what runs in this process; what has not begun ends as cancelled at once."""
+        self._stopped.set()
+        for future in running:
+            future.cancel()
+
+    def _result(self, job: Job, future: concurrent.futures.Future[JobResult]) -> JobResult:
+        if not future.cancelled() and not future.exception():
+            result = future.result()
+            report = result.report
+            if report and not job.output:
+                report = replace(report, image=job.image)
+            return replace(result, image=job.image, report=report)
+        if self._stopped.is_set() and future.cancelled():
+            error: VmprovisionError = CancelledError(
+                f"{job.image}: cancelled", hint="run the same command again to go on"
+            )
+            return JobResult(image=job.image, outcome="cancelled", error=error)
+        cause = None if future.cancelled() else future.exception()
+        if isinstance(cause, VmprovisionError):
+            error = cause
+        else:
+            error = FleetError(
+                f"{job.image}: the worker that had it was lost"
+                + (f": {type(cause).__name__}: {cause}" if cause else ""),
+                hint="run the same command again: what is done will not be done twice",
+            )
+        return JobResult(image=job.image, outcome="failed", error=error)
+
+    def _end(self, job: Job, result: JobResult) -> None:
+        self.results[job] = result
+        if self._journal and result.outcome in ("injected", "unchanged"):
+            try:
+                self._journal.add(job.output or job.image, self._wanted[job])
+            except OSError as exc:
+                log.warning("the journal %s cannot be written: %s", self._journal.path, exc)
+        self._report(
+            Progress(step=result.outcome, fraction=1.0, image=job.image, outcome=result.outcome)
+        )
+
+    def _report(self, progress: Progress) -> None:
+        with self._one_at_a_time:
+            self._control.report(progress)
+
+
+def _submitted(
+    submit: Callable[[Job], concurrent.futures.Future[JobResult]], job: Job
+) -> concurrent.futures.Future[JobResult]:
+    """What an executor makes of a job, also one that takes none any more."""
+    try:
+        return submit(job)
+    except concurrent.futures.BrokenExecutor as exc:
+        broken: concurrent.futures.Future[JobResult] = concurrent.futures.Future()
+        broken.set_exception(exc)
+        return broken
+
+
+def _plan_jobs(
+    images: Sequence[Path],
+    options: InjectOptions | Callable[[Path], InjectOptions],
+    source: ImageOptions,
+    output: Path | str | None,
+) -> list[Job]:
+    """A job for each image.
+
+    Raises:
+        PlanError: two of them get in each other's way, or the options are wrong.
+    """
+    if isinstance(options, InjectOptions):
+        check_options(options)
+    if source.disks and len(images) > 1:
+        raise PlanError(
+            "other disks belong to one guest, and several images are given",
+            hint="inject each guest by a call of its own",
+        )
+    folder = Path(output) if output is not None else None
+    if folder is not None and not folder.is_dir():
+        raise PlanError(
+            f"{folder} is no directory, and several images cannot be one new file",
+            hint="make the directory first",
+        )
+    jobs = [
+        Job(
+            image=image,
+            options=options if isinstance(options, InjectOptions) else options(image),
+            source=source,
+            output=folder / image.name if folder is not None else None,
+        )
+        for image in images
+    ]
+    _refuse_twice(jobs, _identity, "are the same file", "name each image once")
+    _refuse_twice(
+        jobs,
+        lambda job: job.options.vm_id,
+        "would get the same VM id",
+        "each needs its own: --vm-id '{name}' takes it from the image's name",
+    )
+    _refuse_twice(
+        jobs, lambda job: job.output, "would be the same new file", "rename one of the images"
+    )
+    return jobs
+
+
+def _refuse_twice(jobs: Sequence[Job], key: Callable[[Job], object], what: str, hint: str) -> None:
+    seen: dict[object, Job] = {}
+    for job in jobs:
+        value = key(job)
+        if value is not None and seen.setdefault(value, job) is not job:
+            raise PlanError(f"{seen[value].image} and {job.image} {what}", hint=hint)
+
+
+def _identity(job: Job) -> object:
+    """What two names of one file or directory have in common, be they links or hard links."""
+    try:
+        status = job.image.stat()
+    except OSError:
+        return job.image.absolute()
+    return status.st_dev, status.st_ino
+
+
+def _backing_files(jobs: Sequence[Job]) -> dict[object, Job]:
+    """Which files the images of a batch stand on, each with one that does."""
+    return {identity: job for job in jobs for identity in _chain(job)}
+
+
+def _chain(job: Job) -> Iterator[tuple[int, int]]:
+    if not job.image.is_file():
+        return
+    # what is wrong with the image its own injection says
+    with (
+        contextlib.suppress(VmprovisionError, OSError),
+        open_disk_file(job.image.resolve(), write=False) as image,
+    ):
+        disk_format = determine_format(image, job.source.format)
+        outside = job.source.allow_backing
+        with open_chain(image, disk_format, allow_outside=outside, write=False) as base:
+            yield from (file.identity for file in base.files()[1:])
+
+
+def _refusal(job: Job, backed: dict[object, Job]) -> VmprovisionError | None:
+    """Why this job must not or cannot be done, as far as it can be told without an appliance."""
+    above = backed.get(_identity(job))
+    if above is not None and job.output is None:
+        return ImageReferenceError(
+            f"{job.image} is the backing file of {above.image}: "
+            "writing to it would change what that holds",
+            hint="inject the one or the other",
+        )
+    try:
+        check_options(job.options)
+    except PlanError as exc:
+        return PlanError(f"{job.image}: {exc.message}", hint=exc.hint)
+    return None
+
+
+def _absolute(job: Job) -> Job:
+    """The job as a worker in another directory can do it."""
+    runtime = job.options.runtime
+    if isinstance(runtime, Path):
+        job = replace(job, options=replace(job.options, runtime=runtime.absolute()))
+    keys = tuple(replace(key, path=key.path.absolute()) for key in job.source.keys)
+    disks = tuple(disk.absolute() for disk in job.source.disks)
+    job = replace(job, source=replace(job.source, keys=keys, disks=disks))
+    output = job.output.absolute() if job.output else None
+    return replace(job, image=job.image.absolute(), output=output)
+
+
+def _wanted(job: Job, agent: str) -> str:
+    """Stands for all that is wanted of an image: another agent or option, another string."""
+    wanted = {
+        "agent": agent,
+        "options": {**asdict(job.options), "runtime": _runtime(job.options.runtime)},
+        "source": {
+            **asdict(job.source),
+            "keys": (),  # which of them opens it changes nothing
+            "disks": [str(disk) for disk in job.source.disks],
+        },
+    }
+    return hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
+
+
+def _runtime(wish: Path | str) -> str:
+    if not isinstance(wish, Path):
+        return wish
+    with contextlib.suppress(OSError):  # its own job says so
+        return hashlib.sha256(wish.read_bytes()).hexdigest()
+    return str(wish)

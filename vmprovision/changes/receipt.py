@@ -1,0 +1,267 @@
+"""The receipt that an injection leaves in the guest: what it put where, and what stood there.
+
+``verify``, upgrade and ``remove`` work from it.  It holds no time and nothing
+of the host, so injecting twice leaves the same bytes.  Guest content is
+hostile, and a receipt is a claim: here it is parsed with limits, and
+``inspection/installed.py`` compares it with what an injection can have written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from vmprovision.changes.operations import Condition
+from vmprovision.errors import InspectionError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+AGENT = PurePosixPath("/usr/local/bin/guest-agent")
+CONFIGURATION = PurePosixPath("/etc/guest-agent.conf")
+FOLDER = PurePosixPath("/usr/local/lib/guest-agent")
+RUNTIME = FOLDER / "python"
+RECEIPT = FOLDER / "receipt.json"
+SET_ASIDE = FOLDER / "set-aside"
+# A directory holds it while it is changed: the receipt of all that may be different by then.
+UNFINISHED = PurePosixPath("/.vmprovision-unfinished")
+# What the agent itself makes when it runs without an init system that keeps its log.
+LOGS = (PurePosixPath("/var/log/guest-agent.log"), PurePosixPath("/var/log/guest-agent.log.1"))
+
+SCHEMA = 1
+RECEIPT_LIMIT = 1 << 20  # bytes; one has 20 KiB
+ENTRY_LIMIT = 1000
+DIGIT_LIMIT = 12  # of a number; an owner has ten at most
+_CONDITION_KINDS = ("directory", "file", "symlink", "block", "request")
+_FOUND_KINDS = ("absent", "file", "directory", "symlink")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What stood at a guest path before the injection.
+
+    Attributes:
+        kind: ``absent``, ``file``, ``directory`` or ``symlink``.
+        content: of a file, while it is at hand; the receipt has ``sha256`` and ``kept``.
+        kept: the guest path at which the content of a file was set aside.
+        believed: False where others than root could have said so, of a directory of root's.
+    """
+
+    kind: str
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    label: str | None = None
+    target: str | None = None
+    sha256: str | None = None
+    content: bytes | None = None
+    kept: PurePosixPath | None = None
+    believed: bool = True
+
+
+ABSENT = Found(kind="absent")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One path of an injection: what must be there now, and what stood there before."""
+
+    condition: Condition
+    before: Found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """Everything that one injection is about, in the order of its plan."""
+
+    agent_version: str
+    init: str
+    entries: tuple[Entry, ...]
+
+    @property
+    def paths(self) -> tuple[PurePosixPath, ...]:
+        """Every path that it names, those of the copies that were set aside as well."""
+        written = [entry.condition.path for entry in self.entries]
+        kept = [entry.before.kept for entry in self.entries if entry.before.kept]
+        return tuple(dict.fromkeys([*written, *kept]))
+
+    def entry_for(self, path: PurePosixPath) -> Entry | None:
+        """The entry of a path, if the receipt has one."""
+        return next((entry for entry in self.entries if entry.condition.path == path), None)
+
+
+def serialise_receipt(receipt: Receipt) -> bytes:
+    """The receipt's file: JSON, sorted keys, one line feed at the end."""
+    document = {
+        "schema": SCHEMA,
+        "agent_version": receipt.agent_version,
+        "init": receipt.init,
+        "entries": [
+            {
+                **_filled(entry.condition),
+                "before": {
+                    key: value
+                    for key, value in _filled(entry.before).items()
+                    if key not in ("content", "believed")
+                },
+            }
+            for entry in receipt.entries
+        ],
+    }
+    return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode("ascii")
+
+
+def _filled(record: Condition | Found) -> dict[str, Any]:
+    """The fields of a record that have a value; paths as text, modes in octal."""
+    values: dict[str, Any] = {}
+    for name in record.__slots__:
+        value = getattr(record, name)
+        if value is None:
+            continue
+        if name == "mode":
+            value = f"{value:04o}"
+        values[name] = str(value) if isinstance(value, PurePosixPath) else value
+    return values
+
+
+def parse_receipt(content: bytes, path: PurePosixPath = RECEIPT) -> Receipt:
+    """The receipt that a guest holds.
+
+    Args:
+        content: at most ``RECEIPT_LIMIT`` bytes.
+        path: where it was read, for the message.
+
+    Raises:
+        InspectionError: it is damaged, forged, or of a later vmprovision.
+    """
+    try:
+        document = json.loads(
+            content.decode("utf-8"),  # json.loads would guess an encoding
+            parse_int=_integer,
+            parse_float=_refuse_number,
+            parse_constant=_refuse_number,
+            object_pairs_hook=_fields,
+        )
+        if not isinstance(document, dict) or type(document["schema"]) is not int:
+            raise ValueError("no schema")  # noqa: TRY301 -- one error for every damage
+        if document["schema"] != SCHEMA:
+            raise InspectionError(
+                f"guest file {path} is of another version of vmprovision",
+                hint="use that version to verify, upgrade or remove",
+            )
+        entries = document["entries"]
+        if not isinstance(entries, list) or len(entries) > ENTRY_LIMIT:
+            raise ValueError("no list of entries, or too long")  # noqa: TRY301 -- likewise
+        receipt = Receipt(
+            agent_version=_text(document["agent_version"], r"[0-9A-Za-z.+-]{1,40}"),
+            init=_text(document["init"], r"[a-z0-9-]{1,20}"),
+            entries=tuple(_parse_entry(entry) for entry in entries),
+        )
+        if len({entry.condition.path for entry in receipt.entries}) != len(entries):
+            raise ValueError("a path is there twice")  # noqa: TRY301 -- likewise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+        raise InspectionError(
+            f"guest file {path} is damaged: {type(exc).__name__}, {str(exc)[:200]}",
+            hint="delete it in the guest to inject as if for the first time",
+        ) from exc
+    return receipt
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > DIGIT_LIMIT:
+        raise ValueError("too large a number")
+    return int(digits)
+
+
+def _refuse_number(_number: str) -> None:
+    raise ValueError("a number that is no integer")
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("a field is there twice")
+    return fields
+
+
+def _parse_entry(entry: Mapping[str, Any]) -> Entry:
+    condition = Condition(
+        path=_path(entry["path"]),
+        kind=_one_of(entry["kind"], _CONDITION_KINDS),  # type: ignore[arg-type]  # one of these
+        mode=_mode(entry.get("mode")),
+        uid=_number(entry.get("uid")),
+        gid=_number(entry.get("gid")),
+        sha256=_hash(entry.get("sha256")),
+        target=_optional_text(entry.get("target")),
+        name=_optional_text(entry.get("name")),
+        label=_label(entry.get("label")),
+    )
+    before = entry["before"]
+    return Entry(condition=condition, before=_parse_found(before))
+
+
+def _parse_found(before: Mapping[str, Any]) -> Found:
+    found = Found(
+        kind=_one_of(before["kind"], _FOUND_KINDS),
+        mode=_mode(before.get("mode")),
+        uid=_number(before.get("uid")),
+        gid=_number(before.get("gid")),
+        label=_label(before.get("label")),
+        target=_optional_text(before.get("target")),
+        sha256=_hash(before.get("sha256")),
+        kept=_path(before["kept"]) if "kept" in before else None,
+    )
+    is_file, is_link = found.kind == "file", found.kind == "symlink"
+    if (is_file and found.mode is None) or (is_link and found.target is None):
+        raise ValueError("a file without a mode, or a link without a target")
+    if is_file != (found.sha256 is not None) or is_file != (found.kept is not None):
+        raise ValueError("a file has a copy, and nothing else has")
+    if found.kept is not None and found.kept.name != found.sha256:
+        raise ValueError("a copy is not named by its content")
+    return found
+
+
+def _path(value: str) -> PurePosixPath:
+    path = PurePosixPath(_text(value, r"/[^\0]{1,4000}"))
+    if ".." in path.parts or str(path) != value:
+        raise ValueError(f"not a plain absolute path: {value[:80]!r}")
+    return path
+
+
+def _text(value: str, pattern: str) -> str:
+    value.encode("utf-8")  # no half of a surrogate pair: no guest can hold it
+    if not re.fullmatch(pattern, value):
+        raise ValueError(f"unexpected text {value[:80]!r}")
+    return value
+
+
+def _optional_text(value: str | None) -> str | None:
+    return None if value is None else _text(value, r"[^\0\n]{1,4000}")
+
+
+def _label(value: str | None) -> str | None:
+    return None if value is None else _text(value, r"[!-~]{1,1024}")
+
+
+def _one_of(value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ValueError(f"unexpected kind {str(value)[:80]!r}")
+    return value
+
+
+def _mode(value: str | None) -> int | None:
+    return None if value is None else int(_text(value, r"[0-7]{1,4}"), 8)
+
+
+def _number(value: int | None) -> int | None:
+    # -1 and 2**32 - 1 mean "leave it as it is" to chown(2)
+    if value is not None and (type(value) is not int or not 0 <= value < (1 << 32) - 1):
+        raise ValueError("not an owner")
+    return value
+
+
+def _hash(value: str | None) -> str | None:
+    return None if value is None else _text(value, r"[0-9a-f]{64}")

@@ -1,0 +1,1 @@
+"""What lies where on a disk: partition tables and superblocks, parsed from their bytes."""

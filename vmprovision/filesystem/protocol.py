@@ -1,0 +1,272 @@
+"""A guest's filesystem as the rest of the program sees it, offline.
+
+Two Protocols: inspection receives a ``GuestReader`` and so cannot write, as the
+types prove; only ``apply.py`` receives a ``GuestFilesystem``.  Guest paths are
+absolute ``PurePosixPath``; a symbolic link, relative or absolute, is followed
+inside the guest's root and never out of it.  The *last* component of a path is
+followed by ``read`` only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal, Protocol
+
+from vmprovision.errors import (
+    ApplyError,
+    GuestSpaceError,
+    InspectionError,
+)
+from vmprovision.filesystem.inroot import LINK_LIMIT
+
+ROOT = PurePosixPath("/")
+TEXT_LIMIT = 1 << 20
+SELINUX = "security.selinux"  # the extended attribute that holds the label (xattr(7))
+PERMISSIONS = 0o777  # of a mode, without set-user-id, set-group-id and sticky
+NAMES_LIMIT = 100_000  # in one directory
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY
+
+FileKind = Literal["file", "directory", "symlink", "other"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileStatus:
+    """What ``lstat`` says of one guest file.
+
+    Attributes:
+        mode: the twelve permission bits.
+        size: in bytes.
+        links: how many names the file has; of directories it means nothing.
+    """
+
+    kind: FileKind
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    links: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attributes:
+    """What a new file has besides its content.
+
+    Attributes:
+        mode: the twelve permission bits; None where there is no choice to be made: 0644 for
+            a file, 0755 for a directory; a link has none.
+        label: the SELinux label; None leaves it to the filesystem.
+    """
+
+    mode: int | None = None
+    uid: int = 0
+    gid: int = 0
+    label: str | None = None
+
+
+PLAIN = Attributes()
+
+
+def kind_of(mode: int) -> FileKind:
+    """What kind of file an ``st_mode`` (inode(7)) is of."""
+    kinds: dict[int, FileKind] = {
+        stat.S_IFREG: "file",
+        stat.S_IFDIR: "directory",
+        stat.S_IFLNK: "symlink",
+    }
+    return kinds.get(stat.S_IFMT(mode), "other")
+
+
+class LinkCircleError(InspectionError):
+    """A guest path leads through a circle of links: a reader finds nothing there."""
+
+
+class GuestReader(Protocol):
+    """Read-only access to one guest's files.
+
+    Every method raises ``InspectionError`` (naming the guest path) where the
+    filesystem itself fails; absence is a value, not an error.
+    """
+
+    def lstat(self, path: PurePosixPath) -> FileStatus | None:
+        """Status of what stands at path, a last link not followed; None where nothing does."""
+
+    def read(self, path: PurePosixPath, *, limit: int, offset: int = 0) -> bytes:
+        """At most ``limit`` bytes of the regular file at path, from ``offset``."""
+
+    def load(self, path: PurePosixPath, *, limit: int) -> tuple[FileStatus, bytes]:
+        """Status and at most ``limit`` bytes of the regular file at path, a last link not followed.
+
+        Both are of one file, whatever somebody else does to the tree meanwhile.
+        """
+
+    def readlink(self, path: PurePosixPath) -> str:
+        """The target of the link at path, as it is written in it."""
+
+    def list_directory(self, path: PurePosixPath) -> list[str]:
+        """Sorted names in the directory at path; those that are no valid UTF-8 are left out."""
+
+    def label(self, path: PurePosixPath) -> str | None:
+        """The SELinux label (``security.selinux``) of what stands at path, if it has one."""
+
+    def takes_labels(self) -> bool:
+        """Whether labels can be written to the guest's root filesystem from here."""
+
+
+class GuestFilesystem(GuestReader, Protocol):
+    """Read and write access to one guest's files.
+
+    Every writing method raises ``ApplyError`` (naming the guest path), or its
+    subclass ``GuestSpaceError`` where the guest's filesystem is full or read-only.
+    """
+
+    def write(self, path: PurePosixPath, content: bytes, attributes: Attributes = PLAIN) -> None:
+        """Put a new regular file at path, in place of a file or link that is there.
+
+        It is always a new file: another name of the old one keeps the old content.
+        """
+
+    def make_directory(self, path: PurePosixPath, attributes: Attributes = PLAIN) -> None:
+        """Create the directory, where nothing is; its parent exists."""
+
+    def symlink(self, path: PurePosixPath, target: str, attributes: Attributes = PLAIN) -> None:
+        """Put a new link at path, in place of a file or link that is there."""
+
+    def remove(self, path: PurePosixPath) -> None:
+        """Remove the file, link or empty directory at path; other names of a file stay."""
+
+    def set_label(self, path: PurePosixPath, label: str) -> None:
+        """Give what is at path its SELinux label."""
+
+
+def resolve(reader: GuestReader, path: PurePosixPath, *, last: bool = True) -> PurePosixPath:
+    """The path without any symbolic link in it, inside the guest's root.
+
+    What does not exist is kept as it is written, so a path that is yet to be
+    made resolves too.  Below what is no directory nothing is asked for.
+
+    Args:
+        reader: the guest.
+        path: an absolute guest path.
+        last: also follow a link in the last component.
+
+    Raises:
+        LinkCircleError: the links lead in a circle.
+    """
+    todo = list(reversed(path.parts[1:]))
+    done = ROOT
+    missing: PurePosixPath | None = None
+    links = 0
+    while todo:
+        name = todo.pop()
+        if name == "..":
+            if done == missing:
+                missing = None
+            done = done.parent
+            continue
+        here = done / name
+        status = reader.lstat(here) if missing is None and (todo or last) else None
+        if status is None or status.kind != "symlink":
+            if missing is None and (status is None or status.kind != "directory"):
+                missing = here
+            done = here
+            continue
+        links += 1
+        if links > LINK_LIMIT:
+            raise circle(path)
+        target = PurePosixPath(reader.readlink(here))
+        if target.is_absolute():
+            done = ROOT
+        todo.extend(reversed([part for part in target.parts if part != "/"]))
+    return done
+
+
+def circle(path: PurePosixPath) -> LinkCircleError:
+    """The error for a path that leads through a circle of links."""
+    return LinkCircleError(
+        f"guest path {path} leads through a circle of links", hint="repair the links in the guest"
+    )
+
+
+def follow(reader: GuestReader, path: PurePosixPath) -> PurePosixPath | None:
+    """Return the path without any symbolic link in it; None where the links lead in a circle.
+
+    Whoever reads a guest uses this one: a program that meets such a path finds nothing.
+    """
+    try:
+        return resolve(reader, path)
+    except LinkCircleError:
+        return None
+
+
+def status_of(reader: GuestReader, path: PurePosixPath) -> FileStatus | None:
+    """Status of what path leads to, links followed; None where nothing is there."""
+    real = follow(reader, path)
+    return reader.lstat(real) if real else None
+
+
+def read_text(reader: GuestReader, path: PurePosixPath, limit: int = TEXT_LIMIT) -> str | None:
+    """The first ``limit`` bytes of a text file, undecodable bytes replaced; None where none is."""
+    real = resolved_file(reader, path)
+    if real is None:
+        return None
+    return reader.read(real, limit=limit).decode("utf-8", errors="replace")
+
+
+def resolved_file(reader: GuestReader, path: str | PurePosixPath) -> PurePosixPath | None:
+    """Where the regular file at path really is, links followed; None where there is none."""
+    real = follow(reader, PurePosixPath(path))
+    status = reader.lstat(real) if real else None
+    return real if status is not None and status.kind == "file" else None
+
+
+def read_all(reader: GuestReader, path: PurePosixPath, limit: int) -> bytes:
+    """All of a regular file.
+
+    Raises:
+        InspectionError: it is larger than ``limit`` bytes.
+    """
+    content = reader.read(path, limit=limit + 1)
+    check_size(path, len(content), limit)
+    return content
+
+
+def check_size(path: PurePosixPath, size: int, limit: int) -> None:
+    """Check the size of a guest file, or of what was read of it with one byte more allowed.
+
+    Raises:
+        InspectionError: it is larger than ``limit`` bytes.
+    """
+    if size > limit:
+        raise InspectionError(
+            f"guest file {path} is larger than the {limit} bytes allowed for it",
+            hint="move it out of the way in the guest",
+        )
+
+
+def valid_names(names: list[bytes]) -> list[str]:
+    """The names that are valid UTF-8, sorted; no file of ours could be named otherwise."""
+    decoded = []
+    for name in names:
+        with contextlib.suppress(UnicodeDecodeError):
+            decoded.append(name.decode("utf-8"))
+    return sorted(decoded)
+
+
+def apply_failure(path: PurePosixPath, number: int, cause: str) -> ApplyError:
+    """The error for a write to a guest path that failed with this errno."""
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return GuestSpaceError(
+            f"the guest's filesystem is full: cannot write guest path {path}",
+            hint="make room in the guest, or enlarge its disk and filesystem",
+        )
+    if number == errno.EROFS:
+        return GuestSpaceError(
+            f"the guest's filesystem is read-only: cannot write guest path {path}",
+            hint="a squashfs, ISO or verity root cannot be injected into",
+        )
+    return ApplyError(f"cannot write guest path {path}: {cause}")

@@ -1,0 +1,310 @@
+"""What is known of a guest: facts, each with the evidence that it rests on."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from vmprovision.changes.receipt import RUNTIME
+from vmprovision.guest.configuration import parse_configuration
+from vmprovision.mounts import innermost
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vmprovision.changes.receipt import Receipt
+    from vmprovision.mounts import HiddenMount
+    from vmprovision.selinux.policy import SELinuxPolicy
+
+InitSystem = Literal[
+    "systemd",
+    "openrc",
+    "sysv",
+    "slackware",
+    "upstart",
+    "runit",
+    "dinit",
+    "s6",
+    "finit",
+    "procd",
+    "busybox",
+    "standalone",
+]
+INIT_SYSTEMS: tuple[InitSystem, ...] = get_args(InitSystem)
+Confidence = Literal["certain", "likely", "told", "unknown"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distribution:
+    """Which distribution the guest is.
+
+    Attributes:
+        id: os-release(5)'s ID, or the name that its release file stands for; ``unknown``.
+        product_name: as a person would read it.
+        version: as the distribution writes it (``14.04``), empty where it has none.
+    """
+
+    id: str
+    product_name: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pid1:
+    """The program of process 1.
+
+    Attributes:
+        program: what it is (``systemd``, ``busybox``, ``script``, …); ``unknown``
+            for a program that nothing identifies, ``none`` where there is none.
+        path: where it is, links resolved; None where there is none.
+        evidence: how that is known, in sentences.
+        is_seen: False where it is not there, or may not be run, and is known by its name only.
+        doubt: what in the guest contradicts itself, as a sentence; empty where nothing does.
+        offered: programs that the boot menu starts if a person chooses them, each with the
+            sentence that says where.
+        units: what the boot menu has systemd start, each once; None for ``default.target``.
+    """
+
+    program: str
+    path: PurePosixPath | None
+    evidence: tuple[str, ...]
+    is_seen: bool = True
+    doubt: str = ""
+    offered: tuple[tuple[str, str], ...] = ()
+    units: tuple[str | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hint:
+    """Something in the guest that speaks for an init system, whether or not it decides anything.
+
+    Attributes:
+        speaks_for: the init system, or the program of process 1.
+        kind: ``program`` (it could be started), ``files`` (it would read them), ``boot``
+            (an entry of the boot menu starts it).
+        seen: what there is, as a sentence.
+        outcome: what came of it, as a sentence.
+    """
+
+    speaks_for: str
+    kind: Literal["program", "files", "boot"]
+    seen: str
+    outcome: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InitVerdict:
+    """Which program runs services in this guest, and how that is known.
+
+    Attributes:
+        system: what runs services, of those that we have a service for; None for others.
+        pid1: the program that the kernel starts: ``systemd``, ``busybox``, ``sysvinit``, …
+        confidence: ``certain`` (the file says so), ``likely`` (a rule of thumb), ``told``
+            (by the caller), ``unknown`` (there is no system).
+        evidence: sentences for a person.
+        hook: the file through which boot starts commands, for init systems that
+            have no place for services of their own; of systemd the directory of links,
+            where it is another than usual.
+        dialect: which of the init system's ways this guest has, where they differ;
+            the init system's module says which there are.
+        doubt: what contradicts itself, where that is why there is no system.
+        hints: what else in the guest speaks for this or another init system; None where
+            nobody asked.
+        preset: of systemd, the file name under which our preset wins.
+        obstacle: why a service of it would not be started in this guest, as a sentence;
+            empty where it would.
+    """
+
+    system: InitSystem | None
+    pid1: str
+    confidence: Confidence
+    evidence: tuple[str, ...]
+    hook: PurePosixPath | None = None
+    dialect: str = ""
+    doubt: str = ""
+    hints: tuple[Hint, ...] | None = None
+    preset: str = ""
+    obstacle: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interpreter:
+    """A Python in the guest.
+
+    Attributes:
+        version: as its files say it (``3.11``); None where they do not.
+        fault: why its files cannot run the agent, as the end of a sentence; empty where they can.
+    """
+
+    path: PurePosixPath
+    version: str | None
+    implementation: Literal["cpython", "micropython", "pypy"] = "cpython"
+    fault: str = ""
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it runs the agent, whose source is for CPython 2.6, 2.7 and 3.2 on."""
+        if self.fault or self.implementation == "micropython":
+            return False  # a micropython lacks what ours was given
+        number = tuple(int(part) for part in re.findall(r"\d+", self.version or "3.99"))
+        return (2, 6) <= number < (3, 0) or number >= (3, 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """A kernel that the guest keeps in its ``/boot``, with the initrd that belongs to it."""
+
+    path: PurePosixPath
+    initrd: PurePosixPath | None
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstalledAgent:
+    """The agent that the guest already has, by its receipt.
+
+    Attributes:
+        configuration: what ``/etc/guest-agent.conf`` holds now; empty where it is gone.
+        unfinished: whether an injection or removal was interrupted; the receipt is then of
+            all that it may have changed.
+        notes: what a person should know of the receipt, in sentences.
+    """
+
+    version: str
+    receipt: Receipt
+    configuration: bytes
+    unfinished: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestInfo:
+    """All facts about a guest that a plan rests on.
+
+    Attributes:
+        arch: of the userland (``x86_64``, ``aarch64``, …), by its ELF files; ``unknown``.
+        libc: ``glibc``, ``musl`` or ``unknown``.
+        links: directories that are really elsewhere in the guest -> where they are.
+        circles: directories that lead through a circle of links.
+        mountpoints: guest directory -> device in the appliance.
+        hidden: the guest's mounts, over directories that matter, which are not mounted here.
+        agent: what is installed, or None.
+        notes: what a person should know, in sentences.
+    """
+
+    distribution: Distribution
+    arch: str
+    libc: Literal["glibc", "musl", "unknown"]
+    init: InitVerdict
+    interpreters: tuple[Interpreter, ...] = ()
+    kernels: tuple[Kernel, ...] = ()
+    selinux: SELinuxPolicy | None = None
+    agent: InstalledAgent | None = None
+    links: Mapping[PurePosixPath, PurePosixPath] = field(default_factory=dict)
+    circles: frozenset[PurePosixPath] = frozenset()
+    mountpoints: Mapping[str, str] = field(default_factory=dict)
+    hidden: tuple[HiddenMount, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def usable_python(self) -> Interpreter | None:
+        """The guest's own Python that runs the agent, the one that its launcher finds first."""
+        return next((each for each in self.interpreters if each.is_usable), None)
+
+    @property
+    def unusable_pythons(self) -> str:
+        """What is wrong with the guest's Pythons, for a sentence's end; empty: nothing is known."""
+        faults = [f"{each.path} {each.fault}" for each in self.interpreters if each.fault]
+        return f" ({'; '.join(faults[:3])})" if faults else ""
+
+    @property
+    def has_runtime(self) -> bool:
+        """Whether the agent that is installed brought a runtime with it."""
+        path = self.locate(RUNTIME)
+        return self.agent is not None and self.agent.receipt.entry_for(path) is not None
+
+    def locate(self, path: PurePosixPath) -> PurePosixPath:
+        """Where a path really is in this guest: its longest parent that is a link followed."""
+        for parent in path.parents:
+            if parent in self.links:
+                return self.links[parent] / path.relative_to(parent)
+        return path
+
+    def hidden_by(self, path: PurePosixPath) -> HiddenMount | None:
+        """The mount that hides what is written to a path, free of links, from the guest."""
+        hidden = {each.mount.place: each for each in self.hidden}
+        mounted = [PurePosixPath(each) for each in self.mountpoints]
+        return hidden.get(innermost(path, [*hidden, *mounted]))
+
+    def as_json(self) -> dict[str, Any]:
+        """The facts as ``vmprovision inspect --json`` prints them."""
+        return {
+            "distro": self.distribution.id,
+            "product_name": self.distribution.product_name,
+            "version": self.distribution.version,
+            "arch": self.arch,
+            "libc": self.libc,
+            "init": _verdict_as_json(self.init),
+            "interpreters": [
+                {
+                    "path": str(interpreter.path),
+                    "version": interpreter.version,
+                    "implementation": interpreter.implementation,
+                    "usable": interpreter.is_usable,
+                    "fault": interpreter.fault or None,
+                }
+                for interpreter in self.interpreters
+            ],
+            "runtime": "guest" if self.usable_python else "bundled",
+            "selinux": {
+                "mode": self.selinux.mode,
+                "policy": self.selinux.policy,
+                "obstacle": self.selinux.obstacle or None,
+            }
+            if self.selinux
+            else None,
+            "kernels": [str(kernel.path) for kernel in self.kernels],
+            "mountpoints": dict(self.mountpoints),
+            "agent": _agent_as_json(self.agent, self.has_runtime) if self.agent else None,
+            "notes": list(self.notes),
+        }
+
+
+def _verdict_as_json(verdict: InitVerdict) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "system": verdict.system,
+        "pid1": verdict.pid1,
+        "confidence": verdict.confidence,
+        "evidence": list(verdict.evidence),
+        "hook": str(verdict.hook) if verdict.hook else None,
+        "dialect": verdict.dialect or None,
+        "doubt": verdict.doubt or None,
+        "obstacle": verdict.obstacle or None,
+    }
+    if verdict.hints is not None:
+        found["hints"] = [
+            {
+                "for": hint.speaks_for,
+                "kind": hint.kind,
+                "seen": hint.seen,
+                "outcome": hint.outcome,
+            }
+            for hint in verdict.hints
+        ]
+    return found
+
+
+def _agent_as_json(agent: InstalledAgent, has_runtime: bool) -> dict[str, Any]:  # noqa: FBT001 -- a fact
+    settings = parse_configuration(agent.configuration)
+    return {
+        "version": agent.version,
+        "init": agent.receipt.init,
+        "unfinished": agent.unfinished,
+        "runtime": "bundled" if has_runtime else "guest",
+        "vm_id": settings.get("VM_ID"),
+        "manager_url": settings.get("MANAGER_URL"),
+        "port": settings.get("PORT"),
+        "paths": [str(entry.condition.path) for entry in agent.receipt.entries],
+    }

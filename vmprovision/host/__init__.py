@@ -1,0 +1,1 @@
+"""This host: its programs, its capacity, and the directories that vmprovision keeps."""

@@ -1,0 +1,1 @@
+"""Disk images: opened, checked and locked, written through a redo log, sealed and merged."""

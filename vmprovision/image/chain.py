@@ -1,0 +1,299 @@
+"""An image with all files that it refers to, each opened and locked before QEMU is started.
+
+QEMU follows the names in a header by itself.  So it is told of each file of the
+chain here, as an open file, in place of those names: it opens what was checked
+and nothing else, whatever has become of the names meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import struct
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmprovision.errors import CommandError, ImageError, ImageReferenceError
+from vmprovision.host.command import run
+from vmprovision.image.diskfile import (
+    DiskFile,
+    name_for_others,
+    name_of,
+    open_disk_file,
+)
+from vmprovision.image.header import FORMATS, read_references, refuse_nested_vmdk
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable, Iterator, Sequence
+
+CHAIN_LIMIT = 32
+_QCOW2_BACKING_PLACE = 8  # of the header: where the backing file's name is, and how long
+_QCOW2_BACKING = struct.Struct(">QI")
+_QCOW2_SIZE_PLACE = 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One image of a chain.
+
+    Attributes:
+        file: the image itself.
+        format: its disk format.
+        data: the other files that hold its data, in the order in which it names them.
+        backing: the image that holds what this one does not.
+        descriptor: for a VMDK in pieces, a link of ours to the image, beside links to the
+            pieces under the names that the image has for them: QEMU takes no other way.
+    """
+
+    file: DiskFile
+    format: str
+    data: tuple[DiskFile, ...] = ()
+    backing: Layer | None = None
+    descriptor: Path | None = None
+
+    def chain(self) -> tuple[Layer, ...]:
+        """Return this image and all below it, in their order."""
+        return (self, *(self.backing.chain() if self.backing else ()))
+
+    def files(self) -> tuple[DiskFile, ...]:
+        """Return every open file of the chain, the image's own first."""
+        return tuple(file for layer in self.chain() for file in (layer.file, *layer.data))
+
+    def describe(self, name: Callable[[int], str]) -> dict[str, Any]:
+        """Return the block node as QEMU's QAPI has it, all of its references in it.
+
+        Args:
+            name: gives the file name by which QEMU opens one of our open files.
+        """
+        filename = str(self.descriptor) if self.descriptor else name(self.file.handle)
+        described: dict[str, Any] = {"driver": self.format, "file": _file(filename)}
+        if self.format == "qcow2":
+            described["backing"] = self.backing.describe(name) if self.backing else None
+            for data in self.data:
+                described["data-file"] = _file(name(data.handle))
+        return described
+
+
+def _file(name: str) -> dict[str, Any]:
+    """Return the node of a file, which QEMU is not to lock, since our lock is on it."""
+    return {"driver": "file", "filename": name, "locking": "off"}
+
+
+@contextlib.contextmanager
+def open_chain(
+    image: DiskFile, disk_format: str, *, allow_outside: bool, write: bool
+) -> Iterator[Layer]:
+    """Hold the image with all that it refers to, each reference looked at.
+
+    Args:
+        image: the image, open already.
+        disk_format: its format.
+        allow_outside: follow references out of the image's folder.
+        write: lock the image's own data files for writing.
+
+    Raises:
+        ImageReferenceError: a reference is no plain file name, leads out of the
+            image's folder, has no stated format, or is a circle.
+        ImageCorruptError: a header of the chain is damaged.
+        ImageLockedError: another program writes to one of the files.
+    """
+    with contextlib.ExitStack() as stack:
+        opener = _Opener(stack, image.path.parent.resolve(), allow_outside=allow_outside)
+        yield opener.layer(image, disk_format, [], write=write)
+
+
+class _Opener:
+    def __init__(self, stack: contextlib.ExitStack, folder: Path, *, allow_outside: bool) -> None:
+        self._stack = stack
+        self._folder = folder
+        self._allow_outside = allow_outside
+
+    def layer(
+        self, file: DiskFile, disk_format: str, above: Sequence[tuple[int, int]], *, write: bool
+    ) -> Layer:
+        """The image and all below it."""
+        if len(above) > CHAIN_LIMIT:
+            raise ImageReferenceError(
+                f"{file}: its chain of backing files has no end",
+                hint="look at it with qemu-img info -U, and mend or merge it",
+            )
+        references = read_references(file, disk_format)
+        chain = [*above, file.identity]
+        data = tuple(self._open(file, name, chain, write=write) for name in references.data)
+        descriptor = None
+        if disk_format == "vmdk" and data:
+            for extent in data:
+                refuse_nested_vmdk(extent)
+            descriptor = self._link_pieces(file, references.data, data)
+        backing = None
+        if references.backing is not None:
+            if references.backing_format not in FORMATS:
+                raise ImageReferenceError(
+                    f"{file} names the backing file {references.backing} without a format we know",
+                    hint="state it: qemu-img rebase -u -F FORMAT -b BACKING IMAGE",
+                )
+            below = self._open(file, references.backing, chain, write=False)
+            backing = self.layer(below, references.backing_format, chain, write=False)
+        return Layer(
+            file=file, format=disk_format, data=data, backing=backing, descriptor=descriptor
+        )
+
+    def _open(
+        self, image: DiskFile, name: str, chain: Sequence[tuple[int, int]], *, write: bool
+    ) -> DiskFile:
+        path, target = self._allowed(image, name)
+        status = target.stat()
+        if (status.st_dev, status.st_ino) in chain:
+            raise ImageReferenceError(
+                f"{image} refers to {name}, which refers to it: a circle",
+                hint="look at it with qemu-img info -U, and mend or merge it",
+            )
+        return self._stack.enter_context(open_disk_file(path, write=write, at=target))
+
+    def _allowed(self, image: DiskFile, name: str) -> tuple[Path, Path]:
+        """The path of a reference as QEMU makes it, and what it leads to."""
+        if not name or "\0" in name or ":" in name.partition("/")[0]:
+            raise ImageReferenceError(
+                f"{image} refers to {name or 'nothing'}, which is no plain file name",
+                hint="only files are followed; merge the image with qemu-img convert",
+            )
+        path = image.path.parent / name
+        try:
+            target = path.resolve()
+            there = target.is_file()
+        except (OSError, RuntimeError):  # too long a name, or a circle of links
+            there = False
+        if not there:
+            raise ImageReferenceError(
+                f"{image} refers to {name}, which is not a file",
+                hint="put that file where the image looks for it",
+            )
+        if not self._allow_outside and target.parent != self._folder:
+            raise ImageReferenceError(
+                f"{image} refers to {target}, outside the image's folder",
+                hint="if you trust the image, allow it with --allow-backing",
+            )
+        return path, target
+
+    def _link_pieces(
+        self, file: DiskFile, names: Sequence[str], pieces: Sequence[DiskFile]
+    ) -> Path:
+        """The VMDK in a folder of links to our open files, since QEMU must find its pieces by name.
+
+        Raises:
+            ImageReferenceError: a piece has a name that leads out of any folder.
+        """
+        folder = Path(
+            self._stack.enter_context(tempfile.TemporaryDirectory(prefix="vmprovision-vmdk-"))
+        )
+        for name, piece in zip(names, pieces, strict=True):
+            link = folder / name
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ImageReferenceError(
+                    f"{file} is a VMDK whose piece {name} is not in its folder or below",
+                    hint="merge it with qemu-img convert",
+                )
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.is_symlink():
+                link.symlink_to(name_for_others(piece.handle))
+        descriptor = folder / "descriptor"
+        while descriptor.is_symlink() or descriptor.exists():
+            descriptor = descriptor.with_name(f"{descriptor.name}-")
+        descriptor.symlink_to(name_for_others(file.handle))
+        return descriptor
+
+
+def source(layer: Layer) -> str:
+    """Return the name of an image for a program that inherits its open files."""
+    return "json:" + json.dumps(layer.describe(name_of))
+
+
+def run_qemu_img(  # noqa: PLR0913 -- one parameter for each thing that differs
+    words: Sequence[str],
+    layers: Sequence[Layer],
+    *,
+    timeout: float,
+    accept: Sequence[int] = (0,),
+    keep: Sequence[int] = (),
+    memory: int | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run qemu-img on images by ``source``; what it says has their paths in it.
+
+    It inherits the open files with their locks, so these are held as long as it
+    runs, even where this process is killed.
+
+    Args:
+        words: its arguments.
+        layers: the images in them.
+        timeout: seconds after which it is killed.
+        accept: the exit statuses that are no failure.
+        keep: other open files that it inherits.
+        memory: bytes of address space that it may have. Only where it reads one thing
+            after another: its threads for the rest take address space with the host's size.
+
+    Raises:
+        CommandError: it failed, or needed more memory or time than any sound image does.
+    """
+    files = [file for layer in layers for file in layer.files()]
+    try:
+        return run(
+            ["qemu-img", *words],
+            timeout=timeout,
+            accept=accept,
+            keep=[*(file.handle for file in files), *keep],
+            memory=memory,
+        )
+    except CommandError as exc:
+        shown = {source(layer): str(layer.file) for layer in layers}
+        shown |= {name_of(file.handle): str(file) for file in files}
+        message, stderr = exc.message, exc.stderr
+        for name, path in shown.items():
+            message, stderr = message.replace(name, path), stderr.replace(name, path)
+        raise CommandError(message, stderr=stderr, hint=exc.hint) from exc
+
+
+def make_overlay(file: DiskFile, base: Layer) -> None:
+    """Make an empty overlay of an open file, for an image that it does not name.
+
+    Raises:
+        ImageError: it cannot be made.
+    """
+    over = Layer(file=file, format="qcow2", backing=base)
+    words = ["create", "-q", "-f", "qcow2", "-F", base.format, "-b", source(base)]
+    try:
+        run_qemu_img([*words, name_of(file.handle)], [over], timeout=60)
+    except CommandError as exc:
+        raise ImageError(
+            f"no redo log can be made for {base.file}: {exc.message}",
+            hint="`vmprovision doctor` checks this host",
+        ) from exc
+    forget_backing(file)
+
+
+def name_backing(over: Layer) -> None:
+    """Let an overlay name the open files below it, where QEMU cannot be told of them.
+
+    The name is good as long as this process holds the files.
+
+    Raises:
+        CommandError: it cannot be written.
+    """
+    if over.backing is not None:
+        named = "json:" + json.dumps(over.backing.describe(name_for_others))
+        words = ["rebase", "-q", "-u", "-f", "qcow2", "-F", over.backing.format, "-b", named]
+        run_qemu_img([*words, name_of(over.file.handle)], [over], timeout=60)
+
+
+def forget_backing(overlay: DiskFile) -> None:
+    """Take the name of what is below it out of an overlay's header."""
+    os.pwrite(overlay.handle, bytes(_QCOW2_BACKING.size), _QCOW2_BACKING_PLACE)
+
+
+def virtual_size(overlay: DiskFile) -> int:
+    """Return the size of the disk that a qcow2 of ours holds."""
+    (size,) = struct.unpack(">Q", overlay.read(8, _QCOW2_SIZE_PLACE))
+    return int(size)

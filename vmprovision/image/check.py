@@ -1,0 +1,164 @@
+"""Is an image whole: its metadata, and a raw disk's partition table, against its file."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import struct
+from typing import TYPE_CHECKING
+
+from vmprovision.disklayout.partitions import LARGE_SECTOR, sector_size
+from vmprovision.errors import CommandError, ImageCorruptError
+from vmprovision.image.chain import run_qemu_img, source
+from vmprovision.image.header import SECTOR, is_unclean, require_sound_table
+
+if TYPE_CHECKING:
+    from vmprovision.image.chain import Layer
+    from vmprovision.image.diskfile import DiskFile
+
+log = logging.getLogger(__name__)
+
+CHECK_SECONDS = 45.0
+CHECK_RATE = 4 << 30  # bytes of an image for which it gets another second
+LONGEST_CHECK = 300.0
+CHECK_MEMORY = 1 << 30  # of address space; 16 TiB in clusters of the usual size need half of it
+_GPT_PROTECTIVE = 0xEE
+_GPT = b"EFI PART"
+_LEAKS = 3  # lost clusters, and nothing else is wrong
+_JOURNAL = "needs to be replayed"  # what QEMU says of a VHDX that was not closed
+
+
+def check_image(image: Layer, *, write: bool = False, repair: bool = False) -> None:
+    """Refuse an image that is truncated, not closed, or whose metadata is damaged.
+
+    ``qemu-img info`` is content with half an image; ``qemu-img check`` is not.
+
+    Args:
+        image: the image.
+        write: it will be written to; what was not closed can be read as it is.
+        repair: let QEMU complete what it had not when its machine was killed.
+
+    Raises:
+        ImageCorruptError: it is.
+    """
+    if not image.file.size:
+        raise ImageCorruptError(f"{image.file} is empty", hint="get the image again")
+    if image.format == "raw":
+        _check_raw(image.file)
+        return
+    if image.format == "qcow2":
+        require_sound_table(image.file)
+        if is_unclean(image.file):
+            if not write:
+                log.warning("%s was not closed by its machine, and is read as it is", image.file)
+                return
+            _repair(image, wanted=repair)
+    try:
+        _qemu_check(image)
+    except CommandError as exc:
+        if _JOURNAL not in exc.stderr:
+            raise _unopened(image, exc) from exc
+        _repair(image, wanted=repair and write)
+    if image.format == "vdi":
+        _check_vdi(image.file)
+
+
+def has_leaks(image: Layer) -> bool:
+    """Return whether clusters are allocated that nothing uses.
+
+    Raises:
+        CommandError: the image is damaged otherwise.
+    """
+    return _qemu_check(image) == _LEAKS
+
+
+def repair_leaks(image: Layer) -> None:
+    """Give back the clusters that nothing uses.
+
+    Raises:
+        CommandError: it cannot be done.
+    """
+    _qemu_check(image, "-r", "leaks")
+
+
+def _qemu_check(image: Layer, *repair: str) -> int:
+    done = run_qemu_img(
+        ["check", "-q", *repair, source(image)],
+        [image],
+        timeout=min(LONGEST_CHECK, CHECK_SECONDS + image.file.used / CHECK_RATE),
+        accept=(0, _LEAKS),
+        memory=CHECK_MEMORY,
+    )
+    return done.returncode
+
+
+def _repair(image: Layer, *, wanted: bool) -> None:
+    """Let QEMU complete what it had not when its machine was killed; no data is touched.
+
+    Raises:
+        ImageCorruptError: it may not, or cannot.
+    """
+    if not wanted:
+        raise ImageCorruptError(
+            f"{image.file} was not closed, most likely because its machine was killed; "
+            "QEMU can repair that",
+            hint="repair it while it is worked on, with --repair, or before: "
+            f"qemu-img check -r all {shlex.quote(str(image.file))}",
+        )
+    log.warning("%s was not closed by its machine, and is repaired", image.file)
+    try:
+        _qemu_check(image, "-r", "all")
+    except CommandError as exc:
+        raise _unopened(image, exc) from exc
+
+
+def _unopened(image: Layer, exc: CommandError) -> ImageCorruptError | CommandError:
+    if not exc.stderr:  # qemu-img is missing or was too slow: no fault of the image
+        return exc
+    lines = exc.stderr.strip().splitlines()
+    cause = lines[0] if lines else exc.message
+    return ImageCorruptError(
+        f"{image.file} is truncated or damaged as a {image.format} image: {cause}",
+        hint="get the image again, or repair a copy with qemu-img check -r all",
+    )
+
+
+def _check_vdi(file: DiskFile) -> None:
+    header = file.read(SECTOR)
+    (data,) = struct.unpack_from("<I", header, 0x158)
+    block, allocated = struct.unpack_from("<I8xI", header, 0x178)
+    if data + block * allocated > file.size:
+        raise ImageCorruptError(
+            f"{file} is truncated: its header counts more blocks than the file holds",
+            hint="get the image again",
+        )
+
+
+def _check_raw(file: DiskFile) -> None:
+    """Compare a raw disk's partition table with the size of the file.
+
+    A file that does not end with a sector is whole where the table says so: tools
+    make such disks, and QEMU takes the rest for zeros.
+    """
+    end = _end_of_table(file.read(2 * LARGE_SECTOR))
+    if end > file.size:
+        raise ImageCorruptError(
+            f"{file} is truncated: its partition table reaches to byte {end}, "
+            f"the file ends at {file.size}",
+            hint="get the image again",
+        )
+
+
+def _end_of_table(start: bytes) -> int:
+    """Return the byte behind the last partition, or behind the GPT's copy; 0 without a table."""
+    sector = sector_size(start)
+    if start[sector : sector + 8] == _GPT and len(start) >= sector + 40:
+        (backup,) = struct.unpack_from("<Q", start, sector + 32)
+        return (int(backup) + 1) * sector
+    end = 0
+    if start[510:512] == b"\x55\xaa" and start[3:11] not in (b"NTFS    ", b"EXFAT   "):
+        for entry in range(446, 510, 16):
+            kind, first, count = struct.unpack_from("<4xB3xII", start, entry)
+            if kind not in (0, _GPT_PROTECTIVE) and start[entry] in (0, 0x80):
+                end = max(end, first + count)
+    return end * SECTOR

@@ -1,0 +1,69 @@
+"""The secret by which this user on this host knows its own redo logs again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+import tempfile
+from pathlib import Path
+
+from vmprovision.errors import ImageError
+from vmprovision.host.cache import STATE_VARIABLE, state_directory
+
+KEY = "redo-log.key"
+KEY_BYTES = 32
+
+
+def host_key() -> bytes:
+    """Return the key, made now where there is none.
+
+    Raises:
+        ImageError: it cannot be kept, or others can read it.
+    """
+    path = state_directory() / KEY
+    try:
+        if not path.exists():
+            _make(path)
+        return _read(path)
+    except OSError as exc:
+        raise ImageError(
+            f"the key of this host's redo logs cannot be kept at {path}: {exc.strerror}",
+            hint=f"let {STATE_VARIABLE} name a directory that this user can write to",
+        ) from exc
+
+
+def _read(path: Path) -> bytes:
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as file:
+        status = os.fstat(handle)
+        content = file.read(KEY_BYTES + 1)
+    private = stat.S_ISREG(status.st_mode) and not status.st_mode & 0o077
+    if not private or status.st_uid != os.geteuid() or len(content) != KEY_BYTES:
+        raise ImageError(
+            f"{path} is no key that only this user can read",
+            hint="delete it: another one is made, "
+            "and redo logs that were sealed with this one are refused",
+        )
+    return content
+
+
+def _make(path: Path) -> None:
+    """Put a new key there, unless another process is quicker."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(secrets.token_bytes(KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(name, path)
+    finally:
+        Path(name).unlink()
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

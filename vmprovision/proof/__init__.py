@@ -1,0 +1,1 @@
+"""The proof: boot a throwaway copy of an image and ask its agent."""

@@ -1,0 +1,145 @@
+"""QEMU's command line for one machine, as qemu-system(1) has it."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import shlex
+import shutil
+import sys
+import urllib.parse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vmprovision.errors import ProofError
+from vmprovision.proof.machine import relay
+from vmprovision.qemu.lifeline import ISOLATED_PYTHON
+
+MANAGER_URL = "http://10.0.2.100:8081"  # as the guest sees it; any address inside 10.0.2.0/24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """What QEMU's program and board are called for an architecture."""
+
+    programs: tuple[str, ...]
+    machine: str
+    natively: tuple[str, ...]
+
+
+HARDWARE = {
+    "x86_64": Hardware(
+        programs=("qemu-system-x86_64", "/usr/libexec/qemu-kvm"),
+        machine="q35",
+        natively=("x86_64",),
+    ),
+    "i386": Hardware(
+        programs=("qemu-system-x86_64", "qemu-system-i386"),
+        machine="q35",
+        natively=("x86_64", "i686"),
+    ),
+    "aarch64": Hardware(
+        programs=("qemu-system-aarch64", "/usr/libexec/qemu-kvm"),
+        machine="virt",
+        natively=("aarch64",),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootSource:
+    """Where the guest's kernel comes from: the disk's own boot loader, or files of the host.
+
+    Attributes:
+        firmware: UEFI code as a flash image; else the board's own (a PC's BIOS).
+        kernel: the kernel to load; None starts the disk's boot loader.
+        initrd: what the kernel gets as its initial RAM disk.
+        command_line: the kernel's, with ``kernel`` only; ``panic=-1`` is added.
+    """
+
+    firmware: Path | None = None
+    kernel: Path | None = None
+    initrd: Path | None = None
+    command_line: str = ""
+
+
+def find_qemu(arch: str, hardware: Hardware) -> Path:
+    """The QEMU of an architecture on this host; raises ``ProofError`` where there is none."""
+    for program in hardware.programs:
+        found = shutil.which(program)
+        if found:
+            return Path(found)
+    raise ProofError(
+        f"{hardware.programs[0]} is not installed",
+        hint=f"install QEMU for {arch} guests, e.g. the package qemu-system-"
+        + ("arm" if arch == "aarch64" else "x86"),
+    )
+
+
+def board_options(hardware: Hardware, accelerator: str, memory_mb: int) -> list[str]:
+    """Processor, memory and source of random numbers."""
+    return [
+        *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+        *("-machine", hardware.machine, "-accel", accelerator),
+        # qemu64 lacks x86-64-v2, which today's distributions ask for
+        *("-cpu", "host" if accelerator == "kvm" else "max"),
+        *("-m", str(memory_mb)),
+        *("-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng"),
+    ]
+
+
+def boot_options(source: BootSource) -> list[str]:
+    """What the machine starts first."""
+    options: list[str] = []
+    if source.firmware is not None:
+        file = {"driver": "file", "filename": str(source.firmware.absolute())}
+        code = {"driver": "raw", "file": file}
+        options += ["-blockdev", _node("firmware", code, readonly=True)]
+        options += ["-machine", "pflash0=firmware"]
+    if source.kernel is not None:
+        options += ["-kernel", str(source.kernel)]
+        options += ["-append", f"{source.command_line} panic=-1".strip()]
+        if source.initrd is not None:
+            options += ["-initrd", str(source.initrd)]
+    return options
+
+
+def disk_options(disk: dict[str, Any], sectors: int) -> list[str]:
+    """The guest's only disk, by its block node and the size of its sectors."""
+    size = f"logical_block_size={sectors},physical_block_size={sectors}"
+    return [
+        *("-blockdev", _node("root", disk, readonly=False)),
+        *("-device", f"virtio-blk-pci,drive=root,bootindex=1,{size}"),
+    ]
+
+
+def _node(name: str, disk: dict[str, Any], *, readonly: bool) -> str:
+    """A block node as JSON, in which a path needs no quoting; nothing is flushed to the disk."""
+    cache = {"direct": False, "no-flush": True}
+    return json.dumps(
+        {
+            **disk,
+            "node-name": name,
+            "read-only": readonly,
+            "cache": cache,
+            "file": {**disk["file"], "cache": cache},
+        }
+    )
+
+
+def network_options(agent_port: int, manager: str) -> list[str]:
+    """The guest's network card, and the two ways out of its network."""
+    host, _, port = manager.rpartition(":")
+    host = host.strip("[]")
+    if not ipaddress.ip_address(host).is_loopback:
+        raise ProofError(f"the manager {manager} is not on loopback")
+    relay_words = [sys.executable, *ISOLATED_PYTHON, str(Path(relay.__file__)), host, port]
+    inside = urllib.parse.urlsplit(MANAGER_URL).netloc
+    # the command is split as a shell would (g_shell_parse_argv), the option at commas
+    command = shlex.join(relay_words).replace(",", ",,")
+    ways = f"hostfwd=tcp:127.0.0.1:0-:{agent_port},guestfwd=tcp:{inside}-cmd:{command}"
+    return [
+        *("-netdev", f"user,id=net,restrict=on,{ways}"),
+        *("-device", "virtio-net-pci,netdev=net,romfile="),
+    ]

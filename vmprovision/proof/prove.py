@@ -1,0 +1,389 @@
+"""Boot a throwaway copy of an image and see from outside that the agent does its work.
+
+Only an overlay is written: it is inspected, its agent is pointed at a manager that
+this module plays, and a QEMU machine boots it with no network but loopback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import re
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmprovision.appliance.drives import drive_of
+from vmprovision.appliance.roots import SOLE_DISK, mount_guest
+from vmprovision.appliance.session import disk_sectors, open_appliance, open_disks
+from vmprovision.changes.receipt import CONFIGURATION
+from vmprovision.disklayout.keyfile import read_keys
+from vmprovision.errors import PlanError, ProofError
+from vmprovision.filesystem.protocol import Attributes
+from vmprovision.guest.configuration import parse_configuration, port_in, update_configuration
+from vmprovision.host.workspace import workspace
+from vmprovision.image.disk import create_throwaway, open_image
+from vmprovision.initsystem import module_for
+from vmprovision.inspection import inspect_guest
+from vmprovision.inspection.boot import expects_classic_names, find_boot_loader
+from vmprovision.naming import naming
+from vmprovision.progress import Control
+from vmprovision.proof.machine import (
+    MANAGER_URL,
+    BootSource,
+    Machine,
+    boot,
+    wait_for_http,
+)
+from vmprovision.proof.report_listener import Report, ReportListener
+from vmprovision.reports import ImageOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from vmprovision.appliance.drives import Drive
+    from vmprovision.appliance.mounting import MountedGuest
+    from vmprovision.appliance.session import Appliance
+    from vmprovision.guest.facts import GuestInfo, InstalledAgent
+
+BOOT_FILE_LIMIT = 512 << 20
+READING_GAP = 1.2  # seconds between two readings: uptime counts whole ones
+DEFAULT_VM_ID = "vmprovision-proof"
+
+# FACTS of the wire contract: name -> what a value may be
+INTEGERS = ("memory_used_kb", "memory_total_kb", "memory_available_kb", "uptime_seconds")
+PERCENTAGES = ("cpu_usage_percent", "memory_usage_percent")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProofOptions:
+    """How a guest is to be booted.
+
+    Attributes:
+        kernel: a kernel of the host, for a guest that has neither boot loader nor kernel;
+            where it is given, it is used.
+        initrd: the initrd that belongs to it.
+        timeout: seconds for the boot and all checks together.
+    """
+
+    kernel: Path | None = None
+    initrd: Path | None = None
+    timeout: float = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProofReport:
+    """What a booted guest answered.
+
+    Attributes:
+        booted_by: ``boot loader``, ``own kernel`` or ``given kernel``.
+        checks: what was seen to be right, in sentences.
+        seconds: from power-on to the agent's first answer.
+    """
+
+    image: Path
+    init: str
+    booted_by: str
+    checks: tuple[str, ...]
+    health: dict[str, Any]
+    metrics: dict[str, Any]
+    information: dict[str, Any]
+    guest_ip: str
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as ``vmprovision prove --json`` prints it."""
+        return {
+            "image": str(self.image),
+            "init": self.init,
+            "booted_by": self.booted_by,
+            "checks": list(self.checks),
+            "health": self.health,
+            "metrics": self.metrics,
+            "info": self.information,
+            "guest_ip": self.guest_ip,
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def prove(
+    image: Path | str,
+    options: ProofOptions | None = None,
+    *,
+    source: ImageOptions | None = None,
+    control: Control | None = None,
+) -> ProofReport:
+    """Boot a throwaway copy of the image; give what the agent in it answered.
+
+    The image is not written to, and locked against writers meanwhile.
+
+    Raises:
+        PlanError: the guest holds no agent.
+        ProofError: it did not boot, or did not answer as an injected guest does;
+            carries the console's last lines.
+        VmprovisionError: otherwise as ``inspect``.
+    """
+    path = Path(image)
+    options, source, control = (
+        options or ProofOptions(),
+        source or ImageOptions(),
+        control or Control(),
+    )
+    if source.disks:
+        raise PlanError(
+            f"{path}: guests on several disks are not booted here",
+            hint="start the guest, and ask the agent in it",
+        )
+    with (
+        naming(path),
+        open_image(
+            path,
+            stated_format=source.format,
+            write=False,
+            control=control,
+            allow_outside=source.allow_backing,
+        ) as opened,
+        workspace("proof") as folder,
+        create_throwaway(folder / "throwaway.qcow2", opened) as layer,
+    ):
+        disk = drive_of(layer)
+        subject = _prepare(disk, folder, options, source, control)
+        return _boot_and_check(path, subject, options, control)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Subject:
+    """What is known of the guest that is about to boot."""
+
+    guest: GuestInfo
+    agent: InstalledAgent
+    settings: Mapping[str, str]
+    disk: Drive
+    boot: BootSource
+    booted_by: str
+
+
+def _prepare(
+    disk: Drive, folder: Path, options: ProofOptions, source: ImageOptions, control: Control
+) -> _Subject:
+    """Inspect the copy, point its agent at our manager, and fetch what boots it."""
+    keys = read_keys(source.keys)
+    control.step("starting the appliance")
+    with open_disks(open_appliance, [disk], control) as appliance:
+        control.step("preparing a throwaway copy")
+        mounted = mount_guest(
+            appliance, wanted=source.root, readonly=False, disk=SOLE_DISK, keys=keys
+        )
+        guest = inspect_guest(mounted.filesystem, mountpoints=mounted.mountpoints)
+        if guest.agent is None:
+            raise PlanError("the guest holds no agent of ours to prove", hint="inject it first")
+        settings = parse_configuration(guest.agent.configuration)
+        changes = {"MANAGER_URL": MANAGER_URL, "VM_ID": settings.get("VM_ID", DEFAULT_VM_ID)}
+        configuration = guest.locate(CONFIGURATION)
+        status = mounted.filesystem.lstat(configuration)
+        mounted.filesystem.write(
+            configuration,
+            update_configuration(guest.agent.configuration, changes),
+            Attributes(mode=status.mode if status else None),
+        )
+        sectors = disk_sectors(appliance)
+        boot_source, booted_by = _boot_source(appliance, mounted, guest, folder, options)
+    return _Subject(
+        guest=guest,
+        agent=guest.agent,
+        settings={**settings, **changes},
+        disk=replace(disk, sectors=sectors),
+        boot=boot_source,
+        booted_by=booted_by,
+    )
+
+
+def _boot_source(
+    appliance: Appliance,
+    mounted: MountedGuest,
+    guest: GuestInfo,
+    folder: Path,
+    options: ProofOptions,
+) -> tuple[BootSource, str]:
+    """The kernel that the caller gives; else the image's own boot loader, else its own kernel."""
+    loader = find_boot_loader(
+        appliance.call("pread_device", "/dev/sda", 512, 0), mounted.filesystem
+    )
+    if loader is not None and not options.kernel:
+        return BootSource(firmware=loader.firmware), f"boot loader ({loader.name})"
+    command_line = f"root={_kernel_root(mounted.root.device)} ro console=ttyS0"
+    if expects_classic_names(mounted.filesystem):
+        command_line += " net.ifnames=0"
+    if options.kernel:
+        return (
+            BootSource(kernel=options.kernel, initrd=options.initrd, command_line=command_line),
+            "given kernel",
+        )
+    if not guest.kernels:
+        raise ProofError(
+            "the image has neither a boot loader nor a kernel in /boot",
+            hint="give a kernel with --kernel and --initrd",
+        )
+    own = guest.kernels[0]
+    kernel, initrd = folder / "kernel", folder / "initrd" if own.initrd else None
+    _fetch(appliance, str(own.path), kernel)
+    if own.initrd and initrd:
+        _fetch(appliance, str(own.initrd), initrd)
+    return (
+        BootSource(kernel=kernel, initrd=initrd, command_line=command_line),
+        f"own kernel ({own.version or own.path.name})",
+    )
+
+
+def _fetch(appliance: Appliance, guest_path: str, target: Path) -> None:
+    if appliance.call("filesize", guest_path) > BOOT_FILE_LIMIT:
+        raise ProofError(f"guest file {guest_path} is too large to be a kernel or an initrd")
+    appliance.call("download", guest_path, str(target))
+
+
+def _kernel_root(device: str) -> str:
+    """The root device as the guest's kernel names it on a virtio disk."""
+    if match := re.fullmatch(r"/dev/sda(\d*)", device):
+        return f"/dev/vda{match[1]}"
+    if device.startswith("btrfsvol:"):
+        _, _, disk, subvolume = device.removeprefix("btrfsvol:").split("/", 3)
+        return f"{_kernel_root('/dev/' + disk)} rootflags=subvol={subvolume}"
+    return device
+
+
+def _boot_and_check(
+    path: Path, subject: _Subject, options: ProofOptions, control: Control
+) -> ProofReport:
+    begun = time.monotonic()
+    deadline = begun + options.timeout
+    port = port_in(subject.settings)
+    with (
+        ReportListener() as listener,
+        boot(
+            subject.disk,
+            source=subject.boot,
+            agent_port=port,
+            manager=listener.address,
+            control=control,
+            arch=subject.guest.arch,
+            seconds=options.timeout + 60,
+        ) as machine,
+    ):
+        control.step("booting the guest")
+        health = wait_for_http(f"{machine.agent_url}/health", deadline, machine)
+        seconds = time.monotonic() - begun
+        control.step("checking the agent")
+        with _with_console(machine):
+            checks = [_check_health(health, subject.agent)]
+            first = wait_for_http(f"{machine.agent_url}/metrics", deadline, machine)
+            time.sleep(READING_GAP)
+            second = wait_for_http(f"{machine.agent_url}/metrics", deadline, machine)
+            checks.append(_check_metrics(first, second))
+            information = wait_for_http(f"{machine.agent_url}/info", deadline, machine)
+            checks.append(_check_init(information, subject.guest))
+            control.step("waiting for the IP report")
+            reports = listener.wait_for_reports(1, deadline=deadline, check=machine.check)
+            # anew: before, the agent may not have seen the address that it had just got
+            information = wait_for_http(f"{machine.agent_url}/info", deadline, machine)
+            guest_ip, sentence = _check_report(reports, subject, information)
+            checks.append(sentence)
+    return ProofReport(
+        image=path,
+        init=str(subject.guest.init.system),
+        booted_by=subject.booted_by,
+        checks=(f"booted by its {subject.booted_by}", *checks),
+        health=health,
+        metrics=second,
+        information=information,
+        guest_ip=guest_ip,
+        seconds=seconds,
+    )
+
+
+@contextlib.contextmanager
+def _with_console(machine: Machine) -> Iterator[None]:
+    """Give a failed check the console's last lines."""
+    try:
+        yield
+    except ProofError as exc:
+        if not exc.console:
+            exc.console = tuple(machine.console_tail(40))
+        raise
+
+
+def _check_health(health: Mapping[str, Any], agent: InstalledAgent) -> str:
+    if health.get("status") != "healthy" or health.get("version") != agent.version:
+        raise ProofError(
+            f"/health does not answer as agent {agent.version} does: {dict(health)!r:.300}"
+        )
+    if not _is_integer(health.get("timestamp")):
+        raise ProofError(f"/health's timestamp is no integer: {health.get('timestamp')!r:.100}")
+    return f"/health answers: healthy, agent {agent.version}"
+
+
+def _check_metrics(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    wrong = [fault for reading in (first, second) for fault in metric_faults(reading)]
+    if not wrong and second["uptime_seconds"] <= first["uptime_seconds"]:
+        wrong = [f"uptime_seconds stands still at {second['uptime_seconds']}"]
+    if wrong:
+        raise ProofError(f"/metrics is wrong: {'; '.join(dict.fromkeys(wrong))}")
+    return "/metrics has every key with sane values, and two readings move"
+
+
+def metric_faults(metrics: Mapping[str, Any]) -> list[str]:
+    """What is wrong with one answer of ``/metrics`` by the wire contract; empty: nothing."""
+    faults = [
+        f"{name} is no integer: {metrics.get(name)!r:.60}"
+        for name in INTEGERS
+        if not _is_integer(metrics.get(name)) or metrics[name] < 0
+    ]
+    faults += [
+        f"{name} is no percentage: {metrics.get(name)!r:.60}"
+        for name in PERCENTAGES
+        if not isinstance(metrics.get(name), float) or not 0 <= metrics[name] <= 100  # noqa: PLR2004
+    ]
+    load, count = metrics.get("load_average"), metrics.get("process_count")
+    if not isinstance(load, float) or load < 0:
+        faults.append(f"load_average is no number: {load!r:.60}")
+    if not _is_integer(count) or not isinstance(count, int) or count < 1:
+        faults.append(f"process_count is no count: {count!r:.60}")
+    if not faults:
+        total, used = metrics["memory_total_kb"], metrics["memory_used_kb"]
+        if not 0 < used < total or used + metrics["memory_available_kb"] != total:
+            faults.append("memory_used_kb and memory_available_kb do not make memory_total_kb")
+    return faults
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_init(information: Mapping[str, Any], guest: GuestInfo) -> str:
+    running = information.get("init")
+    if not isinstance(running, dict):
+        raise ProofError("/info does not say what the agent runs under")
+    system = str(guest.init.system)
+    fault = module_for(system).running_fault(running, guest.init)
+    if fault:
+        raise ProofError(f"the agent does not run under {system}: {fault}")
+    return f"the agent runs under {system}, process 1 is {running.get('pid1')}"
+
+
+def _check_report(
+    reports: tuple[Report, ...], subject: _Subject, information: Mapping[str, Any]
+) -> tuple[str, str]:
+    if not reports:
+        raise ProofError("no IP report arrived at the manager")
+    report = reports[0]
+    wanted = f"/v1/vms/{subject.settings['VM_ID']}/guest-ip"
+    body = report.body if isinstance(report.body, dict) else {}
+    if (report.method, report.path) != ("POST", wanted):
+        raise ProofError(f"the agent sent {report.method} {report.path}, not POST {wanted}")
+    try:
+        address = ipaddress.ip_address(str(body.get("guest_ip")))
+    except ValueError as exc:
+        raise ProofError(f"the reported address is none: {report.body!r:.200}") from exc
+    if address.is_loopback or str(address) not in information.get("addresses", []):
+        raise ProofError(f"the reported address {address} is not one of the guest's own")
+    return str(address), f"the IP report arrived at the manager: {address}"

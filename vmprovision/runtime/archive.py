@@ -1,0 +1,209 @@
+"""The agent as one file: a zip archive of its source behind a few lines of POSIX shell.
+
+The kernel starts the shell, the shell finds an interpreter, and Python runs the
+same file as a zip archive (zipapp, PEP 441): what stands before the archive does
+not disturb it.  Its ``__main__`` makes modules out of one member, which is deflated
+smaller than many: those that are always needed at once, and one of the rest when the
+agent asks for it, as a small heap has no room for what is not needed.  Comments,
+docstrings and the space that is for the eye, a third of it all, stay at home.  The same
+source gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmprovision import agent
+from vmprovision.changes.operations import (
+    EditBlock,
+    Symlink,
+    WriteFile,
+    digest,
+    marked,
+)
+from vmprovision.changes.receipt import RUNTIME
+from vmprovision.guest.configuration import DEFAULT_PORT
+from vmprovision.guest.facts import InitVerdict
+from vmprovision.initsystem import INIT_SYSTEMS
+from vmprovision.initsystem.rendering import Service, render
+from vmprovision.runtime.condensing import condense, rename
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import PurePosixPath
+
+    from vmprovision.changes.operations import Operation
+    from vmprovision.guest.facts import InitSystem
+
+PACKAGE = "guest_agent"
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can hold
+# Python 2.6 to 3.14 and MicroPython run it. A module of theirs that is made by hand needs no
+# finder, which would be another one for each generation of them.
+ENTRY_POINT = b"""\
+import gc
+import sys
+
+import guest_agent
+
+try:
+    from _guest import new_module
+except ImportError:
+    new_module = type(sys)
+
+def unpack(wanted):
+    gc.collect()  # the room of what was unpacked before is used again
+    if hasattr(guest_agent, "__loader__"):
+        source = guest_agent.__loader__.get_data("guest_agent/modules")
+    else:
+        source = open(guest_agent.__path__ + "/modules", "rb").read()
+    at = 0
+    while at < len(source):
+        start = source.find(b"\\n", at) + 1
+        name, size = str(source[at:start].decode()).split()
+        at = start + int(size)
+        if wanted in ("", name):
+            module = sys.modules["guest_agent." + name] = new_module("guest_agent." + name)
+            module.__package__ = "guest_agent"
+            setattr(guest_agent, name, module)
+            code = compile(source[start:at].decode(), "guest_agent/%s.py" % name, "exec")
+            exec(code, module.__dict__)
+        if name == (wanted or "main"):
+            break
+
+guest_agent.unpack = unpack
+unpack("")
+sys.exit(guest_agent.main.main(sys.argv))
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Archive:
+    """The agent, ready to be put into a guest: its bytes and its version."""
+
+    content: bytes
+    version: str
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the content, in hexadecimal."""
+        return digest(self.content)
+
+
+def build_archive(runtime: bytes | None = None) -> Archive:
+    """The agent that belongs to this vmprovision; equal sources give equal bytes.
+
+    Args:
+        runtime: what runs it; without, the first lines of the file find a Python.
+    """
+    version: str = agent.__version__
+    launcher = runtime or render("agent/launcher.sh.j2", version=version, runtime=RUNTIME)
+    return Archive(content=launcher + _zip(), version=version)
+
+
+@functools.cache
+def _zip() -> bytes:
+    """The part that is the same for every guest, made once in a process (60 ms)."""
+    sources = {
+        path.stem: condense(path.read_text("ascii"))
+        for path in sorted(Path(agent.__file__).parent.glob("*.py"))
+        if path.stem not in {"__main__", "__init__"}
+    }
+    sources["services"] = _services()
+    core = _in_order(sources, "main")
+    sources = rename(sources)
+    members = {
+        "__main__.py": ENTRY_POINT,
+        f"{PACKAGE}/__init__.py": f'__version__ = "{agent.__version__}"\n'.encode(),
+        f"{PACKAGE}/modules": _bundle(sources, [*core, *sorted(sources.keys() - set(core))]),
+    }
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in sorted(members.items()):
+            archive.writestr(_member(name), content, compresslevel=9)
+    return buffer.getvalue()
+
+
+def _in_order(sources: Mapping[str, str], name: str) -> list[str]:
+    """Return the modules that this one imports at its head, each after those that it needs."""
+    found: list[str] = []
+    for names, module in _IMPORT.findall(sources[name]):
+        for needed in [module] if module else names.split(","):
+            if needed in sources:
+                found += [each for each in _in_order(sources, needed) if each not in found]
+    return [*found, name]
+
+
+_IMPORT = re.compile(r"^from\.(?:import ([\w,]+)|(\w+) import )", re.MULTILINE)
+
+
+def _bundle(sources: Mapping[str, str], names: Iterable[str]) -> bytes:
+    """Return modules in one piece: a line with the name and the size of each, and its source."""
+    return b"".join(f"{name} {len(sources[name])}\n{sources[name]}".encode() for name in names)
+
+
+# what find_variant() of the agent's install can give
+INSTALLABLE = frozenset({
+    *("systemd", "openrc supervise-daemon", "openrc openrc-run", "openrc runscript"),
+    *("sysv redhat", "sysv debian", "upstart", "runit usual", "runit artix"),
+    *("dinit", "finit", "busybox", "standalone"),
+})  # fmt: skip
+
+
+def _services() -> str:
+    """A module with what each init system gets, for ``guest-agent install``.
+
+    Only what ``find_variant`` of the agent's ``install`` can choose.  s6 may need its
+    compiler, startpar's makefiles are made by Debian's own ``update-rc.d``, and on
+    Slackware, OpenWrt and a BusyBox without an inittab it takes ``rc.local``.
+    """
+    begin, end = (line.encode() for line in marked(Service().name, b"").decode().splitlines())
+    services = {
+        f"{module.NAME} {dialect}".strip(): [
+            _as_tuple(operation)
+            for operation in module.service_operations(
+                Service(), _verdict(module.NAME, dialect, hook)
+            )
+        ]
+        for module in INIT_SYSTEMS
+        for dialect, hook in reversed(module.VARIANTS)
+        if f"{module.NAME} {dialect}".strip() in INSTALLABLE
+    }
+    names = {
+        "CONFIGURATION": render("agent/guest-agent.conf.j2", settings={"PORT": DEFAULT_PORT}),
+        "BEGIN": begin,
+        "END": end,
+        "SERVICES": services,
+    }
+    return "".join(f"{name} = {value!r}\n" for name, value in names.items())
+
+
+def _verdict(system: InitSystem, dialect: str, hook: PurePosixPath | None) -> InitVerdict:
+    return InitVerdict(
+        system=system, pid1="", confidence="told", evidence=(), hook=hook, dialect=dialect
+    )
+
+
+def _as_tuple(operation: Operation) -> tuple[str, str, int, bytes | str]:
+    """Kind, path, mode, and the content or the link's target."""
+    path = str(operation.path)
+    if isinstance(operation, WriteFile):
+        return "file", path, operation.mode, operation.content
+    if isinstance(operation, EditBlock):
+        return "block", path, operation.mode, operation.content
+    if isinstance(operation, Symlink):
+        return "link", path, 0, operation.target
+    raise TypeError(f"no service needs {operation}")
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name, EPOCH)
+    info.compress_type = zipfile.ZIP_DEFLATED
+    info.create_system = 3  # Unix, whatever the host is
+    info.external_attr = 0o644 << 16
+    return info

@@ -1,0 +1,135 @@
+"""The SELinux labels of what a plan makes, by the guest's own rules; pure.
+
+A guest whose rules cannot be evaluated here is asked to label its files itself:
+``/.autorelabel`` makes selinux(8)'s guests do so at their next boot, and take
+the file away again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from vmprovision.changes.operations import (
+    EditBlock,
+    MakeDirectory,
+    Remove,
+    Symlink,
+    WriteFile,
+)
+from vmprovision.changes.receipt import ABSENT
+from vmprovision.selinux.pathpattern import PatternError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from vmprovision.changes.operations import Condition, Operation
+    from vmprovision.changes.receipt import Found
+    from vmprovision.selinux.filecontexts import LabelledKind
+    from vmprovision.selinux.policy import SELinuxPolicy
+
+AUTORELABEL = PurePosixPath("/.autorelabel")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """The labels by guest path, and why they are not all there; empty where they are."""
+
+    by_path: Mapping[PurePosixPath, str] = field(default_factory=dict)
+    obstacle: str = ""
+
+    def give(self, operation: Operation) -> Operation:
+        """The operation with its label; as it is where there is none for it."""
+        label = self.by_path.get(operation.path)
+        if label is None or isinstance(operation, Remove):
+            return operation
+        return replace(operation, label=label)
+
+    def recorded(self, operation: Operation) -> Condition:
+        """What the receipt says of an operation: of labels only those by the guest's rules."""
+        return (operation if self.obstacle else self.give(operation)).condition
+
+
+def find_labels(
+    policy: SELinuxPolicy | None,
+    operations: Iterable[Operation],
+    found: Mapping[PurePosixPath, Found],
+) -> Labels:
+    """The labels that the guest's policy gives to what these operations make.
+
+    Args:
+        policy: of the guest, if it has one.
+        operations: of a plan.
+        found: what stands at their paths now; a file that is edited keeps its label.
+    """
+    if policy is None:
+        return Labels()
+    kinds = {
+        operation.path: _kind_of(operation)
+        for operation in operations
+        if not isinstance(operation, Remove) and not _is_edit(operation, found)
+    }
+    obstacle = policy.obstacle
+    if policy.contexts is not None:
+        labels = {}
+        try:
+            for path, kind in kinds.items():
+                if label := policy.contexts.label_for(path, kind):
+                    labels[path] = label
+        except PatternError as exc:
+            obstacle = f"its rules cannot be evaluated here: {exc}"
+        else:
+            return Labels(by_path=labels)
+    # what the guest has labelled itself since an earlier injection stays labelled
+    known = {path: found.get(path, ABSENT).label for path in kinds if policy.takes_labels}
+    kept = {path: label for path, label in known.items() if label is not None}
+    return Labels(by_path=kept, obstacle=obstacle)
+
+
+def _is_edit(operation: Operation, found: Mapping[PurePosixPath, Found]) -> bool:
+    return (
+        isinstance(operation, EditBlock)
+        and operation.path in found
+        and (found[operation.path].kind != "absent")
+    )
+
+
+def _kind_of(operation: Operation) -> LabelledKind:
+    if isinstance(operation, MakeDirectory):
+        return "directory"
+    return "symlink" if isinstance(operation, Symlink) else "file"
+
+
+def request_relabelling(
+    policy: SELinuxPolicy | None,
+    labels: Labels,
+    operations: Iterable[Operation],
+    found: Mapping[PurePosixPath, Found],
+) -> tuple[list[WriteFile], list[str]]:
+    """What makes the guest label its files at its next boot, with a note that says so.
+
+    Neither where all of what these operations make has its label already, nor
+    where SELinux is disabled: whoever switches it on labels all files anyway.
+
+    Args:
+        policy: of the guest, if it has one.
+        labels: what ``find_labels`` found.
+        operations: of the plan.
+        found: what stands at their paths now.
+    """
+    if policy is None or policy.mode == "disabled" or not labels.obstacle:
+        return [], []
+    lacking = [
+        operation.path
+        for operation in operations
+        if operation.path not in labels.by_path and not _is_edit(operation, found)
+    ]
+    if not lacking:
+        return [], []
+    note = (
+        f"the guest labels its files for SELinux at its next boot, which {AUTORELABEL} makes it "
+        f"do and which ends in another boot, because {labels.obstacle}"
+    )
+    there = found.get(AUTORELABEL, ABSENT).kind != "absent"
+    return [] if there else [WriteFile(path=AUTORELABEL, content=b"")], [note]

@@ -1,0 +1,28 @@
+"""What is known of a guest's SELinux policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from vmprovision.selinux.filecontexts import FileContexts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SELinuxPolicy:
+    """The guest's SELinux configuration: selinux(8)'s ``/etc/selinux/config``.
+
+    Attributes:
+        contexts: which label the policy gives to which path; None where that
+            cannot be found out.
+        obstacle: why files cannot get their labels from here, as the end of a
+            sentence; empty where they can.
+        takes_labels: whether labels can be written to its filesystem at all.
+    """
+
+    mode: Literal["enforcing", "permissive", "disabled"]
+    policy: str
+    contexts: FileContexts | None = None
+    obstacle: str = ""
+    takes_labels: bool = True
