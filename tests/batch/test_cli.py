@@ -14,8 +14,8 @@ from rich.console import Console
 
 from tests.trees import SYSTEMD_TREE, make_tree
 from vmprovision.cli.display import BatchDisplay
-from vmprovision.cli.junit import junit_xml
 from vmprovision.errors import ImageError, VmprovisionError
+from vmprovision.junit import junit_xml
 from vmprovision.progress import Progress
 from vmprovision.reports import BatchReport, JobResult
 

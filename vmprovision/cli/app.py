@@ -25,7 +25,6 @@ from vmprovision import errors
 from vmprovision.appliance.snapshot.host import build_host_appliance, find_host_appliance
 from vmprovision.appliance.snapshot.store import SavedAppliance, clear_saved
 from vmprovision.cli.display import BatchDisplay, OneDisplay
-from vmprovision.cli.junit import junit_xml
 from vmprovision.cli.presentation import (
     show_appliance,
     show_batch,
@@ -43,6 +42,7 @@ from vmprovision.doctor import examine_host
 from vmprovision.guest.facts import INIT_SYSTEMS
 from vmprovision.host.cache import write_atomically
 from vmprovision.initsystem import module_for
+from vmprovision.junit import junit_xml
 from vmprovision.planning.injection import render_service
 from vmprovision.recipe import build_image, list_recipes
 from vmprovision.runtime.archive import build_archive
