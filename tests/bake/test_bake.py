@@ -330,10 +330,10 @@ def test_a_failure_keeps_the_earlier_output(
         shutil.copy(golden.file.with_name(name), tmp_path)
     file = tmp_path / "golden.toml"
     text = golden.file.read_text()
-    file.write_text(text + "\n[prove]\ntimeout = 60\nkernel = 'none'\n")
+    file.write_text(text + "\n[prove]\ntimeout = 60\n")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     result = bake(run_cli, file, code=70)
-    assert (result["outcome"], result["line"]) == ("failed", 22)
+    assert (result["outcome"], result["line"]) == ("failed", 20)
     assert list(result["steps"]) == ["fetch", "check", "inject", "verify"]
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert {path.name for path in tmp_path.iterdir()} == {

@@ -85,6 +85,16 @@ class Source(_Table):
     root: Annotated[str, Field(pattern="^/dev/")] | None = Field(
         default=None, description="The device of the root filesystem, if there are several."
     )
+    signature: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="A file with a detached OpenPGP signature of the image, relative to the bake "
+        "file.",
+    )
+    keyring: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="A file with the public keys that may have signed it, as `gpg --export` "
+        "writes it.",
+    )
     recipe: Annotated[str, Field(min_length=1)] | None = Field(
         default=None, description="Build the image from this recipe (`vmprovision image list`)."
     )
@@ -98,7 +108,7 @@ class Source(_Table):
     @model_validator(mode="after")
     def _one_origin(self) -> Source:
         """Refuse a source that is no single image."""
-        of_image = ("image", "url", "sha256", "format")
+        of_image = ("image", "url", "sha256", "format", "signature", "keyring")
         if self.recipe is not None:
             given = [name for name in of_image if getattr(self, name) is not None]
             if given:
@@ -108,6 +118,8 @@ class Source(_Table):
             raise _fault("needs an image, a url or a recipe")
         if self.sha256 is None:
             raise _fault("needs sha256, the SHA-256 of the image file (`sha256sum FILE` prints it)")
+        if (self.signature is None) != (self.keyring is None):
+            raise _fault("signature and keyring belong together, and one is missing")
         if self.recipes is not None or self.tarball is not None:
             raise _fault("recipes and tarball belong to a recipe, and there is none")
         return self

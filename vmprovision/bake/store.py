@@ -49,6 +49,7 @@ def make_key(loaded: LoadedBakeFile, options: InjectOptions, archive: Archive) -
     # where the source is found makes no difference
     for name in ("image", "url", "recipes", "tarball"):
         del said["source"][name]
+    said["source"]["keyring"] = _hash_of(loaded, source.keyring)
     for name in ("token_file", "read_token_file"):
         del said["agent"][name]
     if source.recipe is not None:
