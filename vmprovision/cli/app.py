@@ -42,7 +42,7 @@ from vmprovision.disklayout.keyfile import KeyFile, parse_selector
 from vmprovision.doctor import examine_host
 from vmprovision.guest.facts import INIT_SYSTEMS
 from vmprovision.host.cache import write_atomically
-from vmprovision.initsystem import module_for
+from vmprovision.initsystem import definition_of
 from vmprovision.planning.injection import render_service
 from vmprovision.recipe import build_image, list_recipes
 from vmprovision.runtime.archive import build_archive
@@ -1059,7 +1059,7 @@ def _has_name(options: api.InjectOptions) -> bool:
 
 
 def _init(name: str | None) -> Any:  # noqa: ANN401 -- checked against the names that there are
-    return module_for(name).NAME if name is not None else None
+    return definition_of(name).name if name is not None else None
 
 
 def _runtime(wish: str) -> Any:  # noqa: ANN401 -- as _init
