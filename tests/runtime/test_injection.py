@@ -11,6 +11,7 @@ import pytest
 import vmprovision
 from tests.trees import OS_RELEASE, Link, Program, Tree, elf, make_tree, python_tree, tree_state
 from vmprovision.errors import BundledRuntimeError
+from vmprovision.guest.names import ARCHITECTURES
 from vmprovision.runtime import store
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def test_a_guest_with_neither_is_told_what_to_do(
     assert error["exit_code"] == 34
     assert architecture in error["error"]["message"]
     assert "install python3" in error["error"]["hint"]
-    buildable = architecture in store.ARCHITECTURES
+    buildable = architecture in ARCHITECTURES
     assert (f"vmprovision runtime build {architecture}" in error["error"]["hint"]) is buildable
     assert tree_state(guest) == before
 

@@ -461,9 +461,9 @@ def _wanted(job: Job, agent: str) -> str:
     return hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
 
 
-def _runtime(wish: Path | str) -> str:
-    if not isinstance(wish, Path):
-        return wish
-    with contextlib.suppress(OSError):  # its own job says so
-        return hashlib.sha256(wish.read_bytes()).hexdigest()
-    return str(wish)
+def _runtime(choice: Path | str) -> str:
+    if not isinstance(choice, Path):
+        return choice
+    with contextlib.suppress(OSError):  # the job itself reports it
+        return hashlib.sha256(choice.read_bytes()).hexdigest()
+    return str(choice)
