@@ -180,8 +180,8 @@ def show_findings(console: Console, findings: Sequence[Finding]) -> None:
     for finding in findings:
         mark = "ok  " if finding.ok else "FAIL" if finding.needed else "warn"
         console.print(f"{mark}  {finding.subject}: {printable(finding.detail)}")
-        if finding.mend:
-            console.print(f"      fix: {finding.mend}")
+        if finding.fix:
+            console.print(f"      fix: {finding.fix}")
 
 
 def show_service(console: Console, operations: Sequence[tuple[Operation, bytes]]) -> None:
