@@ -254,9 +254,9 @@ def checked_init(name: str | None) -> InitSystem | None:
     """
     if name is None:
         return None
-    from vmprovision.initsystem import module_for
+    from vmprovision.initsystem import definition_of
 
-    return module_for(name).NAME
+    return definition_of(name).name
 
 
 def _read_token(path: Path | None) -> str | None:
