@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import require
-from tests.trees import SHARED, SYSTEMD_TREE, Link, make_tree
+from tests.trees import SYSTEMD_TREE, Link, make_tree, require_root_filesystem
 from vmprovision.filesystem.local import LocalFilesystem
 from vmprovision.inspection import packages as module
 from vmprovision.inspection.packages import Package, list_packages
@@ -161,8 +161,7 @@ def test_apk(tmp_path: Path, place: str) -> None:
 
 def test_apk_of_a_real_alpine(tmp_path: Path) -> None:
     """The database that apk itself has written into a release."""
-    release = SHARED / "alpine" / "alpine-minirootfs-3.20.3-x86_64.tar.gz"
-    require(release.exists(), f"there is no {release}")
+    release = require_root_filesystem("alpine-minirootfs-3.20.3-x86_64.tar.gz")
     with tarfile.open(release) as tar:
         member = tar.extractfile("./lib/apk/db/installed")
         assert member is not None

@@ -17,8 +17,8 @@ from tests.agent.interpreters import Interpreter
 from tests.agent.test_portable import run_script
 from tests.conftest import require
 from tests.runtime.test_port import HEAD, SCRIPTS
+from vmprovision.guest.names import ARCHITECTURES
 from vmprovision.runtime.store import (
-    ARCHITECTURES,
     host_architecture,
     list_runtimes,
     load,
@@ -42,8 +42,8 @@ PROCESSORS = {
 def foreign(request: pytest.FixtureRequest) -> Interpreter:
     """The runtime of another architecture under qemu-user."""
     built = {runtime.architecture: runtime for runtime in list_runtimes()}
-    if request.param not in built:
-        pytest.skip("not built: `nox -s runtimes` builds and tests the runtimes of all")
+    reason = "not built: `nox -s runtimes` builds and tests the runtimes of all architectures"
+    require(request.param in built, reason, optional=True)
     load(built[request.param])
     name, processor = PROCESSORS.get(request.param, (request.param, ""))
     qemu = shutil.which(f"qemu-{name}-static") or shutil.which(f"qemu-{name}")

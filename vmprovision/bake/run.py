@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from vmprovision.api import inject, list_contents, plan
 from vmprovision.bake.convert import write_output
@@ -49,14 +49,13 @@ from vmprovision.progress import Control, Progress
 from vmprovision.proof.prove import ProofOptions, prove
 from vmprovision.reports import ImageOptions
 from vmprovision.runtime.archive import build_archive
-from vmprovision.runtime.choice import WISHES
+from vmprovision.runtime.choice import NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from vmprovision.bake.loading import LoadedBakeFile
     from vmprovision.runtime.archive import Archive
-    from vmprovision.runtime.choice import RuntimeWish
 
 log = logging.getLogger(__name__)
 
@@ -427,9 +426,7 @@ def _inject_options(loaded: LoadedBakeFile) -> InjectOptions:
         allow=said.allow,
         allow_configure=said.allow_configure,
         init=said.init,
-        runtime=cast("RuntimeWish", said.runtime)
-        if said.runtime in WISHES
-        else loaded.beside(said.runtime),
+        runtime=NAMES.get(said.runtime) or loaded.beside(said.runtime),
     )
     check_options(options)
     return options

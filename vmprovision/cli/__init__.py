@@ -1,6 +1,5 @@
 """The command line: the only package that prints and exits."""
 
-from vmprovision.cli import bake  # adds its command
 from vmprovision.cli.app import run
 
-__all__ = ["bake", "run"]
+__all__ = ["run"]

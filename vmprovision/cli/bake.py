@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import os
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vmprovision import errors
-from vmprovision.cli.app import (
-    SOME_FAILED,
-    JsonOption,
-    _fail,
-    _present,
-    _work,
-    app,
-    stderr,
-    stdout,
-)
-from vmprovision.cli.display import BatchDisplay, OneDisplay
-from vmprovision.cli.workflow import fault_commands, summary, wants_annotations
-from vmprovision.errors import printable
-from vmprovision.host.cache import write_atomically
-from vmprovision.junit import TestCase, junit_document
+from vmprovision.cli.options import JsonOption
+from vmprovision.cli.running import fail, present, show_error, stderr, stdout, work, write_report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,8 +19,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from vmprovision.bake import BakeOptions, BakeResult
-    from vmprovision.progress import Control
 
+SOME_FAILED = 3
 OUTDATED = 4
 SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
 SENTENCES = {
@@ -47,7 +31,6 @@ SENTENCES = {
 }
 
 
-@app.command()
 def bake(  # noqa: PLR0913 -- one parameter for each option
     files: Annotated[
         list[Path] | None,
@@ -101,7 +84,9 @@ def bake(  # noqa: PLR0913 -- one parameter for each option
     cache, after its hashes were checked. In GitHub Actions, errors become
     annotations at their lines, and the results a job summary.
     """
-    library = _library(as_json)
+    import time
+
+    library = _library(as_json=as_json)
     if schema:
         typer.echo(library.schema_text(), nl=False)
         return
@@ -109,74 +94,57 @@ def bake(  # noqa: PLR0913 -- one parameter for each option
         raise typer.BadParameter("name at least one bake file", param_hint="FILE")
     options = library.BakeOptions(output=output, check=check, refresh=refresh)
     begun = time.monotonic()
-    results = _bake(as_json, files, options, jobs)
-    _tell_workflow(results)
-    code = _code(results)
+    results = _bake(files, options, jobs, as_json=as_json)
+    _inform_workflow(results)
+    code = _exit_code(results)
     if report_junit is not None:
-        document = junit_document(
-            "vmprovision bake",
-            [_case_of(result) for result in results],
-            seconds=time.monotonic() - begun,
-        )
-        try:
-            write_atomically(report_junit.absolute(), document)
-        except OSError as exc:
-            stderr.print(f"error: {report_junit} cannot be written: {exc.strerror}")
-            code = code or errors.VmprovisionError.exit_code
-    _present(
-        as_json,
+        written = write_report(report_junit, _junit(results, time.monotonic() - begun))
+        code = code or written
+    present(
         {"results": [_as_json(result) for result in results], "exit_code": code},
-        lambda: _show(stdout, results),
+        lambda: _show(stdout(), results),
+        as_json=as_json,
     )
     if code:
         raise typer.Exit(code)
 
 
-def _library(as_json: bool) -> ModuleType:  # noqa: FBT001 -- as the option has it
-    """Return the room that bakes; its libraries are an extra."""
+def _library(*, as_json: bool) -> ModuleType:
+    """Return the package that bakes; the libraries that it needs are an extra."""
+    import importlib
+
     try:
         return importlib.import_module("vmprovision.bake")
     except ModuleNotFoundError as exc:
-        _fail(
-            as_json,
-            errors.BakeFileError(
-                f"bake needs the Python package of {exc.name}, which is not installed",
-                hint="pip install 'vmprovision[bake]'",
-            ),
+        missing = errors.BakeFileError(
+            f"bake needs the Python package {exc.name}, which is not installed",
+            hint="pip install 'vmprovision[bake]'",
         )
+        fail(missing, as_json=as_json)
 
 
 def _bake(
-    as_json: bool,  # noqa: FBT001 -- as the option has it
-    files: Sequence[Path],
-    options: BakeOptions,
-    jobs: int | None,
+    files: Sequence[Path], options: BakeOptions, jobs: int | None, *, as_json: bool
 ) -> tuple[BakeResult, ...]:
-    """Bake all files, and show where the work stands."""
-    library = _library(as_json)
+    """Bake all files, and show the progress."""
+    from vmprovision.bake import bake as bake_one
+    from vmprovision.bake import bake_many, find_bake_files
+    from vmprovision.cli.progress_bars import BatchDisplay
 
-    def find(_: Control) -> tuple[Path, ...]:
-        found: tuple[Path, ...] = library.find_bake_files(files)
-        return found
-
-    paths = _work(as_json, find)
-    several = len(paths) > 1
-    display = BatchDisplay(stderr, len(paths)) if several else OneDisplay(stderr)
-
-    def work(control: Control) -> tuple[BakeResult, ...]:
-        if not several:
-            return (library.bake(paths[0], options, control=control),)
-        results: tuple[BakeResult, ...] = library.bake_many(
-            paths, options, jobs=jobs, control=control
+    paths = work(lambda _: find_bake_files(files), as_json=as_json)
+    if len(paths) == 1:
+        return (
+            work(lambda control: bake_one(paths[0], options, control=control), as_json=as_json),
         )
-        return results
+    return work(
+        lambda control: bake_many(paths, options, jobs=jobs, control=control),
+        as_json=as_json,
+        display=BatchDisplay(stderr(), len(paths)),
+    )
 
-    done: tuple[BakeResult, ...] = _work(as_json, work, display)
-    return done
 
-
-def _code(results: Sequence[BakeResult]) -> int:
-    """Return the exit code: of the one file, or what became of several."""
+def _exit_code(results: Sequence[BakeResult]) -> int:
+    """Return the exit code: of the one file, or of several together."""
     outcomes = {result.outcome for result in results}
     if "cancelled" in outcomes:
         return errors.CancelledError.exit_code
@@ -188,49 +156,52 @@ def _code(results: Sequence[BakeResult]) -> int:
 
 
 def _as_json(result: BakeResult) -> dict[str, Any]:
-    return {**result.as_json(), "exit_code": _code([result])}
+    return {**result.as_json(), "exit_code": _exit_code([result])}
 
 
-def _case_of(result: BakeResult) -> TestCase:
-    return TestCase(
-        group="vmprovision.bake",
-        name=str(result.file),
-        seconds=result.seconds,
-        output=result.outcome,
-        error=result.error if result.outcome in ("failed", "outdated") else None,
-        skipped="cancelled" if result.outcome == "cancelled" else "",
-    )
+def _junit(results: Sequence[BakeResult], seconds: float) -> bytes:
+    from vmprovision.junit import TestCase, junit_document
+
+    cases = [
+        TestCase(
+            group="vmprovision.bake",
+            name=str(result.file),
+            seconds=result.seconds,
+            output=result.outcome,
+            error=result.error if result.outcome == "failed" else None,
+            skipped="cancelled" if result.outcome == "cancelled" else "",
+        )
+        for result in results
+    ]
+    return junit_document("vmprovision bake", cases, seconds=seconds)
 
 
 def _show(console: Console, results: Sequence[BakeResult]) -> None:
-    """Print one line for each bake file, and its images."""
+    """Print a line for each bake file and each of its steps; errors go to standard error."""
     for result in results:
         if result.error is None:
             console.print(f"{result.file}: {SENTENCES[result.outcome]}: {result.folder}")
         for step in result.steps:
             console.print(f"  {step.name:<9} {step.seconds:6.1f} s")
-        _show_error(result)
+        if result.error is not None:
+            show_error(result.error, *_sentences(result, result.error))
 
 
-def _show_error(result: BakeResult) -> None:
-    error = result.error
-    if error is None:
-        return
+def _sentences(result: BakeResult, error: errors.VmprovisionError) -> list[str]:
+    """Return the sentences of an error, each with its line of the bake file."""
+    file = errors.printable(str(result.file))
     if isinstance(error, errors.BakeFileError) and error.problems:
-        for number, fault in error.problems:
-            stderr.print(f"error: {printable(str(result.file))}:{number}: {fault}")
-    else:
-        place = f"{result.file}:{result.line}" if result.line else str(result.file)
-        stderr.print(f"error: {printable(place)}: {error.message}")
-    if error.hint:
-        stderr.print(f"  next: {error.hint}")
-    if isinstance(error, errors.ProofError):
-        for line in error.console:
-            stderr.print(f"  console: {line}")
+        return [f"error: {file}:{line}: {fault}" for line, fault in error.problems]
+    line = f":{result.line}" if result.line else ""
+    return [f"error: {file}{line}: {error.message}"]
 
 
-def _tell_workflow(results: Sequence[BakeResult]) -> None:
-    """Print annotations and write the job summary, where this is a job of GitHub Actions."""
+def _inform_workflow(results: Sequence[BakeResult]) -> None:
+    """Print annotations and write the job summary, if this is a job of GitHub Actions."""
+    import os
+
+    from vmprovision.cli.workflow import fault_commands, summary, wants_annotations
+
     if wants_annotations():
         for result in results:
             for command in fault_commands(result):
@@ -241,4 +212,4 @@ def _tell_workflow(results: Sequence[BakeResult]) -> None:
             with Path(path).open("a", encoding="utf-8") as file:
                 file.write(summary(results))
         except OSError as exc:
-            stderr.print(f"warning: the job summary {path} cannot be written: {exc.strerror}")
+            stderr().print(f"warning: the job summary {path} cannot be written: {exc.strerror}")
