@@ -16,6 +16,7 @@ from vmprovision.filesystem.protocol import status_of
 from vmprovision.guest.facts import GuestInfo
 from vmprovision.initsystem import find_hints, judge_init
 from vmprovision.inspection.distribution import inspect_distribution
+from vmprovision.inspection.firstboot import find_first_boot
 from vmprovision.inspection.generated import as_generated, find_generator
 from vmprovision.inspection.installed import find_agent
 from vmprovision.inspection.interpreters import find_interpreters
@@ -80,6 +81,7 @@ def inspect_guest(
         init=verdict,
         interpreters=interpreters,
         kernels=find_kernels(reader),
+        first_boot=find_first_boot(reader),
         selinux=inspect_selinux(reader),
         agent=agent,
         links=find_links(reader, *([verdict.hook] if verdict.hook else [])),
