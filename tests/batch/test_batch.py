@@ -102,7 +102,7 @@ def test_invalid_options_are_refused_before_any_work(trees: list[Path], tmp_path
         vmprovision.inject_many(trees, vmprovision.InjectOptions(port=70000))
     with pytest.raises(vmprovision.PlanError, match="not a directory"):
         vmprovision.inject_many(trees, output=tmp_path / "none")
-    with pytest.raises(vmprovision.PlanError, match="0 jobs"):
+    with pytest.raises(vmprovision.PlanError, match="at least 1, not 0"):
         vmprovision.inject_many(trees, jobs=0)
     (tmp_path / "other").mkdir()
     twin = make_tree(tmp_path / "other" / trees[0].name, SYSTEMD_TREE)
