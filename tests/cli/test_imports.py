@@ -41,6 +41,7 @@ WORK = {
         "reports",
         "runtime",
         "seed",
+        "seed",
         "selinux",
     )
 }
@@ -74,6 +75,13 @@ def test_help_imports_no_room_either() -> None:
     found = imported(PROGRAM, "inject", "--help")
     assert "vmprovision.cli.injection" in found
     assert not found & (WORK | {"distributed", "guestfs", "jinja2"})
+
+
+def test_looking_into_a_guest_imports_no_templates_and_no_cluster() -> None:
+    """The library's functions need neither Jinja2 nor Dask nor the command line's libraries."""
+    found = imported("import vmprovision; vmprovision.inspect; vmprovision.verify")
+    assert "vmprovision.api" in found
+    assert not found & {"jinja2", "distributed", "asyncio", "http.client", "rich", "typer"}
 
 
 def test_importing_the_package_imports_nothing_else_of_it() -> None:

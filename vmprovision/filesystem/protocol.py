@@ -271,6 +271,7 @@ def apply_failure(path: PurePosixPath, number: int, cause: str) -> ApplyError:
     if number == errno.EROFS:
         return GuestSpaceError(
             f"the guest's filesystem is read-only: cannot write guest path {path}",
-            hint="a squashfs, ISO or verity root cannot be injected into",
+            hint="it may be a squashfs, an ISO image, a sealed root or a btrfs snapshot: "
+            "`vmprovision seed` writes nothing to the image",
         )
     return ApplyError(f"cannot write guest path {path}: {cause}")
