@@ -244,8 +244,8 @@ def test_the_caller_may_know_better(tmp_path: Path) -> None:
     assert str(guest.init.hook) == "/etc/rc.d/rc.local"
 
 
-def test_ostree_systems_are_refused(tmp_path: Path) -> None:
-    """Their root is inside a deployment; what would be written beside it is lost."""
+def test_an_ostree_system_without_a_deployment_is_refused(tmp_path: Path) -> None:
+    """Its root is inside a deployment; what would be written beside it is lost."""
     files: Tree = {"/etc/os-release": "ID=fedora\n", "/ostree/deploy/fedora": None}
     make_tree(tmp_path, {**files, "/sbin/init": elf()})
     with pytest.raises(vmprovision.UnsupportedGuestError, match="OSTree") as caught:
