@@ -1,28 +1,47 @@
-"""A QEMU of which only KVM is broken, so that a host with such a KVM can be tested anywhere.
+"""A QEMU of which only KVM is broken, so that any host can test a host with such a KVM.
 
-It is the real QEMU, told to use TCG in place of KVM.  ``pytest --kvm hangs`` runs
-the whole suite on such a host.
+It is the real QEMU, which gets TCG in place of KVM. ``pytest --kvm hangs`` runs the whole
+suite on such a host.
 """
 
 from __future__ import annotations
 
 import shlex
 import shutil
-from typing import TYPE_CHECKING
+import sys
+from pathlib import Path
 
+from tests import stalled
 from tests.conftest import require
 from vmprovision.host.cache import write_atomically
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 NAME = "qemu-system-x86_64"
-# What the wrapper does where it is asked for KVM.
+# Let the monitor of a machine that loads a state go through tests/stalled.py.
+STALL = """\
+case " $* " in
+*" -incoming "*)
+    path=
+    for word; do
+        shift
+        case $word in
+        socket,id=monitor,path=*)
+            path=${{word#*path=}}
+            word=socket,id=monitor,path=$path.stalled
+            ;;
+        esac
+        set -- "$@" "$word"
+    done
+    {stalled} "$path.stalled" "$path" </dev/null >/dev/null 2>&1 &
+    until [ -S "$path.stalled" ]; do sleep 0.01; done
+    ;;
+esac"""
+# What the wrapper does if it is asked for KVM.
 BEHAVIOURS = {
     "works": "",
     "fails": 'echo "qemu: failed to set MSR 0x10a" >&2; exit 1',
     "hangs": 'set -- "$@" -S',
     "prints": "printf 'SeaBIOS\\r\\nBooting from ROM..\\r\\n'; exec sleep 600",
+    "stalls": STALL.format(stalled=shlex.join([sys.executable, str(Path(stalled.__file__))])),
 }
 WRAPPER = """\
 #!/bin/sh
@@ -46,9 +65,9 @@ exec {qemu} "$@"
 
 
 def broken_qemu(folder: Path, behaviour: str) -> Path:
-    """Return a QEMU in a folder whose KVM behaves so, but works while the folder has a ``mended``.
+    """Return a QEMU in a folder whose KVM behaves so, but works while the folder has ``mended``.
 
-    A wrapper that is there stays as it is: what is saved with it depends on its age.
+    A wrapper that exists is not written again: what is saved with it depends on its age.
     """
     real = shutil.which(NAME)
     require(real, f"{NAME} is not installed")

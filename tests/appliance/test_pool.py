@@ -20,9 +20,11 @@ import pytest
 import vmprovision
 from tests.image.tiny import tiny_disk
 from vmprovision.appliance.drives import Drive, WrongDiskError
+from vmprovision.appliance.handle import SESSION
 from vmprovision.appliance.snapshot.host import host_appliance
-from vmprovision.appliance.snapshot.restore import PREFIX, RestoredAppliance
+from vmprovision.appliance.snapshot.restore import RestoredAppliance
 from vmprovision.errors import ApplianceError, CancelledError, PlanError
+from vmprovision.host import workspace
 from vmprovision.progress import Control
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ pytestmark = pytest.mark.appliance
 READY_SECONDS = 240.0  # a loaded host that has no saved appliance yet
 ORPHAN_SECONDS = 20.0
 NO_OPTIONS = vmprovision.InjectOptions()
+PREFIX = f"{workspace.PREFIX}{SESSION}-"
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from vmprovision.appliance import stock
 from vmprovision.appliance.drives import WrongDiskError
 from vmprovision.appliance.library import qemu_program
 from vmprovision.appliance.snapshot.host import STOCK_VARIABLE
-from vmprovision.appliance.snapshot.store import supermin_inputs
+from vmprovision.appliance.snapshot.ingredients import supermin_inputs
 
 if TYPE_CHECKING:
     from pathlib import Path

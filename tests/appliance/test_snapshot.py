@@ -17,14 +17,15 @@ from tests.conftest import require
 from vmprovision.appliance.drives import Drive
 from vmprovision.appliance.library import qemu_program
 from vmprovision.appliance.session import open_appliance
-from vmprovision.appliance.snapshot import build, restore
-from vmprovision.appliance.snapshot.hardware import COMMAND_LINE
+from vmprovision.appliance.snapshot import build, packages, restore
 from vmprovision.appliance.snapshot.host import (
     build_host_appliance,
     find_host_appliance,
     host_appliance,
 )
-from vmprovision.appliance.snapshot.store import MANIFEST, SUSPECT, UnusableApplianceError
+from vmprovision.appliance.snapshot.ingredients import UnusableApplianceError
+from vmprovision.appliance.snapshot.machine import COMMAND_LINE
+from vmprovision.appliance.snapshot.store import MANIFEST, SUSPECT
 from vmprovision.host.cache import cache_directory
 from vmprovision.progress import Control
 
@@ -171,6 +172,30 @@ def test_what_belongs_to_somebody_else_is_not_used(saved: SavedAppliance) -> Non
     assert find_host_appliance() is None
 
 
+def test_an_unrelated_package_leaves_it_in_use(
+    saved: SavedAppliance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only an upgrade of a package that is inside makes it stale."""
+    require(packages.DPKG.exists(), "this host has no dpkg")
+    installed = packages.DPKG.read_text()
+    status = tmp_path / "status"
+    monkeypatch.setattr(packages, "DPKG", status)
+    status.write_text(
+        f"{installed}\nPackage: unrelated\nStatus: {packages.INSTALLED}\nVersion: 1\n"
+    )
+    before = (saved.folder / MANIFEST).stat().st_ino
+    assert find_host_appliance() == saved
+    noted = (saved.folder / MANIFEST).stat().st_ino
+    assert noted != before
+    assert find_host_appliance() == saved
+    assert (saved.folder / MANIFEST).stat().st_ino == noted
+    head, inside, tail = installed.partition("\nPackage: e2fsprogs\n")
+    status.write_text(head + inside + tail.replace("\nVersion: ", "\nVersion: 9:", 1))
+    assert find_host_appliance() is None
+    status.write_text(installed)
+    assert find_host_appliance() == saved
+
+
 def test_a_truncated_state_is_made_anew_without_a_word(
     saved: SavedAppliance, disk: Drive, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -196,7 +221,7 @@ def test_what_does_not_restore_is_replaced_by_a_stock_appliance(
     trust(saved, "state")
     with open_appliance([disk], control=Control()) as appliance:
         assert appliance.has_volumes
-    assert "a stock one is started" in caplog.text
+    assert "starting a stock one" in caplog.text
     assert (saved.folder / SUSPECT).exists()
     (saved.folder / "qemu").write_text(IDLE.format(qemu=qemu_program()))
     trust(saved, "qemu")

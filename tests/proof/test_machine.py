@@ -294,7 +294,7 @@ def test_the_time_limit_ends_the_machine(listener: ReportListener, tmp_path: Pat
     disk = empty_disk(tmp_path)
     with started(disk, BootSource(), listener, seconds=2) as machine:
         await_none(disk, 10)
-        assert machine.exit_reason() == "its time was over"
+        assert machine.exit_reason() == "it reached its time limit"
 
 
 def test_a_disk_that_qemu_refuses_is_told(listener: ReportListener, tmp_path: Path) -> None:
