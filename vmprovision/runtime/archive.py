@@ -30,7 +30,7 @@ from vmprovision.changes.operations import (
 from vmprovision.changes.receipt import RUNTIME
 from vmprovision.guest.configuration import DEFAULT_PORT
 from vmprovision.guest.facts import InitVerdict
-from vmprovision.initsystem import INIT_SYSTEMS
+from vmprovision.initsystem import DEFINITIONS
 from vmprovision.initsystem.rendering import Service, render
 from vmprovision.runtime.condensing import condense, rename
 
@@ -164,15 +164,12 @@ def _services() -> str:
     """
     begin, end = (line.encode() for line in marked(Service().name, b"").decode().splitlines())
     services = {
-        f"{module.NAME} {dialect}".strip(): [
-            _as_tuple(operation)
-            for operation in module.service_operations(
-                Service(), _verdict(module.NAME, dialect, hook)
-            )
+        f"{definition.name} {verdict.dialect}".strip(): [
+            _as_tuple(operation) for operation in definition.service_operations(Service(), verdict)
         ]
-        for module in INIT_SYSTEMS
-        for dialect, hook in reversed(module.VARIANTS)
-        if f"{module.NAME} {dialect}".strip() in INSTALLABLE
+        for definition in DEFINITIONS
+        for verdict in definition.without_guest()
+        if f"{definition.name} {verdict.dialect}".strip() in INSTALLABLE
     }
     names = {
         "CONFIGURATION": render("agent/guest-agent.conf.j2", settings={"PORT": DEFAULT_PORT}),
