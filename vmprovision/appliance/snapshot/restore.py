@@ -159,7 +159,7 @@ class RestoredAppliance:
             raise ApplianceCallError(exc.message, number=0) from exc
 
     def activate_volumes(self) -> None:
-        """As the Protocol has it: do what a stock appliance does with its disks at its start."""
+        """As the Protocol has it: do with the disks what a stock appliance does at its start."""
         if not self.has_volumes:
             self.ask("volumes", "volumes", WORK_SECONDS)
             self.has_volumes = True
@@ -171,7 +171,10 @@ class RestoredAppliance:
     def finish(self) -> None:
         """As the Protocol has it; the machine runs on and can get other disks."""
         self.call("set_autosync", False)  # noqa: FBT003 -- libguestfs's; nothing is left to sync
-        self.ask("unmounted", "unmount", WORK_SECONDS)
+        if self.has_volumes:  # perhaps more mounts than the attendant reads at once
+            self.call("umount_all")
+        else:
+            self.ask("unmounted", "unmount", WORK_SECONDS)
         while self._closings:
             self._closings.pop(0)()
         for number in list(self._serials):
