@@ -51,11 +51,13 @@ class AcceleratorChoice:
         accelerator: the accelerator.
         reason: why, in words for a person.
         verdict: what is known of KVM; ``untried`` if it could not be tried.
+        is_denied: whether KVM was not tried because this user may not open ``/dev/kvm``.
     """
 
     accelerator: Accelerator
     reason: str
     verdict: Verdict = "untried"
+    is_denied: bool = False
 
 
 def choose_accelerator(qemu: Path, *, remember: bool = True) -> AcceleratorChoice:
@@ -69,7 +71,7 @@ def choose_accelerator(qemu: Path, *, remember: bool = True) -> AcceleratorChoic
         return AcceleratorChoice(accelerator="tcg", reason="/dev/kvm does not exist")
     if not os.access(KVM, os.R_OK | os.W_OK):
         return AcceleratorChoice(
-            accelerator="tcg", reason="/dev/kvm is not accessible to this user"
+            accelerator="tcg", reason="/dev/kvm is not accessible to this user", is_denied=True
         )
     if not remember:  # the cached result may come from a real machine, which proves more
         return _try(qemu)

@@ -26,11 +26,23 @@ class UnusableApplianceError(ApplianceError):
     """There is no saved appliance, for a reason that does not concern a stock one.
 
     Attributes:
+        command: the command that may change that, or an empty string.
         machine: the error of the machine that could not be saved; None if the reason is
             another, which no other accelerator can avoid.
     """
 
-    machine: ApplianceError | None = None
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        command: str = "",
+        machine: ApplianceError | None = None,
+    ) -> None:
+        """Keep the command and the machine's error beside the message."""
+        super().__init__(message, hint=hint)
+        self.command = command
+        self.machine = machine
 
 
 def ingredients(qemu: Path, accelerator: Accelerator) -> dict[str, Any]:
@@ -47,7 +59,9 @@ def ingredients(qemu: Path, accelerator: Accelerator) -> dict[str, Any]:
     try:
         runtime = find_runtime(machine)
     except BundledRuntimeError as exc:
-        raise UnusableApplianceError(exc.message, hint=exc.hint) from exc
+        raise UnusableApplianceError(
+            exc.message, hint=exc.hint, command=f"vmprovision runtime build {machine}"
+        ) from exc
     binding = importlib.util.find_spec("libguestfsmod")
     try:
         return {

@@ -50,9 +50,10 @@ from vmprovision.errors import (
     VmprovisionError,
 )
 from vmprovision.host.cache import (
+    build_directory,
     cache_directory,
-    locked,
     make_private,
+    require_private,
     write_atomically,
 )
 
@@ -134,11 +135,13 @@ def saved_appliance(
             return found
         _raise_known_failure(folder)
     try:
-        with locked(folder.with_suffix(".lock"), lambda: control.step(STEP)):
+        with build_directory(folder, lambda: control.step(STEP)) as directory:
             if not refresh and (found := _read(folder, made_of)):
                 return found
             control.step(STEP)
-            _make(folder, made_of, qemu, accelerator, control)
+            _build(directory, made_of, qemu, accelerator, control)
+            shutil.rmtree(folder, ignore_errors=True)
+            directory.rename(folder)
     except (OSError, CommandError, ApplianceError, BundledRuntimeError) as exc:
         raise _remember_failure(folder, exc) from exc
     _failure(folder).unlink(missing_ok=True)
@@ -205,34 +208,21 @@ def suspect(saved: SavedAppliance) -> None:
         mark.touch()
 
 
-def _make(
-    folder: Path, made_of: dict[str, Any], qemu: Path, accelerator: Accelerator, control: Control
+def _build(
+    directory: Path, made_of: dict[str, Any], qemu: Path, accelerator: Accelerator, control: Control
 ) -> None:
-    """Build all files in a folder of another name; the caller holds the lock."""
-    for leftover in folder.parent.glob(f"{folder.name}-*.building"):  # by a killed process
-        shutil.rmtree(leftover, ignore_errors=True)
-    # a name of its own: the children of a killed process may write for a while
-    directory = folder.with_name(f"{folder.name}-{os.getpid()}.building")
-    directory.mkdir(mode=0o700)
-    try:
-        packages = {"lists": package_lists(), "versions": versions_inside(supermin_inputs())}
-        build(
-            directory,
-            Sources(inputs=supermin_inputs(), kernel=supermin_kernel(), qemu=qemu),
-            accelerator,
-            control,
-        )
-        document = {
-            "made_of": made_of,
-            "packages": packages,
-            "files": _statuses(directory),
-            "made": time.time(),
-        }
-        write_atomically(directory / MANIFEST, json.dumps(document).encode())
-        shutil.rmtree(folder, ignore_errors=True)
-        directory.rename(folder)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    """Build all files of an appliance in a build directory."""
+    inputs = supermin_inputs()
+    packages = {"lists": package_lists(), "versions": versions_inside(inputs)}
+    sources = Sources(inputs=inputs, kernel=supermin_kernel(), qemu=qemu)
+    build(directory, sources, accelerator, control)
+    document = {
+        "made_of": made_of,
+        "packages": packages,
+        "files": _statuses(directory),
+        "made": time.time(),
+    }
+    write_atomically(directory / MANIFEST, json.dumps(document).encode())
 
 
 def _parent() -> Path:
@@ -251,14 +241,9 @@ def _require_own_cache() -> None:
     """Refuse a cache to which others can write: programs are run from it."""
     try:
         make_private(_parent())
-        statuses = {path: path.stat() for path in (cache_directory(), _parent())}
+        require_private(cache_directory(), _parent())
     except OSError as exc:
-        raise UnusableApplianceError(f"{_parent()}: {exc.strerror}") from exc
-    for path, status in statuses.items():
-        if status.st_uid != os.geteuid():
-            raise UnusableApplianceError(f"{path} belongs to another user")
-        if status.st_mode & 0o022:
-            raise UnusableApplianceError(f"{path} can be written by others")
+        raise UnusableApplianceError(f"{exc.filename}: {exc.strerror}") from exc
 
 
 def _raise_known_failure(folder: Path) -> None:
@@ -267,25 +252,26 @@ def _raise_known_failure(folder: Path) -> None:
         failure = _failure(folder)
         if failure.stat().st_mtime + RETRY_SECONDS > time.time():
             known = json.loads(failure.read_text(encoding="utf-8"))
-            error = UnusableApplianceError(
+            kind = FAILURES.get(known["machine"])
+            raise UnusableApplianceError(
                 f"no appliance could be saved: {known['cause']}",
                 hint="`vmprovision appliance build` tries again",
+                command="vmprovision appliance build",
+                machine=kind(str(known["cause"])) if kind else None,
             )
-            if machine := FAILURES.get(known["machine"]):
-                error.machine = machine(str(known["cause"]))
-            raise error
 
 
 def _remember_failure(folder: Path, exc: Exception) -> UnusableApplianceError:
     """Keep why a build failed; return the error to raise."""
     cause = exc.message if isinstance(exc, VmprovisionError) else str(exc)
-    error = UnusableApplianceError(f"no appliance can be saved: {cause}")
-    error.machine = exc if isinstance(exc, ApplianceError) else None
     kinds = [name for name, kind in FAILURES.items() if isinstance(exc, kind)]
     document = {"cause": cause, "machine": kinds[0] if kinds else ""}
     with contextlib.suppress(OSError):
         write_atomically(_failure(folder), json.dumps(document).encode())
-    return error
+    return UnusableApplianceError(
+        f"no appliance can be saved: {cause}",
+        machine=exc if isinstance(exc, ApplianceError) else None,
+    )
 
 
 def _read(folder: Path, made_of: dict[str, Any]) -> SavedAppliance | None:
