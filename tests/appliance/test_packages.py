@@ -101,7 +101,7 @@ def test_every_file_in_the_appliance_is_of_a_package_that_counts() -> None:
     known = {f"/{path.name}" for path in inside_files()}
     for archive in inputs.glob("*.tar.gz"):
         with tarfile.open(archive) as tar:
-            known |= {entry.name.removeprefix(".") for entry in tar}
+            known |= {f"/{entry.name.removeprefix('./')}" for entry in tar}
     versions = versions_inside(inputs)
     assert versions
     for key in versions:
