@@ -40,6 +40,7 @@ WORK = {
         "recipe",
         "reports",
         "runtime",
+        "seed",
         "selinux",
     )
 }

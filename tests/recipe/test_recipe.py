@@ -353,8 +353,7 @@ def test_a_tarball_that_leads_out_makes_no_image(
 @pytest.mark.boot
 def test_two_builders_make_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Builders at the same time wait for each other; a copy is the image; nothing else is left."""
-    if not shutil.which("mmdebstrap"):
-        pytest.skip("mmdebstrap is not installed")
+    require(shutil.which("mmdebstrap"), "mmdebstrap is not installed")
     monkeypatch.setenv("VMPROVISION_CACHE", str(tmp_path / "cache"))
     write_recipe(tmp_path / "recipes")
     steps: list[str] = []

@@ -14,7 +14,7 @@ import pytest
 import vmprovision
 from tests.agent.agents import Agent, await_answer, free_port, stop
 from tests.conftest import require
-from tests.trees import SHARED
+from tests.trees import require_root_filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,9 +32,7 @@ INSIDE = 'mount --rbind /proc "$0/proc" && exec chroot "$0" /usr/local/bin/guest
 def alpine(request: pytest.FixtureRequest, runtime: Path, tmp_path: Path) -> Path:
     """A root filesystem of Alpine."""
     assert runtime.exists()
-    tarball = SHARED / "alpine" / TREES[request.param]
-    if not tarball.exists():
-        pytest.skip("the shared test data is not beside this checkout")
+    tarball = require_root_filesystem(TREES[request.param])
     root = tmp_path / "alpine"
     root.mkdir()
     options = ["--no-same-owner", "--exclude=./dev/*", "--exclude=dev/*"]

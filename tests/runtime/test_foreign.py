@@ -42,8 +42,8 @@ PROCESSORS = {
 def foreign(request: pytest.FixtureRequest) -> Interpreter:
     """The runtime of another architecture under qemu-user."""
     built = {runtime.architecture: runtime for runtime in list_runtimes()}
-    if request.param not in built:
-        pytest.skip("not built: `nox -s runtimes` builds and tests the runtimes of all")
+    reason = "not built: `nox -s runtimes` builds and tests the runtimes of all architectures"
+    require(request.param in built, reason, optional=True)
     load(built[request.param])
     name, processor = PROCESSORS.get(request.param, (request.param, ""))
     qemu = shutil.which(f"qemu-{name}-static") or shutil.which(f"qemu-{name}")

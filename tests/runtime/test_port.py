@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.conftest import require_root
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -146,9 +148,9 @@ def test_the_same_as_cpython(name: str, run_runtime: RunRuntime, tmp_path: Path)
     assert outputs[0] == outputs[1]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
 def test_root_becomes_another_user_for_good(run_runtime: RunRuntime) -> None:
     """After setgroups, setgid and setuid, ids beyond 31 bits included, there is no way back."""
+    require_root()
     code = (
         "import os\nos.setgroups([4294967294, 7])\nos.setgid(4000000000)\nos.setuid(4000000001)\n"
         "print(open('/proc/self/status').read())\n"
