@@ -1,6 +1,6 @@
-"""A QEMU of which only KVM is broken, so that any host can test a host with such a KVM.
+"""A QEMU in which only KVM is broken, to test such a host anywhere.
 
-It is the real QEMU, which gets TCG in place of KVM. ``pytest --kvm hangs`` runs the whole
+It is the real QEMU, with TCG in place of KVM.  ``pytest --kvm hangs`` runs the whole
 suite on such a host.
 """
 
