@@ -72,9 +72,8 @@ def test_a_stock_appliance_and_one_to_be_saved_do_without_kvm_at_once(
     assert saved is not None
     assert saved.accelerator == "tcg"
     assert choose_accelerator(qemu).verdict == "hangs"
-    (answer,) = (
-        path for path in cache_directory().glob("accelerator-*.json") if "hangs" in path.read_text()
-    )
+    known = cache_directory().glob("accelerator-*.json")
+    answer = max(known, key=lambda path: path.stat().st_mtime_ns)
     answer.write_text(answer.read_text().replace('"hangs"', '"works"'))
     assert choose_accelerator(qemu).accelerator == "kvm"
     with launch([disk], control=Control()) as appliance:
