@@ -11,8 +11,10 @@ from vmprovision.errors import VmprovisionError
 if TYPE_CHECKING:
     from pathlib import Path, PurePosixPath
 
+    from vmprovision.changes.receipt import Receipt
     from vmprovision.disklayout.keyfile import KeyFile
     from vmprovision.guest.facts import GuestInfo
+    from vmprovision.inspection.packages import PackageList
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +134,16 @@ class VerifyReport:
             "mismatches": list(self.mismatches),
             "ok": not self.mismatches,
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContentsReport:
+    """What an injected guest holds: its agent, compared with the receipt, and its packages."""
+
+    guest: GuestInfo
+    verification: VerifyReport
+    receipt: Receipt
+    packages: PackageList
 
 
 Outcome = Literal["injected", "unchanged", "skipped", "failed", "cancelled"]

@@ -12,7 +12,17 @@ from typing import Annotated
 import typer
 
 import vmprovision
-from vmprovision.cli import agent, appliances, guest, host, images, injection, runtimes, seed
+from vmprovision.cli import (
+    agent,
+    appliances,
+    bake,
+    guest,
+    host,
+    images,
+    injection,
+    runtimes,
+    seed,
+)
 
 app = typer.Typer(
     name="vmprovision",
@@ -31,6 +41,7 @@ for command in (
     guest.remove,
     guest.recover,
     guest.prove,
+    bake.bake,
     agent.render,
     host.doctor,
 ):
