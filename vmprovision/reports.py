@@ -172,7 +172,7 @@ class JobResult:
 
     @property
     def is_fault(self) -> bool:
-        """Whether it failed by a fault of vmprovision itself, for which there is no class."""
+        """Return whether it failed by a fault of vmprovision itself, which has no class."""
         return type(self.error) is VmprovisionError
 
     @property
@@ -199,7 +199,7 @@ class BatchReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every image is as wanted."""
+        """Return whether every image is as wanted."""
         return not self.count("failed", "cancelled")
 
     def count(self, *outcomes: Outcome) -> int:

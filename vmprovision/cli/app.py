@@ -52,11 +52,6 @@ app.add_typer(runtimes.app, name="runtime")
 app.add_typer(appliances.app, name="appliance")
 
 
-def run() -> None:
-    """Run the command line; the entry point of the ``vmprovision`` program."""
-    app()
-
-
 def _print_version(value: bool) -> None:  # noqa: FBT001 -- typer's callback
     if value:
         typer.echo(f"vmprovision {vmprovision.__version__}")

@@ -69,7 +69,7 @@ class BatchOptions:
 
     @property
     def any_given(self) -> bool:
-        """Whether any of them is given."""
+        """Return whether any of them is given."""
         return self != BatchOptions()
 
     @classmethod
