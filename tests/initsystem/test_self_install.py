@@ -131,7 +131,7 @@ def test_an_agent_installs_itself_and_goes_again(init: str, tmp_path: Path) -> N
         f"guest-agent: installed ({init}), settings in /etc/guest-agent.conf",
         f"guest-agent: installed ({init}), settings in /etc/guest-agent.conf",
         f"guest-agent: uninstalled ({init})",
-        "guest-agent: nothing was installed here: there is no /usr/local/lib/guest-agent/installed",
+        "guest-agent: nothing is installed here: there is no /usr/local/lib/guest-agent/installed",
     ]
     assert [line for line in said if line.startswith("status: ")] == [
         *["status: 0"] * 3,
@@ -216,8 +216,8 @@ def test_an_agent_that_does_not_run_is_told(tmp_path: Path) -> None:
     said = run_under("standalone", tmp_path, wanted=NOT_RUNNING).splitlines()
     assert said == [
         (
-            "guest-agent: the agent could not listen on port 8080 (Address already in use): "
-            "end what does, or set PORT in /etc/guest-agent.conf"
+            "guest-agent: the agent cannot listen on port 8080 (Address already in use): "
+            "stop what does, or set PORT in /etc/guest-agent.conf"
         ),
         "status: 1",
         "guest-agent: installed, but it does not run: see its log, /var/log/guest-agent.log",

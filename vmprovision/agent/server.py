@@ -38,7 +38,6 @@ class _Connection(object):
         # connection and could destroy the answer before it is read (RFC 9112,
         # section 9.6), so what arrives is thrown away for a moment.
         self.lingering = False
-        self.served = False
         self.since = now
         self.deadline = now + REQUEST_SECONDS
 
@@ -137,7 +136,6 @@ class Server(object):
         self._task_due = 0.0
         self._log = log
         self._clock = clock
-        self._wake = wake
         self._connections = {}
         self._poll = select.poll()
         self._accept_at = None  # when to go on accepting after the system ran out of something

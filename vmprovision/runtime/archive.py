@@ -29,17 +29,16 @@ from vmprovision.changes.operations import (
 )
 from vmprovision.changes.receipt import RUNTIME
 from vmprovision.guest.configuration import DEFAULT_PORT
-from vmprovision.guest.facts import InitVerdict
 from vmprovision.initsystem import DEFINITIONS
 from vmprovision.initsystem.rendering import Service, render
 from vmprovision.runtime.condensing import condense, rename
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import PurePosixPath
 
     from vmprovision.changes.operations import Operation
-    from vmprovision.guest.facts import InitSystem
+    from vmprovision.guest.facts import InitVerdict
+    from vmprovision.initsystem.definition import Definition, Live, Variant
 
 PACKAGE = "guest_agent"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can hold
@@ -114,7 +113,7 @@ def _zip() -> bytes:
         for path in sorted(Path(agent.__file__).parent.glob("*.py"))
         if path.stem not in {"__main__", "__init__"}
     }
-    sources["services"] = _services()
+    sources["services"] = render_services()
     core = _in_order(sources, "main")
     sources = rename(sources)
     members = {
@@ -147,47 +146,43 @@ def _bundle(sources: Mapping[str, str], names: Iterable[str]) -> bytes:
     return b"".join(f"{name} {len(sources[name])}\n{sources[name]}".encode() for name in names)
 
 
-# what find_variant() of the agent's install can give
-INSTALLABLE = frozenset({
-    *("systemd", "openrc supervise-daemon", "openrc openrc-run", "openrc runscript"),
-    *("sysv redhat", "sysv debian", "upstart", "runit usual", "runit artix"),
-    *("dinit", "finit", "busybox", "standalone"),
-})  # fmt: skip
-
-
-def _services() -> str:
-    """A module with what each init system gets, for ``guest-agent install``.
-
-    Only what ``find_variant`` of the agent's ``install`` can choose.  s6 may need its
-    compiler, startpar's makefiles are made by Debian's own ``update-rc.d``, and on
-    Slackware, OpenWrt and a BusyBox without an inittab it takes ``rc.local``.
-    """
+def render_services() -> str:
+    """Return the agent's module ``services``: every variant that a running system can install."""
     begin, end = (line.encode() for line in marked(Service().name, b"").decode().splitlines())
-    services = {
-        f"{definition.name} {verdict.dialect}".strip(): [
-            _as_tuple(operation) for operation in definition.service_operations(Service(), verdict)
-        ]
-        for definition in DEFINITIONS
-        for verdict in definition.without_guest()
-        if f"{definition.name} {verdict.dialect}".strip() in INSTALLABLE
-    }
     names = {
         "CONFIGURATION": render("agent/guest-agent.conf.j2", settings={"PORT": DEFAULT_PORT}),
         "BEGIN": begin,
         "END": end,
-        "SERVICES": services,
+        "VARIANTS": tuple(
+            _as_parts(definition, variant, verdict, variant.live)
+            for definition in DEFINITIONS
+            for variant, verdict in zip(
+                definition.variants, definition.without_guest(), strict=True
+            )
+            if variant.live
+        ),
     }
-    return "".join(f"{name} = {value!r}\n" for name, value in names.items())
+    return condense("".join(f"{name} = {value!r}\n" for name, value in names.items()))
 
 
-def _verdict(system: InitSystem, dialect: str, hook: PurePosixPath | None) -> InitVerdict:
-    return InitVerdict(
-        system=system, pid1="", confidence="told", evidence=(), hook=hook, dialect=dialect
+def _as_parts(
+    definition: Definition, variant: Variant, verdict: InitVerdict, live: Live
+) -> tuple[object, ...]:
+    """Return the parts of the agent's ``install._Variant``, in their order."""
+    operations = definition.service_operations(Service(), verdict)
+    return (
+        f"{definition.name} {variant.dialect}".strip(),
+        live.processes,
+        live.files,
+        live.start,
+        live.stop,
+        live.afterwards,
+        tuple(_as_tuple(operation) for operation in operations),
     )
 
 
 def _as_tuple(operation: Operation) -> tuple[str, str, int, bytes | str]:
-    """Kind, path, mode, and the content or the link's target."""
+    """Return an operation as kind, path, mode, and the content or the link's target."""
     path = str(operation.path)
     if isinstance(operation, WriteFile):
         return "file", path, operation.mode, operation.content
@@ -195,7 +190,7 @@ def _as_tuple(operation: Operation) -> tuple[str, str, int, bytes | str]:
         return "block", path, operation.mode, operation.content
     if isinstance(operation, Symlink):
         return "link", path, 0, operation.target
-    raise TypeError(f"no service needs {operation}")
+    raise TypeError(f"the agent cannot perform {operation}")
 
 
 def _member(name: str) -> zipfile.ZipInfo:
