@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from vmprovision.changes.receipt import Found
     from vmprovision.guest.facts import GuestInfo, InitSystem, InitVerdict
     from vmprovision.runtime.archive import Archive
-    from vmprovision.runtime.choice import ChosenRuntime, RuntimeWish
+    from vmprovision.runtime.choice import ChosenRuntime, RuntimeChoice
 
 
 # distribution -> the file that its configuration takes in, and what that is called
@@ -94,7 +94,7 @@ class InjectOptions:
     allow: str | None = None
     allow_configure: bool | None = None
     init: InitSystem | None = None
-    runtime: RuntimeWish = "auto"
+    runtime: RuntimeChoice = "auto"
 
 
 def plan_injection(
