@@ -249,7 +249,7 @@ def test_sighup_changes_who_may_ask(
 def test_doors_that_are_none(value: str) -> None:
     """A list with one wrong door is refused as a whole."""
     with pytest.raises(ValueError, match=r"has a|is not"):
-        config.parse_doors(value)
+        config.parse_listen(value)
 
 
 def test_a_unix_socket_is_a_door(interpreter: Interpreter, program: Path, tmp_path: Path) -> None:
