@@ -1,12 +1,11 @@
-"""The agent as one file: a zip archive of its source behind a few lines of POSIX shell.
+"""Build the agent as one file: a zip archive of its source after a few lines of POSIX shell.
 
-The kernel starts the shell, the shell finds an interpreter, and Python runs the
-same file as a zip archive (zipapp, PEP 441): what stands before the archive does
-not disturb it.  Its ``__main__`` makes modules out of one member, which is deflated
-smaller than many: those that are always needed at once, and one of the rest when the
-agent asks for it, as a small heap has no room for what is not needed.  Comments,
-docstrings and the space that is for the eye, a third of it all, stay at home.  The same
-source gives the same bytes.
+The kernel starts the shell, the shell finds an interpreter, and Python runs the same
+file as a zip archive (zipapp, PEP 441), which may follow other content.  The source of
+all modules is one member, since one member compresses better than many.  ``__main__``
+loads from it the modules that are always needed, and each other module when the agent
+asks for it: the heap of a small guest has no room for more.  Comments, docstrings and
+needless space, a third of the source, are left out.  Equal sources give equal bytes.
 """
 
 from __future__ import annotations
@@ -46,8 +45,8 @@ if TYPE_CHECKING:
 
 PACKAGE = "guest_agent"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can hold
-# Python 2.6 to 3.14 and MicroPython run it. A module of theirs that is made by hand needs no
-# finder, which would be another one for each generation of them.
+# Python 2.6 to 3.14 and MicroPython run it. Making modules by hand needs no import finder, which
+# would differ between these.
 ENTRY_POINT = b"""\
 import gc
 import sys
@@ -60,7 +59,7 @@ except ImportError:
     new_module = type(sys)
 
 def unpack(wanted):
-    gc.collect()  # the room of what was unpacked before is used again
+    gc.collect()  # frees what the last call unpacked
     if hasattr(guest_agent, "__loader__"):
         source = guest_agent.__loader__.get_data("guest_agent/modules")
     else:
@@ -87,22 +86,23 @@ sys.exit(guest_agent.main.main(sys.argv))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Archive:
-    """The agent, ready to be put into a guest: its bytes and its version."""
+    """The agent as it goes into a guest: its bytes and its version."""
 
     content: bytes
     version: str
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the content, in hexadecimal."""
+        """Return the SHA-256 of the content, in hexadecimal."""
         return digest(self.content)
 
 
 def build_archive(runtime: bytes | None = None) -> Archive:
-    """The agent that belongs to this vmprovision; equal sources give equal bytes.
+    """Return the agent of this vmprovision; equal sources give equal bytes.
 
     Args:
-        runtime: what runs it; without, the first lines of the file find a Python.
+        runtime: the interpreter that the file begins with; without one, the first lines of
+            the file find a Python.
     """
     version: str = agent.__version__
     launcher = runtime or render("agent/launcher.sh.j2", version=version, runtime=RUNTIME)
@@ -116,7 +116,7 @@ def _zip() -> bytes:
 
 
 def _sources_digest() -> str:
-    """Return a digest of all that the archive is made from: any module may have a part in it."""
+    """Return a digest of all modules and templates, since any may affect the archive."""
     inputs = hashlib.sha256(sys.version.encode())
     package = Path(agent.__file__).parents[1]
     for folder, pattern in ((package, "*.py"), (data_directory("templates"), "*")):
@@ -149,7 +149,7 @@ def _build_zip() -> bytes:
 
 
 def _in_order(sources: Mapping[str, str], name: str) -> list[str]:
-    """Return the modules that this one imports at its head, each after those that it needs."""
+    """Return a module and those that it imports at its head, each after those that it needs."""
     found: list[str] = []
     for names, module in _IMPORT.findall(sources[name]):
         for needed in [module] if module else names.split(","):
@@ -162,7 +162,7 @@ _IMPORT = re.compile(r"^from\.(?:import ([\w,]+)|(\w+) import )", re.MULTILINE)
 
 
 def _bundle(sources: Mapping[str, str], names: Iterable[str]) -> bytes:
-    """Return modules in one piece: a line with the name and the size of each, and its source."""
+    """Return modules in one piece: for each a line with name and size, then its source."""
     return b"".join(f"{name} {len(sources[name])}\n{sources[name]}".encode() for name in names)
 
 
