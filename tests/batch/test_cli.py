@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from tests.trees import SYSTEMD_TREE, make_tree
-from vmprovision.cli.junit import junit_xml
+from vmprovision.junit import junit_xml
 from vmprovision.cli.progress_bars import BatchDisplay
 from vmprovision.errors import ImageError, VmprovisionError
 from vmprovision.progress import Progress
