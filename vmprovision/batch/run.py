@@ -33,7 +33,6 @@ from vmprovision.errors import (
     ImageReferenceError,
     PlanError,
     VmprovisionError,
-    printable,
     unexpected_error,
 )
 from vmprovision.host.capacity import host_capacity
@@ -218,7 +217,7 @@ def _result_of(job: Job, work: Callable[[], ChangeReport]) -> JobResult:
     except Exception as exc:  # one image's fault must not stop the others
         log.debug("%s: unexpected", job.image, exc_info=exc)
         fault = unexpected_error(exc)
-        fault.message = printable(f"{job.image}: ") + fault.message
+        fault.image = job.image
         result = replace(result, error=fault)
     return replace(result, seconds=time.monotonic() - begun)
 
@@ -431,7 +430,8 @@ def _refusal(job: Job, backed: dict[object, Job]) -> VmprovisionError | None:
     try:
         check_options(job.options)
     except PlanError as exc:
-        return PlanError(f"{job.image}: {exc.message}", hint=exc.hint)
+        exc.image = job.image
+        return exc
     return None
 
 
