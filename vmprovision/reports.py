@@ -47,7 +47,7 @@ class PlannedOperation:
     satisfied: bool
 
     def as_json(self) -> dict[str, Any]:
-        """The operation as ``vmprovision plan --json`` prints it."""
+        """Return the operation as ``vmprovision plan --json`` prints it."""
         return {**describe(self.operation), "satisfied": self.satisfied}
 
 
@@ -62,7 +62,7 @@ class PlanReport:
     disks: tuple[Path, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """The report as ``vmprovision plan --json`` prints it."""
+        """Return the report as ``vmprovision plan --json`` prints it."""
         return {
             "image": str(self.image),
             "disks": [str(disk) for disk in self.disks],
@@ -93,7 +93,7 @@ class ChangeReport:
     disks: tuple[Path, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """The report as ``vmprovision inject --json`` prints it."""
+        """Return the report as ``vmprovision inject --json`` prints it."""
         return {
             "image": str(self.image),
             "disks": [str(disk) for disk in self.disks],
@@ -122,7 +122,7 @@ class VerifyReport:
     disks: tuple[Path, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """The report as ``vmprovision verify --json`` prints it."""
+        """Return the report as ``vmprovision verify --json`` prints it."""
         return {
             "image": str(self.image),
             "disks": [str(disk) for disk in self.disks],
@@ -164,7 +164,7 @@ class JobResult:
         return type(self.error) is VmprovisionError
 
     def as_json(self) -> dict[str, Any]:
-        """The result as ``vmprovision inject --json`` prints it of several images."""
+        """Return the result as ``vmprovision inject --json`` prints it for several images."""
         return {
             "image": str(self.image),
             "outcome": self.outcome,
@@ -186,11 +186,11 @@ class BatchReport:
         return not self.count("failed", "cancelled")
 
     def count(self, *outcomes: Outcome) -> int:
-        """How many images ended so."""
+        """Return how many images ended with these outcomes."""
         return sum(result.outcome in outcomes for result in self.results)
 
     def as_json(self) -> dict[str, Any]:
-        """The report as ``vmprovision inject --json`` prints it of several images."""
+        """Return the report as ``vmprovision inject --json`` prints it for several images."""
         return {
             "ok": self.ok,
             "counts": {outcome: self.count(outcome) for outcome in get_args(Outcome)},

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def apply_plan(plan: Plan, filesystem: GuestFilesystem, control: Control) -> list[Operation]:
-    """The operations that had something to do, done in the plan's order.
+    """Carry out the operations in order; return those that had something to do.
 
     Raises:
         ApplyError: one failed; the guest is half-written, and the caller throws

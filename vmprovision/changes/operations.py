@@ -177,17 +177,17 @@ class Plan:
 
 
 def digest(content: bytes) -> str:
-    """SHA-256 in hexadecimal."""
+    """Return the SHA-256 in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
 def is_satisfied(operation: Operation, reader: GuestReader) -> bool:
-    """Whether the guest is already as the operation would make it."""
+    """Return whether the guest already meets the operation's end condition."""
     return not mismatches(operation.condition, reader)
 
 
 def mismatches(condition: Condition, reader: GuestReader) -> list[str]:
-    """Every way in which the guest differs from the condition, guest path first; empty: none."""
+    """Return each difference between guest and condition as a sentence, guest path first."""
     if condition.kind == "request":
         return []
     path = condition.path
@@ -259,13 +259,13 @@ def _content(condition: Condition, status: FileStatus, reader: GuestReader) -> l
 
 
 def marked(name: str, content: bytes) -> bytes:
-    """The lines of a block between its two markers."""
+    """Return the lines of a block between its two markers."""
     begin, end = _markers(name)
     return begin + content + end
 
 
 def find_blocks(name: str, content: bytes) -> list[tuple[int, int]]:
-    """Where the blocks of this name stand in a file, as (start, end) offsets, markers included.
+    """Return the blocks of this name in a file as (start, end) offsets, markers included.
 
     A begin marker without an end marker is a block up to the next begin marker
     or the end of its own line: somebody cut it, and it is not ours to widen.
@@ -284,7 +284,7 @@ def find_blocks(name: str, content: bytes) -> list[tuple[int, int]]:
 
 
 def insert_block(edit: EditBlock, content: bytes) -> bytes:
-    """The content of a file with the block in it once, where the operation wants it."""
+    """Return a file's content with the block in it once, where the operation wants it."""
     bare = strip_blocks(edit.name, content)
     if not edit.content:
         return bare
@@ -306,7 +306,7 @@ def _is_command(line: bytes, command: str | None) -> bool:
 
 
 def strip_blocks(name: str, content: bytes) -> bytes:
-    """The content of a file without any block of this name."""
+    """Return a file's content without any block of this name."""
     left, position = [], 0
     for start, end in find_blocks(name, content):
         left.append(content[position:start])
@@ -330,7 +330,7 @@ def _line_offsets(content: bytes, line: bytes) -> Iterator[int]:
 
 
 def describe(operation: Operation) -> dict[str, Any]:
-    """One operation as JSON has it: its kind, path and end condition; content as size and hash."""
+    """Return an operation for JSON: kind, path and end condition, the content as size and hash."""
     described: dict[str, Any] = {
         "operation": type(operation).__name__,
         "path": str(operation.path),
@@ -353,6 +353,6 @@ def describe(operation: Operation) -> dict[str, Any]:
 
 
 def directories_for(paths: Iterable[PurePosixPath]) -> list[MakeDirectory]:
-    """What makes every parent of these paths exist, outermost first; ``/`` itself is given."""
+    """Return the operations that make all parents of these paths, outermost first, but ``/``."""
     parents = {parent for path in paths for parent in path.parents if parent.name}
     return [MakeDirectory(path=path) for path in sorted(parents, key=lambda p: (len(p.parts), p))]

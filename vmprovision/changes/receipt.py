@@ -89,12 +89,12 @@ class Receipt:
         return tuple(dict.fromkeys([*written, *kept]))
 
     def entry_for(self, path: PurePosixPath) -> Entry | None:
-        """The entry of a path, if the receipt has one."""
+        """Return the entry for a path, if the receipt has one."""
         return next((entry for entry in self.entries if entry.condition.path == path), None)
 
 
 def serialise_receipt(receipt: Receipt) -> bytes:
-    """The receipt's file: JSON, sorted keys, one line feed at the end."""
+    """Return the receipt's file: JSON, sorted keys, one line feed at the end."""
     document = {
         "schema": SCHEMA,
         "agent_version": receipt.agent_version,
@@ -115,7 +115,7 @@ def serialise_receipt(receipt: Receipt) -> bytes:
 
 
 def _filled(record: Condition | Found) -> dict[str, Any]:
-    """The fields of a record that have a value; paths as text, modes in octal."""
+    """Return the fields of a record that have a value: paths as text, modes in octal."""
     values: dict[str, Any] = {}
     for name in record.__slots__:
         value = getattr(record, name)
@@ -128,7 +128,7 @@ def _filled(record: Condition | Found) -> dict[str, Any]:
 
 
 def parse_receipt(content: bytes, path: PurePosixPath = RECEIPT) -> Receipt:
-    """The receipt that a guest holds.
+    """Parse the receipt that a guest holds.
 
     Args:
         content: at most ``RECEIPT_LIMIT`` bytes.

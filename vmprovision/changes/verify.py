@@ -34,7 +34,7 @@ def verify_plan(plan: Plan, reader: GuestReader) -> None:
 
 
 def verify_receipt(receipt: Receipt, reader: GuestReader) -> list[str]:
-    """Every way in which the guest differs from its receipt, guest path first; empty: none."""
+    """Return each difference between guest and receipt as a sentence, guest path first."""
     unfinished = reader.lstat(UNFINISHED) is not None
     again = f"{UNFINISHED}: a change was interrupted; repeat it, or `vmprovision remove` all of it"
     return [again] * unfinished + [

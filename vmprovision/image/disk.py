@@ -129,7 +129,7 @@ def open_image(  # noqa: PLR0913 -- the caller's options, each of its own kind
     allow_outside: bool = False,
     repair: bool = False,
 ) -> Iterator[OpenImage]:
-    """The image, checked, locked, and behind a redo log where it is to be written.
+    """Open an image: check it, lock it, and put a redo log over it if it is to be written.
 
     What an interrupted run left beside the image is dealt with first.  Leaving
     the block without ``commit`` leaves the image as it was, to the byte.
@@ -232,7 +232,7 @@ def recover_image(
 
 
 def is_being_merged(path: Path) -> bool:
-    """Whether a redo log of the image is being merged, or was when an injection was interrupted."""
+    """Return whether a redo log is being merged, or was when an injection was interrupted."""
     image = path.resolve()
     return image.with_name(image.name + MERGING).exists()
 
@@ -284,7 +284,7 @@ def _require_short_name(image: Path) -> None:
 
 
 def _to_read(stack: contextlib.ExitStack, base: Layer) -> OpenImage:
-    """The image to read: through the finished redo log of an interrupted run, if there is one."""
+    """Return the image to read, through the finished redo log of an interrupted run if any."""
     image = base.file.path
     pending = stack.enter_context(find_redo_log(base.file, base.format))
     record = pending.record if pending else None
@@ -300,7 +300,7 @@ def _to_read(stack: contextlib.ExitStack, base: Layer) -> OpenImage:
 def _to_write(
     stack: contextlib.ExitStack, base: Layer, output: Path | None, *, outside: bool, repair: bool
 ) -> OpenImage:
-    """The image behind a new redo log, what an interrupted run left dealt with."""
+    """Return the image behind a new redo log, after recovering an interrupted run."""
     if output is None:
         host_key()  # without it nothing can be sealed
         _recover(base.file, base.format)
@@ -463,7 +463,7 @@ def _remove_folder(path: Path) -> None:
 
 
 def _mode_like(old: DiskFile, new: int) -> int:
-    """The mode of an image that nobody may read who may not read the one it is made of."""
+    """Return a mode that lets nobody read the new image who cannot read the old one."""
     was, now = os.fstat(old.handle), os.fstat(new)
     mode = was.st_mode
     if was.st_gid != now.st_gid:  # to its group, the new image's one is like all others

@@ -128,7 +128,7 @@ class RedoLog:
         return Layer(file=self.file, format="qcow2", backing=base)
 
     def begin(self) -> None:
-        """Know how large it is while nothing is written to it."""
+        """Note the size while nothing has been written."""
         self._begun = self.file.size
 
     def seal(
@@ -375,7 +375,7 @@ def find_redo_log(
 
 
 def _complete_name(folder: int, image: Path) -> str | None:
-    """The name of the complete redo log of an image in its open folder, if there is one."""
+    """Return the name of the image's complete redo log in its open folder, if there is one."""
     pattern = re.compile(re.escape(image.name + SEALED) + r"-\d+-\d+$")
     merging = image.name + MERGING
     names = os.listdir(folder)

@@ -61,17 +61,17 @@ class Machine:
         self.manager_url = MANAGER_URL
 
     def console_tail(self, count: int) -> list[str]:
-        """The last lines of the console that are not blank, safe to print."""
+        """Return the last lines of the console that are not blank, safe to print."""
         text = _ESCAPE.sub("", self._watch.console().decode("utf-8", "replace"))
         lines = [printable(line.rstrip()) for line in re.split(r"[\r\n]+", text)]
         return [line for line in lines if line.strip()][-count:] if count > 0 else []
 
     def is_running(self) -> bool:
-        """Whether QEMU runs; a guest that halted may still be in it."""
+        """Return whether QEMU runs, even with a guest that has halted."""
         return self._watch.is_running()
 
     def exit_reason(self) -> str:
-        """Why the machine does not run or cannot do so much longer, in words; else empty."""
+        """Return why the machine has ended or must end soon; empty if it runs."""
         return self._watch.exit_reason()
 
     def check(self) -> None:
@@ -103,7 +103,7 @@ def boot(  # noqa: PLR0913 -- all but the disk by name
     console_log: Path | None = None,
     firmware: Sequence[str] = (),
 ) -> Iterator[Machine]:
-    """A machine that boots the disk; ended with the block.
+    """Boot a machine from the disk; end it with the block.
 
     Args:
         disk: what the guest may write: an overlay to throw away.
@@ -158,7 +158,7 @@ def boot(  # noqa: PLR0913 -- all but the disk by name
 
 @contextlib.contextmanager
 def _open_source(source: BootSource) -> Iterator[tuple[BootSource, list[int]]]:
-    """The files that boot the guest, opened once, under the names by which QEMU inherits them."""
+    """Open the files that boot the guest, and name them as QEMU inherits them."""
     with contextlib.ExitStack() as stack:
         files: list[int] = []
 
@@ -195,7 +195,7 @@ def wait_for_http(
     *,
     headers: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The JSON object that the guest answers a GET with, once it does so with status 200.
+    """Send GET requests until the guest answers one with status 200; return its JSON object.
 
     Args:
         url: below ``machine.agent_url``.
@@ -247,7 +247,7 @@ def _get_json(url: str, headers: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _forwarded_port(watch: Watch) -> int:
-    """The port that QEMU chose: asking afterwards leaves no gap for another program to take it."""
+    """Return the port that QEMU chose: no other program can take it in between."""
     printed = watch.ask("human-monitor-command", {"command-line": "info usernet"})
     found = _FORWARDED.search(str(printed))
     if found is None:

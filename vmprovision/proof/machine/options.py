@@ -65,7 +65,7 @@ class BootSource:
 
 
 def find_qemu(arch: str, hardware: Hardware) -> Path:
-    """The QEMU of an architecture on this host; raises ``ProofError`` where there is none."""
+    """Return this host's QEMU for an architecture; raise ``ProofError`` where there is none."""
     for program in hardware.programs:
         found = shutil.which(program)
         if found:
@@ -78,7 +78,7 @@ def find_qemu(arch: str, hardware: Hardware) -> Path:
 
 
 def board_options(hardware: Hardware, accelerator: str, memory_mb: int) -> list[str]:
-    """Processor, memory and source of random numbers."""
+    """Return the options for processor, memory and random numbers."""
     return [
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
         *("-machine", hardware.machine, "-accel", accelerator),
@@ -90,7 +90,7 @@ def board_options(hardware: Hardware, accelerator: str, memory_mb: int) -> list[
 
 
 def boot_options(source: BootSource) -> list[str]:
-    """What the machine starts first."""
+    """Return the options for what the machine starts first."""
     options: list[str] = []
     if source.firmware is not None:
         file = {"driver": "file", "filename": str(source.firmware.absolute())}
@@ -106,7 +106,7 @@ def boot_options(source: BootSource) -> list[str]:
 
 
 def disk_options(disk: dict[str, Any], sectors: int) -> list[str]:
-    """The guest's only disk, by its block node and the size of its sectors."""
+    """Return the options for the guest's only disk, by block node and sector size."""
     size = f"logical_block_size={sectors},physical_block_size={sectors}"
     return [
         *("-blockdev", _node("root", disk, readonly=False)),
@@ -115,7 +115,7 @@ def disk_options(disk: dict[str, Any], sectors: int) -> list[str]:
 
 
 def _node(name: str, disk: dict[str, Any], *, readonly: bool) -> str:
-    """A block node as JSON, in which a path needs no quoting; nothing is flushed to the disk."""
+    """Return a block node as JSON, which needs no quoting of paths; no flush reaches the disk."""
     cache = {"direct": False, "no-flush": True}
     return json.dumps(
         {
@@ -129,7 +129,7 @@ def _node(name: str, disk: dict[str, Any], *, readonly: bool) -> str:
 
 
 def network_options(agent_port: int, manager: str) -> list[str]:
-    """The guest's network card, and the two ways out of its network."""
+    """Return the options for the guest's network card and the two ways out of its network."""
     host, _, port = manager.rpartition(":")
     host = host.strip("[]")
     if not ipaddress.ip_address(host).is_loopback:

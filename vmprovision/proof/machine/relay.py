@@ -18,7 +18,7 @@ IDLE_SECONDS = 120.0
 
 
 def main(arguments: list[str]) -> int:
-    """0 when both sides have said all; 1 when nobody listens, and the guest sees a close."""
+    """Relay until both sides have finished; return 0, or 1 where nobody listens."""
     guest = socket.socket(fileno=0)
     try:
         manager = socket.create_connection((arguments[0], int(arguments[1])), CONNECT_SECONDS)

@@ -53,7 +53,7 @@ class Channels:
     lifeline_end: socket.socket
 
     def close_far_ends(self) -> None:
-        """Leave QEMU's ends to QEMU, so that its death is seen here."""
+        """Close QEMU's ends of the channels here, so that its death shows."""
         for end in (self.console_end, self.monitor_end, self.lifeline_end):
             end.close()
 
@@ -78,7 +78,7 @@ def open_channels() -> Iterator[Channels]:
 
 
 def channel_options(channels: Channels) -> list[str]:
-    """Join QEMU's serial port and monitor to its ends of the channels."""
+    """Return the options that connect QEMU's serial port and monitor to the channels."""
     return [
         *("-chardev", f"socket,id=console,fd={channels.console_end.fileno()}"),
         *("-serial", "chardev:console"),
@@ -151,7 +151,7 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> None:
-        """End QEMU: asked first, then killed through its lifeline; nothing of it remains."""
+        """End QEMU: first by a request, then through its lifeline; nothing of it remains."""
         assert self._process is not None  # noqa: S101 -- for mypy: set by start()
         with contextlib.suppress(OSError):
             self._send("quit", {})
@@ -162,7 +162,7 @@ class Watch:
         self._thread.join()
 
     def ask(self, command: str, arguments: Mapping[str, Any]) -> Any:  # noqa: ANN401 -- any JSON value
-        """What QEMU's monitor answers; used by one thread, before the guest is waited for."""
+        """Return the monitor's answer; for one thread, before anyone waits for the guest."""
         for name, details in (("qmp_capabilities", {}), (command, arguments)):
             with contextlib.suppress(OSError):  # it has ended: told below
                 self._send(name, details)
@@ -172,16 +172,16 @@ class Watch:
         return answer["return"]
 
     def console(self) -> bytes:
-        """The last of what the console printed."""
+        """Return the last part of what the console printed."""
         with self._guard:
             return bytes(self._console)
 
     def is_running(self) -> bool:
-        """Whether QEMU is there."""
+        """Return whether QEMU runs."""
         return self._process is not None and self._process.poll() is None
 
     def exit_reason(self) -> str:
-        """Why there is no hope for the machine, in words; else empty."""
+        """Return why the machine cannot go on; empty if it can."""
         if self._own_reason:
             return self._own_reason
         if self._panicked:
