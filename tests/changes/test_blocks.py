@@ -8,13 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmprovision.changes.operations import (
-    EditBlock,
-    find_blocks,
-    insert_block,
-    marked,
-    strip_blocks,
-)
+from vmprovision.changes.blocks import find_blocks, insert_block, marked, strip_blocks
+from vmprovision.changes.operations import EditBlock
 
 PATH = PurePosixPath("/etc/rc.local")
 LINES = b"( agent ) &\n"

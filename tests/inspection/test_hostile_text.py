@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.trees import BUSYBOX_TREE, OS_RELEASE, SYSTEMD_TREE, Link, Program, Tree, elf, make_tree
-from vmprovision.changes.operations import find_blocks, marked, strip_blocks
+from vmprovision.changes.blocks import find_blocks, marked, strip_blocks
 from vmprovision.guest.shelltext import VALUE_LIMIT, assigned_value
 
 if TYPE_CHECKING:

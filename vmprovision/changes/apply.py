@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from vmprovision.changes.blocks import insert_block
 from vmprovision.changes.operations import (
     EDIT_LIMIT,
     EditBlock,
@@ -13,7 +14,6 @@ from vmprovision.changes.operations import (
     Plan,
     Symlink,
     WriteFile,
-    insert_block,
     is_satisfied,
 )
 from vmprovision.errors import ApplyError

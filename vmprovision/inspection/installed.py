@@ -13,12 +13,8 @@ import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmprovision.changes.operations import (
-    EditBlock,
-    Symlink,
-    WriteFile,
-    digest,
-)
+from vmprovision.changes.conditions import FileCondition, digest
+from vmprovision.changes.operations import EditBlock, Symlink, WriteFile
 from vmprovision.changes.receipt import (
     ABSENT,
     AGENT,
@@ -47,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import PurePosixPath
 
-    from vmprovision.changes.operations import ConditionKind
+    from vmprovision.changes.conditions import ConditionKind
     from vmprovision.changes.receipt import Entry, Found, Receipt
     from vmprovision.filesystem.protocol import GuestReader
     from vmprovision.guest.facts import InitVerdict, Pid1
@@ -188,7 +184,8 @@ def _impossible(receipt: Receipt, home: PurePosixPath, known: _Places) -> PurePo
         elif condition.kind == "request":
             possible = path == AUTORELABEL and absent
         elif path.parent in folders:
-            possible = condition.kind == "file" and path.name == condition.sha256 and absent
+            is_copy = isinstance(condition, FileCondition) and path.name == condition.sha256
+            possible = is_copy and absent
         else:
             possible = before.kind != "directory" and known.hold(Place(condition.kind, path))
         if not possible or (before.kept is not None and before.kept.parent not in folders):

@@ -11,15 +11,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from vmprovision.changes.blocks import marked
+from vmprovision.changes.conditions import AbsentCondition
 from vmprovision.changes.operations import (
-    Condition,
     EditBlock,
     Operation,
     Plan,
     Symlink,
     WriteFile,
     directories_for,
-    marked,
 )
 from vmprovision.changes.receipt import (
     ABSENT,
@@ -335,7 +335,7 @@ def plan_removal(guest: GuestInfo, reader: GuestReader) -> Plan:
     found = survey(guest.agent.receipt.paths, reader)
     # what no receipt lists, itself included, comes first in it, and so goes last
     unlisted = [
-        Entry(condition=Condition(path=guest.locate(path), kind="file"), before=ABSENT)
+        Entry(condition=AbsentCondition(path=guest.locate(path)), before=ABSENT)
         for path in (RECEIPT, *LOGS)
     ]
     entries = [*unlisted, *guest.agent.receipt.entries]

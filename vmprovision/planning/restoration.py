@@ -10,9 +10,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vmprovision.changes.operations import (
+from vmprovision.changes.blocks import strip_blocks
+from vmprovision.changes.conditions import (
     FILE_LIMIT,
-    Condition,
+    BlockCondition,
+    RequestCondition,
+    digest,
+)
+from vmprovision.changes.operations import (
     EditBlock,
     MakeDirectory,
     Operation,
@@ -20,9 +25,7 @@ from vmprovision.changes.operations import (
     Remove,
     Symlink,
     WriteFile,
-    digest,
     is_satisfied,
-    strip_blocks,
 )
 from vmprovision.changes.receipt import (
     ABSENT,
@@ -131,7 +134,7 @@ def with_receipt(
     folders = [made] if aside else []
     aside += [Entry(condition=labels.recorded(o), before=ABSENT) for o in folders]
     if requests or (labels.obstacle and earlier and earlier.entry_for(AUTORELABEL)):
-        aside.append(Entry(condition=Condition(path=AUTORELABEL, kind="request"), before=ABSENT))
+        aside.append(Entry(condition=RequestCondition(path=AUTORELABEL), before=ABSENT))
     receipt = Receipt(
         agent_version=agent_version, init=str(guest.init.system), entries=(*aside, *entries)
     )
@@ -263,8 +266,9 @@ def restoration(entry: Entry, now: Found, found: Mapping[PurePosixPath, Found]) 
     path, before = entry.condition.path, entry.before
     if before.kind == "directory" or (before.kind != "absent" and _is_as_before(now, before)):
         return []
-    if entry.condition.kind == "block" and _has_other_lines(entry, now):
-        return [EditBlock(path=path, name=entry.condition.name or "", content=b"")]
+    block = entry.condition
+    if isinstance(block, BlockCondition) and _has_other_lines(block.name, before, now):
+        return [EditBlock(path=path, name=block.name, content=b"")]
     if before.kind == "absent":
         return [Remove(path=path)]
     _refuse_forgeable(entry)
@@ -283,16 +287,16 @@ def restoration(entry: Entry, now: Found, found: Mapping[PurePosixPath, Found]) 
     return [WriteFile(path=path, content=content, mode=mode, uid=uid, gid=gid, label=before.label)]
 
 
-def _has_other_lines(entry: Entry, now: Found) -> bool:
+def _has_other_lines(block: str, before: Found, now: Found) -> bool:
     """Return whether a file with a block of ours has lines of others that must stay."""
     if now.content is None:
         return False
-    bare = strip_blocks(entry.condition.name or "", now.content)
-    if entry.before.kind == "absent":
+    bare = strip_blocks(block, now.content)
+    if before.kind == "absent":
         return not _is_ours_alone(bare)
-    if entry.before.kind != "file":
+    if before.kind != "file":
         return False
-    return not entry.before.believed or not _same_lines(bare, entry.before)
+    return not before.believed or not _same_lines(bare, before)
 
 
 def _is_as_before(now: Found, before: Found) -> bool:

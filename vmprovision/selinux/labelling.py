@@ -11,20 +11,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from vmprovision.changes.operations import (
-    EditBlock,
-    MakeDirectory,
-    Remove,
-    Symlink,
-    WriteFile,
-)
+from vmprovision.changes.operations import EditBlock, MakeDirectory, Remove, Symlink, WriteFile
 from vmprovision.changes.receipt import ABSENT
 from vmprovision.selinux.pathpattern import PatternError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from vmprovision.changes.operations import Condition, Operation
+    from vmprovision.changes.conditions import Condition
+    from vmprovision.changes.operations import Operation
     from vmprovision.changes.receipt import Found
     from vmprovision.selinux.filecontexts import LabelledKind
     from vmprovision.selinux.policy import SELinuxPolicy
