@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from vmprovision.changes.operations import Plan, is_satisfied
 from vmprovision.changes.verify import verify_plan, verify_receipt
 from vmprovision.errors import PlanError
-from vmprovision.image.disk import Recovery, recover_image
+from vmprovision.image.recovery import Recovery, recover_image
 from vmprovision.inspection import explain_init
 from vmprovision.inspection.watched import WatchedReader
 from vmprovision.planning.injection import InjectOptions, plan_injection, plan_removal

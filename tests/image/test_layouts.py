@@ -14,7 +14,8 @@ import vmprovision
 from tests.image.conftest import file_hash, state_of
 from tests.image.layouts import GOOD, OWN_AGENT, OWN_RC_LOCAL
 from tests.image.trees import differences, look_into
-from vmprovision.changes.operations import Remove, digest
+from vmprovision.changes.conditions import digest
+from vmprovision.changes.operations import Remove
 from vmprovision.runtime.archive import build_archive
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from tests.image.stacks import Stack, build_stack
 from vmprovision.errors import ImageError, ImageRecoveryError
 from vmprovision.image import redolog
 from vmprovision.image.chain import run_qemu_img, source
-from vmprovision.image.disk import recover_image
 from vmprovision.image.imageset import commit_images, open_images
+from vmprovision.image.recovery import recover_image
 from vmprovision.progress import Control
 
 if TYPE_CHECKING:

@@ -37,9 +37,9 @@ from vmprovision.errors import (
 )
 from vmprovision.host.capacity import host_capacity
 from vmprovision.image.chain import open_chain
-from vmprovision.image.disk import is_being_merged
 from vmprovision.image.diskfile import open_disk_file
 from vmprovision.image.header import determine_format
+from vmprovision.image.recovery import is_being_merged
 from vmprovision.planning.injection import InjectOptions, check_options
 from vmprovision.progress import Control, Progress
 from vmprovision.reports import (
