@@ -1,16 +1,25 @@
-"""Small guest trees in a temporary directory, for tests that read files only."""
+"""Guest trees for tests that read files only: made in a temporary directory, or real ones."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from tests.conftest import require
+from vmprovision.host.cache import cache_directory
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+DATA = Path(__file__).resolve().parent / "data"
+REAL_ETC = DATA / "trees"
+RELEASE_FILES = DATA / "release-files"
+ROOT_FILESYSTEMS = DATA / "root-filesystems.sha256"
+DATA_VARIABLE = "VMPROVISION_TEST_DATA"
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,39 @@ class Program:
     """An executable file in a tree."""
 
     content: bytes
+
+
+def root_filesystems() -> Path:
+    """Return the folder of the optional root filesystems: tests/data/README.md."""
+    if named := os.environ.get(DATA_VARIABLE):
+        return Path(named).expanduser()
+    return cache_directory() / "test-data"
+
+
+def root_filesystem(name: str) -> Path | None:
+    """Return the tarball of that name, or None if this host does not have it.
+
+    Raises:
+        ValueError: it is there, and its SHA-256 is not the one in ``ROOT_FILESYSTEMS``.
+    """
+    lines = ROOT_FILESYSTEMS.read_text(encoding="utf-8").splitlines()
+    wanted = {file: digest for digest, file in (line.split() for line in lines)}[name]
+    path = root_filesystems() / name
+    if not path.exists():
+        return None
+    if hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
+        message = f"{path} does not have the SHA-256 {wanted}: download it again"
+        raise ValueError(message)
+    return path
+
+
+def require_root_filesystem(name: str) -> Path:
+    """Return the tarball of that name; skip the test if this host does not have it."""
+    path = root_filesystem(name)
+    reason = f"{name} is not in {root_filesystems()}: tests/data/README.md says where to get it"
+    require(path, reason, optional=True)
+    assert path is not None
+    return path
 
 
 def elf(machine: int = 62, *, bits: int = 64, content: bytes = b"") -> Program:

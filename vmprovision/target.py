@@ -21,11 +21,13 @@ from vmprovision.changes.operations import Plan, is_satisfied
 from vmprovision.changes.receipt import RECEIPT, UNFINISHED, Entry
 from vmprovision.disklayout.keyfile import read_keys
 from vmprovision.errors import NoOperatingSystemError, PlanError, about_image
+from vmprovision.filesystem.deployment import disk_path
 from vmprovision.filesystem.local import LocalFilesystem
 from vmprovision.filesystem.protocol import Attributes
 from vmprovision.image.imageset import commit_images, open_images
 from vmprovision.inspection import inspect_guest
 from vmprovision.inspection.layout import DIRECTORIES
+from vmprovision.inspection.ostree import enter_deployment
 from vmprovision.mounts import find_hidden
 from vmprovision.planning.restoration import restoration, survey
 from vmprovision.progress import Control
@@ -225,7 +227,7 @@ class _DirectoryTarget:
     after a crash knows what was there.
     """
 
-    def __init__(self, guest: GuestInfo, filesystem: LocalFilesystem, control: Control) -> None:
+    def __init__(self, guest: GuestInfo, filesystem: GuestFilesystem, control: Control) -> None:
         self.guest = guest
         self.filesystem = filesystem
         self._control = control
@@ -273,23 +275,26 @@ def _open_directory(
                 "the directory does not hold the root filesystem of a Linux guest",
                 hint="give the directory that has /etc in it",
             )
-        hidden, notes = find_hidden(filesystem, filesystem.root, map(PurePosixPath, DIRECTORIES))
-        guest = inspect_guest(filesystem, init=access.init, hidden=hidden, notes=notes)
+        files = enter_deployment(filesystem)
+        hidden, notes = find_hidden(files, filesystem.root, map(PurePosixPath, DIRECTORIES))
+        guest = inspect_guest(files, init=access.init, hidden=hidden, notes=notes)
         if write:
-            _remove_temporary_files(filesystem, guest)
-        target = _DirectoryTarget(guest, filesystem, access.control)
+            _remove_temporary_files(filesystem, files, guest)
+        target = _DirectoryTarget(guest, files, access.control)
         try:
             yield target
         finally:
             target.roll_back()
 
 
-def _remove_temporary_files(filesystem: LocalFilesystem, guest: GuestInfo) -> None:
+def _remove_temporary_files(
+    filesystem: LocalFilesystem, files: GuestFilesystem, guest: GuestInfo
+) -> None:
     """Remove what a killed run has left under temporary names."""
     folders = {UNFINISHED.parent}
     if guest.agent and guest.agent.unfinished:
         paths = (*guest.agent.receipt.paths, guest.locate(RECEIPT))
-        folders |= {path.parent for path in paths}
+        folders |= {disk_path(files, path.parent) for path in paths}
     filesystem.clear(sorted(folders))
 
 

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING
 
 import vmprovision
 from tests.inspection.real_trees import REAL_TREES, assemble, look_at
-from tests.trees import SHARED
+from tests.trees import root_filesystems
 from vmprovision.errors import VmprovisionError
 from vmprovision.host.cache import cache_directory, write_atomically
-from vmprovision.initsystem import INIT_SYSTEMS
+from vmprovision.initsystem import DEFINITIONS
 from vmprovision.progress import Control
 from vmprovision.proof.machine.options import HARDWARE, find_qemu
 from vmprovision.qemu.accelerator import choose_accelerator
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs/support-matrix.md"
-TARBALLS = SHARED / "alpine"
 BOOT_SECONDS = 240.0
 JOBS = min(os.cpu_count() or 1, 4)  # a guest keeps one core busy and takes half a gigabyte
 FAILED = "**failed**"
@@ -94,17 +93,18 @@ class Row:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
-def try_recipe(recipe: Recipe, control: Control, tarballs: Path = TARBALLS) -> Row:
-    """What a boot of the recipe's image shows: as the cache has it, or tried now."""
+def try_recipe(recipe: Recipe, control: Control, tarballs: Path | None = None) -> Row:
+    """Return what a boot of the recipe's image showed: from the cache, or from a boot now."""
+    folder = tarballs or root_filesystems()
     kept = kept_result(recipe)
     if kept.exists():
         return Row(**json.loads(kept.read_text(encoding="utf-8")))
     guest = f"`{recipe.name}`"
-    if recipe.tarball and not (tarballs / recipe.tarball.name).exists():
-        how = f"{recipe.tarball.name} is not here"
+    if recipe.tarball and not (folder / recipe.tarball.name).exists():
+        how = f"{recipe.tarball.name} is not in the test data"
         return Row(guest=guest, result="not tried", how=how)
     try:
-        row = boot_recipe(recipe, tarballs if recipe.tarball else None, control)
+        row = boot_recipe(recipe, folder if recipe.tarball else None, control)
     except VmprovisionError as exc:
         return Row(guest=guest, result=FAILED, how=" ".join(exc.message.split()))
     write_atomically(kept, json.dumps(asdict(row)).encode())
@@ -157,15 +157,15 @@ def check_tree(tree: RealTree) -> Row:
     """What a plan for a real guest's files shows."""
     what = (
         "its root filesystem"
-        if tree.is_whole
+        if tree.tarball
         else "its `/etc`, programs stood in for"
-        if tree.source
+        if tree.etc
         else "its layout by its documentation"
     )
     with tempfile.TemporaryDirectory(prefix="vmprovision-matrix-") as folder:
         root = assemble(tree, Path(folder) / "guest")
         if root is None:
-            how = f"`{tree.source}` is not here"
+            how = f"`{tree.tarball}` is not in the test data"
             return Row(guest=tree.name, result="not tried", how=how)
         guest = vmprovision.inspect(root)
         seen = look_at(root)
@@ -194,10 +194,10 @@ def source_key() -> str:
 def untried(rows: Sequence[Row]) -> Iterator[Row]:
     """A row for each init system that no other row speaks of."""
     there = {row.system for row in rows}
-    for module in INIT_SYSTEMS:
-        if module.NAME not in there:
+    for definition in DEFINITIONS:
+        if definition.name not in there:
             how = "no guest of the matrix has it; its operations are tested"
-            yield Row(system=module.NAME, result="not tried", how=how)
+            yield Row(system=definition.name, result="not tried", how=how)
 
 
 def write_page(rows: Sequence[Row], *, whole: bool = True) -> None:

@@ -85,15 +85,22 @@ class LinkCircleError(InspectionError):
     """A guest path leads through a circle of links: a reader finds nothing there."""
 
 
-class GuestReader(Protocol):
+class LinkReader(Protocol):
+    """What it takes to follow links."""
+
+    def lstat(self, path: PurePosixPath) -> FileStatus | None:
+        """Status of what stands at path, a last link not followed; None where nothing does."""
+
+    def readlink(self, path: PurePosixPath) -> str:
+        """The target of the link at path, as it is written in it."""
+
+
+class GuestReader(LinkReader, Protocol):
     """Read-only access to one guest's files.
 
     Every method raises ``InspectionError`` (naming the guest path) where the
     filesystem itself fails; absence is a value, not an error.
     """
-
-    def lstat(self, path: PurePosixPath) -> FileStatus | None:
-        """Return the status of what is at path, a last link not followed; None where nothing is."""
 
     def read(self, path: PurePosixPath, *, limit: int, offset: int = 0) -> bytes:
         """Return at most ``limit`` bytes of the regular file at path, from ``offset``."""
@@ -103,9 +110,6 @@ class GuestReader(Protocol):
 
         Both are of one file, whatever somebody else does to the tree meanwhile.
         """
-
-    def readlink(self, path: PurePosixPath) -> str:
-        """Return the target of the link at path, as it is written in it."""
 
     def list_directory(self, path: PurePosixPath) -> list[str]:
         """Return the sorted names in the directory at path, without those that are not UTF-8."""
@@ -143,7 +147,7 @@ class GuestFilesystem(GuestReader, Protocol):
         """Give what is at path its SELinux label."""
 
 
-def resolve(reader: GuestReader, path: PurePosixPath, *, last: bool = True) -> PurePosixPath:
+def resolve(reader: LinkReader, path: PurePosixPath, *, last: bool = True) -> PurePosixPath:
     """Return the path with every symbolic link resolved inside the guest's root.
 
     What does not exist is kept as it is written, so a path that is yet to be
@@ -192,7 +196,7 @@ def circle(path: PurePosixPath) -> LinkCircleError:
     )
 
 
-def follow(reader: GuestReader, path: PurePosixPath) -> PurePosixPath | None:
+def follow(reader: LinkReader, path: PurePosixPath) -> PurePosixPath | None:
     """Return the path without any symbolic link in it; None where the links lead in a circle.
 
     Whoever reads a guest uses this one: a program that meets such a path finds nothing.

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from vmprovision.changes.receipt import RUNTIME
 from vmprovision.guest.configuration import parse_configuration
+from vmprovision.guest.names import INIT_SYSTEMS as INIT_SYSTEMS  # noqa: PLC0414 -- for importers
+from vmprovision.guest.names import InitSystem as InitSystem  # noqa: PLC0414, TC001 -- likewise
 from vmprovision.mounts import innermost
 
 if TYPE_CHECKING:
@@ -18,21 +20,6 @@ if TYPE_CHECKING:
     from vmprovision.mounts import HiddenMount
     from vmprovision.selinux.policy import SELinuxPolicy
 
-InitSystem = Literal[
-    "systemd",
-    "openrc",
-    "sysv",
-    "slackware",
-    "upstart",
-    "runit",
-    "dinit",
-    "s6",
-    "finit",
-    "procd",
-    "busybox",
-    "standalone",
-]
-INIT_SYSTEMS: tuple[InitSystem, ...] = get_args(InitSystem)
 Confidence = Literal["certain", "likely", "told", "unknown"]
 
 
@@ -153,6 +140,18 @@ class Interpreter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FirstBoot:
+    """A program that sets the guest up at its first boot, from data that its host gives it.
+
+    Attributes:
+        obstacle: why it would not take a seed of ours, as a sentence; empty where it would.
+    """
+
+    program: Literal["cloud-init", "ignition"]
+    obstacle: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
     """A kernel that the guest keeps in its ``/boot``, with the initrd that belongs to it."""
 
@@ -200,6 +199,7 @@ class GuestInfo:
     init: InitVerdict
     interpreters: tuple[Interpreter, ...] = ()
     kernels: tuple[Kernel, ...] = ()
+    first_boot: tuple[FirstBoot, ...] = ()
     selinux: SELinuxPolicy | None = None
     agent: InstalledAgent | None = None
     links: Mapping[PurePosixPath, PurePosixPath] = field(default_factory=dict)
@@ -266,6 +266,10 @@ class GuestInfo:
             if self.selinux
             else None,
             "kernels": [str(kernel.path) for kernel in self.kernels],
+            "first_boot": [
+                {"program": each.program, "obstacle": each.obstacle or None}
+                for each in self.first_boot
+            ],
             "mountpoints": dict(self.mountpoints),
             "agent": _agent_as_json(self.agent, self.has_runtime) if self.agent else None,
             "notes": list(self.notes),

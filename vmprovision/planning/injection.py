@@ -45,7 +45,7 @@ from vmprovision.guest.configuration import (
     port_in,
     update_configuration,
 )
-from vmprovision.initsystem import module_for, ways_of
+from vmprovision.initsystem import definition_of
 from vmprovision.initsystem.rendering import Service, render
 from vmprovision.planning.restoration import finishing, restorations, survey, with_receipt
 from vmprovision.runtime.choice import choose_runtime
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from vmprovision.filesystem.protocol import GuestReader
     from vmprovision.guest.facts import GuestInfo, InitSystem, InitVerdict
     from vmprovision.runtime.archive import Archive
-    from vmprovision.runtime.choice import RuntimeWish
+    from vmprovision.runtime.choice import RuntimeChoice
 
 
 # distribution -> the file that its configuration takes in, and what that is called
@@ -99,7 +99,7 @@ class InjectOptions:
     allow: str | None = None
     allow_configure: bool | None = None
     init: InitSystem | None = None
-    runtime: RuntimeWish = "auto"
+    runtime: RuntimeChoice = "auto"
 
 
 def plan_injection(
@@ -157,8 +157,8 @@ def plan_service(guest: GuestInfo, archive: Archive, options: InjectOptions) -> 
         WriteFile(path=AGENT, content=archive.content, mode=0o755),
         WriteFile(path=CONFIGURATION, content=content, mode=0o600 if secret else 0o644),
     ]
-    module = module_for(str(guest.init.system))
-    files += module.service_operations(service, guest.init)
+    definition = definition_of(str(guest.init.system))
+    files += definition.service_operations(service, guest.init)
     located = [replace(operation, path=guest.locate(operation.path)) for operation in files]
     receipt = guest.locate(RECEIPT)
     refuse_hidden(guest, [*(operation.path for operation in located), receipt])
@@ -352,10 +352,13 @@ def render_service(init: str, port: int | None = None) -> list[tuple[Operation, 
     Raises:
         PlanError: the init system is not known or the port is none.
     """
-    module = module_for(init)
+    definition = definition_of(init)
     service = Service(port=check_port(port if port is not None else DEFAULT_PORT))
-    operations = [o for way in ways_of(module) for o in module.service_operations(service, way)]
-    return [(operation, _shown(operation)) for operation in operations]
+    return [
+        (operation, _shown(operation))
+        for verdict in definition.without_guest()
+        for operation in definition.service_operations(service, verdict)
+    ]
 
 
 def _shown(operation: Operation) -> bytes:

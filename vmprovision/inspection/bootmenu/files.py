@@ -49,6 +49,7 @@ class BootEntry:
         title: as the menu shows it.
         init: the path in its ``init=``; None where the kernel's own order decides.
         unit: the unit that systemd is told to start; None where ``default.target`` decides.
+        ostree: the path in its ``ostree=``, of an OSTree deployment; else None.
         name: what the menu's default may call it by, beside its title.
         doubt: what in it is not understood and may name another init; empty where nothing is.
     """
@@ -56,6 +57,7 @@ class BootEntry:
     title: str
     init: PurePosixPath | None
     unit: str | None = None
+    ostree: PurePosixPath | None = None
     name: str = ""
     doubt: str = ""
 
@@ -105,6 +107,7 @@ def entry_of(title: str, options: str, *, name: str = "", doubt: str = "") -> Bo
         title=shown(title),
         init=init_option(options),
         unit=unit_option(options),
+        ostree=path_option("ostree", options),
         name=name,
         doubt=doubt,
     )
@@ -117,7 +120,13 @@ def shown(text: str) -> str:
 
 def init_option(line: str) -> PurePosixPath | None:
     """Return the path in a command line's last ``init=``, the one that the kernel obeys."""
-    values = [word[5:] for word in _words(line) if word.startswith("init=/")]
+    return path_option("init", line)
+
+
+def path_option(name: str, line: str) -> PurePosixPath | None:
+    """Return the absolute path that a command line's last option of this name has."""
+    head = f"{name}="
+    values = [word[len(head) :] for word in _words(line) if word.startswith(f"{head}/")]
     return PurePosixPath(printable(values[-1])) if values else None
 
 

@@ -1,0 +1,105 @@
+"""The program imports only what it needs, so that short commands answer at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import vmprovision
+
+# Modules that take long to import.
+HEAVY = {
+    "asyncio",
+    "concurrent.futures",
+    "dask",
+    "distributed",
+    "guestfs",
+    "http.client",
+    "jinja2",
+    "logging",
+    "rich",
+    "xml",
+    "zipfile",
+}
+# Packages that only commands that work on an image need.
+WORK = {
+    f"vmprovision.{name}"
+    for name in (
+        "agent",
+        "api",
+        "appliance",
+        "batch",
+        "changes",
+        "doctor",
+        "image",
+        "initsystem",
+        "inspection",
+        "planning",
+        "progress",
+        "proof",
+        "recipe",
+        "reports",
+        "runtime",
+        "seed",
+        "seed",
+        "selinux",
+    )
+}
+
+
+def imported(code: str, *arguments: str) -> set[str]:
+    """Return the modules that a process has imported after running this code."""
+    see = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{see}; {code}", *arguments],
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=120,
+    )
+    return set(done.stderr.split())
+
+
+PROGRAM = "from vmprovision.cli import run; run()"
+
+
+def test_the_version_is_printed_without_the_rooms_that_work() -> None:
+    """--version imports no slow library and no package beside the command line."""
+    found = imported(PROGRAM, "--version")
+    assert "vmprovision.cli.app" in found
+    assert not found & (HEAVY | WORK)
+
+
+def test_help_imports_no_room_either() -> None:
+    """--help needs Typer and rich only."""
+    found = imported(PROGRAM, "inject", "--help")
+    assert "vmprovision.cli.injection" in found
+    assert not found & (WORK | {"distributed", "guestfs", "jinja2"})
+
+
+def test_looking_into_a_guest_imports_no_templates_and_no_cluster() -> None:
+    """The library's functions need neither Jinja2 nor Dask nor the command line's libraries."""
+    found = imported("import vmprovision; vmprovision.inspect; vmprovision.verify")
+    assert "vmprovision.api" in found
+    assert not found & {"jinja2", "distributed", "asyncio", "http.client", "rich", "typer"}
+
+
+def test_importing_the_package_imports_nothing_else_of_it() -> None:
+    """Each public name is imported when it is first used."""
+    found = imported("import vmprovision")
+    assert {name for name in found if name.startswith("vmprovision")} == {"vmprovision"}
+    assert not found & HEAVY
+    found = imported("from vmprovision import VmprovisionError")
+    assert {name for name in found if name.startswith("vmprovision")} == {
+        "vmprovision",
+        "vmprovision.errors",
+    }
+
+
+def test_every_public_name_can_be_seen_and_used() -> None:
+    """dir() and a star import know every public name; other names are an AttributeError."""
+    assert set(vmprovision.__all__) <= set(dir(vmprovision))
+    names: dict[str, object] = {}
+    exec("from vmprovision import *", names)  # noqa: S102 -- as a person at the prompt does
+    assert set(vmprovision.__all__) <= names.keys()
+    assert not hasattr(vmprovision, "no_such_name")
