@@ -70,7 +70,7 @@ def require_root_filesystem(name: str) -> Path:
 
 
 def elf(machine: int = 62, *, bits: int = 64, content: bytes = b"") -> Program:
-    """An ELF file's header for a machine (elf(5)), with these bytes behind it."""
+    """Return an ELF file's header for a machine (elf(5)), with these bytes behind it."""
     identity = b"\x7fELF" + bytes([2 if bits == 64 else 1, 1, 1]) + bytes(9)
     header = identity + struct.pack("<HH", 2, machine)
     if machine == 40:  # EABI version 5
@@ -83,7 +83,7 @@ Tree = dict[str, Content]
 
 
 def make_tree(root: Path, files: Mapping[str, Content]) -> Path:
-    """The tree under root; None makes a directory."""
+    """Make these files under root and return it; None makes a directory."""
     for name, what in files.items():
         path = root / name.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def python_tree(
     bits: int = 64,
     modules: tuple[str, ...] = PYTHON_MODULES,
 ) -> Tree:
-    """A Python of which all is there that the agent needs, and the link ``python3`` to it."""
+    """Return a complete Python for the agent, and the link ``python3`` to it."""
     path = PurePosixPath(program)
     library = path.parent.parent / "lib" / path.name
     return {
@@ -147,7 +147,7 @@ BUSYBOX_TREE: Tree = {
 
 
 def tree_state(root: Path) -> dict[str, tuple[str, int, int, int, bytes]]:
-    """Every path under root with kind, mode, owner and content: what two trees are compared by."""
+    """Return kind, mode, owner and content of every path under root, to compare two trees."""
     state = {}
     for path in sorted(root.rglob("*")):
         status = path.lstat()

@@ -1,9 +1,8 @@
-"""Files of real guests, and what inspection and plan have to make of each.
+"""Files of real guests, and what inspection and plan must return for each.
 
-``tests/inspection/test_real_trees.py`` checks them, and the support matrix reports on them.
-What is a guest's whole root filesystem stands as it is; of others only ``/etc`` is
-there, and the programs outside it are stand-ins; the rest is laid out as its
-documentation says.
+``tests/inspection/test_real_trees.py`` checks them, and the support matrix reports them.
+Some are whole root filesystems.  Of others only ``/etc`` is real, and the programs
+outside it are stand-ins.  The rest is laid out as its documentation says.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ MACHINES = {"x86_64": (62, 64), "i386": (3, 32), "aarch64": (183, 64), "unknown"
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What is to be seen of a guest: the verdict, and where the service's own files go."""
+    """The verdict on a guest, and where the service's own files go."""
 
     system: str
     pid1: str
@@ -225,7 +224,7 @@ def _unpack(archive: Path, target: Path) -> None:
 
 
 def look_at(root: Path) -> Seen:
-    """What inspection and plan make of a guest's files."""
+    """Return what inspection and plan find in a guest's files."""
     plan = vmprovision.plan(root)
     described = plan.as_json()["operations"]
     paths = [o["path"] for o in described if o["operation"] != "MakeDirectory"]

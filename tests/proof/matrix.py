@@ -1,10 +1,10 @@
-"""The support matrix: what was really tried on which guest, as a page for people.
+"""The support matrix: which guests were really tried, as a page for users.
 
-``nox -s boot-matrix`` builds, injects and boots every recipe of ``images/``, makes a
-plan for every real tree of ``tests/inspection/real_trees.py``, and writes what came of it
-to ``docs/support-matrix.md``.  A boot's result is kept in the cache as long as neither
-its recipe nor vmprovision changes, so that an interrupted run goes on; ``--kept``
-writes the page of what is kept so far, and of what the page says of the others.
+``nox -s boot-matrix`` builds, injects and boots every recipe of ``images/``, makes a plan
+for every real tree of ``tests/inspection/real_trees.py``, and writes the results to
+``docs/support-matrix.md``.  The cache keeps a boot's result until its recipe or
+vmprovision changes, so an interrupted run goes on.  ``--kept`` boots nothing: it writes
+the kept results, and what the page already says of the other guests.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ EMPTY = "\N{EN DASH}"
 HEAD = """\
 # Support matrix
 
-`nox -s boot-matrix` wrote this page; edit `tests/proof/matrix.py` instead of it.{whole}
+`nox -s boot-matrix` writes this page: edit `tests/proof/matrix.py` instead.{whole}
 
 - **booted**: the image of a recipe in `images/` was built, injected and started, and \
-`vmprovision prove` saw the agent answer from under that init system. The seconds are from \
+`vmprovision prove` saw the agent answer under that init system. The seconds are from \
 power-on to its first answer, {speed}.
 - **files checked**: the verdict and the planned files are right on real files of that guest, or \
-on its layout as its makers document it; nothing was booted.
-- **failed**, **not tried**: what the words say; the reason stands beside them.
+on its layout as its makers document it. Nothing was booted.
+- **failed**, **not tried**: the last column has the reason.
 
 | guest | architecture | services run by | process 1 | agent's runtime | result | how |
 |---|---|---|---|---|---|---|
@@ -62,8 +62,8 @@ on its layout as its makers document it; nothing was booted.
 
 
 IN_PARTS = (
-    " It is not of one whole run: boots of other days than the last were made with older sources "
-    "of vmprovision."
+    " Its rows come from several runs: boots before the last day were made with older sources of "
+    "vmprovision."
 )
 
 
@@ -80,7 +80,7 @@ class Row:
     how: str
 
     def as_markdown(self) -> str:
-        """The row as a line of the table."""
+        """Return the row as a line of the table."""
         cells = (
             self.guest,
             self.arch,
@@ -112,12 +112,12 @@ def try_recipe(recipe: Recipe, control: Control, tarballs: Path | None = None) -
 
 
 def kept_result(recipe: Recipe) -> Path:
-    """Where the result of a boot is kept, for this recipe and this source."""
+    """Return where the result of a boot is kept, for this recipe and this source."""
     return cache_directory() / "matrix" / f"{recipe.name}-{recipe.key()}-{source_key()}.json"
 
 
 def row_on_page(recipe: Recipe) -> Row:
-    """What the page says of a recipe that an earlier run has booted."""
+    """Return what the page says of a recipe that an earlier run booted."""
     for line in PAGE.read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in line.strip("|").split(" | ")]
         if len(cells) == len(fields(Row)) and cells[-1].startswith(f"`{recipe.name}`, "):
@@ -154,13 +154,13 @@ def boot_recipe(recipe: Recipe, tarball: Path | None, control: Control) -> Row:
 
 
 def check_tree(tree: RealTree) -> Row:
-    """What a plan for a real guest's files shows."""
+    """Return what a plan for a real guest's files shows."""
     what = (
         "its root filesystem"
         if tree.tarball
-        else "its `/etc`, programs stood in for"
+        else "its `/etc`, with stand-ins for programs"
         if tree.etc
-        else "its layout by its documentation"
+        else "its layout, from its documentation"
     )
     with tempfile.TemporaryDirectory(prefix="vmprovision-matrix-") as folder:
         root = assemble(tree, Path(folder) / "guest")
@@ -181,7 +181,7 @@ def check_tree(tree: RealTree) -> Row:
 
 
 def source_key() -> str:
-    """A short hash of all that decides what is injected and how it is proven."""
+    """Return a short hash of everything that decides what is injected and how it is proven."""
     digest = hashlib.sha256()
     for folder in ("vmprovision", "templates"):
         for path in sorted((REPOSITORY / folder).rglob("*")):
@@ -192,7 +192,7 @@ def source_key() -> str:
 
 
 def untried(rows: Sequence[Row]) -> Iterator[Row]:
-    """A row for each init system that no other row speaks of."""
+    """Yield a row for each init system that has none."""
     there = {row.system for row in rows}
     for definition in DEFINITIONS:
         if definition.name not in there:
@@ -201,7 +201,7 @@ def untried(rows: Sequence[Row]) -> Iterator[Row]:
 
 
 def write_page(rows: Sequence[Row], *, whole: bool = True) -> None:
-    """Put the table where people read it, and say so where it is not of one run."""
+    """Write the page, and say on it if it comes from several runs."""
     accelerator = choose_accelerator(find_qemu("x86_64", HARDWARE["x86_64"])).accelerator
     speed = "with KVM" if accelerator == "kvm" else "without KVM"
     lines = [row.as_markdown() for row in (*rows, *untried(rows))]
@@ -211,14 +211,16 @@ def write_page(rows: Sequence[Row], *, whole: bool = True) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Try what is asked for; 1 where anything failed.
+    """Try what is requested; return 1 if anything failed.
 
-    The page is written only where everything was tried.
+    The page is written only if everything was tried.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", nargs="*", help="try only these, and do not write the page")
-    parser.add_argument("--jobs", type=int, default=JOBS, help="so many guests at a time")
-    parser.add_argument("--kept", action="store_true", help="boot nothing that no run has booted")
+    parser.add_argument("--jobs", type=int, default=JOBS, help="how many guests at a time")
+    parser.add_argument(
+        "--kept", action="store_true", help="boot nothing; write what earlier runs found"
+    )
     asked = parser.parse_args(arguments)
     recipes = [r for r in list_recipes() if not asked.recipe or r.name in asked.recipe]
 

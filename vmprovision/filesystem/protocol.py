@@ -1,10 +1,10 @@
 """A guest's filesystem as the rest of the program sees it, offline.
 
-Two Protocols: inspection receives a ``GuestReader`` and so cannot write, as the
-types prove; only ``apply.py`` receives a ``GuestFilesystem``.  Guest paths are
-absolute ``PurePosixPath``; a symbolic link, relative or absolute, is followed
-inside the guest's root and never out of it.  The *last* component of a path is
-followed by ``read`` only.
+There are two Protocols.  Inspection receives a ``GuestReader``, so mypy proves that it
+cannot write; apply receives a ``GuestFilesystem``.  Guest paths are absolute
+``PurePosixPath``.  A symbolic link, relative or absolute, is followed inside the
+guest's root and never out of it.  ``read`` also follows the *last* component of a
+path; the other methods do not.
 """
 
 from __future__ import annotations
@@ -271,6 +271,7 @@ def apply_failure(path: PurePosixPath, number: int, cause: str) -> ApplyError:
     if number == errno.EROFS:
         return GuestSpaceError(
             f"the guest's filesystem is read-only: cannot write guest path {path}",
-            hint="a squashfs, ISO or verity root cannot be injected into",
+            hint="it may be a squashfs, an ISO image, a sealed root or a btrfs snapshot: "
+            "`vmprovision seed` writes nothing to the image",
         )
     return ApplyError(f"cannot write guest path {path}: {cause}")

@@ -39,6 +39,19 @@ class Distribution:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Seal:
+    """A filesystem that the guest's kernel compares with a hash: any change makes it unreadable.
+
+    Attributes:
+        place: where it is mounted.
+        origin: how that is known, as a sentence.
+    """
+
+    place: PurePosixPath
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pid1:
     """The program of process 1.
 
@@ -52,6 +65,7 @@ class Pid1:
         offered: programs that the boot menu starts if a person chooses them, each with the
             sentence that says where.
         units: what the boot menu has systemd start, each once; None for ``default.target``.
+        seals: the filesystems that the boot menu has sealed.
     """
 
     program: str
@@ -61,6 +75,7 @@ class Pid1:
     doubt: str = ""
     offered: tuple[tuple[str, str], ...] = ()
     units: tuple[str | None, ...] = ()
+    seals: tuple[Seal, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +204,7 @@ class GuestInfo:
         circles: directories that lead through a circle of links.
         mountpoints: guest directory -> device in the appliance.
         hidden: the guest's mounts, over directories that matter, which are not mounted here.
+        seals: the filesystems that must not be changed.
         agent: what is installed, or None.
         notes: what a person should know, in sentences.
     """
@@ -206,6 +222,7 @@ class GuestInfo:
     circles: frozenset[PurePosixPath] = frozenset()
     mountpoints: Mapping[str, str] = field(default_factory=dict)
     hidden: tuple[HiddenMount, ...] = ()
+    seals: tuple[Seal, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -231,6 +248,12 @@ class GuestInfo:
             if parent in self.links:
                 return self.links[parent] / path.relative_to(parent)
         return path
+
+    def sealed_by(self, path: PurePosixPath) -> Seal | None:
+        """Return the seal that a change of a path, free of links, would break."""
+        seals = {each.place: each for each in self.seals}
+        mounted = [PurePosixPath(each) for each in self.mountpoints]
+        return seals.get(innermost(path, [*seals, *mounted]))
 
     def hidden_by(self, path: PurePosixPath) -> HiddenMount | None:
         """Return the mount that hides a path, free of links, in the running guest."""

@@ -86,7 +86,15 @@ def inspect_guest(
         circles=find_circles(reader),
         mountpoints=dict(mountpoints or {}),
         hidden=tuple(hidden),
-        notes=limited([*(each.sentence for each in hidden), *notes, *claims]),
+        seals=pid1.seals,
+        notes=limited(
+            [
+                *(f"{each.place} is sealed: {each.origin}" for each in pid1.seals),
+                *(each.sentence for each in hidden),
+                *notes,
+                *claims,
+            ]
+        ),
     )
 
 

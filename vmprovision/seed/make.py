@@ -14,6 +14,7 @@ from vmprovision.api import inspect
 from vmprovision.changes.operations import MakeDirectory
 from vmprovision.changes.receipt import ABSENT, FOLDER, RECEIPT
 from vmprovision.errors import ImageError, PlanError, UnsupportedGuestError
+from vmprovision.filesystem.protocol import ROOT
 from vmprovision.guest.facts import Distribution, GuestInfo, Interpreter
 from vmprovision.host.cache import write_atomically
 from vmprovision.initsystem import definition_of
@@ -26,6 +27,8 @@ from vmprovision.seed.iso import make_iso
 from vmprovision.selinux.labelling import AUTORELABEL
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vmprovision.changes.operations import Operation, Plan
     from vmprovision.progress import Control
 
@@ -215,7 +218,7 @@ def _plan_seed(guest: GuestInfo, options: InjectOptions) -> tuple[str, Plan]:
             hint="tell it who it is by --for smbios, or `vmprovision remove` it first",
         )
     archive = build_archive()
-    running = replace(guest, hidden=())
+    running = replace(guest, hidden=(), seals=())
     plan = plan_service(running, archive, options)
     own = {guest.locate(FOLDER), FOLDER}
     # the guest's usual directories are not ours to list in a receipt
@@ -228,7 +231,31 @@ def _plan_seed(guest: GuestInfo, options: InjectOptions) -> tuple[str, Plan]:
         archive.version,
     )
     operations = tuple(o for o in plan.operations if o.path != AUTORELABEL)
-    return archive.version, replace(plan, operations=operations)
+    notes = (*plan.notes, *_notes_on_seals(guest, operations))
+    return archive.version, replace(plan, operations=operations, notes=notes)
+
+
+def _notes_on_seals(guest: GuestInfo, operations: Sequence[Operation]) -> list[str]:
+    """Return what a sealed root needs for the seed to be carried out.
+
+    Raises:
+        UnsupportedGuestError: a path is in a sealed ``/usr``, which is never written to.
+    """
+    for operation in operations:
+        seal = guest.sealed_by(operation.path)
+        if seal is not None and seal.place == ROOT:
+            note = (
+                "the guest's root is sealed: its first-boot program can write the agent only if "
+                "the running guest has something writable over /etc and /usr/local"
+            )
+            return [note]
+        if seal is not None:
+            raise UnsupportedGuestError(
+                f"guest path {operation.path} cannot be written by the running guest either: "
+                f"{seal.place} is sealed ({seal.origin})",
+                hint=f"make {operation.path.parent} a link into /var when the image is built",
+            )
+    return []
 
 
 def _documents(
