@@ -17,7 +17,7 @@ BLOCK = marked("guest-agent", LINES)
 
 
 def edit(content: bytes = LINES, before: str | None = "exit") -> EditBlock:
-    """The operation as rc.local gets it."""
+    """Return the operation as rc.local gets it."""
     return EditBlock(path=PATH, name="guest-agent", content=content, before=before)
 
 

@@ -40,7 +40,7 @@ SLEEPING = Part(line="type=82", maker=("mkswap",), patch={4086: b"S1SUSPEND\0"})
 
 
 def root(*fstab: str, line: str = "", mounted: str = "") -> Part:
-    """A root partition whose fstab has these lines."""
+    """Return a root partition whose fstab has these lines."""
     options = ("-M", mounted) if mounted else ()
     text = "".join(f"{each}\n" for each in fstab)
     files = {**SYSTEMD_TREE, "/etc/fstab": text, "/boot": None}
@@ -48,7 +48,7 @@ def root(*fstab: str, line: str = "", mounted: str = "") -> Part:
 
 
 def boot(*options: str) -> Part:
-    """A partition for /boot with a kernel and a boot loader's configuration."""
+    """Return a partition for /boot with a kernel and a boot loader's configuration."""
     return ext4("", "-U", BOOT_UUID, *options, files=BOOT_FILES)
 
 
@@ -140,7 +140,7 @@ FIRST = ("xfs", "btrfs")
 
 
 def compare(image: Path, kind: str, *, plain: bool) -> None:
-    """See both ways find the same, and whether the disk's first bytes were enough for it."""
+    """Check that both ways agree; return whether the disk's first bytes were enough."""
     with launch([Drive(path=image, format=kind, readonly=True)], control=Control()) as appliance:
         searched = found(appliance, None)
         assert found(appliance, SOLE_DISK) == searched
@@ -152,7 +152,7 @@ def compare(image: Path, kind: str, *, plain: bool) -> None:
 
 
 def found(appliance: Appliance, disk: str | None) -> tuple[object, ...]:
-    """The guest and all that inspection says of it, or the refusal."""
+    """Return the guest and all that inspection says of it, or the refusal."""
     try:
         mounted = mount_guest(appliance, wanted=None, readonly=True, disk=disk)
     except VmprovisionError as exc:
@@ -168,7 +168,7 @@ def found(appliance: Appliance, disk: str | None) -> tuple[object, ...]:
 
 
 def mounts_of(appliance: Appliance) -> dict[str, str]:
-    """Where something is mounted in the guest's root, and whether it can be written to."""
+    """Return where something is mounted in the guest's root, and whether it can be written to."""
     text = appliance.call("debug", "sh", ["cat /proc/mounts"])
     lines = [line.split() for line in text.splitlines()]
     return {

@@ -37,7 +37,7 @@ BEGIN = marked("guest-agent", b"").splitlines(keepends=True)[0]
 
 
 def times(text: str) -> str:
-    """About a megabyte of this."""
+    """Return about a megabyte of this."""
     return text * (MEGABYTE // len(text))
 
 
@@ -148,7 +148,7 @@ def test_guest_text_without_an_end_is_finished(name: str, tmp_path: Path) -> Non
 
 
 def executable_scripts(files: Tree) -> Tree:
-    """The same tree, its scripts as programs that may be run."""
+    """Return the same tree with its scripts executable."""
     return {
         path: Program(what.encode()) if isinstance(what, str) and what[:2] == "#!" else what
         for path, what in files.items()

@@ -54,19 +54,19 @@ GUEST = GuestInfo(
 
 
 def shape(plan: Plan) -> list[tuple[str, str]]:
-    """Kind and path of each operation, in order."""
+    """Return kind and path of each operation, in order."""
     return [(type(o).__name__, str(o.path)) for o in plan.operations]
 
 
 def file_at(plan: Plan, path: str) -> WriteFile:
-    """The plan's file at a path."""
+    """Return the plan's file at a path."""
     (found,) = [o for o in plan.operations if str(o.path) == path]
     assert isinstance(found, WriteFile)
     return found
 
 
 def installed(version: str, configuration: bytes) -> InstalledAgent:
-    """An agent that an earlier injection left, with this configuration."""
+    """Return an agent that an earlier injection left, with this configuration."""
     receipt = Receipt(agent_version=version, init="systemd", entries=())
     return InstalledAgent(version=version, receipt=receipt, configuration=configuration)
 
