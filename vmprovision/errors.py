@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def printable(text: str) -> str:
-    """Text of a guest that a terminal or a log can show: no control or format characters.
+    """Return text that a terminal or a log can show: no control or format characters.
 
     Guests are hostile: their file names, release files and consoles may hold
     escape sequences.  Line breaks are escaped as well.

@@ -89,10 +89,10 @@ class LinkReader(Protocol):
     """What it takes to follow links."""
 
     def lstat(self, path: PurePosixPath) -> FileStatus | None:
-        """Status of what stands at path, a last link not followed; None where nothing does."""
+        """Return the status of what is at path, a last link not followed; None where nothing is."""
 
     def readlink(self, path: PurePosixPath) -> str:
-        """The target of the link at path, as it is written in it."""
+        """Return the target of the link at path, as it is written in it."""
 
 
 class GuestReader(LinkReader, Protocol):
