@@ -15,12 +15,14 @@ from vmprovision.changes.verify import verify_plan, verify_receipt
 from vmprovision.errors import PlanError
 from vmprovision.image.recovery import Recovery, recover_image
 from vmprovision.inspection import explain_init
+from vmprovision.inspection.packages import list_packages
 from vmprovision.inspection.watched import WatchedReader
 from vmprovision.planning.injection import InjectOptions, plan_injection, plan_removal
 from vmprovision.planning.restoration import notes_on_names
 from vmprovision.progress import Control
 from vmprovision.reports import (
     ChangeReport,
+    ContentsReport,
     ImageOptions,
     PlannedOperation,
     PlanReport,
@@ -31,7 +33,7 @@ from vmprovision.target import Access, open_target
 
 if TYPE_CHECKING:
     from vmprovision.appliance.session import Appliances
-    from vmprovision.guest.facts import GuestInfo, InitSystem
+    from vmprovision.guest.facts import GuestInfo, InitSystem, InstalledAgent
     from vmprovision.target import Target
 
 NO_OPTIONS = InjectOptions()
@@ -194,17 +196,54 @@ def verify(
     """
     access = Access(source=source, pool=pool, control=control or Control())
     with open_target(Path(image), access, write=False) as target:
-        agent = target.guest.agent
-        if agent is None:
-            raise PlanError("the guest holds no agent of ours", hint="inject it first")
-        return VerifyReport(
-            image=Path(image),
-            agent_version=agent.version,
-            init=agent.receipt.init,
-            checked=len(agent.receipt.entries),
-            mismatches=tuple(verify_receipt(agent.receipt, WatchedReader(target.filesystem))),
-            disks=source.disks,
+        return _verification(Path(image), _installed_agent(target.guest), target, source)
+
+
+def list_contents(
+    image: Path | str,
+    *,
+    source: ImageOptions = DEFAULT_IMAGE,
+    pool: Appliances | None = None,
+    control: Control | None = None,
+) -> ContentsReport:
+    """Return what an injected guest holds: ``verify``'s report, the receipt and the packages.
+
+    Raises:
+        VmprovisionError: as ``verify``.
+    """
+    access = Access(source=source, pool=pool, control=control or Control())
+    with open_target(Path(image), access, write=False) as target:
+        agent = _installed_agent(target.guest)
+        return ContentsReport(
+            guest=target.guest,
+            verification=_verification(Path(image), agent, target, source),
+            receipt=agent.receipt,
+            packages=list_packages(WatchedReader(target.filesystem)),
         )
+
+
+def _installed_agent(guest: GuestInfo) -> InstalledAgent:
+    """Return the agent that is in the guest.
+
+    Raises:
+        PlanError: there is none.
+    """
+    if guest.agent is None:
+        raise PlanError("the guest holds no agent of ours", hint="inject it first")
+    return guest.agent
+
+
+def _verification(
+    image: Path, agent: InstalledAgent, target: Target, source: ImageOptions
+) -> VerifyReport:
+    return VerifyReport(
+        image=image,
+        agent_version=agent.version,
+        init=agent.receipt.init,
+        checked=len(agent.receipt.entries),
+        mismatches=tuple(verify_receipt(agent.receipt, WatchedReader(target.filesystem))),
+        disks=source.disks,
+    )
 
 
 def recover(

@@ -17,8 +17,8 @@ from vmprovision.cli.options import (
     is_named_after_image,
     name_after,
 )
-from vmprovision.cli.running import fail, present, stderr, stdout, work
-from vmprovision.errors import CancelledError, PlanError, VmprovisionError
+from vmprovision.cli.running import fail, present, stderr, stdout, work, write_report
+from vmprovision.errors import CancelledError, PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,7 +69,7 @@ class BatchOptions:
 
     @property
     def any_given(self) -> bool:
-        """Whether any of them is given."""
+        """Return whether any of them is given."""
         return self != BatchOptions()
 
     @classmethod
@@ -166,15 +166,9 @@ def _exit_code(report: BatchReport) -> int:
 
 def _write_junit(report: BatchReport, path: Path, seconds: float) -> int:
     """Write the results as JUnit XML; return the exit code."""
-    from vmprovision.cli.junit import junit_xml
-    from vmprovision.host.cache import write_atomically
+    from vmprovision.junit import junit_xml
 
-    try:
-        write_atomically(path.absolute(), junit_xml(report, seconds=seconds))
-    except OSError as exc:
-        stderr().print(f"error: {path} cannot be written: {exc.strerror}")
-        return VmprovisionError.exit_code
-    return 0
+    return write_report(path, junit_xml(report, seconds=seconds))
 
 
 def _with_exit_codes(report: BatchReport) -> dict[str, object]:
