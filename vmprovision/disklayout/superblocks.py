@@ -1,9 +1,9 @@
 """Which filesystem a partition holds, by its first bytes, as blkid(8) would say.
 
-Only what a plain disk has is told: ext2 to ext4, XFS, FAT, NTFS, exFAT and swap.
-For LVM, LUKS, RAID, btrfs and all others, for two signatures at once and for a
-hibernated system's swap there is no answer, and the caller asks the appliance's
-own tools.  Those find signatures at a partition's end, too; so does mount(8).
+``identify`` knows ext2 to ext4, XFS, btrfs, FAT, NTFS, exFAT and swap.  For LVM, LUKS,
+RAID and all others, for two signatures at once and for a hibernated system's swap it has
+no answer, and the caller asks the appliance's own tools.  Those find signatures at a
+partition's end, too; so does mount(8).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 START_SIZE = 72 << 10  # btrfs's and reiserfs's superblocks are the last of those looked for
-Kind = Literal["ext", "xfs", "vfat", "ntfs", "exfat", "swap"]
+Kind = Literal["ext", "xfs", "btrfs", "vfat", "ntfs", "exfat", "swap"]
 
 _PAGES = (4096, 8192, 16384, 32768, 65536)
 _SLEEPING = (
@@ -28,6 +28,7 @@ _SECTOR = 512
 _EXT = 1024
 _EXT_JOURNAL_DEVICE, _EXT_EXTENTS, _EXT_64BIT = 0x8, 0x40, 0x80
 _LOG_LIMIT = 6  # of a block's size in kilobytes
+_BTRFS = 0x10000
 
 # (offset, signature, kind as blkid(8) has it, where this alone tells it): what makes a
 # partition a matter for tools of its own.
@@ -41,7 +42,6 @@ _FOREIGN = (
     (0, b"\xa9\x2b\x4e\xfc", "linux_raid_member"),
     (4096, b"\xfc\x4e\x2b\xa9", "linux_raid_member"),  # MD 1.2
     (4096, b"\xa9\x2b\x4e\xfc", "linux_raid_member"),
-    (0x10040, b"_BHRfS_M", "btrfs"),
     (4120, bytes.fromhex("c68573f64e1a45ca8265f57f48ba6d81"), "bcache"),
     (0x8001, b"CD001", ""),
     (0x8001, b"BEA01", ""),  # UDF
@@ -72,6 +72,7 @@ class Superblock:
         last_mounted: where an ext filesystem was mounted last, by its own record.
         driver: the kernel's, where there is only one for it; empty where mount(8) knows better.
         size: in bytes; 0 where it was not read.
+        devices: how many the filesystem is made of.
     """
 
     kind: Kind
@@ -80,6 +81,7 @@ class Superblock:
     last_mounted: str = ""
     driver: str = ""
     size: int = 0
+    devices: int = 1
 
 
 def identify(start: bytes) -> Superblock | None:
@@ -148,6 +150,21 @@ def _xfs(start: bytes) -> Superblock | None:
     )
 
 
+def _btrfs(start: bytes) -> Superblock | None:
+    if start[_BTRFS + 64 : _BTRFS + 72] != b"_BHRfS_M" or len(start) < _BTRFS + 4096:
+        return None
+    (devices,) = struct.unpack_from("<Q", start, _BTRFS + 136)
+    (size,) = struct.unpack_from("<Q", start, _BTRFS + 209)  # of this device
+    return Superblock(
+        kind="btrfs",
+        uuid=_uuid(start[_BTRFS + 32 :]),
+        label=_text(start[_BTRFS + 299 : _BTRFS + 555]),
+        driver="btrfs",
+        size=size,
+        devices=devices,
+    )
+
+
 def _vfat(start: bytes) -> Superblock | None:
     if start[510:512] != b"\x55\xaa":
         return None
@@ -180,7 +197,7 @@ def _swap(start: bytes) -> Superblock | None:
     return Superblock(kind="swap", uuid=_uuid(start[1036:]), label=_text(start[1052:1068]))
 
 
-_PARSERS = (_ext, _xfs, _vfat, _ntfs, _exfat, _swap)
+_PARSERS = (_ext, _xfs, _btrfs, _vfat, _ntfs, _exfat, _swap)
 
 
 def _uuid(raw: bytes) -> str:
