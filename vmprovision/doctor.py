@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vmprovision.appliance.library import guestfs_module, qemu_program
-from vmprovision.appliance.session import find_host_appliance
+from vmprovision.appliance.snapshot.host import find_host_appliance
 from vmprovision.errors import VmprovisionError
 from vmprovision.host.cache import cache_directory
 from vmprovision.host.data import data_directory

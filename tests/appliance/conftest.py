@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import require
-from vmprovision.appliance.session import STOCK_VARIABLE
+from vmprovision.appliance.snapshot.host import STOCK_VARIABLE
 from vmprovision.errors import BundledRuntimeError
 from vmprovision.host.cache import CACHE_VARIABLE, cache_directory
 from vmprovision.runtime.store import (

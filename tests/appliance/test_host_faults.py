@@ -17,7 +17,7 @@ import vmprovision
 from tests.appliance import full
 from tests.conftest import require
 from tests.image.tiny import tiny_disk
-from vmprovision.appliance.session import STOCK_VARIABLE, host_appliance
+from vmprovision.appliance.snapshot.host import STOCK_VARIABLE, host_appliance
 from vmprovision.host.cache import CACHE_VARIABLE, cache_directory
 from vmprovision.progress import Control, Progress
 

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.kvm import broken_qemu
-from vmprovision.appliance import restored, saving, stock
+from vmprovision.appliance import stock
 from vmprovision.appliance.drives import Drive
-from vmprovision.appliance.session import host_appliance, launch
+from vmprovision.appliance.session import launch
+from vmprovision.appliance.snapshot import build, restore
+from vmprovision.appliance.snapshot.host import host_appliance
 from vmprovision.host.cache import cache_directory
 from vmprovision.progress import Control
 from vmprovision.qemu import accelerator, trial
@@ -30,7 +32,7 @@ def qemu(own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     assert own_cache
     monkeypatch.setattr(accelerator, "KVM", tmp_path)  # there, readable and writable
     monkeypatch.setattr(trial, "TRIAL_SECONDS", LONG)
-    for module, name in ((saving, "BOOT"), (restored, "RESTORE"), (stock, "LAUNCH")):
+    for module, name in ((build, "BOOT"), (restore, "RESTORE"), (stock, "LAUNCH")):
         monkeypatch.setattr(module, f"KVM_{name}_SECONDS", LONG)
     program = broken_qemu(tmp_path / "qemu", "hangs")
     (program.parent / "mended").touch()
@@ -62,5 +64,5 @@ def test_a_stock_appliance_and_one_to_be_saved_do_without_kvm_at_once(
 def hang(qemu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let KVM hang from now on, and wait for it no longer than needed."""
     (qemu.parent / "mended").unlink(missing_ok=True)
-    for module, name in ((saving, "BOOT"), (restored, "RESTORE"), (stock, "LAUNCH")):
+    for module, name in ((build, "BOOT"), (restore, "RESTORE"), (stock, "LAUNCH")):
         monkeypatch.setattr(module, f"KVM_{name}_SECONDS", SHORT)

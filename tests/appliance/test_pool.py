@@ -20,8 +20,8 @@ import pytest
 import vmprovision
 from tests.image.tiny import tiny_disk
 from vmprovision.appliance.drives import Drive, WrongDiskError
-from vmprovision.appliance.restored import PREFIX, RestoredAppliance
-from vmprovision.appliance.session import host_appliance
+from vmprovision.appliance.snapshot.host import host_appliance
+from vmprovision.appliance.snapshot.restore import PREFIX, RestoredAppliance
 from vmprovision.errors import ApplianceError, CancelledError, PlanError
 from vmprovision.progress import Control
 

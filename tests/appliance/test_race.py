@@ -14,10 +14,11 @@ import pytest
 
 import vmprovision
 from tests.image.tiny import tiny_disk
-from vmprovision.appliance import session, stock
+from vmprovision.appliance import stock
 from vmprovision.appliance.drives import WrongDiskError
 from vmprovision.appliance.library import qemu_program
-from vmprovision.appliance.saved import supermin_inputs
+from vmprovision.appliance.snapshot.host import STOCK_VARIABLE
+from vmprovision.appliance.snapshot.store import supermin_inputs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,7 +63,7 @@ def late_udev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIBGUESTFS_PATH", str(tmp_path))
     monkeypatch.setenv("LIBGUESTFS_HV", str(wrapper))
     monkeypatch.setenv("LIBGUESTFS_CACHEDIR", str(tmp_path / "cache"))
-    monkeypatch.setenv(session.STOCK_VARIABLE, "1")
+    monkeypatch.setenv(STOCK_VARIABLE, "1")
     monkeypatch.setattr(stock, "LAUNCHES", 1)
 
 

@@ -16,7 +16,7 @@ import vmprovision
 from tests.image.conftest import file_hash, state_of
 from tests.image.test_crashes import machine_runs, machines_on, wait_until
 from tests.image.tiny import tiny_disk
-from vmprovision.appliance.session import STOCK_VARIABLE
+from vmprovision.appliance.snapshot.host import STOCK_VARIABLE
 
 if TYPE_CHECKING:
     from pathlib import Path

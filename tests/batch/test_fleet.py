@@ -24,7 +24,7 @@ from tests.conftest import require
 from tests.image.test_crashes import OPEN, beside, blocks_of, wait_until
 from tests.image.tiny import PATH, tiny_disk
 from tests.trees import SYSTEMD_TREE, make_tree
-from vmprovision.appliance.session import STOCK_VARIABLE
+from vmprovision.appliance.snapshot.host import STOCK_VARIABLE
 from vmprovision.batch import dask as fleet
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from tests.bench.drivers import DRIVERS
 from tests.image.tiny import PATH
-from vmprovision.appliance.session import STOCK_VARIABLE
+from vmprovision.appliance.snapshot.host import STOCK_VARIABLE
 from vmprovision.changes.operations import MakeDirectory, Symlink, WriteFile
 from vmprovision.host.cache import CACHE_VARIABLE
 from vmprovision.runtime.store import cached_folder

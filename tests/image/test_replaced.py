@@ -17,7 +17,7 @@ import pytest
 import vmprovision
 from tests.image.conftest import file_hash, state_of
 from tests.image.tiny import tiny_disk
-from vmprovision.appliance.session import STOCK_VARIABLE
+from vmprovision.appliance.snapshot.host import STOCK_VARIABLE
 from vmprovision.errors import (
     ImageError,
     ImageLockedError,

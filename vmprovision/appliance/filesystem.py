@@ -13,8 +13,8 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from vmprovision.appliance.memory import Memory, may_hold
 from vmprovision.appliance.session import ApplianceCallError
+from vmprovision.appliance.status_cache import StatusCache, may_hold
 from vmprovision.errors import InspectionError
 from vmprovision.filesystem.protocol import (
     PLAIN,
@@ -54,32 +54,32 @@ class ApplianceFilesystem:
     def __init__(self, appliance: Appliance) -> None:
         """Take an appliance whose guest is mounted at ``/``."""
         self._appliance = appliance
-        self._memory = Memory()
+        self._cache = StatusCache()
 
     def mounted_on(self, path: PurePosixPath) -> None:
         """Know that something was mounted on this directory, a path without links."""
-        self._memory.forget_below(path)
+        self._cache.forget_below(path)
 
     def lstat(self, path: PurePosixPath) -> FileStatus | None:
         """As the Protocol has it."""
         _check_encodable(path)
-        if path not in self._memory.statuses and not self._is_in_real_directory(path):
+        if path not in self._cache.statuses and not self._is_in_real_directory(path):
             try:
                 path = resolve(self, path, last=False)
             except LinkCircleError:  # nothing can be there
                 return None
-        if path not in self._memory.statuses:
-            self._memory.statuses[path] = self._look_up(path)
-        return self._memory.statuses[path]
+        if path not in self._cache.statuses:
+            self._cache.statuses[path] = self._look_up(path)
+        return self._cache.statuses[path]
 
     def _is_in_real_directory(self, path: PurePosixPath) -> bool:
         """Whether a path is known to have no links among its parents."""
-        above = self._memory.statuses.get(path.parent) if path.name != ".." else None
+        above = self._cache.statuses.get(path.parent) if path.name != ".." else None
         return above is not None and above.kind == "directory"
 
     def _is_below_nothing(self, path: PurePosixPath) -> bool:
         """Whether the nearest parent of which anything is known is no directory."""
-        known = self._memory.statuses
+        known = self._cache.statuses
         nearest = next((parent for parent in path.parents if parent in known), None)
         status = known[nearest] if nearest else None
         return nearest is not None and (status is None or status.kind != "directory")
@@ -96,7 +96,7 @@ class ApplianceFilesystem:
             return self._ask(path)
         if above is None or above.kind != "directory":
             return None
-        if folder not in self._memory.names and above.size > LISTED_SIZE:
+        if folder not in self._cache.names and above.size > LISTED_SIZE:
             return self._ask(path)
         try:
             names = self._list(folder)
@@ -105,7 +105,7 @@ class ApplianceFilesystem:
         if not may_hold(names, path.name):
             return None
         self._ask_all(folder, names if len(names) <= ASKED_TOGETHER else {path.name})
-        known = self._memory.statuses.get(path)
+        known = self._cache.statuses.get(path)
         return known or self._ask(path)
 
     def _ask(self, path: PurePosixPath) -> FileStatus | None:
@@ -119,7 +119,7 @@ class ApplianceFilesystem:
 
     def _ask_all(self, folder: PurePosixPath, names: set[str]) -> None:
         """Note the statuses of a directory's entries; those that cannot be had stay unknown."""
-        asked = [name for name in sorted(names) if folder / name not in self._memory.statuses]
+        asked = [name for name in sorted(names) if folder / name not in self._cache.statuses]
         try:
             answers = self._appliance.call("lstatnslist", str(folder), asked)
         except ApplianceCallError as exc:
@@ -127,13 +127,13 @@ class ApplianceFilesystem:
         for name, found in zip(asked, answers, strict=True):
             if found["st_ino"] != -1:
                 path = folder / name
-                self._memory.statuses[path] = self._noted(path, found)
+                self._cache.statuses[path] = self._noted(path, found)
 
     def _noted(self, path: PurePosixPath, found: Mapping[str, int]) -> FileStatus:
         mode = int(found["st_mode"])
         kind = kind_of(mode)
         if kind != "directory" and int(found["st_nlink"]) != 1:
-            self._memory.shared.add(path)
+            self._cache.shared.add(path)
         return FileStatus(
             kind=kind,
             mode=stat.S_IMODE(mode),
@@ -149,7 +149,7 @@ class ApplianceFilesystem:
         status = self.lstat(real)
         if status is None or status.kind != "file":
             raise InspectionError(f"guest path {path} is not a regular file")
-        if (known := self._memory.contents.get(real)) is not None:
+        if (known := self._cache.contents.get(real)) is not None:
             return known[offset : offset + limit]
         parts: list[bytes] = []
         size = 0
@@ -166,7 +166,7 @@ class ApplianceFilesystem:
             size += len(part)
         content = b"".join(parts)
         if not offset and size >= status.size:
-            self._memory.keep_content(real, content)
+            self._cache.keep_content(real, content)
         return content
 
     def load(self, path: PurePosixPath, *, limit: int) -> tuple[FileStatus, bytes]:
@@ -179,15 +179,15 @@ class ApplianceFilesystem:
     def readlink(self, path: PurePosixPath) -> str:
         """As the Protocol has it."""
         here = resolve(self, path, last=False)
-        if here not in self._memory.targets:
+        if here not in self._cache.targets:
             try:  # starts no process, other than `readlink`
                 found = self._appliance.call("readlinklist", str(here.parent), [here.name])
             except (ApplianceCallError, UnicodeDecodeError) as exc:
                 raise _unreadable(path, exc) from exc
             if not found[0]:
                 raise InspectionError(f"guest path {path} is no symbolic link that can be read")
-            self._memory.targets[here] = str(found[0])
-        return self._memory.targets[here]
+            self._cache.targets[here] = str(found[0])
+        return self._cache.targets[here]
 
     def list_directory(self, path: PurePosixPath) -> list[str]:
         """As the Protocol has it."""
@@ -199,7 +199,7 @@ class ApplianceFilesystem:
 
     def _list(self, real: PurePosixPath) -> set[str]:
         """The names in a directory, those that are valid UTF-8."""
-        if real not in self._memory.names:
+        if real not in self._cache.names:
             try:
                 found = self._appliance.call("readdir", str(real))
                 names = [str(entry["name"]).encode() for entry in found]
@@ -207,8 +207,8 @@ class ApplianceFilesystem:
                 names = self._raw_names(str(real))
             except ApplianceCallError as exc:
                 raise _unreadable(real, exc) from exc
-            self._memory.names[real] = set(valid_names(names)) - {".", ".."}
-        return self._memory.names[real]
+            self._cache.names[real] = set(valid_names(names)) - {".", ".."}
+        return self._cache.names[real]
 
     def _raw_names(self, real: str) -> list[bytes]:
         with workspace("names") as folder:
@@ -255,7 +255,7 @@ class ApplianceFilesystem:
         """As the Protocol has it."""
         with self._changing(path) as real:
             self._appliance.call("mkdir", str(path))
-        self._memory.names[real] = set()
+        self._cache.names[real] = set()
         self._dress(path, attributes, 0o755)
 
     def symlink(self, path: PurePosixPath, target: str, attributes: Attributes = PLAIN) -> None:
@@ -326,14 +326,14 @@ class ApplianceFilesystem:
             with _applying(path):
                 yield real
         except BaseException:
-            self._memory.clear()
+            self._cache.clear()
             raise
-        self._memory.forget(real)
+        self._cache.forget(real)
         if removing:
-            self._memory.names.pop(real.parent, None)
-            self._memory.names.pop(real, None)
-        elif real.parent in self._memory.names:
-            self._memory.names[real.parent].add(real.name)
+            self._cache.names.pop(real.parent, None)
+            self._cache.names.pop(real, None)
+        elif real.parent in self._cache.names:
+            self._cache.names[real.parent].add(real.name)
 
 
 def _check_encodable(path: PurePosixPath) -> None:

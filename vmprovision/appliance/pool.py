@@ -12,13 +12,9 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from vmprovision.appliance.restored import attach_all
-from vmprovision.appliance.session import (
-    Appliance,
-    open_appliance,
-    restore,
-    use,
-)
+from vmprovision.appliance.session import Appliance, open_appliance, use
+from vmprovision.appliance.snapshot.host import restore
+from vmprovision.appliance.snapshot.restore import attach_all
 from vmprovision.errors import ApplianceError, CancelledError, PlanError
 from vmprovision.progress import Control
 
@@ -29,7 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from vmprovision.appliance.drives import Drive
-    from vmprovision.appliance.restored import RestoredAppliance
+    from vmprovision.appliance.snapshot.restore import RestoredAppliance
 
 log = logging.getLogger(__name__)
 

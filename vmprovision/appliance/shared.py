@@ -12,14 +12,15 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING
 
-from vmprovision.appliance.restored import attach_all
-from vmprovision.appliance.session import Appliance, open_appliance, restore
+from vmprovision.appliance.session import Appliance, open_appliance
+from vmprovision.appliance.snapshot.host import restore
+from vmprovision.appliance.snapshot.restore import attach_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from vmprovision.appliance.drives import Drive
-    from vmprovision.appliance.restored import RestoredAppliance
+    from vmprovision.appliance.snapshot.restore import RestoredAppliance
     from vmprovision.progress import Control
 
 

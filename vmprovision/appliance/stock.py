@@ -17,10 +17,10 @@ from vmprovision.appliance.drives import (
     require_open,
     throwaway,
 )
-from vmprovision.appliance.hardware import MONITOR, socket_options
 from vmprovision.appliance.library import Handle, launch_failure, qemu_program
-from vmprovision.appliance.restored import session_folder
-from vmprovision.appliance.saved import bound_qemu
+from vmprovision.appliance.snapshot.hardware import MONITOR, socket_options
+from vmprovision.appliance.snapshot.restore import session_folder
+from vmprovision.appliance.snapshot.store import bound_qemu
 from vmprovision.appliance.watchdog import Watchdog
 from vmprovision.disklayout.partitions import SECTOR
 from vmprovision.errors import ApplianceError, ApplianceTimeoutError

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmprovision.api import DEFAULT_IMAGE, NO_OPTIONS, inject
-from vmprovision.appliance.session import STOCK_VARIABLE, find_host_appliance
 from vmprovision.appliance.shared import SharedAppliances
+from vmprovision.appliance.snapshot.host import STOCK_VARIABLE, find_host_appliance
 from vmprovision.batch.journal import open_journal
 from vmprovision.errors import (
     ApplianceError,

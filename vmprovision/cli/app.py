@@ -23,8 +23,8 @@ from rich.console import Console
 
 import vmprovision as api
 from vmprovision import errors
-from vmprovision.appliance.saved import SavedAppliance, clear_saved
-from vmprovision.appliance.session import build_host_appliance, find_host_appliance
+from vmprovision.appliance.snapshot.host import build_host_appliance, find_host_appliance
+from vmprovision.appliance.snapshot.store import SavedAppliance, clear_saved
 from vmprovision.cli.display import BatchDisplay, OneDisplay
 from vmprovision.cli.junit import junit_xml
 from vmprovision.cli.presentation import (

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from vmprovision.appliance.saved import SavedAppliance
+    from vmprovision.appliance.snapshot.store import SavedAppliance
     from vmprovision.doctor import Finding
     from vmprovision.guest.facts import GuestInfo, InitVerdict
     from vmprovision.proof.prove import ProofReport

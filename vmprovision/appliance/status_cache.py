@@ -22,7 +22,7 @@ CONTENTS_LIMIT = 4 << 20
 
 
 @dataclass(slots=True)
-class Memory:
+class StatusCache:
     """Statuses, names, link targets and contents by guest path.
 
     Attributes:

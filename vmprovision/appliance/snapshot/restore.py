@@ -28,14 +28,14 @@ from vmprovision.appliance.drives import (
     require_disk,
     throwaway,
 )
-from vmprovision.appliance.hardware import (
+from vmprovision.appliance.library import Handle, launch_failure
+from vmprovision.appliance.snapshot.hardware import (
     ATTENDANT,
     IGNORE_SHARED,
     MONITOR,
     SPECIAL,
 )
-from vmprovision.appliance.library import Handle, launch_failure
-from vmprovision.appliance.saved import UnusableApplianceError
+from vmprovision.appliance.snapshot.store import UnusableApplianceError
 from vmprovision.appliance.watchdog import Watchdog
 from vmprovision.errors import ApplianceError, CommandError
 from vmprovision.host import workspace
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
     from vmprovision.appliance.drives import Drive
-    from vmprovision.appliance.saved import SavedAppliance
+    from vmprovision.appliance.snapshot.store import SavedAppliance
     from vmprovision.progress import Control
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmprovision.appliance.hardware import (
+from vmprovision.appliance.snapshot.hardware import (
     ATTENDANT,
     CHANNEL,
     COMMAND_LINE,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-INSIDE = Path(__file__).with_name("inside")
+INSIDE = Path(__file__).parent.with_name("inside")
 STEP = "saving an appliance, once on this host"
 BEGUN, MADE, BOOTED = 0.0, 0.3, 0.9  # how much of it is done, by the time that it takes on TCG
 WRAPPER = "qemu"

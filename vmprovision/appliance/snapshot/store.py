@@ -35,20 +35,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmprovision.appliance.hardware import (
-    COMMAND_LINE,
-    SPECIAL,
-    bound_script,
-    machine_options,
-    wrapper_script,
-)
 from vmprovision.appliance.library import guestfs_module
-from vmprovision.appliance.saving import (
+from vmprovision.appliance.snapshot.build import (
     INSIDE,
     STEP,
     WRAPPER,
     build,
     inside_files,
+)
+from vmprovision.appliance.snapshot.hardware import (
+    COMMAND_LINE,
+    SPECIAL,
+    bound_script,
+    machine_options,
+    wrapper_script,
 )
 from vmprovision.errors import (
     ApplianceError,

@@ -14,31 +14,30 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import require
-from vmprovision.appliance import restored as restoring
-from vmprovision.appliance import saving
 from vmprovision.appliance.drives import Drive
-from vmprovision.appliance.hardware import COMMAND_LINE
 from vmprovision.appliance.library import qemu_program
-from vmprovision.appliance.saved import MANIFEST, SUSPECT, UnusableApplianceError
-from vmprovision.appliance.session import (
+from vmprovision.appliance.session import open_appliance
+from vmprovision.appliance.snapshot import build, restore
+from vmprovision.appliance.snapshot.hardware import COMMAND_LINE
+from vmprovision.appliance.snapshot.host import (
     build_host_appliance,
     find_host_appliance,
     host_appliance,
-    open_appliance,
 )
+from vmprovision.appliance.snapshot.store import MANIFEST, SUSPECT, UnusableApplianceError
 from vmprovision.host.cache import cache_directory
 from vmprovision.progress import Control
 
 if TYPE_CHECKING:
-    from vmprovision.appliance.saved import SavedAppliance
     from vmprovision.appliance.session import Appliance
+    from vmprovision.appliance.snapshot.store import SavedAppliance
 
 pytestmark = pytest.mark.appliance
 
 CLOCK_SECONDS = 3
 BUILD_SECONDS = 240.0
 MAKE = """
-from vmprovision.appliance.session import host_appliance
+from vmprovision.appliance.snapshot.host import host_appliance
 from vmprovision.progress import Control
 steps = []
 saved = host_appliance(Control(report=lambda progress: steps.append(progress.step)))
@@ -192,7 +191,7 @@ def test_what_does_not_restore_is_replaced_by_a_stock_appliance(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A state that QEMU refuses, and a QEMU that hangs; the second time it is given up."""
-    monkeypatch.setattr(restoring, "RESTORE_SECONDS", 5.0)
+    monkeypatch.setattr(restore, "RESTORE_SECONDS", 5.0)
     os.truncate(saved.folder / "state", 1000)
     trust(saved, "state")
     with open_appliance([disk], control=Control()) as appliance:
@@ -204,7 +203,7 @@ def test_what_does_not_restore_is_replaced_by_a_stock_appliance(
     begun = time.monotonic()
     with open_appliance([disk], control=Control()) as appliance:
         assert appliance.has_volumes
-    assert time.monotonic() - begun > restoring.RESTORE_SECONDS
+    assert time.monotonic() - begun > restore.RESTORE_SECONDS
     assert find_host_appliance() is None
 
 
@@ -223,7 +222,7 @@ def test_a_daemon_that_could_not_be_held_up_is_started_after_the_restore(
     disk: Drive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The appliance is saved before its daemon's start then, and works as the other."""
-    monkeypatch.setattr(saving, "COMMAND_LINE", f"{COMMAND_LINE} {saving.EARLY}")
+    monkeypatch.setattr(build, "COMMAND_LINE", f"{COMMAND_LINE} {build.EARLY}")
     build_host_appliance(Control())
     with open_appliance([disk], control=Control()) as appliance:
         assert not appliance.has_volumes, "this is a stock appliance"
