@@ -142,19 +142,50 @@ def test_a_chain_that_leads_back_ends(link: int, tmp_path: Path) -> None:
     "script",
     [
         MBR + "size=8MiB, type=5\n",
-        MBR + "size=8MiB, type=8e\n",
-        MBR + "size=8MiB, type=fd\n",
         MBR + "size=8MiB, type=a5\n",
         MBR,
         GPT,
         GPT + "table-length: 256\nsize=4MiB\n",
     ],
-    ids=["extended", "lvm", "raid", "bsd", "empty-mbr", "empty-gpt", "long-gpt"],
+    ids=["extended", "bsd", "empty-mbr", "empty-gpt", "long-gpt"],
 )
 def test_other_tables_are_unclear(script: str, tmp_path: Path) -> None:
     """They are the appliance's own tools' affair."""
     with pytest.raises(UnclearLayoutError):
         parse_partitions(head_of(disk(tmp_path, script)))
+
+
+@pytest.mark.parametrize("length", [128, 256, 1024])
+def test_a_gpt_of_any_length(length: int, tmp_path: Path) -> None:
+    """Entries behind the first bytes are read too, and count with the table's checksum."""
+    lines = "size=1MiB\n" * 40
+    image = disk(tmp_path, f"{GPT}first-lba: 2048\ntable-length: {length}\n{lines}")
+    assert [each.number for each in all_of(image)] == list(range(1, 41))
+    content = bytearray(image.read_bytes())
+    content[1024 + 128 * (length - 1)] = 1
+    image.write_bytes(content)
+    with pytest.raises(UnclearLayoutError, match="checksum"):
+        all_of(image)
+
+
+@pytest.mark.parametrize("code", ["8e", "fd"])
+def test_partitions_of_volumes_and_arrays(code: str, tmp_path: Path) -> None:
+    """Those of LVM and RAID are partitions as others; what is on them says the rest."""
+    (found,) = parse_partitions(head_of(disk(tmp_path, f"{MBR}size=8MiB, type={code}\n")))
+    assert found.kind == code
+
+
+def test_a_volume_group_on_the_whole_disk(tmp_path: Path) -> None:
+    """LVM's label is in the second sector, and the first one is empty."""
+    image = disk(tmp_path, "")
+    content = bytearray(image.read_bytes())
+    content[512:520] = b"LABELONE"
+    image.write_bytes(content)
+    assert parse_partitions(head_of(image)) == (Partition(number=0, start=0, size=0),)
+    content[0] = 1
+    image.write_bytes(content)
+    with pytest.raises(UnclearLayoutError):
+        parse_partitions(head_of(image))
 
 
 def test_a_hybrid_mbr_is_unclear(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from vmprovision.errors import (
 from vmprovision.qemu.monitor import GONE, GONE_HINT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from vmprovision.progress import Control
 
@@ -55,6 +55,7 @@ class Appliance:
         self._watchdog = machine.watchdog
         self._restored = machine if isinstance(machine, RestoredAppliance) else None
         self._closings: list[Callable[[], None]] = []
+        self._has_mapped = False
         self.has_volumes = self._restored is None
 
     def call(self, name: str, *arguments: Any, limit: float = CALL_SECONDS, **options: Any) -> Any:  # noqa: ANN401 -- untyped library
@@ -74,7 +75,9 @@ class Appliance:
                     raise ApplianceEndedError(GONE, hint=GONE_HINT) from exc
                 raise ApplianceCallError(f"appliance: {exc}", number=_number_in(str(exc))) from exc
 
-    def mount(self, device: str, driver: str, place: str, *, readonly: bool) -> None:
+    def mount(
+        self, device: str, driver: str, place: str, *, readonly: bool, options: str = ""
+    ) -> None:
         """Mount a filesystem of the guest, of which no access times are written.
 
         Args:
@@ -82,20 +85,72 @@ class Appliance:
             driver: the kernel's filesystem.
             place: a directory of the guest, free of links.
             readonly: do not write to it.
+            options: of the filesystem's own.
 
         Raises:
             ApplianceCallError: it cannot be mounted.
         """
         if self._restored is None or self.has_volumes:
-            access = "ro,noatime" if readonly else "rw,noatime"
-            self.call("mount_vfs", access, driver, device, place)
+            access = ["ro" if readonly else "rw", "noatime", *filter(None, [options])]
+            self.call("mount_vfs", ",".join(access), driver, device, place)
             return
-        try:
-            self._restored.mount(device, driver, place, readonly=readonly)
-        except (ApplianceEndedError, ApplianceTimeoutError):
-            raise
-        except ApplianceError as exc:
-            raise ApplianceCallError(exc.message, number=0) from exc
+        with _as_call():
+            self._restored.mount(device, driver, place, readonly=readonly, options=options)
+
+    def look(
+        self, device: str, driver: str, names: Iterable[str], options: str = ""
+    ) -> set[str] | None:
+        """Return which names are in the root directory of a filesystem that is not mounted.
+
+        None where this appliance cannot tell.
+
+        Raises:
+            ApplianceCallError: the filesystem cannot be mounted or read.
+        """
+        if self._restored is None or self.has_volumes:
+            return None
+        with _as_call():
+            return self._restored.look(device, driver, names, options)
+
+    def make_writable(self) -> None:
+        """Let the guest's root, which is mounted read-only, be written to.
+
+        Raises:
+            ApplianceCallError: it cannot be.
+        """
+        if self._restored is None or self.has_volumes:
+            self.call("remount", "/", rw=True)
+            return
+        with _as_call():
+            self._restored.make_writable()
+
+    def unmount(self, place: str | None = None) -> None:
+        """Unmount what is at a place of the guest, or all of the guest.
+
+        Raises:
+            ApplianceError: something is still in use.
+        """
+        if self._restored is not None and not self.has_volumes:
+            self._restored.unmount(place)
+        elif place is None:
+            self.call("umount_all")
+        else:
+            self.call("umount", place)
+
+    def map_devices(self, table: str, links: Sequence[str]) -> None:
+        """Make the guest's logical volumes, where LVM has not made them already.
+
+        Args:
+            table: of device-mapper, in the concise form of dmsetup(8).
+            links: for each device of the table its name below ``/dev``.
+
+        Raises:
+            ApplianceCallError: one cannot be made.
+        """
+        if self._restored is not None and not self.has_volumes and not self._has_mapped:
+            with _as_call():
+                self._restored.map_devices(table, links)
+            self._has_mapped = True
 
     def activate_volumes(self) -> None:
         """See to it that udev, RAID, LVM and dynamic disks work, as a stock appliance has them.
@@ -105,6 +160,7 @@ class Appliance:
         """
         if self._restored is not None and not self.has_volumes:
             self._restored.activate_volumes()
+            self._has_mapped = False
             self.has_volumes = True
 
     def before_detaching(self, close: Callable[[], None]) -> None:
@@ -118,12 +174,11 @@ class Appliance:
             ApplianceError: a write did not reach its disk.
         """
         self.call("set_autosync", False)  # noqa: FBT003 -- libguestfs's; nothing is left to sync
-        if self._restored is None or self.has_volumes:
-            self.call("umount_all")
-        else:
-            self._restored.unmount()
+        self.unmount()
         for close in self._closings:
             close()
+        if self._restored is not None and self._has_mapped:
+            self._restored.unmap_devices()
         if self._restored is None:
             self.call("shutdown")
         self._machine.finish()
@@ -163,6 +218,17 @@ class ApplianceCallError(ApplianceError):
         """Keep the errno beside libguestfs's own message."""
         super().__init__(message)
         self.number = number
+
+
+@contextlib.contextmanager
+def _as_call() -> Iterator[None]:
+    """Raise what the attendant cannot do as a call that failed."""
+    try:
+        yield
+    except (ApplianceEndedError, ApplianceTimeoutError):
+        raise
+    except ApplianceError as exc:
+        raise ApplianceCallError(exc.message, number=0) from exc
 
 
 # The Python binding does not offer guestfs_last_errno; the guest daemon ends its

@@ -260,9 +260,7 @@ def _logical_volume(
     )
 
 
-def _segment(
-    section: Section, places: Mapping[str, tuple[str, int, int]], extent: int
-) -> Segment:
+def _segment(section: Section, places: Mapping[str, tuple[str, int, int]], extent: int) -> Segment:
     extents, stripes = _number(section, "extent_count", 1), section.get("stripes")
     if not isinstance(stripes, list) or not stripes or len(stripes) % 2:
         raise UnclearLayoutError("a logical volume's segment is damaged")

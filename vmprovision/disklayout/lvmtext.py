@@ -7,16 +7,15 @@ its depth and the length of its numbers are limited.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, TypeAlias
 
 from vmprovision.disklayout.partitions import UnclearLayoutError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-Value = Union[int, str, list["Value"], Mapping[str, "Value"]]
-Section = Mapping[str, Value]
+Value: TypeAlias = "int | str | list[Value] | Section"
+Section: TypeAlias = "Mapping[str, Value]"
 
 TEXT_LIMIT = 4 << 20
 _DEPTH_LIMIT = 8

@@ -110,7 +110,7 @@ def parse_partitions(head: bytes, read: ReadAt | None = None) -> tuple[Partition
 
 
 def _without_table(head: bytes) -> tuple[Partition, ...]:
-    """Return the whole disk as one; other than XFS and LVM, what is on it leaves a kilobyte free."""
+    """Return the whole disk; all but XFS and LVM leave its first kilobyte free."""
     is_volume = head[SECTOR : SECTOR + 8] == _LVM_LABEL and not any(head[:SECTOR])
     if head[:4] != b"XFSB" and not is_volume and any(head[:1024]):
         raise UnclearLayoutError("something is in the first sectors that is no MBR")

@@ -69,7 +69,6 @@ class Superblock:
     Attributes:
         uuid: as fstab(5) names it.
         label: likewise; for FAT only its boot sector's, which need not be the one that counts.
-        last_mounted: where an ext filesystem was mounted last, by its own record.
         driver: the kernel's, where there is only one for it; empty where mount(8) knows better.
         size: in bytes; 0 where it was not read.
         devices: how many the filesystem is made of.
@@ -78,7 +77,6 @@ class Superblock:
     kind: Kind
     uuid: str = ""
     label: str = ""
-    last_mounted: str = ""
     driver: str = ""
     size: int = 0
     devices: int = 1
@@ -131,7 +129,6 @@ def _ext(start: bytes) -> Superblock | None:
         kind="ext",
         uuid=_uuid(start[_EXT + 104 :]),
         label=_text(start[_EXT + 120 : _EXT + 136]),
-        last_mounted=_text(start[_EXT + 136 : _EXT + 200]),
         driver="ext4" if incompatible & _EXT_EXTENTS else "",
         size=((high << 32) + low) * (1024 << log) if log <= _LOG_LIMIT else 0,
     )

@@ -45,7 +45,7 @@ from vmprovision.image.header import FORMATS
 from vmprovision.qemu.monitor import Connection, Listener, Monitor
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from vmprovision.appliance.drives import Drive
     from vmprovision.appliance.snapshot.store import SavedAppliance
@@ -173,7 +173,9 @@ class RestoredAppliance:
         """
         self.ask("gone", f"detach {number}")
 
-    def mount(self, device: str, driver: str, place: str, *, readonly: bool) -> None:
+    def mount(
+        self, device: str, driver: str, place: str, *, readonly: bool, options: str = ""
+    ) -> None:
         """Let the kernel mount a disk or partition of the guest; no program is started for it.
 
         Args:
@@ -181,22 +183,58 @@ class RestoredAppliance:
             driver: the kernel's filesystem.
             place: a directory of the guest, free of links.
             readonly: do not write to it.
+            options: of the filesystem's own.
 
         Raises:
             ApplianceError: the kernel does not.
         """
-        access = "ro" if readonly else "rw"
-        self.ask(
-            "mounted", f"mount {device} {driver} {access} {place.encode().hex()}", WORK_SECONDS
-        )
+        words = [device, driver, "ro" if readonly else "rw", place.encode().hex()]
+        self.ask("mounted", " ".join(["mount", *words, options.encode().hex()]), WORK_SECONDS)
 
-    def unmount(self) -> None:
-        """Unmount all of the guest.
+    def look(self, device: str, driver: str, names: Iterable[str], options: str) -> set[str]:
+        """Return which names are in the root directory of a filesystem that is not mounted.
+
+        Raises:
+            ApplianceError: the kernel does not mount or read it.
+        """
+        words = [device, driver, options.encode().hex() or "-", *names]
+        return set(self.ask("seen", " ".join(["look", *words]), WORK_SECONDS))
+
+    def make_writable(self) -> None:
+        """Let the guest's root, which is mounted read-only, be written to.
+
+        Raises:
+            ApplianceError: the kernel does not.
+        """
+        self.ask("mounted", f"remount {b'/'.hex()}", WORK_SECONDS)
+
+    def unmount(self, place: str | None = None) -> None:
+        """Unmount what is at a place of the guest, or all of the guest.
 
         Raises:
             ApplianceError: something is still in use.
         """
-        self.ask("unmounted", "unmount", WORK_SECONDS)
+        self.ask("unmounted", f"unmount {(place or '').encode().hex()}", WORK_SECONDS)
+
+    def map_devices(self, table: str, links: Sequence[str]) -> None:
+        """Make devices of device-mapper, without udev.
+
+        Args:
+            table: in the concise form of dmsetup(8).
+            links: for each device of the table its name below ``/dev``.
+
+        Raises:
+            ApplianceError: one cannot be made.
+        """
+        self.ask("mapped", " ".join(["map", table.encode().hex(), *links]), WORK_SECONDS)
+
+    def unmap_devices(self) -> None:
+        """Remove the devices of device-mapper, none of which is mounted.
+
+        Raises:
+            ApplianceError: one is still in use.
+        """
+        self.ask("unmapped", "unmap", WORK_SECONDS)
 
     def activate_volumes(self) -> None:
         """Do with the disks what a stock appliance does as it starts: udev, RAID, LVM.
