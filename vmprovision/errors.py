@@ -1,14 +1,14 @@
 """Every error that a caller of vmprovision meets.
 
 One root, so that ``except VmprovisionError`` is enough; one class for every
-cause that a caller can treat in its own way.  ``cli`` maps the classes to
-the exit codes of ``docs/exit-codes.md``.
+cause that a caller can treat in its own way.  Each class has the exit code that
+``docs/exit-codes.md`` lists.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,7 +36,10 @@ class VmprovisionError(Exception):
     Attributes:
         message: the sentence, without control characters.
         hint: the next step, or an empty string.
+        exit_code: how the command line ends with this error; docs/exit-codes.md.
     """
+
+    exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         """Keep the message and the hint in a form that is safe to print."""
@@ -62,52 +65,84 @@ def _revived(kind: type[VmprovisionError], arguments: tuple[Any, ...]) -> Vmprov
     return kind.__new__(kind, *arguments)
 
 
+def unexpected_error(exc: Exception) -> VmprovisionError:
+    """Return the error to show for an exception that vmprovision should have handled."""
+    return VmprovisionError(
+        f"unexpected {type(exc).__name__}: {exc}",
+        hint="this is a fault of vmprovision: please report it with the output of -vv",
+    )
+
+
 class ImageError(VmprovisionError):
     """The image file itself cannot be worked on."""
+
+    exit_code: ClassVar[int] = 10
 
 
 class ImageNotFoundError(ImageError):
     """There is no such file, or it is not a disk image (a device, a socket, an empty file)."""
 
+    exit_code: ClassVar[int] = 11
+
 
 class ImageFormatError(ImageError):
     """The disk format is unknown, or the file's header and its name do not agree."""
+
+    exit_code: ClassVar[int] = 12
 
 
 class ImageLockedError(ImageError):
     """Another program, most often a running virtual machine, holds the image."""
 
+    exit_code: ClassVar[int] = 13
+
 
 class ImageCorruptError(ImageError):
     """The image is truncated or its metadata is damaged."""
+
+    exit_code: ClassVar[int] = 14
 
 
 class ImageReadOnlyError(ImageError):
     """The image, or the directory beside which its redo log must stand, cannot be written."""
 
+    exit_code: ClassVar[int] = 15
+
 
 class ImageSpaceError(ImageError):
     """The host's filesystem has no room for the redo log or for merging it."""
+
+    exit_code: ClassVar[int] = 16
 
 
 class ImageReferenceError(ImageError):
     """The image refers to another file (backing or data file) that may not be followed."""
 
+    exit_code: ClassVar[int] = 17
+
 
 class ImageRecoveryError(ImageError):
     """An interrupted injection left a redo log that cannot be merged as things stand."""
+
+    exit_code: ClassVar[int] = 18
 
 
 class ApplianceError(VmprovisionError):
     """The libguestfs appliance did not start, or one of its calls failed."""
 
+    exit_code: ClassVar[int] = 20
+
 
 class ApplianceTimeoutError(ApplianceError):
     """A call into the appliance took longer than its time limit."""
 
+    exit_code: ClassVar[int] = 21
+
 
 class ApplianceEndedError(ApplianceError):
     """The appliance was ended from outside, or its QEMU crashed."""
+
+    exit_code: ClassVar[int] = 23
 
 
 class CommandError(VmprovisionError):
@@ -116,6 +151,8 @@ class CommandError(VmprovisionError):
     Attributes:
         stderr: all that the program printed on its standard error.
     """
+
+    exit_code: ClassVar[int] = 22
 
     def __init__(self, message: str, *, stderr: str = "", hint: str = "") -> None:
         """Keep the program's own words beside the message."""
@@ -126,21 +163,31 @@ class CommandError(VmprovisionError):
 class InspectionError(VmprovisionError):
     """What the guest is could not be found out."""
 
+    exit_code: ClassVar[int] = 30
+
 
 class NoOperatingSystemError(InspectionError):
     """No filesystem of the image holds an operating system."""
+
+    exit_code: ClassVar[int] = 31
 
 
 class SeveralOperatingSystemsError(InspectionError):
     """The image holds more than one operating system and none was chosen."""
 
+    exit_code: ClassVar[int] = 32
+
 
 class AmbiguousInitError(InspectionError):
     """The evidence does not say which program runs services, or names two."""
 
+    exit_code: ClassVar[int] = 33
+
 
 class WrongKeyError(InspectionError):
     """A key was given for an encrypted volume and does not open it."""
+
+    exit_code: ClassVar[int] = 35
 
 
 class UnsupportedGuestError(VmprovisionError):
@@ -150,6 +197,8 @@ class UnsupportedGuestError(VmprovisionError):
         configuration: what to add to the guest's own configuration instead, where it is
             built from one; else empty.
     """
+
+    exit_code: ClassVar[int] = 34
 
     def __init__(self, message: str, *, hint: str = "", configuration: str = "") -> None:
         """Keep the configuration, which is ours and not the guest's, as it is."""
@@ -165,13 +214,19 @@ class UnsupportedGuestError(VmprovisionError):
 class PlanError(VmprovisionError):
     """The wanted injection cannot be planned from these facts and options."""
 
+    exit_code: ClassVar[int] = 40
+
 
 class ApplyError(VmprovisionError):
     """An operation failed inside the guest; the image is as it was."""
 
+    exit_code: ClassVar[int] = 50
+
 
 class GuestSpaceError(ApplyError):
     """The guest's filesystem is full or cannot be written; the image is as it was."""
+
+    exit_code: ClassVar[int] = 51
 
 
 class VerificationError(VmprovisionError):
@@ -180,6 +235,8 @@ class VerificationError(VmprovisionError):
     Attributes:
         mismatches: one sentence for each difference, guest path first.
     """
+
+    exit_code: ClassVar[int] = 60
 
     def __init__(self, message: str, *, mismatches: Sequence[str], hint: str = "") -> None:
         """Keep every mismatch beside the message."""
@@ -198,6 +255,8 @@ class ProofError(VmprovisionError):
         console: the last lines of the guest's console, without control characters.
     """
 
+    exit_code: ClassVar[int] = 70
+
     def __init__(self, message: str, *, console: Sequence[str] = (), hint: str = "") -> None:
         """Keep the console's tail beside the message."""
         super().__init__(message, hint=hint)
@@ -211,14 +270,22 @@ class ProofError(VmprovisionError):
 class BundledRuntimeError(VmprovisionError):
     """A runtime for guests without Python cannot be built, or is not what it should be."""
 
+    exit_code: ClassVar[int] = 81
+
 
 class RecipeError(VmprovisionError):
     """The recipe of a guest image is wrong, or cannot be built on this host."""
+
+    exit_code: ClassVar[int] = 80
 
 
 class FleetError(VmprovisionError):
     """What was to do the work elsewhere cannot be reached, or lost it."""
 
+    exit_code: ClassVar[int] = 90
+
 
 class CancelledError(VmprovisionError):
     """The caller cancelled; the image is as it was."""
+
+    exit_code: ClassVar[int] = 130

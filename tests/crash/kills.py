@@ -300,7 +300,8 @@ class _Scene:
 
     def _await_end(self, process: subprocess.Popen[str]) -> None:
         try:
-            process.wait(ENDING + 30)
+            # it may begin again with a stock appliance, which a loaded host boots slowly
+            process.wait(PATIENCE + ENDING)
         except subprocess.TimeoutExpired:
             self.faults.append("the command did not end after its QEMU was killed")
 

@@ -9,7 +9,6 @@ import sys
 from typing import TYPE_CHECKING
 
 import vmprovision
-from vmprovision.cli.app import EXIT_CODES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +58,7 @@ def _limited(work: Callable[[], object], sender: multiprocessing.connection.Conn
     try:
         work()
     except vmprovision.VmprovisionError as exc:
-        code = next((EXIT_CODES[kind] for kind in type(exc).__mro__ if kind in EXIT_CODES), 1)
+        code = exc.exit_code
         sender.send(f"refused with {code}" if code != 1 else f"no exit code: {exc!r}")
     except BaseException as exc:  # noqa: BLE001 -- this is what is looked for
         trace = sys.exc_info()[2]

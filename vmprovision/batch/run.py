@@ -33,6 +33,8 @@ from vmprovision.errors import (
     ImageReferenceError,
     PlanError,
     VmprovisionError,
+    printable,
+    unexpected_error,
 )
 from vmprovision.host.capacity import host_capacity
 from vmprovision.image.chain import open_chain
@@ -215,13 +217,9 @@ def _result_of(job: Job, work: Callable[[], ChangeReport]) -> JobResult:
         result = replace(result, error=exc)
     except Exception as exc:  # one image's fault must not stop the others
         log.debug("%s: unexpected", job.image, exc_info=exc)
-        result = replace(
-            result,
-            error=VmprovisionError(
-                f"{job.image}: unexpected {type(exc).__name__}: {exc}",
-                hint="this is a fault of vmprovision: please report it with the output of -vv",
-            ),
-        )
+        fault = unexpected_error(exc)
+        fault.message = printable(f"{job.image}: ") + fault.message
+        result = replace(result, error=fault)
     return replace(result, seconds=time.monotonic() - begun)
 
 

@@ -1,8 +1,7 @@
 """The command line: the only module that prints and exits.
 
 Reports go to standard output, as text or with ``--json`` as one JSON object;
-progress, logs and errors go to standard error.  ``EXIT_CODES`` is the table of
-``docs/exit-codes.md``.
+progress, logs and errors go to standard error.  An error's class has its exit code.
 """
 
 from __future__ import annotations
@@ -67,45 +66,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FAILED = 1
-USAGE = 2
-SOME_FAILED = 3
-MISMATCHED = 60
-CANCELLED = 130
+SOME_FAILED = 3  # of several images
 
 NAME = "{name}"  # in a VM id: the image's own
-
-# The most particular class of an error decides; docs/exit-codes.md says what to do.
-EXIT_CODES: dict[type[errors.VmprovisionError], int] = {
-    errors.ImageError: 10,
-    errors.ImageNotFoundError: 11,
-    errors.ImageFormatError: 12,
-    errors.ImageLockedError: 13,
-    errors.ImageCorruptError: 14,
-    errors.ImageReadOnlyError: 15,
-    errors.ImageSpaceError: 16,
-    errors.ImageReferenceError: 17,
-    errors.ImageRecoveryError: 18,
-    errors.ApplianceError: 20,
-    errors.ApplianceTimeoutError: 21,
-    errors.CommandError: 22,
-    errors.ApplianceEndedError: 23,
-    errors.InspectionError: 30,
-    errors.NoOperatingSystemError: 31,
-    errors.SeveralOperatingSystemsError: 32,
-    errors.AmbiguousInitError: 33,
-    errors.UnsupportedGuestError: 34,
-    errors.WrongKeyError: 35,
-    errors.PlanError: 40,
-    errors.ApplyError: 50,
-    errors.GuestSpaceError: 51,
-    errors.VerificationError: MISMATCHED,
-    errors.ProofError: 70,
-    errors.RecipeError: 80,
-    errors.BundledRuntimeError: 81,
-    errors.FleetError: 90,
-    errors.CancelledError: CANCELLED,
-}
 
 app = typer.Typer(
     name="vmprovision",
@@ -645,14 +608,20 @@ def _inject_batch(work: _BatchWork, junit: Path | None, as_json: bool) -> None: 
     begun = time.monotonic()
     report = _work(as_json, work.done, BatchDisplay(stderr, len(work.images)))
     seconds = time.monotonic() - begun
-    code = CANCELLED if report.count("cancelled") else 0 if report.ok else SOME_FAILED
-    codes = [_exit_code(result.error) if result.error else 0 for result in report.results]
+    code = (
+        errors.CancelledError.exit_code
+        if report.count("cancelled")
+        else 0
+        if report.ok
+        else SOME_FAILED
+    )
+    codes = [result.error.exit_code if result.error else 0 for result in report.results]
     if junit is not None:
         try:
             write_atomically(junit.absolute(), junit_xml(report, seconds=seconds))
         except OSError as exc:
             stderr.print(f"error: {junit} cannot be written: {exc.strerror}")
-            code = code or FAILED
+            code = code or errors.VmprovisionError.exit_code
     document = report.as_json()
     for result, own in zip(document["results"], codes, strict=True):
         result["exit_code"] = own
@@ -692,7 +661,7 @@ def verify(  # noqa: PLR0913 -- one parameter an option
     report = _work(as_json, lambda control: api.verify(image, source=source, control=control))
     _present(as_json, report.as_json(), lambda: show_verification(stdout, report))
     if report.mismatches:
-        raise typer.Exit(MISMATCHED)
+        raise typer.Exit(errors.VerificationError.exit_code)
 
 
 @app.command()
@@ -824,7 +793,7 @@ def doctor(*, as_json: JsonOption = False) -> None:
         lambda: show_findings(stdout, findings),
     )
     if any(finding.needed and not finding.ok for finding in findings):
-        raise typer.Exit(FAILED)
+        raise typer.Exit(errors.VmprovisionError.exit_code)
 
 
 @agent_app.command("build")
@@ -1146,12 +1115,7 @@ def _work(
             signal.signal(number, handler)
 
 
-def _exit_code(exc: errors.VmprovisionError) -> int:
-    return next((EXIT_CODES[kind] for kind in type(exc).__mro__ if kind in EXIT_CODES), FAILED)
-
-
 def _fail(as_json: bool, exc: errors.VmprovisionError) -> NoReturn:  # noqa: FBT001
-    code = _exit_code(exc)
     stderr.print(f"error: {exc.message}")
     if exc.hint:
         stderr.print(f"  next: {exc.hint}")
@@ -1159,7 +1123,7 @@ def _fail(as_json: bool, exc: errors.VmprovisionError) -> NoReturn:  # noqa: FBT
         for line in exc.console:
             stderr.print(f"  console: {line}")
     if as_json:
-        sys.stdout.write(json.dumps({"error": exc.as_json(), "exit_code": code}) + "\n")
+        sys.stdout.write(json.dumps({"error": exc.as_json(), "exit_code": exc.exit_code}) + "\n")
     elif isinstance(exc, errors.UnsupportedGuestError):
         sys.stdout.write(exc.configuration)  # nothing else goes there: it can be sent into a file
-    raise typer.Exit(code)
+    raise typer.Exit(exc.exit_code)
