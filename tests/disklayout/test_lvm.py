@@ -15,14 +15,14 @@ from vmprovision.disklayout.lvm import (
     mapper_name,
     mapping_table,
     parse_group,
-    parse_label,
     read_volume,
 )
+from vmprovision.disklayout.lvmlabel import parse_label
 from vmprovision.disklayout.lvmtext import parse_text
 from vmprovision.disklayout.partitions import UnclearLayoutError
 
 if TYPE_CHECKING:
-    from vmprovision.disklayout.lvm import ReadAt
+    from vmprovision.disklayout.partitions import ReadAt
 
 MB = 1 << 20
 SIZE = 1204813824
@@ -134,7 +134,7 @@ def test_the_bytes_of_a_real_label_and_header() -> None:
 def test_a_label(offset: int) -> None:
     """The device's UUID and the text are read, also one that goes on at the area's start."""
     found = parse_label(reader(device(PLAIN, offset=offset)), SIZE)
-    assert found.uuid == PV
+    assert (found.uuid, found.size) == (PV, SIZE)
     assert found.text == PLAIN
 
 
@@ -189,9 +189,10 @@ def test_two_devices_of_one_group() -> None:
     newer = reader(device(text.replace("seqno = 6", "seqno = 7"), uuid=OTHER_PV))
     with pytest.raises(UnclearLayoutError, match="different groups or copies"):
         find_logical_volumes([members[0], Member(device="/dev/sda3", size=SIZE, read=newer)])
-    small = Member(device="/dev/sda3", size=SIZE // 2, read=members[1].read)
-    with pytest.raises(UnclearLayoutError, match="too small"):
-        find_logical_volumes([members[0], small])
+    for size in (SIZE - 512, SIZE + 8192):  # too small, or with room for a RAID's superblock
+        other = Member(device="/dev/sda3", size=size, read=members[1].read)
+        with pytest.raises(UnclearLayoutError, match="does not fill"):
+            find_logical_volumes([members[0], other])
 
 
 UNCLEAR = {

@@ -11,24 +11,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmprovision.disklayout.lvm import (
-    PhysicalVolume,
     VolumeGroup,
     mapper_name,
     mapping_table,
     parse_group,
-    parse_label,
     read_volume,
 )
+from vmprovision.disklayout.lvmlabel import PhysicalVolume, parse_label
 from vmprovision.disklayout.partitions import SECTOR, UnclearLayoutError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from vmprovision.disklayout.lvm import LogicalVolume, ReadAt
+    from vmprovision.disklayout.lvm import LogicalVolume
+    from vmprovision.disklayout.partitions import ReadAt
 
 VOLUMES_LIMIT = 256
+SLACK = 4096  # a RAID's superblock takes twice as much
 TABLE_LIMIT = 100_000  # a single argument of execve(2) takes 128 KiB
-_SPECIAL = frozenset(",;\\")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +71,9 @@ def find_logical_volumes(members: Sequence[Member]) -> list[Mapped]:
     found: dict[str, tuple[Member, PhysicalVolume]] = {}
     for member in members:
         label = parse_label(member.read, member.size)
+        if not 0 <= member.size - label.size < SLACK:
+            # a member of an old RAID has the array's superblock at its end
+            raise UnclearLayoutError(f"the physical volume on {member.device} does not fill it")
         if label.uuid in found:
             raise UnclearLayoutError("two devices are the same physical volume")
         found[label.uuid] = member, label
@@ -102,8 +105,6 @@ def _mapped(group: VolumeGroup, volume: LogicalVolume, members: Mapping[str, Mem
     readers = {uuid: member.read for uuid, member in members.items()}
     lines = mapping_table(volume, {uuid: member.device for uuid, member in members.items()})
     name = mapper_name(group.name, volume.name)
-    if _SPECIAL & set("".join([name, *lines])):
-        raise UnclearLayoutError(f"the name {name} cannot be given to dmsetup")
     return Mapped(
         name=f"{group.name}/{volume.name}",
         volume=volume,

@@ -158,7 +158,7 @@ def _own_subvolume(lines: Iterable[FstabLine]) -> str | None:
 def mount_root(
     appliance: Appliance, device: str, *, readonly: bool, driver: str = ""
 ) -> ApplianceFilesystem:
-    """The files of a root that is mounted now.
+    """Return the files of a root that is mounted now.
 
     Args:
         appliance: has the device.
@@ -170,16 +170,27 @@ def mount_root(
         InspectionError: it cannot be mounted.
     """
     try:
-        if driver:
-            node, options = subvolume_options(device)
-            appliance.mount(node, driver, "/", readonly=readonly, options=options)
-        else:
-            appliance.call("mount_options", _access(readonly=readonly), device, "/")
+        return mount_device(appliance, device, readonly=readonly, driver=driver)
     except ApplianceCallError as exc:
         raise InspectionError(
             f"{device} cannot be mounted on /: {exc.message}",
             hint="check the guest's filesystem with fsck",
         ) from exc
+
+
+def mount_device(
+    appliance: Appliance, device: str, *, readonly: bool, driver: str
+) -> ApplianceFilesystem:
+    """As ``mount_root``, with the appliance's own error.
+
+    Raises:
+        ApplianceCallError: it cannot be mounted.
+    """
+    if driver:
+        node, options = subvolume_options(device)
+        appliance.mount(node, driver, "/", readonly=readonly, options=options)
+    else:
+        appliance.call("mount_options", _access(readonly=readonly), device, "/")
     return ApplianceFilesystem(appliance)
 
 

@@ -15,6 +15,7 @@ from vmprovision.appliance.devicenames import DeviceNames
 from vmprovision.appliance.mounting import (
     Mounting,
     is_usr,
+    mount_device,
     mount_root,
     unix_root,
 )
@@ -123,15 +124,15 @@ def may_hold_root(appliance: Appliance, device: str, driver: str) -> bool:
     Nothing is mounted before and after.
 
     Raises:
-        ApplianceCallError: it cannot be mounted or read.
-        InspectionError: likewise.
+        ApplianceCallError: it cannot be mounted.
+        InspectionError: it cannot be read.
     """
     names = None
     if driver:
         node, options = subvolume_options(device)
         names = appliance.look(node, driver, OF_A_ROOT | OF_A_USR, options)
     if names is None:
-        files = mount_root(appliance, device, readonly=True, driver=driver)
+        files = mount_device(appliance, device, readonly=True, driver=driver)
         try:
             names = set(files.list_directory(ROOT))
         finally:

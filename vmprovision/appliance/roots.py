@@ -13,19 +13,19 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from vmprovision.appliance.devicenames import LVM_UUID, DeviceNames, crypttab_names
-from vmprovision.appliance.filesystem import ApplianceFilesystem
 from vmprovision.appliance.firstbytes import blkid_tags, read_contents
 from vmprovision.appliance.foreign import FOREIGN, refuse_unreadable
 from vmprovision.appliance.mounting import (
     MountedGuest,
     Mounting,
     Root,
+    mount_device,
     mount_root,
     unix_root,
 )
 from vmprovision.appliance.plain import may_hold_root, mount_plain_guest
 from vmprovision.appliance.session import ApplianceCallError
-from vmprovision.appliance.subvolumes import merge_btrfs, split_subvolume, subvolume_options
+from vmprovision.appliance.subvolumes import merge_btrfs, split_subvolume
 from vmprovision.appliance.unreadable import (
     Unreadable,
     find_closed,
@@ -157,40 +157,33 @@ def _look_into(
     if kind == "ufs":
         return Root(device=device, system="bsd", name="BSD")
     try:
-        files = _mount_to_look(appliance, device, driver)
+        return _mounted_root(appliance, device, kind, driver)
     except ApplianceCallError as exc:
+        if driver:  # mount(8) has more words for what is wrong
+            return _look_into(appliance, device, kind, "")
         log.info("cannot mount %s (%s): %s", device, kind, exc.message)
         return unmountable(appliance, device, kind, exc.message)
-    try:
-        return _root_in(files, device, kind) if files else None
     except InspectionError as exc:
         log.info("cannot read %s: %s", device, exc.message)
         return unreadable_files(device, kind, exc)
-    finally:
-        if files is not None:
-            appliance.unmount()
 
 
-def _root_in(files: GuestReader, device: str, kind: str) -> Root | None:
-    if kind in ("ntfs", "vfat", "exfat"):
-        return _windows_root(files, device)
-    return unix_root(files, device)
-
-
-def _mount_to_look(appliance: Appliance, device: str, driver: str) -> ApplianceFilesystem | None:
-    """Mount a filesystem read-only; None, and nothing mounted, if no root can be on it.
+def _mounted_root(appliance: Appliance, device: str, kind: str, driver: str) -> Root | None:
+    """Return the root on a device, which is not mounted before and after.
 
     Raises:
         ApplianceCallError: it cannot be mounted.
+        InspectionError: it cannot be read.
     """
     if driver and not may_hold_root(appliance, device, driver):
         return None
-    if driver:
-        node, options = subvolume_options(device)
-        appliance.mount(node, driver, "/", readonly=True, options=options)
-    else:
-        appliance.call("mount_ro", device, "/")
-    return ApplianceFilesystem(appliance)
+    files = mount_device(appliance, device, readonly=True, driver=driver)
+    try:
+        if kind in ("ntfs", "vfat", "exfat"):
+            return _windows_root(files, device)
+        return unix_root(files, device)
+    finally:
+        appliance.unmount()
 
 
 def _windows_root(reader: GuestReader, device: str) -> Root | None:
