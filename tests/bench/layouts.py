@@ -206,7 +206,7 @@ def injection_of(disk: Path, *, fails: bool) -> Cost:
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder) / "disk.raw"
         subprocess.run(["cp", "--sparse=always", disk, image], check=True)
-        words = [sys.executable, "-m", "vmprovision", "inject", "--format", "raw", image]
+        words = [sys.executable, "-m", "vmprovision", "inject", "--format", "raw", str(image)]
         script = 'shift; "$@"; [ $? = "$0" ]'
         code = NOTHING_BOOTABLE if fails else 0
         return measure(["sh", "-c", script, str(code), "-", *words], env={}, phased=False)

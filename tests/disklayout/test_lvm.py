@@ -164,7 +164,11 @@ def test_a_striped_volume() -> None:
     asked: list[tuple[str, int, int]] = []
 
     def of(name: str) -> ReadAt:
-        return lambda place, size: (asked.append((name, place // 512, size // 512)), b"x" * size)[1]
+        def read(place: int, size: int) -> bytes:
+            asked.append((name, place // 512, size // 512))
+            return b"x" * size
+
+        return read
 
     content = read_volume(found, {PV: of("a"), OTHER_PV: of("b")}, 300 * 512)
     assert len(content) == 300 * 512
