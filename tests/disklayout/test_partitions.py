@@ -16,6 +16,7 @@ from tests.image.composed import MB, run_tool
 from vmprovision.disklayout.partitions import (
     BOOT_CODE_TYPES,
     HEAD_SIZE,
+    LOGICAL_LIMIT,
     EndlessTableError,
     Partition,
     UnclearLayoutError,
@@ -153,6 +154,32 @@ def test_other_tables_are_unclear(script: str, tmp_path: Path) -> None:
     """They are the appliance's own tools' affair."""
     with pytest.raises(UnclearLayoutError):
         parse_partitions(head_of(disk(tmp_path, script)))
+
+
+WORD = st.integers(0, 0xFFFFFFFF) | st.integers(0, 40)
+LINK = st.tuples(st.sampled_from([0, 5, 0x0F, 0x83, 0xA5]), WORD, WORD)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(LINK, LINK), min_size=1, max_size=9), st.integers(0, 8))
+def test_any_chain_of_logical_partitions_ends(
+    tables: list[tuple[tuple[int, int, int], ...]], back: int
+) -> None:
+    """Whatever the tables say, and also where every place has one of them."""
+    head = bytearray(HEAD_SIZE)
+    head[510:512] = b"\x55\xaa"
+    head[446:462] = struct.pack("<B3xB3xII", 0, 5, 64, 0xFFFFFFFF)
+    asked: list[int] = []
+
+    def read(place: int, _size: int) -> bytes:
+        asked.append(place)
+        entries = tables[min(len(asked), back + len(tables)) % len(tables)]
+        packed = b"".join(struct.pack("<B3xB3xII", 0, *entry) for entry in entries)
+        return (bytes(446) + packed).ljust(510, b"\0") + b"\x55\xaa"
+
+    with contextlib.suppress(UnclearLayoutError):
+        parse_partitions(bytes(head), read)
+    assert len(asked) <= LOGICAL_LIMIT
 
 
 @pytest.mark.parametrize("length", [128, 256, 1024])

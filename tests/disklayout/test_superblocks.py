@@ -121,12 +121,13 @@ def test_a_sleeping_swap_is_unclear(page: int, signature: bytes, tmp_path: Path)
 
 # how long it takes says more of the host than of the code
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.binary(max_size=4096), st.sampled_from([0, 54, 512, 1024, 4086, 16384]))
+@given(st.binary(max_size=4096), st.sampled_from([0, 54, 512, 1024, 4086, 16384, 0x10048]))
 def test_any_bytes_give_an_answer(noise: bytes, place: int) -> None:
     """Nothing is raised, however short the volume."""
     start = bytearray(START_SIZE)
     start[1080:1082] = b"\x53\xef"
     start[510:512] = b"\x55\xaa"
+    start[0x10040:0x10048] = b"_BHRfS_M"
     start[place : place + len(noise)] = noise
     for size in (START_SIZE, 4100, 1100, 520, 10, 0):
         identify(bytes(start[:size]))
