@@ -83,9 +83,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def _host_faults() -> list[str]:
-    """What ``vmprovision doctor`` finds missing here, with the command that mends it."""
+    """What ``vmprovision doctor`` finds missing here, with the command that fixes it."""
     return [
-        f"{finding.subject}: {finding.detail}; mend: {finding.mend}"
+        f"{finding.subject}: {finding.detail}; fix: {finding.fix}"
         for finding in examine_host()
         if finding.needed and not finding.ok
     ]

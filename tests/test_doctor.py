@@ -1,4 +1,4 @@
-"""Each fault of a host is found, and comes with the command that mends it."""
+"""Each fault of a host is found, and comes with the command that fixes it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_which_fault_kvm_has(
     assert not finding.ok
     assert not finding.needed
     assert finding.detail.startswith(f"KVM {behaviour}: ")
-    assert "dmesg" in finding.mend
+    assert "dmesg" in finding.fix
 
 
 def test_a_cache_that_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,30 +50,30 @@ def test_a_cache_that_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     tmp_path.chmod(0o770)
     finding = found("cache")
-    assert (finding.ok, finding.mend) == (False, f"chmod go-w {tmp_path}")
-    subprocess.run(finding.mend, shell=True, check=True)  # noqa: S602 -- our own command
+    assert (finding.ok, finding.fix) == (False, f"chmod go-w {tmp_path}")
+    subprocess.run(finding.fix, shell=True, check=True)  # noqa: S602 -- our own command
     assert found("cache").ok
     if os.geteuid() == 0:
         os.chown(tmp_path, 65534, 65534)
-        assert "chown" in found("cache").mend
+        assert "chown" in found("cache").fix
 
 
 def test_a_host_without_a_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command installs the compiler as well, where there is none."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
-    assert found("runtime").mend.endswith("vmprovision runtime build x86_64")
+    assert found("runtime").fix.endswith("vmprovision runtime build x86_64")
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     monkeypatch.setattr("vmprovision.runtime.build._find_zig", lambda: None)
-    assert "musl" in doctor._runtime().mend  # noqa: SLF001 -- the others need programs
+    assert "musl" in doctor._runtime().fix  # noqa: SLF001 -- the others need programs
 
 
 def test_a_kernel_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ubuntu's are root's alone; a name that leads nowhere is told as such."""
     monkeypatch.setenv("SUPERMIN_KERNEL", str(tmp_path / "vmlinuz"))
-    assert found("kernel").mend == "unset SUPERMIN_KERNEL"
+    assert found("kernel").fix == "unset SUPERMIN_KERNEL"
     (tmp_path / "vmlinuz").touch(mode=0)
     if os.geteuid():  # root reads all
-        assert found("kernel").mend == f"sudo chmod 0644 {tmp_path / 'vmlinuz'}"
+        assert found("kernel").fix == f"sudo chmod 0644 {tmp_path / 'vmlinuz'}"
 
 
 def test_a_full_cache_and_a_small_temporary_directory(tmp_path: Path) -> None:

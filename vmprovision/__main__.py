@@ -1,6 +1,6 @@
 """``python -m vmprovision``: the command line."""
 
-from vmprovision.cli.app import run
+from vmprovision.cli import run
 
 if __name__ == "__main__":
     run()

@@ -1,4 +1,4 @@
-"""Can this host do the work?  Each finding comes with the command that mends it."""
+"""Examine whether this host can do the work; name the command that fixes each fault."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from vmprovision.appliance.library import guestfs_module, qemu_program
 from vmprovision.appliance.snapshot.host import find_host_appliance
+from vmprovision.appliance.snapshot.store import UnusableApplianceError
 from vmprovision.errors import VmprovisionError
 from vmprovision.host.cache import cache_directory
 from vmprovision.host.data import data_directory
@@ -28,30 +29,36 @@ VAR_TMP = Path("/var/tmp")  # noqa: S108 -- libguestfs's own default
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that was looked at.
+    """One examined property of this host.
 
     Attributes:
-        subject: what was looked at.
+        subject: what was examined.
         ok: whether it is as the work needs it.
-        detail: what was seen, in a sentence.
-        mend: the command that mends it, or an empty string.
-        needed: whether nothing works without it; else it is slower, or only
-            building and proving images lack it.
+        detail: what was found, in a sentence.
+        fix: the command that fixes it, or an empty string.
+        needed: whether nothing works without it; otherwise the work is slower, or only
+            building and proving images needs it.
     """
 
     subject: str
     ok: bool
     detail: str
-    mend: str = ""
+    fix: str = ""
     needed: bool = True
 
     def as_json(self) -> dict[str, Any]:
-        """The finding as ``vmprovision doctor --json`` prints it."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        """Return the finding as ``vmprovision doctor --json`` prints it."""
+        return {
+            "subject": self.subject,
+            "ok": self.ok,
+            "detail": self.detail,
+            "mend": self.fix,  # scripts know it by this name
+            "needed": self.needed,
+        }
 
 
 def examine_host() -> list[Finding]:
-    """Everything that the work needs of this host, looked at or tried now."""
+    """Examine, and where possible try, everything that the work needs of this host."""
     return [
         _binding(),
         _kernel(),
@@ -71,7 +78,7 @@ def examine_host() -> list[Finding]:
 
 
 def _packages(debian: str, others: str) -> str:
-    """The command that installs a package on this host's distribution."""
+    """Return the command that installs packages on this host's distribution."""
     command = "apt-get install" if _is_debian() else "dnf install"
     sudo = "" if os.geteuid() == 0 else "sudo "
     return f"{sudo}{command} {debian if _is_debian() else others}"
@@ -82,7 +89,7 @@ def _is_debian() -> bool:
 
 
 def _binding() -> Finding:
-    mend = (
+    fix = (
         _packages("python3-guestfs", "python3-libguestfs")
         + " && /usr/bin/python3 -m venv --system-site-packages VENV"
     )
@@ -93,21 +100,21 @@ def _binding() -> Finding:
             subject="libguestfs binding",
             ok=False,
             detail=f"{exc.message} ({sys.executable})",
-            mend=mend,
+            fix=fix,
         )
     numbers = f"{version['major']}.{version['minor']}.{version['release']}"
     return Finding(subject="libguestfs binding", ok=True, detail=f"libguestfs {numbers}")
 
 
 def _kernel() -> Finding:
-    """Libguestfs's appliance is made with a kernel of the host, which must be readable."""
+    """Examine the host's kernels: libguestfs builds its appliance with a readable one."""
     usable = host_kernels()
     if not usable:
         return Finding(
             subject="kernel",
             ok=False,
             detail="there is no kernel with its modules in /boot and /lib/modules",
-            mend=_packages(
+            fix=_packages(
                 "linux-image-generic" if _is_ubuntu() else "linux-image-cloud-amd64", "kernel"
             ),
         )
@@ -120,8 +127,8 @@ def _kernel() -> Finding:
             ok=False,
             detail=f"{usable[-1]} cannot be read by this user"
             if is_there
-            else f"{KERNEL_VARIABLE} names {named}, which is not there",
-            mend=f"sudo chmod 0644 {usable[-1]}" if is_there else f"unset {KERNEL_VARIABLE}",
+            else f"{KERNEL_VARIABLE} names {named}, which does not exist",
+            fix=f"sudo chmod 0644 {usable[-1]}" if is_there else f"unset {KERNEL_VARIABLE}",
         )
     return Finding(subject="kernel", ok=True, detail=f"{readable} is readable")
 
@@ -137,8 +144,8 @@ def _qemu() -> Finding:
     try:
         return Finding(subject="QEMU", ok=True, detail=str(qemu_program()))
     except VmprovisionError as exc:
-        mend = _packages("qemu-system-x86", "qemu-kvm")
-        return Finding(subject="QEMU", ok=False, detail=exc.message, mend=mend)
+        fix = _packages("qemu-system-x86", "qemu-kvm")
+        return Finding(subject="QEMU", ok=False, detail=exc.message, fix=fix)
 
 
 def _accelerator() -> Finding:
@@ -151,30 +158,30 @@ def _accelerator() -> Finding:
         subject="KVM",
         ok=works,
         detail=choice.reason if works else f"{choice.reason}; TCG is used, which is slower",
-        mend="" if works else _kvm_command(choice),
+        fix="" if works else _kvm_command(choice),
         needed=False,
     )
 
 
 def _kvm_command(choice: AcceleratorChoice) -> str:
-    """The command that mends KVM, or says what is wrong with it; where there is any to be had."""
-    if "not accessible" in choice.reason:
+    """Return the command that fixes KVM or shows its fault; empty if there is none."""
+    if choice.is_denied:
         return "sudo adduser $USER kvm, then log in again"
     if choice.verdict in ("fails", "hangs"):
         return (
             "sudo dmesg | grep -i kvm (in a virtual machine, its host must allow nested "
-            "virtualization; without that nothing is lost but time)"
+            "virtualization; without it everything works, but slower)"
         )
     return ""
 
 
-def _program(name: str, mend: str, *, needed: bool = True) -> Finding:
+def _program(name: str, fix: str, *, needed: bool = True) -> Finding:
     found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     return Finding(
         subject=name,
         ok=found is not None,
         detail=found or "not installed",
-        mend="" if found else mend,
+        fix="" if found else fix,
         needed=needed,
     )
 
@@ -184,80 +191,81 @@ def _existing_parent(path: Path) -> Path:
 
 
 def _appliance_space() -> Finding:
-    """Where libguestfs keeps its own appliance: it goes by TMPDIR, too."""
+    """Examine where libguestfs keeps its own appliance, which also depends on TMPDIR."""
     try:
         directory = Path(guestfs_module().GuestFS(python_return_dict=True).get_cachedir())
     except VmprovisionError:
         directory = VAR_TMP
-    mend = f"export LIBGUESTFS_CACHEDIR={VAR_TMP}" if directory != VAR_TMP else _USAGE
-    return _room(f"space in {directory}", directory, mend.format(directory))
+    fix = f"export LIBGUESTFS_CACHEDIR={VAR_TMP}" if directory != VAR_TMP else _USAGE
+    return _room(f"space in {directory}", directory, fix.format(directory))
 
 
 def _temporary() -> Finding:
-    """Only images are built there; a small tmpfs is too small for a guest's packages."""
+    """Examine where images are built: a small tmpfs has no room for a guest's packages."""
     directory = Path(tempfile.gettempdir())
-    mend = "export TMPDIR=/var/tmp" if directory != VAR_TMP else _USAGE.format(directory)
-    return replace(_room(f"temporary files in {directory}", directory, mend), needed=False)
+    fix = "export TMPDIR=/var/tmp" if directory != VAR_TMP else _USAGE.format(directory)
+    return replace(_room(f"temporary files in {directory}", directory, fix), needed=False)
 
 
 def _cache() -> Finding:
-    """Without a cache that is this user's alone nothing is kept, and each appliance is booted."""
+    """Examine the cache: unless only this user can write to it, every appliance is booted."""
     directory = cache_directory()
     subject = f"cache in {directory}"
     existing = _existing_parent(directory)
     status = existing.stat()
-    mend = ""
+    fix = ""
     if existing == directory and status.st_uid != os.geteuid():
-        detail, mend = "it belongs to somebody else", f"sudo chown -R $(id -un) {directory}"
+        detail, fix = "it belongs to another user", f"sudo chown -R $(id -un) {directory}"
     elif existing == directory and status.st_mode & 0o022:
-        detail, mend = "it can be written by others", f"chmod go-w {directory}"
-    if mend:
-        return Finding(subject=subject, ok=False, detail=detail, mend=mend, needed=False)
+        detail, fix = "it can be written by others", f"chmod go-w {directory}"
+    if fix:
+        return Finding(subject=subject, ok=False, detail=detail, fix=fix, needed=False)
     clear = "vmprovision appliance clear" if (directory / "appliance").is_dir() else ""
     finding = _room(subject, existing, clear or _USAGE.format(existing))
     return replace(finding, needed=False)
 
 
-def _room(subject: str, directory: Path, mend: str) -> Finding:
-    """Whether a directory can be written, and has room for an appliance."""
+def _room(subject: str, directory: Path, fix: str) -> Finding:
+    """Examine whether a directory is writable and has room for an appliance."""
     try:
         free = shutil.disk_usage(directory).free
     except OSError as exc:
         return Finding(subject=subject, ok=False, detail=str(exc.strerror))
     if not os.access(directory, os.W_OK):
         detail = f"{directory} is not writable by this user"
-        return Finding(subject=subject, ok=False, detail=detail, mend=f"chmod u+w {directory}")
+        return Finding(subject=subject, ok=False, detail=detail, fix=f"chmod u+w {directory}")
     is_enough = free > APPLIANCE_ROOM
     detail = f"{free >> 20} MiB free" + ("" if is_enough else f" of {APPLIANCE_ROOM >> 20} needed")
-    return Finding(subject=subject, ok=is_enough, detail=detail, mend="" if is_enough else mend)
+    return Finding(subject=subject, ok=is_enough, detail=detail, fix="" if is_enough else fix)
 
 
 def _data() -> Finding:
     try:
         detail = f"{data_directory('templates')}, {data_directory('images')}"
     except VmprovisionError as exc:
-        return Finding(subject="templates and recipes", ok=False, detail=exc.message, mend=exc.hint)
+        return Finding(subject="templates and recipes", ok=False, detail=exc.message, fix=exc.hint)
     return Finding(subject="templates and recipes", ok=True, detail=detail)
 
 
 def _appliance() -> Finding:
-    """Without a saved one everything works, and takes longer."""
+    """Examine the saved appliance: without one everything works, but slower."""
     try:
         saved = find_host_appliance()
+    except UnusableApplianceError as exc:
+        detail, fix = exc.message, exc.command
+        return Finding(subject="saved appliance", ok=False, detail=detail, fix=fix, needed=False)
     except VmprovisionError as exc:
-        return Finding(
-            subject="saved appliance",
-            ok=False,
-            detail=exc.message,
-            mend=exc.hint if exc.hint.startswith("`") else "",
-            needed=False,
-        )
-    detail = f"{saved.folder}, {saved.size >> 20} MiB" if saved else "none yet: it is made once"
+        return Finding(subject="saved appliance", ok=False, detail=exc.message, needed=False)
+    detail = (
+        f"{saved.folder}, {saved.size >> 20} MiB"
+        if saved
+        else "none yet: the first command that opens an image saves one"
+    )
     return Finding(subject="saved appliance", ok=True, detail=detail)
 
 
 def _runtime() -> Finding:
-    """Guests without Python need one; this host's architecture stands for all."""
+    """Examine the runtime for guests without Python, of this host's architecture only."""
     architecture = host_architecture()
     try:
         runtime = find_runtime(architecture)
@@ -267,7 +275,7 @@ def _runtime() -> Finding:
             subject="runtime",
             ok=False,
             detail=exc.message,
-            mend=_runtime_command(architecture),
+            fix=_runtime_command(architecture),
             needed=False,
         )
     detail = f"MicroPython {runtime.micropython} for {architecture}"
@@ -275,7 +283,7 @@ def _runtime() -> Finding:
 
 
 def _runtime_command(architecture: str) -> str:
-    """The command that builds it, with the compiler where that is missing."""
+    """Return the command that builds the runtime, and installs the compiler if it is missing."""
     build = f"vmprovision runtime build {architecture}"
     try:
         find_toolchain(architecture)

@@ -150,14 +150,18 @@ class CommandError(VmprovisionError):
 
     Attributes:
         stderr: all that the program printed on its standard error.
+        is_missing: whether the program is not installed.
     """
 
     exit_code: ClassVar[int] = 22
 
-    def __init__(self, message: str, *, stderr: str = "", hint: str = "") -> None:
+    def __init__(
+        self, message: str, *, stderr: str = "", hint: str = "", is_missing: bool = False
+    ) -> None:
         """Keep the program's own words beside the message."""
         super().__init__(message, hint=hint)
         self.stderr = stderr
+        self.is_missing = is_missing
 
 
 class InspectionError(VmprovisionError):

@@ -1,4 +1,4 @@
-"""How long work tells its caller where it stands, and how the caller stops it."""
+"""Report the progress of long work to its caller, and let the caller cancel it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """One step of the work has begun, or is so far done.
+    """A step of the work that has begun, or progressed.
 
     Attributes:
         step: what is being done, in a few words: "starting the appliance".
-        fraction: how much of this step is done, 0 to 1; None where nobody can say.
-        image: which image it is about, where the work is about several.
-        outcome: how that image ended, said once, with its last step.
+        fraction: how much of this step is done, 0 to 1; None if unknown.
+        image: the image that it concerns, if the work is on several.
+        outcome: how that image ended; given once, with its last step.
     """
 
     step: str
@@ -34,16 +34,16 @@ ProgressCallback = Callable[[Progress], None]
 
 
 def no_progress(_: Progress) -> None:
-    """Tell nobody."""
+    """Ignore progress."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Control:
-    """What a caller holds over running work: where to report, and when to stop.
+    """A caller's control of running work: it receives progress and can cancel.
 
     Attributes:
         report: called in the working thread at every step.
-        cancelled: set it, from any thread, to stop the work; the image stays as it was.
+        cancelled: set it, from any thread, to stop the work; the image stays unchanged.
     """
 
     report: ProgressCallback = no_progress

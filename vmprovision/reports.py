@@ -163,6 +163,11 @@ class JobResult:
         """Whether it failed by a fault of vmprovision itself, for which there is no class."""
         return type(self.error) is VmprovisionError
 
+    @property
+    def exit_code(self) -> int:
+        """How the command line would end for this image alone."""
+        return self.error.exit_code if self.error else 0
+
     def as_json(self) -> dict[str, Any]:
         """The result as ``vmprovision inject --json`` prints it of several images."""
         return {

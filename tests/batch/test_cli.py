@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 
 from tests.trees import SYSTEMD_TREE, make_tree
-from vmprovision.cli.display import BatchDisplay
 from vmprovision.cli.junit import junit_xml
+from vmprovision.cli.progress_bars import BatchDisplay
 from vmprovision.errors import ImageError, VmprovisionError
 from vmprovision.progress import Progress
 from vmprovision.reports import BatchReport, JobResult

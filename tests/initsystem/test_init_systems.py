@@ -19,8 +19,7 @@ from vmprovision.changes.operations import (
     WriteFile,
 )
 from vmprovision.guest.facts import INIT_SYSTEMS, InitVerdict
-from vmprovision.initsystem import INIT_SYSTEMS as MODULES
-from vmprovision.initsystem import module_for
+from vmprovision.initsystem import DEFINITIONS, definition_of
 from vmprovision.initsystem.rendering import Service
 
 SHELLS = (["dash"], ["bash", "--posix"], ["busybox", "ash"])
@@ -29,14 +28,14 @@ SHELLS = (["dash"], ["bash", "--posix"], ["busybox", "ash"])
 def operations(name: str, dialect: str = "", hook: str | None = None) -> list[Operation]:
     """What a guest of this kind gets."""
     verdict = InitVerdict(
-        system=module_for(name).NAME,
+        system=definition_of(name).name,
         pid1=name,
         confidence="told",
         evidence=(),
         hook=PurePosixPath(hook) if hook else None,
         dialect=dialect,
     )
-    return module_for(name).service_operations(Service(), verdict)
+    return definition_of(name).service_operations(Service(), verdict)
 
 
 def shape(found: list[Operation]) -> list[str]:
@@ -139,14 +138,15 @@ def test_exactly_these_operations(name: str, dialect: str, expected: list[str]) 
 
 def test_every_name_has_a_module_that_is_asked() -> None:
     """The names of the public type and the modules are the same."""
-    assert {module.NAME for module in MODULES} == set(INIT_SYSTEMS)
+    assert {definition.name for definition in DEFINITIONS} == set(INIT_SYSTEMS)
 
 
 @pytest.mark.parametrize("name", INIT_SYSTEMS)
 def test_the_agent_does_not_stay_root(name: str) -> None:
     """By systemd's own means, or by the agent's --user."""
-    for dialect, hook in module_for(name).VARIANTS:
-        found = operations(name, dialect, str(hook) if hook else None)
+    definition = definition_of(name)
+    for verdict in definition.without_guest():
+        found = definition.service_operations(Service(), verdict)
         text = b"".join(o.content for o in found if isinstance(o, (WriteFile, EditBlock)))
         assert b"--user nobody" in text or b"DynamicUser=yes" in text
 
@@ -163,7 +163,7 @@ SCRIPTS = [
     ("openrc", "supervise-daemon"),
     ("openrc", "openrc-run"),
     ("openrc", "runscript"),
-    *[("runit", dialect) for dialect, _ in module_for("runit").VARIANTS],
+    *[("runit", variant.dialect) for variant in definition_of("runit").variants],
     ("s6", "scandir"),
     ("slackware", ""),
     ("procd", ""),

@@ -262,3 +262,13 @@ def test_real_trees_without_programs_are_never_guessed(name: str) -> None:
     assert vmprovision.inspect(tree).init.system is None
     with pytest.raises(vmprovision.VmprovisionError, match="init"):
         vmprovision.plan(tree)
+
+
+def test_busybox_inittab_may_be_a_link(tmp_path: Path) -> None:
+    """Whatever the linked file is called, it gets an inittab's line and no shell script."""
+    tree = {**BUSYBOX_TREE, "/etc/inittab": Link("/data/boot"), "/data/boot": "::sysinit:/etc/rc\n"}
+    make_tree(tmp_path, tree)
+    vmprovision.inject(tmp_path)
+    lines = (tmp_path / "data/boot").read_text().splitlines()
+    assert "null::respawn:/usr/local/bin/guest-agent" in "\n".join(lines)
+    assert "sleep" not in "\n".join(lines)

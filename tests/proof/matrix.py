@@ -26,7 +26,7 @@ from tests.inspection.real_trees import REAL_TREES, assemble, look_at
 from tests.trees import SHARED
 from vmprovision.errors import VmprovisionError
 from vmprovision.host.cache import cache_directory, write_atomically
-from vmprovision.initsystem import INIT_SYSTEMS
+from vmprovision.initsystem import DEFINITIONS
 from vmprovision.progress import Control
 from vmprovision.proof.machine.options import HARDWARE, find_qemu
 from vmprovision.qemu.accelerator import choose_accelerator
@@ -194,10 +194,10 @@ def source_key() -> str:
 def untried(rows: Sequence[Row]) -> Iterator[Row]:
     """A row for each init system that no other row speaks of."""
     there = {row.system for row in rows}
-    for module in INIT_SYSTEMS:
-        if module.NAME not in there:
+    for definition in DEFINITIONS:
+        if definition.name not in there:
             how = "no guest of the matrix has it; its operations are tested"
-            yield Row(system=module.NAME, result="not tried", how=how)
+            yield Row(system=definition.name, result="not tried", how=how)
 
 
 def write_page(rows: Sequence[Row], *, whole: bool = True) -> None:

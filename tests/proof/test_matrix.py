@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tests.inspection.real_trees import REAL_TREES
 from tests.proof.matrix import FAILED, PAGE, Row, try_recipe, untried
 from tests.recipe.test_recipe import with_tarball
-from vmprovision.initsystem import INIT_SYSTEMS
+from vmprovision.initsystem import DEFINITIONS
 from vmprovision.progress import Control
 from vmprovision.recipe import list_recipes, parse_recipe
 
@@ -45,4 +45,6 @@ def test_a_guest_that_cannot_be_made_is_a_failed_row(
 def test_an_init_system_without_a_guest_is_said_to_be_untried() -> None:
     """None that we have a service for is left out of the page."""
     rows = [Row(system="systemd", result="booted", how="")]
-    assert {row.system for row in untried(rows)} == {m.NAME for m in INIT_SYSTEMS} - {"systemd"}
+    assert {row.system for row in untried(rows)} == {each.name for each in DEFINITIONS} - {
+        "systemd"
+    }

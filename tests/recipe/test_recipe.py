@@ -88,7 +88,7 @@ def test_shipped_recipes_are_listed_by_name() -> None:
         ('packages = ["busybox-static"]', 'packages = "busybox"', "packages must be a list"),
         ('"busybox-static"', '"--simulate"', "packages cannot hold '--simulate'"),
         ('leave_out = ["/*"]', 'leave_out = ["doc"]', "leave_out cannot hold 'doc'"),
-        ("[disk]", "surprise = 1\n[disk]", "surprise is no key of a recipe"),
+        ("[disk]", "surprise = 1\n[disk]", "surprise is not a key of a recipe"),
         ("[disk]", "updates = 1\n[disk]", "updates must be true or false"),
         ("[disk]", "tarball = 'a.tar'\n[disk]", "tarball must be a table"),
         ("[disk]", "[tarball]\nname = '../a.tar'\n[disk]", "tarball.name cannot be"),
@@ -260,7 +260,7 @@ def test_an_existing_output_is_refused_at_once(tmp_path: Path) -> None:
 
 
 def test_a_cancelled_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A build that is cancelled before it began leaves no image and no workshop."""
+    """A build that is cancelled before it began leaves no image and no build directory."""
     monkeypatch.setenv("VMPROVISION_CACHE", str(tmp_path / "cache"))
     write_recipe(tmp_path / "recipes")
     control = Control()
@@ -299,7 +299,7 @@ def test_a_tarball_must_be_there_and_be_the_right_one(
         build_image("small", control=Control(), recipes=tmp_path)
     assert "--tarball" in caught.value.hint
     tarball.write_bytes(tarball.read_bytes() + b"\0")
-    with pytest.raises(RecipeError, match="is not what recipe small names"):
+    with pytest.raises(RecipeError, match="is not the tarball of recipe small"):
         build_image("small", control=Control(), recipes=tmp_path, tarball=tmp_path)
     assert [path.suffix for path in (tmp_path / "cache/images").iterdir()] == [".lock"]
 

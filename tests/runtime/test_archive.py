@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import gc
+import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,17 +21,24 @@ import pytest
 
 from tests.agent.interpreters import MICROPYTHON, get_interpreter
 from vmprovision import agent
+from vmprovision.host.cache import CACHE_VARIABLE
+from vmprovision.host.data import data_directory
+from vmprovision.runtime import archive
 from vmprovision.runtime.archive import build_archive
 from vmprovision.runtime.condensing import condense, rename
 from vmprovision.runtime.store import host_architecture
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.conftest import RunCli
 
 SIZE_LIMIT = 42 << 10
 
+forget = archive._zip.cache_clear  # noqa: SLF001 -- what this process remembers
 
-def test_same_source_gives_same_bytes() -> None:
+
+def test_same_source_gives_same_bytes(tmp_path: Path) -> None:
     """Another process with another time zone, umask and hash seed builds the same archive."""
     code = "from vmprovision.runtime.archive import build_archive; print(build_archive().sha256)"
     digests = set()
@@ -40,10 +49,94 @@ def test_same_source_gives_same_bytes() -> None:
             check=True,
             text=True,
             timeout=60,
-            env={**os.environ, "PYTHONHASHSEED": seed, "TZ": zone},
+            env={
+                **os.environ,
+                "PYTHONHASHSEED": seed,
+                "TZ": zone,
+                CACHE_VARIABLE: str(tmp_path / seed),  # so that both build it
+            },
         )
         digests.add(done.stdout.strip())
     assert digests == {build_archive().sha256}
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache, and no archive remembered in this process."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    forget()
+    yield tmp_path / "cache"
+    forget()
+
+
+def read_again() -> bytes:
+    """Return the archive as the next process gets it."""
+    forget()
+    return build_archive().content
+
+
+def test_the_next_process_takes_the_archive_from_the_cache(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is built once; another source is another archive."""
+    built = build_archive().content
+    (kept,) = (own_cache / "agent").iterdir()
+    assert kept.stat().st_mode & 0o777 == 0o600
+    with monkeypatch.context() as patch:
+        patch.setattr(archive, "_build_zip", lambda: pytest.fail("it was built again"))
+        assert read_again() == built
+        patch.setattr(archive, "_sources_digest", lambda: "0" * 64)
+        patch.setattr(archive, "_build_zip", lambda: b"another")
+        assert read_again().endswith(b"another")
+
+
+def test_a_cached_archive_that_was_changed_is_built_again(own_cache: Path) -> None:
+    """Its digest stands before it; a file that is no file of this user is not even read."""
+    built = build_archive().content
+    (kept,) = (own_cache / "agent").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-1] + b"x")
+    assert read_again() == built
+    kept.unlink()
+    os.mkfifo(kept)
+    assert read_again() == built
+    assert kept.is_file()
+
+
+def test_a_cache_that_others_can_write_to_is_not_used(own_cache: Path) -> None:
+    """Whoever can write to it could change the digest, too."""
+    built = build_archive().content
+    (kept,) = (own_cache / "agent").iterdir()
+    content = b"evil"
+    kept.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+    assert read_again().endswith(content), "the test's own file is not accepted"
+    (own_cache / "agent").chmod(0o770)
+    assert read_again() == built
+
+
+def test_every_source_counts(tmp_path: Path) -> None:
+    """A change of a module or a template gives another key."""
+    package = tmp_path / "vmprovision"
+    shutil.copytree(Path(agent.__file__).parents[1], package)
+    shutil.copytree(data_directory("templates"), tmp_path / "templates")
+    code = "from vmprovision.runtime import archive; print(archive._sources_digest())"
+
+    def digest() -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            capture_output=True,
+            check=True,
+            text=True,
+            timeout=60,
+        )
+        return done.stdout
+
+    digests = [digest()]
+    for path in (package / "changes/operations.py", tmp_path / "templates/agent/launcher.sh.j2"):
+        with path.open("a") as file:
+            file.write("\n")
+        digests.append(digest())
+    assert len({*digests}) == 3
 
 
 def test_the_archive_is_small_and_holds_source_only() -> None:

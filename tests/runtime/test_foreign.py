@@ -17,8 +17,8 @@ from tests.agent.interpreters import Interpreter
 from tests.agent.test_portable import run_script
 from tests.conftest import require
 from tests.runtime.test_port import HEAD, SCRIPTS
+from vmprovision.guest.names import ARCHITECTURES
 from vmprovision.runtime.store import (
-    ARCHITECTURES,
     host_architecture,
     list_runtimes,
     load,

@@ -18,8 +18,7 @@ from tests.trees import Program, make_tree
 from vmprovision.changes.operations import Symlink, WriteFile
 from vmprovision.filesystem.local import LocalFilesystem
 from vmprovision.guest.configuration import parse_configuration
-from vmprovision.guest.facts import InitVerdict
-from vmprovision.initsystem import module_for
+from vmprovision.initsystem import definition_of
 from vmprovision.initsystem.rendering import Service, render
 from vmprovision.inspection.pid1 import find_pid1
 
@@ -71,12 +70,9 @@ echo "second $(ask)"
 
 def operations(init: str, dialect: str) -> list[Operation]:
     """What a guest with this init system gets."""
-    module = module_for(init)
-    place = next(h for d, h in module.VARIANTS if d == dialect)
-    verdict = InitVerdict(
-        system=module.NAME, pid1=init, confidence="told", evidence=(), hook=place, dialect=dialect
-    )
-    return module.service_operations(Service(), verdict)
+    definition = definition_of(init)
+    (verdict,) = [each for each in definition.without_guest() if each.dialect == dialect]
+    return definition.service_operations(Service(), verdict)
 
 
 @pytest.fixture

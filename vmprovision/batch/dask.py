@@ -1,8 +1,8 @@
 """A Dask cluster as the executor of a batch: many hosts that share the images' storage.
 
-The only importer of ``distributed``, which comes with ``vmprovision[fleet]``.  Who
-does what, and who does it again when a worker is lost or its host fails, is Dask's
-affair.
+Only this module imports ``distributed``, which comes with ``vmprovision[fleet]``.  Dask
+decides which worker processes an image, and retries if a worker is lost or its host
+fails.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
 ADDRESS = re.compile(r"(tcp|tls)://[^\s/]+:\d{1,5}$")
 CONNECT_SECONDS = 10
 WORKER_SECONDS = 30
-RETRIES = 2  # after an appliance failed on one host; lost workers Dask counts by itself
+RETRIES = 2  # after an appliance failed; Dask counts lost workers separately
 
 
 @contextlib.contextmanager
 def connect_scheduler(address: str) -> Iterator[Executor]:
-    """An executor, for ``inject_many``, whose work the workers of a Dask cluster do.
+    """Give an executor for ``inject_many`` that uses the workers of a Dask cluster.
 
-    Every worker needs this vmprovision and what it needs, and the images under the
-    same paths. A job whose worker was lost is given to another one; one that failed
-    by its host's appliance is tried again.
+    Every worker needs this version of vmprovision with its requirements, and the images
+    under the same paths. A job whose worker is lost goes to another worker; a job whose
+    appliance failed is retried.
 
     Args:
         address: where the scheduler listens: ``tcp://HOST:PORT``, or ``tls://`` with
             Dask's own configuration for it.
 
     Raises:
-        PlanError: the address is none.
-        FleetError: ``distributed`` is not installed, nothing answers at the address,
-            there are no workers, they have other versions than this host, or theirs
-            lacks what the work needs.
+        PlanError: the address is invalid.
+        FleetError: ``distributed`` is not installed, the scheduler does not answer, it
+            has no workers, their versions differ from this host's, or their hosts
+            lack what the work needs.
     """
     if not ADDRESS.match(address):
         raise PlanError(
@@ -61,25 +61,25 @@ def connect_scheduler(address: str) -> Iterator[Executor]:
     with client:
         _require_workers(client, address)
         _require_same_versions(client.get_versions(packages=["vmprovision"]))
-        _require_usable(client.run(look_here, on_error="return"))
+        _require_usable(client.run(examine_worker, on_error="return"))
         yield client.get_executor(pure=False, retries=RETRIES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
-    """What a worker says of itself.
+    """What a worker reports about itself.
 
     Attributes:
-        agent: which one it would inject.
-        faults: what its host lacks for the work, in sentences.
+        agent: the agent that it would inject.
+        faults: what its host lacks for the work, one sentence each.
     """
 
     agent: str
     faults: tuple[str, ...] = ()
 
 
-def look_here() -> Worker:
-    """What this process would inject, and whether it can; asked of every worker."""
+def examine_worker() -> Worker:
+    """Return what this process would inject and whether it can; every worker runs this."""
     findings = examine_host()
     return Worker(
         agent=_agent(),
@@ -115,7 +115,7 @@ def _require_workers(client: Any, address: str) -> None:  # noqa: ANN401 -- an o
 
 
 def _require_same_versions(versions: Any) -> None:  # noqa: ANN401 -- an optional library's
-    """Refuse a cluster that would not understand us."""
+    """Refuse a cluster whose versions differ from this host's."""
     peers = {"the scheduler": versions["scheduler"], **versions["workers"]}
     for name, peer in peers.items():
         for package in ("vmprovision", "distributed"):
@@ -129,18 +129,18 @@ def _require_same_versions(versions: Any) -> None:  # noqa: ANN401 -- an optiona
 
 
 def _require_usable(workers: dict[str, Worker | Exception]) -> None:
-    """Refuse workers that would inject something else, or fail one image after the other."""
+    """Refuse workers that would inject another agent, or fail every image."""
     here = _agent()
     for name, worker in workers.items():
         if isinstance(worker, Exception):
-            raise FleetError(f"{name} cannot say what it would do: {worker}")
+            raise FleetError(f"{name} could not report its state: {worker}")
         if worker.agent != here:
             raise FleetError(
                 f"{name} would inject {worker.agent}, this host {here}",
-                hint="install the same versions everywhere, and start the workers again",
+                hint="install the same versions everywhere, and restart the workers",
             )
         if worker.faults:
             raise FleetError(
                 f"{name} cannot do the work: {'; '.join(worker.faults)}",
-                hint="`vmprovision doctor`, run there, names the command that mends it",
+                hint="`vmprovision doctor`, run there, names the command that fixes it",
             )

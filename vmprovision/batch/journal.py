@@ -1,9 +1,9 @@
-"""Which images of a batch are done, in a file, so that an interrupted batch goes on.
+"""A file that records the finished images of a batch, so that it can be resumed.
 
-One JSON object a line, appended as a whole and made durable when an image is done.
-An entry counts as long as the image is the file of that size and time, and the
-same agent is wanted with the same options.  The truth stays with the images: one
-that is looked at without need is found to be as wanted.
+It has one JSON object per line, appended as a whole and synced when an image is
+finished.  An entry is valid while the image has the recorded size and modification
+time, and the same agent is injected with the same options.  The journal only saves
+time: checking a finished image again is harmless.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ SIZE_LIMIT = 256 << 20
 
 @dataclass(slots=True, kw_only=True)
 class Journal:
-    """What is done, and the open file that more is written to.
+    """The finished images, and the open file to which more are appended.
 
     Attributes:
         path: the file.
         handle: the file, open for appending.
-        entries: image -> what its last line says.
+        entries: the last entry of each image, by its path.
     """
 
     path: Path
@@ -38,17 +38,17 @@ class Journal:
     entries: dict[str, dict[str, Any]]
 
     def holds(self, image: Path, wanted: str) -> bool:
-        """Whether the image is done as wanted, and has not been changed since.
+        """Whether the image is finished with these options, and unchanged since.
 
         Args:
-            image: the file that was to be finished.
-            wanted: stands for everything that was wanted of it.
+            image: the file.
+            wanted: a digest of the agent and the options.
         """
         entry = self.entries.get(_name(image))
         return entry is not None and entry == _entry(image, wanted)
 
     def add(self, image: Path, wanted: str) -> None:
-        """Write down that the image is done; a directory's state cannot be told, and is left out.
+        """Record that the image is finished; ignore a directory, whose changes go unnoticed.
 
         Raises:
             OSError: the file cannot be written.
@@ -64,10 +64,10 @@ class Journal:
 
 
 def open_journal(path: Path) -> Journal:
-    """The journal in a file, which is made where there is none.
+    """Open the journal in a file; create the file if it does not exist.
 
     Raises:
-        PlanError: the file cannot be read or written, or is something else.
+        PlanError: the file cannot be read or written, or is not a journal.
     """
     try:
         handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -86,23 +86,24 @@ def open_journal(path: Path) -> Journal:
 def _read(path: Path, handle: int) -> dict[str, dict[str, Any]]:
     status = os.fstat(handle)
     if not stat.S_ISREG(status.st_mode) or status.st_size > SIZE_LIMIT:
-        raise _something_else(path)
+        raise _not_a_journal(path)
     content = path.read_bytes()
     if not content:
         _append(handle, HEADER)
         return {}
     lines = content.split(b"\n")
     if _parsed(lines[0]) != HEADER:
-        raise _something_else(path)
-    if lines[-1]:  # torn by a crash: what follows begins a line of its own
+        raise _not_a_journal(path)
+    if lines[-1]:  # a crash tore the last line: begin a new one
         os.write(handle, b"\n")
     entries = [entry for line in lines[1:] if (entry := _parsed(line))]
     return {str(entry.get("image")): entry for entry in entries}
 
 
-def _something_else(path: Path) -> PlanError:
+def _not_a_journal(path: Path) -> PlanError:
     return PlanError(
-        f"{path} is not the journal of a batch", hint="name a file that is there for that alone"
+        f"{path} is not the journal of a batch",
+        hint="give a new file, or the journal of an earlier run",
     )
 
 

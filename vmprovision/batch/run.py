@@ -1,9 +1,9 @@
-"""Many images: an injection of each, side by side, none of them stopping another.
+"""Inject into many images in parallel; none that fails stops another.
 
-Every image gets an appliance of its own and one result.  The work is done by
-threads of this process, as libguestfs releases Python's lock while it works, or by
-any ``concurrent.futures.Executor``, whose workers may be on other hosts: what is
-handed to one, and what comes back, can be pickled.
+Every image gets an appliance of its own and one result.  The work is done by threads
+of this process, since libguestfs releases Python's lock while it works, or by any
+``concurrent.futures.Executor``.  Its workers may be on other hosts, so jobs and results
+can be pickled.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# What an appliance takes at its peak where KVM is missing, libguestfs's own or a restored one.
+# Peak memory of an appliance without KVM: libguestfs's own, and a restored one.
 STOCK_MEMORY, RESTORED_MEMORY = 600 << 20, 200 << 20
 MERGE_PATIENCE = 600.0
 POLL_SECONDS = 0.2
@@ -67,13 +67,13 @@ POLL_SECONDS = 0.2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One image to inject; what a worker on another host is given.
+    """One image to inject, in the form that a worker on another host receives.
 
     Attributes:
         image: a disk image, or a directory with an unpacked root filesystem.
-        options: what is wanted of it.
-        source: how to open it.
-        output: the new image to write, where the image is to stay as it is.
+        options: what to inject.
+        source: how to open the image.
+        output: the new image to write instead of changing this one.
     """
 
     image: Path
@@ -94,42 +94,43 @@ def inject_many(  # noqa: PLR0913 -- inject's options, and those of a batch
     journal: Path | str | None = None,
     control: Control | None = None,
 ) -> BatchReport:
-    """Put the agent into many guests; one result for each image, in the order given.
+    """Install the agent in many guests; return one result per image, in the order given.
 
-    An image that fails stops no other one, and each is afterwards finished, or as
-    it was to the byte.  An image that is the backing file of another one of them
-    fails, as writing to it would change what the other holds.
+    An image that fails does not stop the others, and each is afterwards either finished
+    or unchanged to the byte.  An image that is the backing file of another one in the
+    batch fails, because writing to it would change the content of the other.
 
     Args:
         images: disk images, or directories with an unpacked root filesystem.
-        options: what is wanted, or a function that says it for each image; it is
-            called here, before the work begins.
+        options: what to inject, or a function that returns it for each image; the
+            function is called in this process, before the work begins.
         source: how to open the images.
-        output: keep the images and write new ones of the same names into this directory.
-        jobs: how many at once, on this host; by its cores and free memory, if left out.
-        together: let one appliance work on one image after another, which is faster,
-            and for images of one owner only: a guest that took over the appliance
-            through a fault of its kernel would meet the images that come after it.
-        executor: what does the work instead of threads of this process. Its workers
+        output: keep the images and write new ones with the same names into this directory.
+        jobs: how many images at once on this host; by default as many as its cores and
+            free memory allow.
+        together: let one appliance work on several images in turn. This is faster, but
+            only for images of one owner: a guest that took over the appliance through a
+            fault in its kernel could reach the images that follow.
+        executor: does the work instead of threads of this process. Its workers must
             find the images under the same paths. It is not shut down.
-        journal: a file to note in what is done, made where there is none; what it
-            says is done, as wanted, is skipped.
+        journal: a file that records finished images, created if it does not exist;
+            images that it lists as finished with the same options are skipped.
         control: progress, with ``Progress.image``, one call at a time; cancelling
-            stops the running injections and starts no further ones. What an
-            executor's worker has begun it may end.
+            stops running injections and starts no more. An executor's worker may finish
+            the image that it has begun.
 
     Raises:
-        PlanError: before any work, where two images are one file or would get the
-            same VM id or the same new name, an option has a wrong value, or the
-            journal is none. What fails later is in the results.
+        PlanError: before any work, if two images are the same file or would get the
+            same VM id or the same new name, if an option is invalid, or if the file is
+            not a journal. Later failures are in the results.
     """
     planned = _plan_jobs([Path(image) for image in images], options, source, output)
     if jobs is not None and jobs < 1:
-        raise PlanError(f"{jobs} jobs at once are none", hint="give 1 or more")
+        raise PlanError(f"--jobs must be at least 1, not {jobs}", hint="give 1 or more")
     if together and executor is not None:
         raise PlanError(
-            "appliances work on several images on this host only",
-            hint="leave out together, or the executor or scheduler",
+            "only appliances of this host can work on several images in turn",
+            hint="leave out either --together or the executor or scheduler",
         )
     with contextlib.ExitStack() as stack:
         book = None
@@ -151,7 +152,7 @@ def inject_many(  # noqa: PLR0913 -- inject's options, and those of a batch
 
 
 def _memory_of_each() -> int:
-    """What the appliance of each image will take: less, once the host has a saved one."""
+    """Return how much memory the appliance of one image takes: less if it is a saved one."""
     if not os.environ.get(STOCK_VARIABLE):
         with contextlib.suppress(ApplianceError):
             return RESTORED_MEMORY if find_host_appliance() else STOCK_MEMORY
@@ -159,18 +160,18 @@ def _memory_of_each() -> int:
 
 
 def do_job(job: Job, control: Control, appliances: Appliances | None) -> JobResult:
-    """How the injection of one image ended; nothing is raised, whatever happens in it."""
+    """Inject into one image; return how that ended, whatever exception it raised."""
     return _result_of(job, lambda: _inject(job, control, appliances))
 
 
 def do_job_elsewhere(job: Job) -> JobResult:
-    """As ``do_job``, in a worker of an executor, which may be the second that tries.
+    """Inject into one image in a worker of an executor, possibly after another worker tried.
 
-    A worker that was killed while merging leaves its ``qemu-img`` behind, which holds
-    the image until it has ended: that is waited for.
+    A worker that was killed while merging leaves a ``qemu-img`` that locks the image
+    until it ends; wait for it.
 
     Raises:
-        ApplianceError: this worker's host failed; an executor that retries has reason to.
+        ApplianceError: this worker's host failed, so that the executor can retry elsewhere.
     """
     result = _result_of(job, lambda: _inject_after_merge(job))
     if isinstance(result.error, ApplianceError):
@@ -196,7 +197,7 @@ def _inject_after_merge(job: Job) -> ChangeReport:
             return _inject(job, Control())
         if not is_being_merged(job.image):
             break
-        log.info("%s is still being merged by what an earlier worker left", job.image)
+        log.info("%s is still being merged by the qemu-img of an earlier worker", job.image)
         time.sleep(POLL_SECONDS)
     return _inject(job, Control())
 
@@ -231,7 +232,7 @@ def _without_rules(report: ChangeReport) -> ChangeReport:
 
 
 class _Batch:
-    """The results as they come in, the journal, and what the caller hears of it."""
+    """The results so far, the journal, and reporting to the caller."""
 
     def __init__(self, jobs: Sequence[Job], journal: Journal | None, control: Control) -> None:
         self.results: dict[Job, JobResult] = {}
@@ -244,14 +245,14 @@ class _Batch:
         self._wanted = {job: _wanted(job, agent) for job in jobs} if journal else {}
 
     def control_of(self, job: Job) -> Control:
-        """What a job in a thread of this process reports to, and is stopped by."""
+        """Return the control of a job that runs in a thread of this process."""
         return Control(
             report=lambda progress: self._report(replace(progress, image=job.image)),
             cancelled=self._stopped,
         )
 
     def settle(self) -> None:
-        """Give the jobs their results that need no work."""
+        """Record the results of jobs that need no work."""
         backed = _backing_files(self._jobs)
         for job in self._jobs:
             if self._journal and self._journal.holds(job.output or job.image, self._wanted[job]):
@@ -260,7 +261,7 @@ class _Batch:
                 self._end(job, JobResult(image=job.image, outcome="failed", error=error))
 
     def work(self, submit: Callable[[Job], concurrent.futures.Future[JobResult]]) -> None:
-        """Have all the other jobs done; end when the last has ended."""
+        """Submit all other jobs; return when the last one has ended."""
         running: dict[concurrent.futures.Future[JobResult], Job] = {}
         ended: queue.SimpleQueue[concurrent.futures.Future[JobResult]] = queue.SimpleQueue()
         try:
@@ -281,7 +282,7 @@ class _Batch:
             raise
 
     def _stop(self, running: Iterable[concurrent.futures.Future[JobResult]]) -> None:
-        """Stop what runs in this process; what has not begun ends as cancelled at once."""
+        """Stop running jobs of this process; cancel those that have not begun."""
         self._stopped.set()
         for future in running:
             future.cancel()
@@ -295,7 +296,7 @@ class _Batch:
             return replace(result, image=job.image, report=report)
         if self._stopped.is_set() and future.cancelled():
             error: VmprovisionError = CancelledError(
-                f"{job.image}: cancelled", hint="run the same command again to go on"
+                f"{job.image}: cancelled", hint="run the same command again to continue"
             )
             return JobResult(image=job.image, outcome="cancelled", error=error)
         cause = None if future.cancelled() else future.exception()
@@ -303,9 +304,9 @@ class _Batch:
             error = cause
         else:
             error = FleetError(
-                f"{job.image}: the worker that had it was lost"
+                f"{job.image}: the worker that processed it was lost"
                 + (f": {type(cause).__name__}: {cause}" if cause else ""),
-                hint="run the same command again: what is done will not be done twice",
+                hint="run the same command again: finished images are not changed again",
             )
         return JobResult(image=job.image, outcome="failed", error=error)
 
@@ -328,7 +329,7 @@ class _Batch:
 def _submitted(
     submit: Callable[[Job], concurrent.futures.Future[JobResult]], job: Job
 ) -> concurrent.futures.Future[JobResult]:
-    """What an executor makes of a job, also one that takes none any more."""
+    """Submit a job; return a failed future if the executor is shut down."""
     try:
         return submit(job)
     except concurrent.futures.BrokenExecutor as exc:
@@ -343,23 +344,23 @@ def _plan_jobs(
     source: ImageOptions,
     output: Path | str | None,
 ) -> list[Job]:
-    """A job for each image.
+    """Return a job for each image.
 
     Raises:
-        PlanError: two of them get in each other's way, or the options are wrong.
+        PlanError: two of them conflict, or the options are invalid.
     """
     if isinstance(options, InjectOptions):
         check_options(options)
     if source.disks and len(images) > 1:
         raise PlanError(
-            "other disks belong to one guest, and several images are given",
-            hint="inject each guest by a call of its own",
+            "--disk names further disks of one guest, but several images are given",
+            hint="inject each guest separately",
         )
     folder = Path(output) if output is not None else None
     if folder is not None and not folder.is_dir():
         raise PlanError(
-            f"{folder} is no directory, and several images cannot be one new file",
-            hint="make the directory first",
+            f"{folder} is not a directory, and several images cannot become one new file",
+            hint="create the directory first",
         )
     jobs = [
         Job(
@@ -375,7 +376,7 @@ def _plan_jobs(
         jobs,
         lambda job: job.options.vm_id,
         "would get the same VM id",
-        "each needs its own: --vm-id '{name}' takes it from the image's name",
+        "give each its own: --vm-id '{name}' uses the image's name",
     )
     _refuse_twice(
         jobs, lambda job: job.output, "would be the same new file", "rename one of the images"
@@ -392,7 +393,7 @@ def _refuse_twice(jobs: Sequence[Job], key: Callable[[Job], object], what: str, 
 
 
 def _identity(job: Job) -> object:
-    """What two names of one file or directory have in common, be they links or hard links."""
+    """Return the identity of a file or directory, which all its names and links share."""
     try:
         status = job.image.stat()
     except OSError:
@@ -401,14 +402,14 @@ def _identity(job: Job) -> object:
 
 
 def _backing_files(jobs: Sequence[Job]) -> dict[object, Job]:
-    """Which files the images of a batch stand on, each with one that does."""
+    """Return the backing files of the images of a batch, each with a job that needs it."""
     return {identity: job for job in jobs for identity in _chain(job)}
 
 
 def _chain(job: Job) -> Iterator[tuple[int, int]]:
     if not job.image.is_file():
         return
-    # what is wrong with the image its own injection says
+    # faults of the image are reported by its own injection
     with (
         contextlib.suppress(VmprovisionError, OSError),
         open_disk_file(job.image.resolve(), write=False) as image,
@@ -420,13 +421,13 @@ def _chain(job: Job) -> Iterator[tuple[int, int]]:
 
 
 def _refusal(job: Job, backed: dict[object, Job]) -> VmprovisionError | None:
-    """Why this job must not or cannot be done, as far as it can be told without an appliance."""
+    """Return why this job cannot be done, as far as that is known without an appliance."""
     above = backed.get(_identity(job))
     if above is not None and job.output is None:
         return ImageReferenceError(
             f"{job.image} is the backing file of {above.image}: "
-            "writing to it would change what that holds",
-            hint="inject the one or the other",
+            "writing to it would change the content of that image",
+            hint="inject only one of them",
         )
     try:
         check_options(job.options)
@@ -436,7 +437,7 @@ def _refusal(job: Job, backed: dict[object, Job]) -> VmprovisionError | None:
 
 
 def _absolute(job: Job) -> Job:
-    """The job as a worker in another directory can do it."""
+    """Return the job with absolute paths, for a worker in another directory."""
     runtime = job.options.runtime
     if isinstance(runtime, Path):
         job = replace(job, options=replace(job.options, runtime=runtime.absolute()))
@@ -448,22 +449,22 @@ def _absolute(job: Job) -> Job:
 
 
 def _wanted(job: Job, agent: str) -> str:
-    """Stands for all that is wanted of an image: another agent or option, another string."""
+    """Return a digest of the agent and of all options of a job."""
     wanted = {
         "agent": agent,
         "options": {**asdict(job.options), "runtime": _runtime(job.options.runtime)},
         "source": {
             **asdict(job.source),
-            "keys": (),  # which of them opens it changes nothing
+            "keys": (),  # the key that opens the image changes nothing in it
             "disks": [str(disk) for disk in job.source.disks],
         },
     }
     return hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
 
 
-def _runtime(wish: Path | str) -> str:
-    if not isinstance(wish, Path):
-        return wish
-    with contextlib.suppress(OSError):  # its own job says so
-        return hashlib.sha256(wish.read_bytes()).hexdigest()
-    return str(wish)
+def _runtime(choice: Path | str) -> str:
+    if not isinstance(choice, Path):
+        return choice
+    with contextlib.suppress(OSError):  # the job itself reports it
+        return hashlib.sha256(choice.read_bytes()).hexdigest()
+    return str(choice)

@@ -1,7 +1,7 @@
 """The results of a batch as JUnit XML, the form that CI systems show.
 
 There is no standard: the elements and attributes are those of Ant's JUnit task, which
-Jenkins, GitLab and others read.  A failure is an image that could not be done; an
+Jenkins, GitLab and others read.  A failure is an image that could not be injected; an
 error is a fault of vmprovision itself.
 """
 
@@ -19,7 +19,7 @@ NAME = "vmprovision inject"
 
 
 def junit_xml(report: BatchReport, *, seconds: float) -> bytes:
-    """The document, as UTF-8.
+    """Return the document, encoded as UTF-8.
 
     Args:
         report: the results.
@@ -55,8 +55,10 @@ def _add(suite: ET.Element, result: JobResult) -> None:
     error = result.error
     if result.outcome == "failed" and error is not None:
         kind = "error" if result.is_fault else "failure"
-        told = ET.SubElement(case, kind, {"type": type(error).__name__, "message": error.message})
-        told.text = f"next: {error.hint}" if error.hint else None
+        element = ET.SubElement(
+            case, kind, {"type": type(error).__name__, "message": error.message}
+        )
+        element.text = f"next: {error.hint}" if error.hint else None
     elif result.outcome == "cancelled":
         ET.SubElement(case, "skipped", {"message": "cancelled"})
     elif result.outcome == "skipped":

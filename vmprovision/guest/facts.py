@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from vmprovision.changes.receipt import RUNTIME
 from vmprovision.guest.configuration import parse_configuration
+from vmprovision.guest.names import INIT_SYSTEMS as INIT_SYSTEMS  # noqa: PLC0414 -- for importers
+from vmprovision.guest.names import InitSystem as InitSystem  # noqa: PLC0414, TC001 -- likewise
 from vmprovision.mounts import innermost
 
 if TYPE_CHECKING:
@@ -18,21 +20,6 @@ if TYPE_CHECKING:
     from vmprovision.mounts import HiddenMount
     from vmprovision.selinux.policy import SELinuxPolicy
 
-InitSystem = Literal[
-    "systemd",
-    "openrc",
-    "sysv",
-    "slackware",
-    "upstart",
-    "runit",
-    "dinit",
-    "s6",
-    "finit",
-    "procd",
-    "busybox",
-    "standalone",
-]
-INIT_SYSTEMS: tuple[InitSystem, ...] = get_args(InitSystem)
 Confidence = Literal["certain", "likely", "told", "unknown"]
 
 

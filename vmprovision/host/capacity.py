@@ -1,9 +1,9 @@
-"""How much of this host is there to work with: cores and memory, as its container allows.
+"""Find how many cores and how much memory this process may use, in a container too.
 
-Cores by sched_getaffinity(2) and the control group's CPU quota; memory by
+Cores come from sched_getaffinity(2) and the control groups' CPU quotas; memory from
 ``MemAvailable`` of proc(5) and what every control group above this process still
-allows.  Control groups of version 2 (the kernel's
-``admin-guide/cgroup-v2.rst``) and version 1, whose files have other names.
+allows.  Control groups have version 2 (the kernel's ``admin-guide/cgroup-v2.rst``) or
+version 1, whose files have other names.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path("/")
-UNLIMITED = 1 << 60  # version 1 says so with a number like this
+UNLIMITED = 1 << 60  # version 1 expresses "no limit" by a number of this size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,23 +25,23 @@ class Capacity:
     """What this process may use.
 
     Attributes:
-        cores: how many, by its affinity and its control groups; at least 1.
-        memory: how many bytes are free.
+        cores: as many as its affinity and its control groups allow; at least 1.
+        memory: free bytes.
     """
 
     cores: int
     memory: int
 
     def workers(self, memory: int) -> int:
-        """How many workers fit that take a core and so much memory each; at least 1."""
+        """Return how many workers with a core and this much memory each fit; at least 1."""
         return max(1, min(self.cores, self.memory // memory))
 
 
 def host_capacity(root: Path = ROOT) -> Capacity:
-    """What this process may use of this host.
+    """Return what this process may use of this host.
 
     Args:
-        root: the directory that has ``/proc`` and ``/sys`` in it.
+        root: the directory that contains ``/proc`` and ``/sys``.
     """
     groups = list(_control_groups(root))
     cores = [len(os.sched_getaffinity(0)), *(c for g in groups if (c := _quota(g)) is not None)]
@@ -91,7 +91,7 @@ def _quota(group: Path) -> int | None:
 
 
 def _allowance(group: Path) -> int | None:
-    """How much memory a group still allows; its cache of files counts as free."""
+    """Return how much memory a group still allows; its file cache counts as free."""
     for limit, usage, cache in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),

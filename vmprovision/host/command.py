@@ -1,4 +1,4 @@
-"""The one way in which vmprovision runs a program of the host."""
+"""Run a program of the host; every other module does it through here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STDERR_TAIL = 600
-OUTPUT_LIMIT = 4 << 20  # of each stream; what a program prints beyond it is not kept
+OUTPUT_LIMIT = 4 << 20  # bytes kept of each stream; further output is dropped
 
 
 def run(  # noqa: PLR0913 -- one parameter for each thing that differs
@@ -34,7 +34,7 @@ def run(  # noqa: PLR0913 -- one parameter for each thing that differs
     keep: Sequence[int] = (),
     memory: int | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Standard output and error of a finished host program, as text in the C locale.
+    """Run a host program to its end; return its output and errors as text in the C locale.
 
     The program gets no standard input, so it can never wait for a person.
 
@@ -42,10 +42,10 @@ def run(  # noqa: PLR0913 -- one parameter for each thing that differs
         argv: program and arguments; no shell is involved.
         timeout: seconds after which the program is killed.
         environment: variables to set besides those of this process.
-        folder: where it runs, if not here.
-        accept: the exit statuses that are no failure.
-        keep: open files that the program holds too, so that a lock on one of them
-            lives as long as the program, even where this process is killed.
+        folder: its working directory, if not this process's.
+        accept: the exit statuses that are not failures.
+        keep: open files that the program inherits, so that a lock on one of them
+            lives as long as the program, even if this process is killed.
         memory: bytes of address space that the program may have.
 
     Raises:
@@ -63,24 +63,25 @@ def run(  # noqa: PLR0913 -- one parameter for each thing that differs
             stderr=subprocess.PIPE,
             pass_fds=tuple(keep),
             cwd=folder,
-            start_new_session=True,  # a terminal's Ctrl-C is for us to act upon
+            start_new_session=True,  # only this process acts on a terminal's Ctrl-C
             env={**os.environ, "LC_ALL": "C", **(environment or {})},
         )
     except FileNotFoundError as exc:
         raise CommandError(
             f"the program {words[0]} is not installed",
             hint="`vmprovision doctor` names the package",
+            is_missing=True,
         ) from exc
     except OSError as exc:
         raise CommandError(f"cannot run {words[0]}: {exc.strerror}") from exc
     with process:
         try:
             if memory is not None:
-                with contextlib.suppress(ProcessLookupError):  # it was quicker
+                with contextlib.suppress(ProcessLookupError):  # it has already ended
                     resource.prlimit(process.pid, resource.RLIMIT_AS, (memory, memory))
             done = _finished(process, words, timeout)
         except subprocess.TimeoutExpired as exc:
-            raise CommandError(f"{words[0]} was not done after {timeout:.0f} s: {shown}") from exc
+            raise CommandError(f"{words[0]} did not end within {timeout:.0f} s: {shown}") from exc
         finally:
             process.kill()
     if done.returncode not in accept:
@@ -92,7 +93,7 @@ def run(  # noqa: PLR0913 -- one parameter for each thing that differs
 def _finished(
     process: subprocess.Popen[bytes], words: Sequence[str], timeout: float
 ) -> subprocess.CompletedProcess[str]:
-    """Read what a program prints until it ends; keep no more of it than the limit.
+    """Read a program's output until it ends; keep at most ``OUTPUT_LIMIT`` of each stream.
 
     Raises:
         subprocess.TimeoutExpired: it did not end in time.

@@ -1,4 +1,4 @@
-"""Where the files stand that ship with vmprovision beside its code."""
+"""Find the data files that ship with vmprovision beside its code."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ DataKind = Literal["templates", "images"]
 
 
 def data_directory(kind: DataKind) -> Path:
-    """The directory of the templates or of the image recipes.
+    """Return the directory of the templates or of the image recipes.
 
-    Inside the package where it was installed from a wheel, at the top level of
+    It is inside the package if that was installed from a wheel, and at the top level of
     the repository in a checkout.
 
     Raises:

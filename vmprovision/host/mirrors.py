@@ -1,4 +1,4 @@
-"""Where this host itself gets Debian packages from: sources.list(5)."""
+"""Find the Debian mirrors that this host itself uses, see sources.list(5)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ UNSTABLE = ("sid", "unstable")
 
 
 def host_mirrors(suite: str, *, updates: bool) -> list[str]:
-    """Lines of ``sources.list(5)`` for the suite from this host's own Debian mirrors.
+    """Return lines of ``sources.list(5)`` for a suite on this host's own Debian mirrors.
 
-    Empty where the host has none: whoever needs one must know another.
+    The list is empty if the host uses none.
     """
     try:
         printed = run(
@@ -28,11 +28,11 @@ def host_mirrors(suite: str, *, updates: bool) -> list[str]:
 
 
 def parse_index_targets(printed: str, suite: str, *, updates: bool = True) -> list[str]:
-    """Lines of ``sources.list(5)`` from what ``apt-get indextargets`` printed.
+    """Return lines of ``sources.list(5)`` from the output of ``apt-get indextargets``.
 
-    A Debian mirror carries all suites, so the host's release need not be the
-    guest's.  The security archive stands elsewhere, and is used where the host has it.
-    Unstable has no archives of updates.
+    A Debian mirror carries all suites, so the host may have another release than the
+    guest.  The security archive is elsewhere, and is used if the host uses it.  Unstable
+    has no archives of updates.
     """
     lines: list[str] = []
     for line in printed.splitlines():

@@ -1,12 +1,11 @@
-"""Private folders for work in progress: gone with the process that made them.
+"""Private folders for work in progress, removed with the process that made them.
 
-Each is in the cache, else in the temporary directory, under a name that nobody can
-predict, for its owner alone.  The process holds a lock on the folder itself as long
-as it lives, so the next one knows what a killed process left, and removes it.
+Each is in the cache, else in the temporary directory.  Its name is unpredictable and
+only its owner can enter it.  The process locks the folder itself as long as it lives,
+so that the next process recognises and removes what a killed one left.
 
-What another program made elsewhere for the same work is removed as well, where the
-folder's file ``elsewhere`` names it: libguestfs makes root's sockets in ``/tmp``,
-whatever it is told.
+Folders that another program made for the same work are removed as well if the file
+``elsewhere`` in the folder names them: libguestfs always makes root's sockets in ``/tmp``.
 """
 
 from __future__ import annotations
@@ -15,19 +14,18 @@ import contextlib
 import fcntl
 import os
 import shutil
-import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmprovision.host.cache import cache_directory, make_private
+from vmprovision.host.cache import cache_directory, make_private, require_private
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 PREFIX = "vmprovision-"
-SHORTEST = Path("/tmp")  # noqa: S108 -- where the others' paths are too long; the name is by chance
+SHORTEST = Path("/tmp")  # noqa: S108 -- if other paths are too long; the name is random
 ELSEWHERE = "elsewhere"
 OTHERS = "libguestfs"  # how the names of folders elsewhere begin
 ELSEWHERE_LIMIT = 64 << 10
@@ -35,31 +33,31 @@ ELSEWHERE_LIMIT = 64 << 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workspace:
-    """A private folder that exists.
+    """A private folder.
 
     Attributes:
-        path: where it is.
-        lock: the open folder, which is locked.
+        path: the folder.
+        lock: a descriptor of the folder, which holds its lock.
     """
 
     path: Path
     lock: int
 
     def remove(self) -> None:
-        """Remove the folder with all in it, and what it says is elsewhere."""
+        """Remove the folder and the folders elsewhere that it names."""
         _remove(self.path)
         os.close(self.lock)
 
 
 def make_workspace(purpose: str, suits: Callable[[Path], bool] = lambda _: True) -> Workspace:
-    """Return a new private folder, after those that killed processes left are removed.
+    """Make a private folder; remove those that killed processes left.
 
     Args:
         purpose: a word of its name.
-        suits: whether a folder's path can be used; else one in another place is tried.
+        suits: whether a folder with this path can be used; if not, another place is tried.
 
     Raises:
-        OSError: none can be made.
+        OSError: no folder can be made.
     """
     failures: list[OSError] = []
     for find_place in (_place_in_cache, lambda: Path(tempfile.gettempdir()), lambda: SHORTEST):
@@ -80,7 +78,7 @@ def workspace(purpose: str) -> Iterator[Path]:
     """Give a new private folder, which is removed at the end.
 
     Raises:
-        OSError: none can be made.
+        OSError: no folder can be made.
     """
     made = make_workspace(purpose)
     try:
@@ -90,10 +88,10 @@ def workspace(purpose: str) -> Iterator[Path]:
 
 
 def make_workspace_in(place: Path, prefix: str) -> Workspace:
-    """Return a new private folder in a directory, cleared of abandoned ones with that prefix.
+    """Make a private folder in a directory; remove abandoned ones with the same prefix.
 
     Raises:
-        OSError: none can be made there, or the filesystem has no locks on directories.
+        OSError: no folder can be made there, or the filesystem cannot lock directories.
     """
     with contextlib.suppress(OSError):
         for path in place.iterdir():
@@ -104,7 +102,7 @@ def make_workspace_in(place: Path, prefix: str) -> Workspace:
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if os.fstat(lock).st_nlink:  # another process may have taken it for an abandoned one
+            if os.fstat(lock).st_nlink:  # else another process took it for an abandoned one
                 return Workspace(path=path, lock=lock)
         except OSError:
             os.close(lock)
@@ -114,22 +112,15 @@ def make_workspace_in(place: Path, prefix: str) -> Workspace:
 
 
 def _place_in_cache() -> Path:
-    """Return the directory of the cache for this, which nobody else can write to."""
+    """Return the cache's directory for workspaces, which nobody else can write to."""
     place = cache_directory() / "run"
     make_private(place)
-    for path in (cache_directory(), place):
-        status = path.lstat()
-        if (
-            status.st_uid != os.geteuid()
-            or status.st_mode & 0o022
-            or not stat.S_ISDIR(status.st_mode)
-        ):
-            raise PermissionError(f"{path} can be written by others")
+    require_private(cache_directory(), place)
     return place
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove a folder that is this user's alone and that no process holds."""
+    """Remove a folder that only this user can enter and that no process holds."""
     with contextlib.suppress(OSError):
         handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:

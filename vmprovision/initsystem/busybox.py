@@ -1,107 +1,94 @@
-"""BusyBox's init, as in Buildroot's and other small systems.
+"""BusyBox's init, as in Buildroot's and other small systems: a line in its inittab, or its ``rcS``.
 
-It runs what ``/etc/inittab`` says, in BusyBox's own dialect (examples/inittab in
-its source: ``null::respawn:`` starts a program again and gives it no console), or,
-without that file, the script ``/etc/init.d/rcS``.
+It runs what ``/etc/inittab`` says, in a dialect of its own (``examples/inittab`` in its
+source: ``null::respawn:`` restarts a program and gives it no console).  Without that
+file it runs the script ``/etc/init.d/rcS``.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vmprovision.changes.operations import EditBlock, Operation
 from vmprovision.errors import InspectionError
 from vmprovision.filesystem.protocol import resolved_file
-from vmprovision.guest.facts import InitSystem, InitVerdict
+from vmprovision.initsystem.bootscript import loop_in_script
+from vmprovision.initsystem.definition import Definition, Evidence, Live, Supervisor, Variant
+from vmprovision.initsystem.markers import Markers
 from vmprovision.initsystem.rendering import render
-from vmprovision.initsystem.traces import Traces
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from vmprovision.filesystem.protocol import GuestReader
-    from vmprovision.guest.facts import Pid1
+    from vmprovision.guest.facts import InitVerdict, Pid1
     from vmprovision.initsystem.rendering import Service
-
-NAME: InitSystem = "busybox"
 
 INITTAB = PurePosixPath("/etc/inittab")
 RCS = PurePosixPath("/etc/init.d/rcS")
-VARIANTS: tuple[tuple[str, PurePosixPath | None], ...] = (("", INITTAB), ("", RCS))
-EXECUTABLE = 0o111
-TRACES = Traces(programs=("/bin/busybox",), files=(str(RCS),))
+RELOAD = (("kill", "-HUP", "1"),)
+VARIANTS = (
+    Variant(
+        hook=INITTAB,
+        supervisor=Supervisor(parents=(1,)),
+        live=Live(
+            processes=("busybox",), files=((str(INITTAB),),), start=RELOAD, afterwards=RELOAD
+        ),
+    ),
+    Variant(dialect="rcS", hook=RCS),
+)
 
 
-def detect(reader: GuestReader, pid1: Pid1) -> InitVerdict | None:
-    """BusyBox is PID 1; where its inittab starts OpenRC, that has been asked before."""
-    if pid1.program != "busybox":
+def detect(reader: GuestReader, pid1: Pid1) -> Evidence | None:
+    """Return evidence where BusyBox is process 1; OpenRC, which it may start, is asked first."""
+    found = _find_hook(reader) if pid1.program == "busybox" else None
+    if found is None:
         return None
-    hook = _hook(reader)
-    if hook is None:
-        return None
-    return InitVerdict(
-        system=NAME,
-        pid1="busybox",
-        confidence="certain",
-        evidence=(*pid1.evidence, f"{pid1.path} is BusyBox, and its init runs what {hook} says"),
-        hook=hook,
-    )
+    return Evidence((f"{pid1.path} is BusyBox, and its init runs what {found[1]} says",))
 
 
-def _hook(reader: GuestReader) -> PurePosixPath | None:
-    """The file that the init reads."""
-    found = (resolved_file(reader, str(path)) for path in (INITTAB, RCS))
-    return next((path for path in found if path), None)
-
-
-def told(reader: GuestReader, pid1: Pid1) -> InitVerdict:
-    """The caller says that BusyBox's init runs the services.
+def complete(reader: GuestReader, _pid1: Pid1, verdict: InitVerdict) -> InitVerdict:
+    """Return the verdict with the file that BusyBox's init reads.
 
     Raises:
-        InspectionError: there is no file that it would read.
+        InspectionError: there is none.
     """
-    hook = _hook(reader)
-    if hook is None:
+    found = _find_hook(reader)
+    if found is None:
         raise InspectionError(
             f"the guest's BusyBox init has neither {INITTAB} nor {RCS}",
-            hint="give it one of them: nothing else runs at its boot",
+            hint="make one of them in the guest: BusyBox runs nothing else at boot",
         )
-    return InitVerdict(
-        system=NAME,
-        pid1=pid1.program,
-        confidence="told",
-        evidence=("the caller named busybox", *pid1.evidence),
-        hook=hook,
-    )
+    variant, hook = found
+    return replace(verdict, hook=hook, dialect=variant.dialect)
 
 
-def running_fault(running: Mapping[str, Any], verdict: InitVerdict) -> str | None:
-    """What speaks against the agent having been started by BusyBox; None where nothing does."""
-    parent = running.get("parent")
-    number = parent.get("pid") if isinstance(parent, dict) else None
-    inittab = verdict.hook is not None and verdict.hook.name == INITTAB.name
-    if inittab and number != 1:
-        return f"its parent is not process 1 but {parent!r:.120}"
-    if running.get("pid1") == "systemd":
-        return "process 1 is systemd"
+def _find_hook(reader: GuestReader) -> tuple[Variant, PurePosixPath] | None:
+    for variant in VARIANTS:
+        real = resolved_file(reader, str(variant.hook))
+        if real:
+            return variant, real
     return None
 
 
 def service_operations(service: Service, verdict: InitVerdict) -> list[Operation]:
-    """The one block, in the file that the verdict found."""
-    hook = verdict.hook or INITTAB
-    template = "inittab" if hook.name == INITTAB.name else "rcS"
-    content = render(f"busybox/{template}.j2", service=service)
-    if template == "inittab":
-        return [EditBlock(path=hook, name=service.name, content=content)]
+    """Return the block of lines for the file that the init reads."""
+    if verdict.dialect == "rcS":
+        return [loop_in_script(verdict.hook or RCS, service)]
     return [
         EditBlock(
-            path=hook,
+            path=verdict.hook or INITTAB,
             name=service.name,
-            content=content,
-            before="exit",
-            prologue=b"#!/bin/sh\n",
-            mode=EXECUTABLE,
+            content=render("busybox/inittab.j2", service=service),
         )
     ]
+
+
+DEFINITION = Definition(
+    name="busybox",
+    variants=VARIANTS,
+    markers=Markers(programs=("/bin/busybox",), files=(str(RCS),)),
+    detect=detect,
+    complete=complete,
+    service_operations=service_operations,
+)

@@ -1,4 +1,4 @@
-"""What ``/etc/inittab`` says of who runs services: inittab(5), and BusyBox's dialect of it."""
+"""Read from ``/etc/inittab`` what runs services: inittab(5), and BusyBox's dialect of it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _OPENRC_NAME = re.compile(r"\bopenrc\b|/sbin/rc\b")
 
 
 def read_inittab(reader: GuestReader) -> str:
-    """The lines of the inittab that are in force; empty where there is none."""
+    """Return the lines of the inittab that are no comments; empty if there is no inittab."""
     lines = (read_text(reader, INITTAB) or "").splitlines()
     return "\n".join(line for line in lines if line.strip() and not line.lstrip().startswith("#"))
 
 
 def names_openrc(text: str) -> bool:
-    """Whether a line that is no comment names OpenRC."""
+    """Return whether a line names OpenRC outside its comment."""
     return any(_OPENRC_NAME.search(line) for line in without_comments(text))
 
 
 def starts_openrc(reader: GuestReader, inittab: str) -> bool:
-    """Whether an inittab names OpenRC, and OpenRC is really there.
+    """Return whether an inittab names OpenRC, and the guest holds OpenRC.
 
-    Alpine's minimal root filesystem has the inittab and not the program.
+    Alpine's minimal root filesystem has the inittab without the program.
     """
     return names_openrc(inittab) and any(resolved_file(reader, path) for path in OPENRC)

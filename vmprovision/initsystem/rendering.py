@@ -1,4 +1,7 @@
-"""The files of a service from the Jinja2 templates in ``templates/``, one folder an init system."""
+"""Render a service's files from the Jinja2 templates in ``templates/``.
+
+Each init system has a folder there; ``shared`` holds what several init systems use.
+"""
 
 from __future__ import annotations
 
@@ -13,25 +16,26 @@ from vmprovision.guest.configuration import DEFAULT_PORT
 from vmprovision.host.data import data_directory
 
 PRIVILEGED_PORTS = 1024
+NAME = "guest-agent"  # of the service and of its files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """What every init system is told about the agent.
+    """What templates need to know about the agent.
 
     Attributes:
         name: of the service, and of its files.
         command: absolute guest path of the program.
         configuration: absolute guest path of its settings.
-        log: where it writes when its init system keeps no log.
+        log: the file that it writes to where its init system keeps no log.
         port: the TCP port that it listens on.
-        user: whom the agent becomes once it has read its settings and opened its port,
-            where the init system has no way of its own to run it without privileges; root
-            where it may configure interfaces.
+        user: the user that the agent becomes once it has read its settings and opened its
+            port, under every init system but systemd with dynamic users; root where it may
+            configure interfaces.
         vsock: whether it listens on vsock(7).
     """
 
-    name: str = "guest-agent"
+    name: str = NAME
     description: str = "Guest agent: health and metrics over HTTP"
     command: str = str(AGENT)
     configuration: str = str(CONFIGURATION)
@@ -42,12 +46,12 @@ class Service:
 
     @property
     def privileged_port(self) -> bool:
-        """Whether listening on the port takes a capability."""
+        """Return whether listening on the port needs a capability."""
         return self.port < PRIVILEGED_PORTS
 
 
 def render(template: str, **context: Any) -> bytes:  # noqa: ANN401 -- Jinja2's own types
-    """The content of one file; a name that a template misses is an error, never empty text."""
+    """Return the content of one file; a name that a template misses raises ``UndefinedError``."""
     return _environment().get_template(template).render(**context).encode("utf-8")
 
 

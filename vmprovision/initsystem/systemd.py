@@ -1,36 +1,30 @@
 """systemd: a unit, its link in the target that boots, and a preset.
 
-systemd.unit(5), systemd.preset(5).  The preset is needed beside the link: a
-guest without a machine-id runs ``preset-all`` at its first boot, and on
-distributions whose presets end in ``disable *`` that would take the link away.  Of
-all presets' lines the first that matches counts, by file name, so ours sorts before
-those of the guest.
-Releases before 232 have no dynamic users, and would leave the agent root.
+systemd.unit(5), systemd.preset(5).  The link alone is not enough: a guest without a
+machine-id runs ``preset-all`` at its first boot, and on distributions whose presets end
+in ``disable *`` that removes the link.  The first matching line of all presets counts,
+in the order of their file names, so our preset sorts before those of the guest.
+Releases before 232 have no dynamic users and would leave the agent root.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vmprovision.changes.operations import Operation, Symlink, WriteFile
 from vmprovision.filesystem.protocol import resolved_file, status_of
-from vmprovision.guest.facts import InitSystem, InitVerdict
-from vmprovision.initsystem.rendering import render
+from vmprovision.initsystem.definition import Definition, Evidence, Live, Supervisor, Variant
+from vmprovision.initsystem.markers import Markers
+from vmprovision.initsystem.rendering import NAME, render
 from vmprovision.initsystem.targets import USUAL, find_boot_target
-from vmprovision.initsystem.traces import Traces
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from vmprovision.filesystem.protocol import GuestReader
-    from vmprovision.guest.facts import Pid1
+    from vmprovision.guest.facts import InitVerdict, Pid1
     from vmprovision.initsystem.rendering import Service
 
-NAME: InitSystem = "systemd"
-# (dialect, hook) of every way in which it may be met
-VARIANTS: tuple[tuple[str, PurePosixPath | None], ...] = (("", None), ("static-user", None))
 UNITS = PurePosixPath("/etc/systemd/system")
 LINKS = UNITS / f"{USUAL}.wants"
 PRESETS = PurePosixPath("/etc/systemd/system-preset")
@@ -40,55 +34,39 @@ PRESET_FOLDERS = (
     "/usr/lib/systemd/system-preset",
     "/lib/systemd/system-preset",
 )
-# by choice, each sorting before the one before it
+# The first is preferred; each sorts before the one before it.
 PRESET_NAMES = tuple(f"{order}guest-agent.preset" for order in ("00-", "0-", "+", "!", "!!", "!!!"))
-# a manager that holds its own code, as all did before 250, and what such a one contains
+# A manager that holds its own code, as all did before 250, is at least so large, and contains this.
 WHOLE_SIZE = 500_000
 PROGRAM_LIMIT = 8 << 20
 MANAGER = b"org.freedesktop.systemd1"
 PROGRAMS = ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")
-TRACES = Traces(
-    programs=(*PROGRAMS, "/bin/systemd"),
-    folders=("/etc/systemd/system/multi-user.target.wants",),
-)
 
 
-def detect(reader: GuestReader, pid1: Pid1) -> InitVerdict | None:
-    """Systemd is PID 1; or there is no other init, and systemd itself is there.
+def detect(reader: GuestReader, pid1: Pid1) -> Evidence | None:
+    """Return evidence where systemd is process 1, or exists and no other init does.
 
     An initramfs made by dracut starts ``systemd`` without any ``/sbin/init``.
     """
     if pid1.program == "systemd":
-        verdict = InitVerdict(
-            system=NAME,
-            pid1="systemd",
-            confidence="certain",
-            evidence=(*pid1.evidence, f"{pid1.path} is systemd"),
-            dialect=_dialect(reader, pid1.path),
-        )
-        return _with_places(reader, pid1, verdict)
-    nothing_else = pid1.program in ("none", "shell")
-    for path in PROGRAMS:
-        if nothing_else and status_of(reader, PurePosixPath(path)) is not None:
-            verdict = InitVerdict(
-                system=NAME,
-                pid1="systemd",
-                confidence="likely",
-                evidence=(*pid1.evidence, f"{path} is there, and no other init is"),
-                dialect=_dialect(reader, PurePosixPath(path)),
-            )
-            return _with_places(reader, pid1, verdict)
+        return Evidence((f"{pid1.path} is systemd",))
+    if pid1.program in ("none", "shell"):
+        for path in PROGRAMS:
+            if status_of(reader, PurePosixPath(path)) is not None:
+                sentence = f"{path} is there, and no other init is"
+                return Evidence((sentence,), "likely", pid1="systemd")
     return None
 
 
-def _with_places(reader: GuestReader, pid1: Pid1, verdict: InitVerdict) -> InitVerdict:
-    """Return the verdict with where this guest's systemd takes links and presets from."""
+def complete(reader: GuestReader, pid1: Pid1, verdict: InitVerdict) -> InitVerdict:
+    """Return the verdict with the places from which this guest's systemd takes its orders."""
     target = find_boot_target(reader, pid1.units)
     preset = _first_preset(reader)
     hook = None if target.name == USUAL else UNITS / f"{target.name}.wants"
     evidence = (f"it boots into {target.name}, and never into {USUAL}",) if hook else ()
     return replace(
         verdict,
+        dialect=_dialect(reader, _program(reader, pid1)),
         evidence=(*verdict.evidence, *evidence),
         hook=hook,
         preset=preset or "",
@@ -110,25 +88,16 @@ def _first_preset(reader: GuestReader) -> str | None:
 
 
 def _dialect(reader: GuestReader, path: PurePosixPath | None) -> str:
-    """Whether it knows dynamic users, by its words; since 250 they are in a library beside it."""
+    """Return ``static-user`` where the manager is too old for dynamic users.
+
+    Since 250 the words that say so are in a library beside it.
+    """
     real = resolved_file(reader, str(path)) if path else None
     status = reader.lstat(real) if real else None
     if real is None or status is None or status.size < WHOLE_SIZE:
         return ""
     content = reader.read(real, limit=PROGRAM_LIMIT)
     return "static-user" if MANAGER in content and b"DynamicUser" not in content else ""
-
-
-def told(reader: GuestReader, pid1: Pid1) -> InitVerdict:
-    """The caller says that systemd runs the services."""
-    verdict = InitVerdict(
-        system=NAME,
-        pid1=pid1.program,
-        confidence="told",
-        evidence=("the caller named systemd", *pid1.evidence),
-        dialect=_dialect(reader, _program(reader, pid1)),
-    )
-    return replace(_with_places(reader, pid1, verdict), obstacle="")
 
 
 def _program(reader: GuestReader, pid1: Pid1) -> PurePosixPath | None:
@@ -148,17 +117,8 @@ def is_enabling_link(path: PurePosixPath, name: str) -> bool:
     )
 
 
-def running_fault(running: Mapping[str, Any], _verdict: InitVerdict) -> str | None:
-    """What speaks against the agent running as systemd's service; None where nothing does."""
-    if running.get("pid1") != "systemd":
-        return f"process 1 is {running.get('pid1')!r:.80}"
-    if not str(running.get("cgroup")).endswith("/guest-agent.service"):
-        return f"it is not in its service's control group but in {running.get('cgroup')!r:.200}"
-    return None
-
-
 def service_operations(service: Service, verdict: InitVerdict) -> list[Operation]:
-    """Unit, preset, and last the link that starts the unit at boot."""
+    """Return the unit, the preset, and last the link that starts the unit at boot."""
     unit = f"{service.name}.service"
     links = verdict.hook or LINKS
     return [
@@ -177,3 +137,26 @@ def service_operations(service: Service, verdict: InitVerdict) -> list[Operation
         ),
         Symlink(path=links / unit, target=str(UNITS / unit)),
     ]
+
+
+SUPERVISOR = Supervisor(pid1="systemd", in_unit=True)
+RELOAD = ("systemctl", "daemon-reload")
+DEFINITION = Definition(
+    name="systemd",
+    variants=(
+        Variant(
+            supervisor=SUPERVISOR,
+            live=Live(
+                files=(("/run/systemd/system",),),  # sd_booted(3)
+                start=(RELOAD, ("systemctl", "restart", NAME)),
+                stop=(("systemctl", "stop", NAME),),
+                afterwards=(RELOAD,),
+            ),
+        ),
+        Variant(dialect="static-user", supervisor=SUPERVISOR),
+    ),
+    markers=Markers(programs=(*PROGRAMS, "/bin/systemd"), folders=(str(LINKS),)),
+    detect=detect,
+    complete=complete,
+    service_operations=service_operations,
+)

@@ -1,18 +1,19 @@
 """SysV runlevels: a script in ``init.d`` and its links, as Red Hat, Debian and SUSE have them.
 
-LSB init scripts, chkconfig(8), insserv(8).  The script is the same; the folders are
-not.  Debian's ``rc`` starts by the makefiles ``.depend.*`` that insserv makes, where
-they are there, and ignores links that they do not name: startpar takes further
-``TARGETS`` lines, so a block with one is added.  SUSE (init.d(7)) keeps the runlevels
-below ``/etc/init.d``, uses 3 and 5 only, and has the links that stop a service in the
-runlevel that is left; its ``rc`` reads the same makefiles.
+LSB init scripts, chkconfig(8), insserv(8).  The script is the same, but the folders
+differ.  Where insserv has made makefiles (``.depend.*``), Debian's ``rc`` follows them
+and ignores links that they do not name.  startpar accepts further ``TARGETS`` lines, so
+a block with one is added.  SUSE (init.d(7)) keeps the runlevels below ``/etc/init.d``,
+uses 3 and 5 only, and puts the links that stop a service into the runlevel that ends;
+its ``rc`` reads the same makefiles.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vmprovision.changes.operations import (
     EditBlock,
@@ -21,28 +22,17 @@ from vmprovision.changes.operations import (
     WriteFile,
 )
 from vmprovision.filesystem.protocol import read_text, resolved_file, status_of
-from vmprovision.guest.facts import InitSystem, InitVerdict
 from vmprovision.guest.shelltext import without_comments
+from vmprovision.initsystem.definition import Definition, Evidence, Live, Supervisor, Variant
 from vmprovision.initsystem.inittab import read_inittab
-from vmprovision.initsystem.rendering import render
-from vmprovision.initsystem.traces import Traces
+from vmprovision.initsystem.markers import Markers
+from vmprovision.initsystem.rendering import NAME, render
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from vmprovision.filesystem.protocol import GuestReader
-    from vmprovision.guest.facts import Pid1
+    from vmprovision.guest.facts import InitVerdict, Pid1
     from vmprovision.initsystem.rendering import Service
 
-NAME: InitSystem = "sysv"
-
-VARIANTS: tuple[tuple[str, PurePosixPath | None], ...] = (
-    ("redhat", None),
-    ("debian", None),
-    ("debian-startpar", None),
-    ("suse", None),
-    ("suse-startpar", None),
-)
 START_LEVELS, STOP_LEVELS = (2, 3, 4, 5), (0, 1, 6)
 SUSE_LEVELS = (3, 5)
 REDHAT_SCRIPTS = PurePosixPath("/etc/rc.d/init.d")
@@ -54,28 +44,20 @@ LEGACY_ORDER = DEBIAN_SCRIPTS / ".legacy-bootordering"
 STARTPAR = ("/bin/startpar", "/sbin/startpar", "/usr/bin/startpar", "/lib/startpar/startpar")
 # Linux From Scratch has it in /etc/rc.d/init.d
 _RUNS_RC = re.compile(r"(/etc/(?:rc\.d|init\.d|rc\.d/init\.d)/rc)\s+\d")
-TRACES = Traces(
-    programs=("/lib/sysvinit/init",),
-    files=("/etc/inittab",),
-    folders=("/etc/rc.d/rc3.d", "/etc/init.d/rc3.d", "/etc/rc2.d"),
-)
 
 
-def detect(reader: GuestReader, pid1: Pid1) -> InitVerdict | None:
-    """Sysvinit's inittab runs the runlevels' scripts, or Red Hat's Upstart does."""
-    why = _why(reader, pid1)
-    if why is None:
-        return None
-    return InitVerdict(
-        system=NAME,
-        pid1=pid1.program,
-        confidence="certain",
-        evidence=(*pid1.evidence, why),
-        dialect=_dialect(reader),
-    )
+def detect(reader: GuestReader, pid1: Pid1) -> Evidence | None:
+    """Return evidence where sysvinit's inittab or Red Hat's Upstart runs the runlevels' scripts."""
+    sentence = _reason(reader, pid1)
+    return Evidence((sentence,)) if sentence else None
 
 
-def _why(reader: GuestReader, pid1: Pid1) -> str | None:
+def complete(reader: GuestReader, _pid1: Pid1, verdict: InitVerdict) -> InitVerdict:
+    """Return the verdict with the layout of this guest's runlevels."""
+    return replace(verdict, dialect=_dialect(reader))
+
+
+def _reason(reader: GuestReader, pid1: Pid1) -> str | None:
     if pid1.program == "sysvinit":
         lines = without_comments(read_inittab(reader))
         match = next((found for line in lines if (found := _RUNS_RC.search(line))), None)
@@ -91,17 +73,18 @@ def _why(reader: GuestReader, pid1: Pid1) -> str | None:
 
 
 def _is_redhat(reader: GuestReader) -> bool:
-    status = status_of(reader, REDHAT_SCRIPTS)
-    return status is not None and status.kind == "directory"
+    return _is_directory(reader, REDHAT_SCRIPTS)
 
 
-def _is_suse(reader: GuestReader) -> bool:
-    status = status_of(reader, DEBIAN_SCRIPTS / "rc3.d")
+def _is_directory(reader: GuestReader, path: PurePosixPath) -> bool:
+    status = status_of(reader, path)
     return status is not None and status.kind == "directory"
 
 
 def _dialect(reader: GuestReader) -> str:
-    if _is_suse(reader):  # asked first: SUSE's /etc/rc.d is a link to /etc/init.d
+    if _is_directory(
+        reader, DEBIAN_SCRIPTS / "rc3.d"
+    ):  # asked first: SUSE's /etc/rc.d is a link to /etc/init.d
         return "suse-startpar" if _by_dependency(reader) else "suse"
     if _is_redhat(reader):
         return "redhat"
@@ -109,8 +92,8 @@ def _dialect(reader: GuestReader) -> str:
 
 
 def _by_dependency(reader: GuestReader) -> bool:
-    """Whether boot goes by the makefiles of insserv."""
-    # sysv-rc's own condition: three files that are not empty, and no word against it
+    """Return whether boot follows the makefiles of insserv."""
+    # sysv-rc's own condition: three files that are not empty, and none that forbids it
     sizes = [status_of(reader, DEBIAN_SCRIPTS / name) for name in DEPENDENCIES]
     return (
         all(status is not None and status.size for status in sizes)
@@ -119,30 +102,8 @@ def _by_dependency(reader: GuestReader) -> bool:
     )
 
 
-def told(reader: GuestReader, pid1: Pid1) -> InitVerdict:
-    """The caller says that runlevels' scripts run the services."""
-    return InitVerdict(
-        system=NAME,
-        pid1=pid1.program,
-        confidence="told",
-        evidence=("the caller named sysv", *pid1.evidence),
-        dialect=_dialect(reader),
-    )
-
-
-def running_fault(running: Mapping[str, Any], _verdict: InitVerdict) -> str | None:
-    """What speaks against the agent having been started by the script; None: nothing does."""
-    if running.get("pid1") == "systemd":
-        return "process 1 is systemd"
-    parent = running.get("parent")
-    name = parent.get("comm") if isinstance(parent, dict) else None
-    if name != "guest-agent":
-        return f"its parent is not the script's loop but {parent!r:.120}"
-    return None
-
-
 def service_operations(service: Service, verdict: InitVerdict) -> list[Operation]:
-    """The script and its links, those that start it last; then what startpar reads."""
+    """Return the script and its links, those that start it last; then what startpar reads."""
     scripts = REDHAT_SCRIPTS if verdict.dialect == "redhat" else DEBIAN_SCRIPTS
     operations: list[Operation] = [
         WriteFile(
@@ -177,3 +138,51 @@ def _links(service: Service, dialect: str, scripts: PurePosixPath) -> list[Opera
         for order, numbers in orders
         for number in numbers
     ]
+
+
+SUPERVISOR = Supervisor(parents=(NAME,))  # the script's loop
+SCRIPT = str(DEBIAN_SCRIPTS / NAME)  # Red Hat has a link to its own there
+
+
+def _live(processes: tuple[str, ...], *folders: str) -> Live:
+    return Live(
+        processes=processes,
+        files=tuple((folder,) for folder in folders),
+        start=(
+            ("update-rc.d", NAME, "defaults"),
+            ("chkconfig", "--add", NAME),
+            (SCRIPT, "restart"),
+        ),
+        stop=((SCRIPT, "stop"), ("chkconfig", "--del", NAME)),
+        afterwards=(("update-rc.d", NAME, "remove"),),
+    )
+
+
+DEFINITION = Definition(
+    name="sysv",
+    variants=(
+        Variant(
+            dialect="redhat",
+            supervisor=SUPERVISOR,
+            live=_live(("init", "upstart"), str(REDHAT_SCRIPTS)),
+        ),
+        # in a running system update-rc.d makes the makefiles that startpar reads
+        Variant(
+            dialect="debian",
+            supervisor=SUPERVISOR,
+            live=_live(("init",), str(DEBIAN_SCRIPTS), "/etc/rc2.d"),
+        ),
+        *(
+            Variant(dialect=dialect, supervisor=SUPERVISOR)
+            for dialect in ("debian-startpar", "suse", "suse-startpar")
+        ),
+    ),
+    markers=Markers(
+        programs=("/lib/sysvinit/init",),
+        files=("/etc/inittab",),
+        folders=("/etc/rc.d/rc3.d", "/etc/init.d/rc3.d", "/etc/rc2.d"),
+    ),
+    detect=detect,
+    complete=complete,
+    service_operations=service_operations,
+)

@@ -1,9 +1,9 @@
-"""Which target a systemd guest boots into, read from its unit files.
+"""Find the target that a systemd guest boots into, from its unit files.
 
-systemd.unit(5) says where units are and how drop-ins and links among them count;
-bootup(7), what is started; systemd(1), what the kernel's command line changes.  Only
-targets are followed: what else pulls one in is rare, and the target that boots is
-always a right place for a service.
+systemd.unit(5) defines where units are, and how drop-ins and links among them count;
+bootup(7), which units start; systemd(1), what the kernel's command line changes.  Only
+targets are followed: other units rarely pull one in, and a service can always go into
+the target that boots.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from vmprovision.errors import InspectionError, printable
-from vmprovision.filesystem.protocol import read_text, resolve
+from vmprovision.errors import printable
+from vmprovision.filesystem.protocol import follow, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "default.target"
 USUAL = "multi-user.target"
-# what the first of these says of a unit counts; what is below /run is made at boot
+# The first of these that has a unit wins.  Units below /run are made at boot.
 FOLDERS = (
     "/etc/systemd/system.control",
     "/etc/systemd/system",
@@ -32,7 +32,7 @@ FOLDERS = (
     "/usr/lib/systemd/system",
     "/lib/systemd/system",
 )
-# no services run there, or the machine does not stay up
+# No services run in these, or the machine does not stay up.
 DEAD_ENDS = {
     *("rescue.target", "emergency.target", "shutdown.target", "umount.target", "final.target"),
     *("halt.target", "poweroff.target", "reboot.target", "kexec.target", "soft-reboot.target"),
@@ -53,8 +53,8 @@ class BootTarget(NamedTuple):
     """The target in which a service is to be enabled.
 
     Attributes:
-        name: of the target; ``multi-user.target`` where that is reached.
-        obstacle: why no service can be started there, as a sentence; empty where one can.
+        name: of the target; ``multi-user.target`` if boot reaches that.
+        obstacle: why no service can start there, as a sentence; empty if one can.
     """
 
     name: str = USUAL
@@ -62,7 +62,7 @@ class BootTarget(NamedTuple):
 
 
 def find_boot_target(reader: GuestReader, units: Iterable[str | None]) -> BootTarget:
-    """Return the target that a guest boots into, as far as services are concerned.
+    """Return the target into which a service goes so that it starts at boot.
 
     Args:
         reader: the guest's files.
@@ -80,7 +80,7 @@ def find_boot_target(reader: GuestReader, units: Iterable[str | None]) -> BootTa
 
 
 def _reached(files: _UnitFiles, start: str) -> BootTarget:
-    """Return ``multi-user.target`` where a start of this unit reaches it, else the unit itself."""
+    """Return ``multi-user.target`` if starting this unit reaches it, else the unit itself."""
     first = files.unit(start)
     called = first.names[-1] if start == first.names[-1] else f"{start}, which is {first.names[-1]}"
     if first.state != "there":
@@ -110,7 +110,7 @@ def _reached(files: _UnitFiles, start: str) -> BootTarget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Unit:
-    """A unit: its names, links followed, the last one its own."""
+    """A unit: its names along the links that were followed, its own name last."""
 
     names: tuple[str, ...]
     state: Literal["there", "masked", "missing"]
@@ -119,30 +119,24 @@ class _Unit:
 
 @dataclass(slots=True)
 class _UnitFiles:
-    """The guest's unit files, each looked at once."""
+    """The guest's unit files, each read once."""
 
     reader: GuestReader
     folders: list[PurePosixPath] = field(default_factory=list)
     units: dict[str, _Unit] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Find out which folders there are, each once."""
-        found = dict.fromkeys(self._resolved(PurePosixPath(name)) for name in FOLDERS)
+        """List the folders that exist, each once."""
+        found = dict.fromkeys(follow(self.reader, PurePosixPath(name)) for name in FOLDERS)
         self.folders = [path for path in found if path and self.reader.list_directory(path)]
 
-    def _resolved(self, path: PurePosixPath) -> PurePosixPath | None:
-        try:
-            return resolve(self.reader, path)
-        except InspectionError:
-            return None
-
     def places(self, name: str) -> list[PurePosixPath]:
-        """Return where something of this name stands, what counts most first."""
+        """Return the paths that have this name, in order of precedence."""
         paths = [folder / name for folder in self.folders]
         return [path for path in paths if self.reader.lstat(path) is not None]
 
     def unit(self, name: str) -> _Unit:
-        """Return the unit that goes by a name."""
+        """Return the unit of this name."""
         if name not in self.units:
             self.units[name] = self._look_up(name)
         return self.units[name]
@@ -163,8 +157,8 @@ class _UnitFiles:
         return _Unit(names=tuple(names), state="missing")
 
     def _ending(self, names: tuple[str, ...], path: PurePosixPath) -> _Unit:
-        """Return the unit at a path, which is no alias of another; an empty file is a mask."""
-        real = self._resolved(path)
+        """Return the unit at a path that is no alias of another; an empty file masks the unit."""
+        real = follow(self.reader, path)
         status = self.reader.lstat(real) if real else None
         if real == PurePosixPath("/dev/null") or (
             status and status.kind == "file" and not status.size
@@ -189,7 +183,7 @@ class _UnitFiles:
             yield from _stated(text)
 
     def _names(self, path: PurePosixPath) -> list[str]:
-        real = self._resolved(path)
+        real = follow(self.reader, path)
         return self.reader.list_directory(real)[:ENTRIES_LIMIT] if real else []
 
     def _drop_ins(self, folder: PurePosixPath) -> list[str]:

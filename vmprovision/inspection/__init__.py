@@ -66,7 +66,7 @@ def inspect_guest(
     if generator := find_generator(reader, distribution, pid1):
         distribution, verdict = as_generated(generator, distribution, pid1)
     else:
-        verdict = judge_init(reader, pid1, told=init)
+        verdict = judge_init(reader, pid1, override=init)
     if verdict.system is None:  # whoever has to choose is told among what
         verdict = replace(verdict, hints=find_hints(reader, pid1, verdict))
     arch = _architecture(reader, pid1.path)

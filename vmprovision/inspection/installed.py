@@ -39,7 +39,7 @@ from vmprovision.filesystem.protocol import (
     resolved_file,
 )
 from vmprovision.guest.facts import InstalledAgent
-from vmprovision.initsystem import INIT_SYSTEMS, systemd, ways_of
+from vmprovision.initsystem import DEFINITIONS, systemd
 from vmprovision.initsystem.rendering import Service
 from vmprovision.selinux.labelling import AUTORELABEL
 
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from vmprovision.changes.receipt import Entry, Found, Receipt
     from vmprovision.filesystem.protocol import GuestReader
     from vmprovision.guest.facts import InitVerdict, Pid1
-    from vmprovision.initsystem import InitSystemModule
+    from vmprovision.initsystem.definition import Definition
 
 CONFIGURATION_LIMIT = 64 << 10
 NOBODY = 65534
@@ -207,9 +207,9 @@ class _Places:
             Place("file", RUNTIME),
             *(
                 place
-                for module in INIT_SYSTEMS
-                for way in ways_of(module)
-                for place in _places(module, way)
+                for definition in DEFINITIONS
+                for verdict in definition.without_guest()
+                for place in _places(definition, verdict)
             ),
         ]
         self._pid1 = pid1
@@ -237,9 +237,9 @@ class _Places:
 
     def _places_here(self) -> Iterator[Place]:
         """Where each init system would be given the service in this guest."""
-        for module in INIT_SYSTEMS:
+        for definition in DEFINITIONS:
             with contextlib.suppress(InspectionError):  # it could not be used here
-                yield from _places(module, module.told(self._reader, self._pid1))
+                yield from _places(definition, definition.override(self._reader, self._pid1))
 
 
 def _agrees(known: Place, place: Place, folder: PurePosixPath) -> bool:
@@ -253,8 +253,8 @@ def _agrees(known: Place, place: Place, folder: PurePosixPath) -> bool:
     return place.path.name == known.path.name or (ours and Service().name in place.path.name)
 
 
-def _places(module: InitSystemModule, verdict: InitVerdict) -> Iterator[Place]:
-    for operation in module.service_operations(Service(), verdict):
+def _places(definition: Definition, verdict: InitVerdict) -> Iterator[Place]:
+    for operation in definition.service_operations(Service(), verdict):
         if isinstance(operation, WriteFile):
             yield Place("file", operation.path)
         elif isinstance(operation, Symlink):

@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from vmprovision.errors import InspectionError, printable
-from vmprovision.filesystem.protocol import read_text, resolve
+from vmprovision.errors import printable
+from vmprovision.filesystem.protocol import follow, read_text
 from vmprovision.guest.facts import Pid1
 from vmprovision.guest.shelltext import without_comments
 from vmprovision.inspection.bootmenu import read_boot_menus
@@ -183,9 +183,8 @@ def _unseen(reader: GuestReader, starts: list[PurePosixPath], evidence: list[str
     if reader.lstat(PurePosixPath("/sbin")) is None:
         starts = [*starts, *(PurePosixPath(path) for path in MERGED)]
     for start in starts:
-        try:
-            real = resolve(reader, start)
-        except InspectionError:
+        real = follow(reader, start)
+        if real is None:
             continue
         status = reader.lstat(real)
         if status is not None and status.kind == "file":
@@ -204,9 +203,8 @@ def _program_at(
     reader: GuestReader, start: PurePosixPath, evidence: list[str]
 ) -> PurePosixPath | None:
     """Where the program that the kernel starts by this path really is; None: it cannot start it."""
-    try:
-        real = resolve(reader, start)
-    except InspectionError:
+    real = follow(reader, start)
+    if real is None:
         evidence.append(f"{start} leads through a circle of links")
         return None
     status = reader.lstat(real)

@@ -41,7 +41,7 @@ from vmprovision.guest.configuration import (
     port_in,
     update_configuration,
 )
-from vmprovision.initsystem import module_for, ways_of
+from vmprovision.initsystem import definition_of
 from vmprovision.initsystem.rendering import Service, render
 from vmprovision.planning.restoration import finishing, restorations
 from vmprovision.runtime.choice import INSTALL_PYTHON
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from vmprovision.changes.receipt import Found
     from vmprovision.guest.facts import GuestInfo, InitSystem, InitVerdict
     from vmprovision.runtime.archive import Archive
-    from vmprovision.runtime.choice import ChosenRuntime, RuntimeWish
+    from vmprovision.runtime.choice import ChosenRuntime, RuntimeChoice
 
 
 # distribution -> the file that its configuration takes in, and what that is called
@@ -94,7 +94,7 @@ class InjectOptions:
     allow: str | None = None
     allow_configure: bool | None = None
     init: InitSystem | None = None
-    runtime: RuntimeWish = "auto"
+    runtime: RuntimeChoice = "auto"
 
 
 def plan_injection(
@@ -138,8 +138,8 @@ def plan_injection(
         WriteFile(path=AGENT, content=archive.content, mode=0o755),
         WriteFile(path=CONFIGURATION, content=content, mode=0o600 if secret else 0o644),
     ]
-    module = module_for(str(guest.init.system))
-    files += module.service_operations(service, guest.init)
+    definition = definition_of(str(guest.init.system))
+    files += definition.service_operations(service, guest.init)
     located = [replace(operation, path=guest.locate(operation.path)) for operation in files]
     receipt = guest.locate(RECEIPT)
     refuse_hidden(guest, [*(operation.path for operation in located), receipt])
@@ -331,10 +331,13 @@ def render_service(init: str, port: int | None = None) -> list[tuple[Operation, 
     Raises:
         PlanError: the init system is not known or the port is none.
     """
-    module = module_for(init)
+    definition = definition_of(init)
     service = Service(port=check_port(port if port is not None else DEFAULT_PORT))
-    operations = [o for way in ways_of(module) for o in module.service_operations(service, way)]
-    return [(operation, _shown(operation)) for operation in operations]
+    return [
+        (operation, _shown(operation))
+        for verdict in definition.without_guest()
+        for operation in definition.service_operations(service, verdict)
+    ]
 
 
 def _shown(operation: Operation) -> bytes:

@@ -24,7 +24,7 @@ from vmprovision.filesystem.protocol import Attributes
 from vmprovision.guest.configuration import parse_configuration, port_in, update_configuration
 from vmprovision.host.workspace import workspace
 from vmprovision.image.disk import create_throwaway, open_image
-from vmprovision.initsystem import module_for
+from vmprovision.initsystem import definition_of
 from vmprovision.inspection import inspect_guest
 from vmprovision.inspection.boot import expects_classic_names, find_boot_loader
 from vmprovision.naming import naming
@@ -364,7 +364,7 @@ def _check_init(information: Mapping[str, Any], guest: GuestInfo) -> str:
     if not isinstance(running, dict):
         raise ProofError("/info does not say what the agent runs under")
     system = str(guest.init.system)
-    fault = module_for(system).running_fault(running, guest.init)
+    fault = definition_of(system).check_supervisor(running, guest.init)
     if fault:
         raise ProofError(f"the agent does not run under {system}: {fault}")
     return f"the agent runs under {system}, process 1 is {running.get('pid1')}"

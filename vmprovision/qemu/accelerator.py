@@ -47,11 +47,13 @@ class AcceleratorChoice:
         accelerator: what QEMU is to be started with.
         reason: why, in words for a person.
         verdict: what is known of KVM; ``untried`` where it could not be tried.
+        is_denied: whether KVM was not tried because this user may not open ``/dev/kvm``.
     """
 
     accelerator: Accelerator
     reason: str
     verdict: Verdict = "untried"
+    is_denied: bool = False
 
 
 def choose_accelerator(qemu: Path, *, remember: bool = True) -> AcceleratorChoice:
@@ -65,7 +67,7 @@ def choose_accelerator(qemu: Path, *, remember: bool = True) -> AcceleratorChoic
         return AcceleratorChoice(accelerator="tcg", reason="there is no /dev/kvm")
     if not os.access(KVM, os.R_OK | os.W_OK):
         return AcceleratorChoice(
-            accelerator="tcg", reason="/dev/kvm is not accessible to this user"
+            accelerator="tcg", reason="/dev/kvm is not accessible to this user", is_denied=True
         )
     if not remember:  # a trial is not to hide what a real machine has shown meanwhile
         return _try(qemu)

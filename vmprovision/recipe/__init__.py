@@ -1,9 +1,9 @@
-"""Recipes of guest images, and how an image is built from one.
+"""Recipes of guest images, and building images from them.
 
 A recipe is a folder in ``images/``: ``recipe.toml``, and the tree ``files/`` that
-is copied into the guest.  Nothing is mounted on the host and no root is needed:
+is copied into the guest.  Building mounts nothing on the host and needs no root:
 mmdebstrap(1) makes the guest's files in a namespace of its own, and a libguestfs
-appliance puts them on a disk.
+appliance copies them to a disk.
 """
 
 from vmprovision.recipe.build import build_image

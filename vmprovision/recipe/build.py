@@ -1,7 +1,7 @@
-"""A bootable disk image from a recipe, kept in the cache under its recipe's hash.
+"""Build a bootable disk image from a recipe; keep it in the cache under its recipe's hash.
 
-The image appears under its name as a whole or not at all.  Two builders of one
-image wait for each other, and the second takes what the first has made.
+The image appears under its name as a whole or not at all.  A second builder of the
+same image waits for the first, and takes the image that it built.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from vmprovision.appliance.session import ApplianceCallError, Drive, launch
 from vmprovision.errors import RecipeError
-from vmprovision.host.cache import cache_directory, locked
+from vmprovision.host.cache import build_directory, cache_directory
 from vmprovision.host.command import run
 from vmprovision.host.workspace import make_workspace_in
-from vmprovision.recipe.packages import HOST_TRACES, make_guest_files
+from vmprovision.recipe.packages import HOST_FILES, make_guest_files
 from vmprovision.recipe.schema import find_recipe
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ BOOT_CODE_FILES = (
 )
 EXTLINUX_FOLDER = "/boot/extlinux"
 EXTLINUX_CONF = """\
-# Starts at once; /vmlinuz and /initrd.img are kept up by the kernel's packages.
+# Starts at once; the kernel's packages keep /vmlinuz and /initrd.img up to date.
 default linux
 prompt 0
 timeout 0
@@ -57,22 +57,22 @@ def build_image(  # noqa: PLR0913 -- all but the name by keyword
     recipes: Path | None = None,
     tarball: Path | None = None,
 ) -> Path:
-    """The image of a recipe: the one in the cache, or a copy of it at ``output``.
+    """Return the image of a recipe: the one in the cache, or a copy of it at ``output``.
 
-    The cached image is made when it is not there yet.  It is read-only and
-    shared: work on an overlay of it or on a copy.
+    The cached image is built if it is missing.  It is read-only and shared: work on an
+    overlay of it or on a copy.
 
     Args:
         name: the recipe's name.
-        output: where to put a copy of its own; nothing may stand there.
-        refresh: make the image anew, with the newest packages.
-        control: progress and cancelling.
-        recipes: the folder that holds the recipe, if not one of vmprovision's own.
-        tarball: where the recipe's tarball is, if not beside ``recipe.toml``; or the
-            folder that it is in.
+        output: where to write a copy; nothing may exist there.
+        refresh: build the image even if the cache has it, with the newest packages.
+        control: progress and cancellation.
+        recipes: the folder that holds the recipe, if it is not one of vmprovision's own.
+        tarball: the recipe's tarball, if it is not beside ``recipe.toml``; or the
+            folder that holds it.
 
     Raises:
-        RecipeError: there is no such recipe, it is wrong, it cannot be built on
+        RecipeError: there is no such recipe, it is invalid, it cannot be built on
             this host, or ``output`` exists.
         ApplianceError: the appliance failed.
         CancelledError: the caller cancelled.
@@ -92,7 +92,7 @@ def build_image(  # noqa: PLR0913 -- all but the name by keyword
 
 
 def _find_tarball(recipe: Recipe, given: Path | None) -> Path | None:
-    """The tarball of a recipe that has one; what it is was not looked at yet."""
+    """Return the path of a recipe's tarball, whose content is not checked yet."""
     if recipe.tarball is None:
         if given is not None:
             raise RecipeError(f"recipe {recipe.name} takes no tarball")
@@ -104,7 +104,7 @@ def _find_tarball(recipe: Recipe, given: Path | None) -> Path | None:
     if not path.is_file():
         raise RecipeError(
             f"recipe {recipe.name} needs {name}, and there is no {path}",
-            hint="get it from its distribution, and name it or its folder with --tarball",
+            hint="get it from its distribution, and give its path or its folder with --tarball",
         )
     return path
 
@@ -114,43 +114,36 @@ def _build_cached(
 ) -> None:
     asked = time.time()
     waiting = "waiting for another build of this image"
-    with locked(cached.with_suffix(".lock"), lambda: control.step(waiting)):
+    with build_directory(cached, lambda: control.step(waiting)) as directory:
         if cached.exists() and (not refresh or cached.stat().st_mtime > asked):
-            return  # another builder made it while this one waited
-        # under the lock, so an interrupted build's leftovers are nobody's
-        workshop = cached.with_suffix(".building")
-        shutil.rmtree(workshop, ignore_errors=True)
-        workshop.mkdir(mode=0o700)
-        try:
-            _build(recipe, workshop, cached, tarball, control)
-        finally:
-            shutil.rmtree(workshop, ignore_errors=True)
+            return  # another builder built it while this one waited
+        _build(recipe, directory, cached, tarball, control)
 
 
 def _build(
-    recipe: Recipe, workshop: Path, target: Path, tarball: Path | None, control: Control
+    recipe: Recipe, directory: Path, target: Path, tarball: Path | None, control: Control
 ) -> None:
-    tar, disk = workshop / "guest.tar", workshop / "disk.qcow2"
-    root = _take_tarball(recipe, tarball, workshop) if tarball else None
+    tar, disk = directory / "guest.tar", directory / "disk.qcow2"
+    root = _copy_tarball(recipe, tarball, directory) if tarball else None
     control.step(f"installing the packages of {recipe.name}")
     make_guest_files(recipe, tar)
-    control.step("putting them on a disk")
+    control.step("copying the packages to a disk")
     run(
         ["qemu-img", "create", "-q", "-f", "qcow2", disk, f"{recipe.disk.size_mb}M"],
         timeout=COPY_SECONDS,
     )
     with launch([Drive(path=disk, format="qcow2")], control=control) as appliance:
         _fill_disk(appliance, recipe, root, tar, control)
-    control.step("keeping the image")
+    control.step("storing the image in the cache")
     disk.chmod(0o444)
     with disk.open("rb") as written:
         os.fsync(written.fileno())
     disk.replace(target)
 
 
-def _take_tarball(recipe: Recipe, tarball: Path, workshop: Path) -> Path:
-    """A copy of the tarball that nobody else writes to, once it was seen to be the right one."""
-    copy = workshop / "root.tar"
+def _copy_tarball(recipe: Recipe, tarball: Path, directory: Path) -> Path:
+    """Return a checked copy of the tarball, which nobody else can write to."""
+    copy = directory / "root.tar"
     try:
         shutil.copyfile(tarball, copy)
         with copy.open("rb") as file:
@@ -159,8 +152,8 @@ def _take_tarball(recipe: Recipe, tarball: Path, workshop: Path) -> Path:
         raise RecipeError(f"{tarball}: {exc.strerror}") from exc
     if recipe.tarball is None or found != recipe.tarball.sha256:
         raise RecipeError(
-            f"{tarball} is not what recipe {recipe.name} names: its SHA-256 is {found}",
-            hint="get the same version again, or put the new one's SHA-256 into the recipe",
+            f"{tarball} is not the tarball of recipe {recipe.name}: its SHA-256 is {found}",
+            hint="get the version that the recipe names, or put this SHA-256 into the recipe",
         )
     return copy
 
@@ -179,19 +172,19 @@ def _fill_disk(
     device = _make_filesystem(appliance, layout)
     appliance.call("mount", device, "/")
     if root is not None and recipe.tarball is not None:
-        # `tar_in` follows links that stand in the filesystem: this one is empty, and
-        # tar(1) refuses names that climb and those that lead through the archive's own links.
+        # `tar_in` follows links of the filesystem, but this one is empty, and tar(1) refuses
+        # names with ".." and those that lead through the archive's own links.
         try:
             _unpack(appliance, root, recipe.tarball.compression)
         except ApplianceCallError as exc:
             raise RecipeError(
                 f"{recipe.tarball.name} could not be unpacked: {exc.message}",
-                hint="a root filesystem's names stay inside it and lead through none of its links",
+                hint="names in the archive must stay inside it and not lead through its links",
             ) from exc
-    # Nor are links followed here: this archive names every directory that it writes
-    # into, and tar(1) puts a directory in the place of a link.
+    # Links are not followed here either: this archive has an entry for every directory that
+    # it writes into, and tar(1) replaces a link by a directory.
     _unpack(appliance, tar, None)
-    for path in (*HOST_TRACES, *recipe.remove):
+    for path in (*HOST_FILES, *recipe.remove):
         appliance.call("rm_rf", path)
     if layout.bootloader == "extlinux":
         control.step("installing the boot loader")
@@ -206,7 +199,7 @@ def _unpack(appliance: Appliance, tar: Path, compression: str | None) -> None:
 
 
 def _make_filesystem(appliance: Appliance, layout: DiskLayout) -> str:
-    """The new root filesystem's device."""
+    """Make the root filesystem, in a partition if there is a table; return its device."""
     root = "/dev/sda" if layout.partition_table == "none" else "/dev/sda1"
     if layout.partition_table != "none":
         appliance.call("part_init", "/dev/sda", layout.partition_table)
@@ -221,7 +214,7 @@ def _install_extlinux(appliance: Appliance, command_line: str) -> None:
     code = next((path for path in BOOT_CODE_FILES if path.exists()), None)
     if code is None or not appliance.call("feature_available", ["extlinux"]):
         raise RecipeError(
-            "the boot loader extlinux is not on this host",
+            "the boot loader extlinux is not installed on this host",
             hint="install the packages extlinux and syslinux-common",
         )
     appliance.call("mkdir_p", EXTLINUX_FOLDER)
@@ -240,23 +233,23 @@ def _refuse_existing(output: Path) -> None:
 
 
 def _copy(cached: Path, output: Path) -> None:
-    """Copy the image beside its place and then give it its name, which must still be free."""
+    """Copy the image to a folder beside ``output``, then rename it unless that exists by now."""
     try:
-        workshop = make_workspace_in(output.absolute().parent, ".vmprovision-")
+        workspace = make_workspace_in(output.absolute().parent, ".vmprovision-")
         try:
-            copy = workshop.path / output.name
+            copy = workspace.path / output.name
             run(["cp", "--reflink=auto", "--sparse=always", cached, copy], timeout=COPY_SECONDS)
             copy.chmod(0o644)
-            _take_name(copy, output)
+            _rename_to_new(copy, output)
         finally:
-            workshop.remove()
+            workspace.remove()
     except OSError as exc:
         raise RecipeError(f"cannot write {output}: {exc.strerror}") from exc
 
 
-def _take_name(copy: Path, output: Path) -> None:
+def _rename_to_new(copy: Path, output: Path) -> None:
     try:
-        os.link(copy, output)  # unlike a rename, it never replaces
+        os.link(copy, output)  # unlike a rename, it never replaces a file
     except FileExistsError:
         _refuse_existing(output)
     except OSError:  # a filesystem without hard links

@@ -1,9 +1,9 @@
-"""The guest's files, from Debian packages: mmdebstrap(1) and the host's own apt settings.
+"""Make the guest's files from Debian packages, with mmdebstrap(1) and the host's apt settings.
 
-The packages come from the mirror that this host itself uses, where it is a
-Debian host: it is near, it is allowed through the firewall, and it may be a
-pinned one.  mmdebstrap reads nothing of the host's ``apt.conf``, so what decides
-whether that mirror can be reached is passed on; nothing of it stays in the image.
+On a Debian host the packages come from the mirror that the host itself uses: it is
+near, the firewall allows it, and it may be a pinned one.  mmdebstrap ignores the
+host's ``apt.conf``, so the settings that the mirror needs are passed on; none of them
+stays in the image.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from vmprovision.recipe.schema import Recipe
 
 BUILD_SECONDS = 3600.0
-# mmdebstrap gives no file a later date.  Python notices SOURCE_DATE_EPOCH too, and
-# then makes bytecode that does not depend on dates.
+# mmdebstrap gives no file a later date.  With SOURCE_DATE_EPOCH, Python writes bytecode
+# that does not depend on dates either.
 SOURCE_DATE_EPOCH = "1767225600"  # 2026-01-01
 
 KEYRINGS = (
     Path("/usr/share/keyrings/debian-archive-keyring.gpg"),
     Path("/usr/share/keyrings/debian-archive-keyring.pgp"),
 )
-# What of the host's apt.conf decides whether its mirror can be used.
+# Settings of the host's apt.conf that decide whether its mirror can be used.
 _PASSED_ON = re.compile(
     r"Acquire::("
     r"Check-Valid-Until|Check-Date|Max-FutureTime|Retries|ForceIPv4|ForceIPv6"
@@ -39,8 +39,8 @@ _PASSED_ON = re.compile(
     r"|https::(Verify-Peer|Verify-Host|CaInfo)(::[^ ]+)?"
     r') "[^"]+";'
 )
-# Files by which the guest would tell of the host that built it.
-HOST_TRACES = (
+# Files that would reveal the host that built the guest.
+HOST_FILES = (
     "/etc/apt/apt.conf.d/99mmdebstrap",
     "/etc/apt/sources.list",
     "/etc/apt/sources.list.d/0000mmdebstrap.list",
@@ -49,14 +49,14 @@ HOST_TRACES = (
 
 
 def make_guest_files(recipe: Recipe, target: Path) -> None:
-    """Write a tar archive with all files of the guest to ``target``.
+    """Write a tar archive of all files of the guest to ``target``.
 
     Raises:
-        RecipeError: the packages could not be had or did not install.
+        RecipeError: the packages could not be fetched or installed.
     """
     if not any(keyring.exists() for keyring in KEYRINGS):
         raise RecipeError(
-            "this host does not know the keys of the Debian archive",
+            "this host lacks the keys of the Debian archive",
             hint="install the package debian-archive-keyring",
         )
     files = target.with_suffix(".files.tar")
@@ -74,7 +74,7 @@ def make_guest_files(recipe: Recipe, target: Path) -> None:
 
 
 def mmdebstrap_command(recipe: Recipe, *, files: Path, target: Path) -> list[str | Path]:
-    """The mmdebstrap command line for a recipe, with this host's mirrors and apt settings."""
+    """Return the mmdebstrap command for a recipe, with this host's mirrors and apt settings."""
     command: list[str | Path] = ["mmdebstrap", "--quiet", "--format=tar"]
     command += [f"--variant={recipe.variant}", f"--architectures={recipe.architecture}"]
     command += ['--aptopt=APT::Install-Recommends "false"']
@@ -83,7 +83,7 @@ def mmdebstrap_command(recipe: Recipe, *, files: Path, target: Path) -> list[str
     command += [f"--dpkgopt=path-include={pattern}" for pattern in recipe.keep]
     if recipe.packages:
         command += [f"--include={','.join(recipe.packages)}"]
-    # mmdebstrap has no later stage where packages are not installed
+    # mmdebstrap has no later stage if packages are not installed
     stage = "extract" if recipe.variant == "extract" else "customize"
     # mmdebstrap copies these two from the host
     command += [f'--{stage}-hook=rm -f "$1/etc/hostname" "$1/etc/resolv.conf"']
@@ -94,16 +94,16 @@ def mmdebstrap_command(recipe: Recipe, *, files: Path, target: Path) -> list[str
 
 
 def _customise_hook(recipe: Recipe) -> str:
-    """The recipe's script as a hook: read by a shell inside the guest's root."""
+    """Return the recipe's script as a hook, for a shell inside the guest's root to read."""
     end = "END-OF-RECIPE"
     return f"chroot \"$1\" {recipe.shell} -eu <<'{end}'\n{recipe.customise}\n{end}\n"
 
 
 def pack_files(recipe: Recipe) -> bytes:
-    """The recipe's ``files/`` as a tar archive, the same on every host.
+    """Return the recipe's ``files/`` as a tar archive, the same on every host.
 
-    All belongs to root; what begins with ``#!`` can be executed.  Modes of the
-    checkout are not used: they depend on its umask and get lost in packaging.
+    Root owns all files; those that begin with ``#!`` are executable.  Modes of the
+    checkout are not used: they depend on its umask and are lost in packaging.
     """
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
@@ -118,7 +118,7 @@ def pack_files(recipe: Recipe) -> bytes:
 
 
 def host_apt_settings() -> list[str]:
-    """Proxy and validity settings of this host, as lines of ``apt.conf(5)``."""
+    """Return this host's proxy and validity settings as lines of ``apt.conf(5)``."""
     try:
         printed = run(["apt-config", "dump"], timeout=APT_SECONDS).stdout
     except CommandError:
@@ -127,7 +127,7 @@ def host_apt_settings() -> list[str]:
 
 
 def _cause(exc: CommandError) -> str:
-    """What a person wants to know of mmdebstrap's errors: what was said just before the first."""
+    """Return the useful part of mmdebstrap's errors: the first one and the lines before it."""
     # Perl warns of every script with a line break in it
     noise = "Unsuccessful stat on filename"
     lines = [line for line in exc.stderr.splitlines() if line.strip() and noise not in line]
@@ -136,12 +136,12 @@ def _cause(exc: CommandError) -> str:
 
 
 def _hint(exc: CommandError) -> str:
-    if "is not installed" in exc.message:
+    if exc.is_missing:
         return "install the package mmdebstrap"
     if "NO_PUBKEY" in exc.stderr:
         return "install a newer debian-archive-keyring"
     if "uid_map" in exc.stderr or "subuid" in exc.stderr:
         return "as a normal user this needs the package uidmap and a line in /etc/subuid"
     if "Failed to fetch" in exc.stderr or "Could not resolve" in exc.stderr:
-        return "are the host's mirrors reachable? `apt-get update` tells"
+        return "check with `apt-get update` that the host's mirrors are reachable"
     return ""

@@ -1,10 +1,10 @@
-"""What a recipe says, read from ``recipe.toml`` and checked.
+"""Read and check a recipe: ``recipe.toml``.
 
-Every key is checked and an unknown one is refused: a misspelt key that is
-silently ignored costs its author an evening.
+Every key is checked and an unknown one is refused: a misspelt key that is silently
+ignored costs its author an evening.
 
-A recipe may extend another one: what it says replaces what that one says, but
-for lists, which are added to, and the table ``disk``, which is merged key by key.
+A recipe may extend another one.  Its values replace those of the other, but lists are
+appended, and tables are merged key by key.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 RECIPE_FILE = "recipe.toml"
 FILES = "files"
-# Part of every image's key: raise it when the same recipe gives another image.
+# Part of every image's key: increase it when the same recipe gives a different image.
 BUILDER_VERSION = 2
 
 ARCHITECTURES = ("amd64", "arm64", "i386")
@@ -41,11 +41,11 @@ FILESYSTEMS = ("ext2", "ext3", "ext4")
 BOOTLOADERS = ("extlinux", "none")
 SMALLEST_DISK_MB = 32
 LARGEST_DISK_MB = 1 << 20
-# tar_in's name of each compression
+# file name suffix -> the compression's name in libguestfs's tar_in
 COMPRESSIONS = {".tar": None, ".tar.gz": "gzip", ".tar.bz2": "bzip2", ".tar.xz": "xz"}
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
-# begins with "_": not an image of its own, but what recipes have in common
+# a leading "_" marks a recipe that others extend and that is not an image itself
 _BASE = re.compile(r"_?[a-z0-9][a-z0-9.-]*")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.:-]*")
 _FEATURE = re.compile(r"\^?[a-z0-9_]+")
@@ -65,7 +65,7 @@ class DiskLayout:
         features: filesystem features as ``mke2fs -O`` has them, "^" takes one away.
         uuid: the filesystem's UUID.
         bootloader: "extlinux" (BIOS, from an MBR partition table), or "none".
-        command_line: the kernel's; with "none" for whoever loads the kernel.
+        command_line: of the kernel; with "none" for the program that loads the kernel.
     """
 
     size_mb: int
@@ -79,11 +79,11 @@ class DiskLayout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tarball:
-    """A root filesystem that somebody else made.
+    """A root filesystem that somebody else built.
 
     Attributes:
-        name: its file's name; its ending says how it is compressed.
-        sha256: what the file has to be.
+        name: of its file; the suffix determines the compression.
+        sha256: of the file.
     """
 
     name: str
@@ -91,32 +91,32 @@ class Tarball:
 
     @property
     def compression(self) -> str | None:
-        """How it is compressed, as libguestfs calls it."""
+        """The compression, as libguestfs names it."""
         return next(how for end, how in COMPRESSIONS.items() if self.name.endswith(end))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How one guest image is made.
+    """How to build one guest image.
 
     Attributes:
         name: the name of its folder.
-        folders: where its files stand on this host: those of the recipes that it
-            extends, the farthest first, and its own.
+        folders: the folders with its files: those of the recipes that it extends, the
+            most basic one first, then its own.
         description: one line for a list.
-        architecture: Debian's name of it.
+        architecture: by Debian's name.
         suite: the Debian release, by code name.
         updates: whether packages may come from its updates and security archives;
-            those of a release that is no longer supported lose files.
+            for a release that is no longer supported, files disappear from those.
         variant: mmdebstrap's package set; "extract" unpacks without installing.
-        packages: what is added to the variant.
+        packages: packages beside those of the variant.
         leave_out: dpkg's path-exclude patterns.
         keep: dpkg's path-include patterns, exceptions to ``leave_out``.
         shell: the guest's program, with arguments, that reads ``customise``.
         customise: a script that runs in the guest's root after packages and files.
-        remove: guest paths that are removed at the very end.
-        tarball: a root filesystem that all this is laid over; nothing in it is executed.
-        disk: the disk that all this is put on.
+        remove: guest paths to remove at the very end.
+        tarball: a root filesystem below all of this; nothing in it is executed.
+        disk: the disk that all of this is copied to.
     """
 
     name: str
@@ -136,9 +136,9 @@ class Recipe:
     disk: DiskLayout
 
     def files(self) -> dict[str, Path]:
-        """The regular files of the ``files/`` trees by their place in the guest, sorted.
+        """Return the regular files of the ``files/`` trees, sorted by their path in the guest.
 
-        A recipe's own file hides one of the same place that it has from another recipe.
+        A recipe's own file replaces an inherited file with the same path.
         """
         found = {
             path.relative_to(folder / FILES).as_posix(): path
@@ -149,7 +149,7 @@ class Recipe:
         return dict(sorted(found.items()))
 
     def key(self) -> str:
-        """A short hash of all that decides what the image holds, but for the packages' versions."""
+        """Return a short hash of all that determines the image, except the packages' versions."""
         said = asdict(self)
         for words in ("name", "folders", "description"):
             del said[words]
@@ -162,23 +162,23 @@ class Recipe:
 
 
 def list_recipes(folder: Path | None = None) -> list[Recipe]:
-    """All recipes of images, sorted by name.
+    """Return all recipes of images, sorted by name.
 
     Args:
-        folder: where to look; else the recipes that ship with vmprovision.
+        folder: the folder of the recipes; by default those that ship with vmprovision.
 
     Raises:
-        RecipeError: one of them is wrong.
+        RecipeError: one of them is invalid.
     """
     root = folder or data_directory("images")
     return [parse_recipe(root / name) for name in _names(root)]
 
 
 def find_recipe(name: str, folder: Path | None = None) -> Recipe:
-    """The recipe of this name.
+    """Return the recipe of this name.
 
     Raises:
-        RecipeError: there is none, or it is wrong.
+        RecipeError: there is none, or it is invalid.
     """
     root = folder or data_directory("images")
     names = _names(root)
@@ -195,16 +195,16 @@ def _names(root: Path) -> list[str]:
 
 
 def parse_recipe(folder: Path) -> Recipe:
-    """The recipe that stands in a folder, with all that it has from those that it extends.
+    """Return the recipe in a folder, together with what it inherits.
 
     Raises:
-        RecipeError: it cannot be read, lacks a key, has an unknown one, or holds a
-            value that makes no sense; the message names the file and the key.
+        RecipeError: it cannot be read, lacks a key, has an unknown one, or has an
+            invalid value; the message names the file and the key.
     """
     path = folder / RECIPE_FILE
     content, folders = _read_with_bases(folder, ())
     if not _BASE.fullmatch(folder.name):
-        raise RecipeError(f"{path}: a recipe's folder is named in small letters, digits, . and -")
+        raise RecipeError(f"{path}: the folder's name may have only small letters, digits, . and -")
     table = _Table(path, content, "")
     recipe = Recipe(
         name=folder.name,
@@ -232,7 +232,7 @@ def parse_recipe(folder: Path) -> Recipe:
 def _read_with_bases(
     folder: Path, below: tuple[Path, ...]
 ) -> tuple[dict[str, Any], tuple[Path, ...]]:
-    """What a recipe says together with those that it extends, and the folders of all, its own last.
+    """Return a recipe's merged content, and the folders of all merged recipes, its own last.
 
     Args:
         folder: the recipe's.
@@ -303,16 +303,16 @@ def _parse_disk(table: _Table) -> DiskLayout:
 
 
 def _refuse_links(folder: Path) -> None:
-    """Refuse what a wheel cannot carry: it would silently become a copy of the target."""
+    """Refuse links, which a wheel would silently replace by copies of their targets."""
     for path in (folder / FILES).rglob("*"):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise RecipeError(
-                f"{path} is not a regular file", hint="make links and devices in `customise`"
+                f"{path} is not a regular file", hint="create links and devices in `customise`"
             )
 
 
 class _Table:
-    """One TOML table that is taken apart key by key, so that what is left is unknown."""
+    """A TOML table from which each known key is taken, so that unknown keys remain."""
 
     def __init__(self, path: Path, content: Mapping[str, Any], prefix: str) -> None:
         self._path = path
@@ -323,7 +323,7 @@ class _Table:
         return key in self._left
 
     def wrong(self, key: str, why: str) -> RecipeError:
-        """The error for one key."""
+        """Return the error for one key."""
         return RecipeError(f"{self._path}: {self._prefix}{key} {why}")
 
     def text(self, key: str, *, default: str | None = None) -> str:
@@ -382,4 +382,4 @@ class _Table:
 
     def refuse_unknown(self) -> None:
         for key in sorted(self._left):
-            raise self.wrong(key, "is no key of a recipe")
+            raise self.wrong(key, "is not a key of a recipe")

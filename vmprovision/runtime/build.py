@@ -1,8 +1,8 @@
-"""Runtimes from source: MicroPython's unix port with what ``port`` adds, linked statically.
+"""Build runtimes from source: MicroPython's unix port and our ``port``, linked statically.
 
-This host's own architecture takes musl-gcc where it is there; all others, and
-this one too, the ziglang wheel.  Everything is made in a temporary folder, and
-what comes out of it is checked before it gets its name in the cache.
+This host's own architecture is compiled by musl-gcc if that is installed; other
+architectures, and otherwise this one, by the ziglang wheel.  Each runtime is checked
+before it gets its name in the cache.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING
 
 from vmprovision.changes.operations import digest
 from vmprovision.errors import BundledRuntimeError, CommandError
-from vmprovision.host.cache import locked, write_atomically
+from vmprovision.host.cache import build_directory, write_atomically
 from vmprovision.host.command import run
-from vmprovision.host.workspace import workspace
 from vmprovision.runtime import preprocess
 from vmprovision.runtime.source import VERSION, unpack_source
 from vmprovision.runtime.store import (
@@ -45,10 +44,10 @@ if TYPE_CHECKING:
 
 MAKE_SECONDS = 1800.0
 VERSION_SECONDS = 60.0
-SOURCE_DATE_EPOCH = "1767225600"  # 2026-01-01, so that the same inputs give the same bytes
+SOURCE_DATE_EPOCH = "1767225600"  # 2026-01-01: the same inputs give the same bytes
 VARIANT = "guest"
-# MicroPython's own ways to see the registers and to unwind are written for gcc.
-# Under clang the first fails everywhere, the second on two architectures.
+# MicroPython's own code to read the registers and to unwind is written for gcc.
+# With clang the former fails everywhere, the latter on two architectures.
 _REGISTERS = "-DMICROPY_GCREGS_SETJMP=1"
 _UNWINDING = "-DMICROPY_NLR_SETJMP=1"
 MUSL_GCC_LICENCE = Path("/usr/share/doc/musl-dev/copyright")
@@ -56,7 +55,7 @@ MUSL_GCC_LICENCE = Path("/usr/share/doc/musl-dev/copyright")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """How zig compiles for an architecture: the oldest processor of its kind, and definitions."""
+    """How zig compiles for an architecture: for its oldest processor, with these definitions."""
 
     triple: str
     processor: str = ""
@@ -76,13 +75,13 @@ ZIG_TARGETS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Toolchain:
-    """What compiles for one architecture.
+    """A compiler for one architecture.
 
     Attributes:
         compiler: the words of its command.
         name: its name and version, for ``RUNTIMES.json``.
         musl_licence: the file with the licence of the C library that it links.
-        definitions: what the preprocessor is told besides.
+        definitions: additional options of the preprocessor.
     """
 
     compiler: tuple[str, ...]
@@ -98,13 +97,13 @@ def build_runtimes(
     refresh: bool = False,
     control: Control,
 ) -> tuple[Runtime, ...]:
-    """The runtimes for these architectures; those that are not there yet are built.
+    """Return the runtimes for these architectures; build those that are missing.
 
     Args:
         architectures: of ``ARCHITECTURES``.
-        source: the tarball of MicroPython's source, where the caller has it.
-        refresh: build what is there already, too.
-        control: progress and cancelling.
+        source: the tarball of MicroPython's source, if the caller has it.
+        refresh: also build those that exist.
+        control: progress and cancellation.
 
     Raises:
         BundledRuntimeError: the source or a compiler is missing, or it does not compile.
@@ -113,17 +112,17 @@ def build_runtimes(
     folder = cached_folder()
     waiting = "waiting for another build of runtimes"
     try:
-        with locked(folder.with_suffix(".lock"), lambda: control.step(waiting)):
-            missing = [name for name in architectures if refresh or not _is_there(name)]
+        with build_directory(folder, lambda: control.step(waiting)) as directory:
+            missing = [name for name in architectures if refresh or not _is_usable(name)]
             if missing:
-                _build(missing, source, folder, control)
+                _build(missing, source, directory, folder, control)
     except OSError as exc:
         raise BundledRuntimeError(f"{exc.filename}: {exc.strerror}") from exc
     return tuple(runtime for runtime in list_runtimes() if runtime.architecture in architectures)
 
 
-def _is_there(architecture: str) -> bool:
-    """Whether there is a runtime, as it should be."""
+def _is_usable(architecture: str) -> bool:
+    """Whether there is an undamaged runtime."""
     try:
         load(find_runtime(architecture))
     except BundledRuntimeError:
@@ -131,28 +130,29 @@ def _is_there(architecture: str) -> bool:
     return True
 
 
-def _build(architectures: list[str], given: Path | None, folder: Path, control: Control) -> None:
+def _build(
+    architectures: list[str], given: Path | None, directory: Path, target: Path, control: Control
+) -> None:
     toolchains = {name: find_toolchain(name) for name in architectures}
-    with workspace("runtime") as workshop:
-        control.step("getting the source of MicroPython")
-        source = unpack_source(given, workshop)
-        _lay_port(source)
-        control.step("compiling MicroPython's own compiler")
-        _make(source / "mpy-cross", [f"CC={shlex.join(_host_compiler())}"], workshop)
-        for architecture, toolchain in toolchains.items():
-            control.step(f"compiling the runtime for {architecture}")
-            content = _compile(source, architecture, toolchain, workshop)
-            _keep(content, architecture, toolchain, source, folder)
+    control.step("fetching the source of MicroPython")
+    source = unpack_source(given, directory)
+    _copy_port(source)
+    control.step("compiling MicroPython's own compiler")
+    _make(source / "mpy-cross", [f"CC={shlex.join(_host_compiler())}"], directory)
+    for architecture, toolchain in toolchains.items():
+        control.step(f"compiling the runtime for {architecture}")
+        content = _compile(source, architecture, toolchain, directory)
+        _store(content, architecture, toolchain, source, target)
 
 
-def _lay_port(source: Path) -> None:
-    """Put our files where MicroPython's makefiles look for a variant of the unix port."""
+def _copy_port(source: Path) -> None:
+    """Copy our files to where MicroPython's makefiles look for a variant of the unix port."""
     variant = source / "ports" / "unix" / "variants" / VARIANT
     shutil.copytree(PORT, variant)
     (variant / "main.c").replace(source / "ports" / "unix" / "main.c")
 
 
-def _compile(source: Path, architecture: str, toolchain: Toolchain, workshop: Path) -> bytes:
+def _compile(source: Path, architecture: str, toolchain: Toolchain, directory: Path) -> bytes:
     compiler = shlex.join(toolchain.compiler)
     one_by_one = shlex.join([sys.executable, str(Path(preprocess.__file__))])
     settings = [
@@ -164,13 +164,13 @@ def _compile(source: Path, architecture: str, toolchain: Toolchain, workshop: Pa
         f"CFLAGS_EXTRA={' '.join(toolchain.definitions)}",
     ]
     unix = source / "ports" / "unix"
-    _make(unix, settings, workshop)
+    _make(unix, settings, directory)
     content = (unix / f"build-{architecture}" / "python").read_bytes()
     check_program(content, architecture, f"the runtime for {architecture}")
     return content
 
 
-def _keep(
+def _store(
     content: bytes, architecture: str, toolchain: Toolchain, source: Path, folder: Path
 ) -> None:
     runtime = Runtime(
@@ -189,7 +189,7 @@ def _keep(
 
 
 def _licences(source: Path, musl: Path) -> bytes:
-    """The licences of all that is linked into a runtime."""
+    """Return the licences of everything that is linked into a runtime."""
     uzlib = (source / "lib" / "uzlib" / "tinflate.c").read_bytes().partition(b"*/")[0] + b"*/\n"
     parts = {
         "MicroPython": (source / "LICENSE").read_bytes(),
@@ -199,14 +199,14 @@ def _licences(source: Path, musl: Path) -> bytes:
     return b"\n".join(f"=== {name} ===\n\n".encode() + text for name, text in parts.items())
 
 
-def _make(folder: Path, settings: list[str], workshop: Path) -> None:
-    """Run make where nothing of this environment changes what comes out."""
+def _make(folder: Path, settings: list[str], directory: Path) -> None:
+    """Run make so that nothing of this environment changes its result."""
     environment = dict.fromkeys(("CFLAGS", "CPPFLAGS", "LDFLAGS", "MAKEFLAGS"), "")
     environment |= {
         "MICROPY_GIT_TAG": f"v{VERSION}",
         "SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH,
-        "ZIG_GLOBAL_CACHE_DIR": str(workshop / "zig"),
-        "ZIG_LOCAL_CACHE_DIR": str(workshop / "zig"),
+        "ZIG_GLOBAL_CACHE_DIR": str(directory / "zig"),
+        "ZIG_LOCAL_CACHE_DIR": str(directory / "zig"),
     }
     jobs = f"-j{os.cpu_count() or 1}"
     command = ["make", jobs, "STRIP=", "SIZE=true", *settings]
@@ -215,15 +215,15 @@ def _make(folder: Path, settings: list[str], workshop: Path) -> None:
     except CommandError as exc:
         raise BundledRuntimeError(
             f"the runtime does not compile: {exc.message}",
-            hint="Debian's packages gcc, libc6-dev, make and musl-tools are what it needs",
+            hint="it needs Debian's packages gcc, libc6-dev, make and musl-tools",
         ) from exc
 
 
 def find_toolchain(architecture: str) -> Toolchain:
-    """What compiles for an architecture on this host.
+    """Return what compiles for an architecture on this host.
 
     Raises:
-        BundledRuntimeError: nothing does.
+        BundledRuntimeError: no compiler for it is installed.
     """
     if architecture == host_architecture() and shutil.which("musl-gcc"):
         version = run(["musl-gcc", "--version"], timeout=VERSION_SECONDS).stdout.splitlines()[0]
@@ -236,7 +236,7 @@ def find_toolchain(architecture: str) -> Toolchain:
         if architecture == host_architecture():
             ways.insert(0, "install Debian's packages gcc, libc6-dev, make and musl-tools")
         raise BundledRuntimeError(
-            f"nothing here compiles for {architecture}", hint=", or ".join(ways)
+            f"this host has no compiler for {architecture}", hint=", or ".join(ways)
         )
     version = run([zig, "version"], timeout=VERSION_SECONDS).stdout.strip()
     target = ZIG_TARGETS[architecture]
@@ -250,12 +250,12 @@ def find_toolchain(architecture: str) -> Toolchain:
 
 
 def _host_compiler() -> list[str]:
-    """What compiles a program that runs here, while the runtimes are made."""
+    """Return the compiler of programs that run here during the build."""
     zig = _find_zig()
     return [str(zig), "cc"] if zig and not shutil.which("gcc") else ["gcc"]
 
 
 def _find_zig() -> Path | None:
-    """The compiler in the ziglang wheel; None where that is not installed."""
+    """Return the compiler in the ziglang wheel; None if that is not installed."""
     wheel = importlib.util.find_spec("ziglang")
     return Path(wheel.origin).with_name("zig") if wheel and wheel.origin else None

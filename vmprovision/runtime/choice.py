@@ -1,10 +1,10 @@
-"""What runs the agent in a guest: a Python of its own, or a runtime that is put into it."""
+"""Choose what runs the agent in a guest: the guest's own Python, or a runtime injected with it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from vmprovision.errors import BundledRuntimeError, UnsupportedGuestError
 from vmprovision.runtime.store import check_program, find_runtime, load
@@ -12,8 +12,9 @@ from vmprovision.runtime.store import check_program, find_runtime, load
 if TYPE_CHECKING:
     from vmprovision.guest.facts import GuestInfo
 
-RuntimeWish = Literal["auto", "guest", "bundled"] | Path
-WISHES = ("auto", "guest", "bundled")
+RuntimeName = Literal["auto", "guest", "bundled"]
+RuntimeChoice = RuntimeName | Path
+NAMES: dict[str, RuntimeName] = {name: name for name in get_args(RuntimeName)}
 INSTALL_PYTHON = "install python3 (its minimal package is enough) in the guest"
 
 
@@ -23,31 +24,36 @@ class ChosenRuntime:
 
     Attributes:
         name: for a person.
-        content: what is put into the guest; None where its own Python does.
+        content: the interpreter to inject; None if the guest's own Python runs the agent.
     """
 
     name: str
     content: bytes | None = None
 
 
-def choose_runtime(guest: GuestInfo, wish: RuntimeWish) -> ChosenRuntime:
-    """What runs the agent in this guest, read and checked.
+def parse_runtime(word: str) -> RuntimeChoice:
+    """Return the choice that a word of the command line stands for: a name, or else a path."""
+    return NAMES.get(word) or Path(word)
+
+
+def choose_runtime(guest: GuestInfo, choice: RuntimeChoice) -> ChosenRuntime:
+    """Return what runs the agent in this guest, read and checked.
 
     Args:
         guest: its Pythons and its architecture decide.
-        wish: ``auto`` takes the guest's own Python and, where it has none that is
-            usable, the bundled runtime; a path is an interpreter of the caller's.
+        choice: ``auto`` prefers a usable Python of the guest's own to the bundled
+            runtime; a path is the caller's own interpreter.
 
     Raises:
         UnsupportedGuestError: the guest has no usable Python, and there is no runtime for it.
-        BundledRuntimeError: the runtime is damaged, or not for this guest.
+        BundledRuntimeError: the runtime is damaged, or does not fit this guest.
     """
-    if isinstance(wish, Path):
-        return _read_given(guest, wish)
+    if isinstance(choice, Path):
+        return _read_given(guest, choice)
     own = guest.usable_python
-    if own is not None and wish != "bundled":
+    if own is not None and choice != "bundled":
         return ChosenRuntime(name=f"the guest's {own.path}")
-    if wish == "guest":
+    if choice == "guest":
         raise UnsupportedGuestError(
             f"the guest has no Python that could run the agent{guest.unusable_pythons}",
             hint=f"leave out --runtime guest, or {INSTALL_PYTHON}",

@@ -1,6 +1,6 @@
-"""A C preprocessor that is given one source at a time: ``preprocess.py COMPILER... SOURCE...``.
+"""Preprocess C sources one at a time: ``preprocess.py COMPILER... SOURCE...``.
 
-Zig's, given several, looks for the headers of all but the first on the host.
+Given several sources, zig looks for the headers of all but the first on the host.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 
 
 def main(words: list[str]) -> int:
-    """The first exit status that is not 0; what is preprocessed goes to standard output."""
+    """Print the preprocessed sources; return the first exit status that is not 0."""
     sources = [word for word in words if word.endswith(".c")]
     command = [word for word in words if word not in sources]
     for source in sources:

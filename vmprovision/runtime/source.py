@@ -1,8 +1,8 @@
-"""MicroPython's source, from Debian's source package.
+"""Get MicroPython's source from Debian's source package.
 
-apt fetches it with a private root: from the mirror that this host itself uses,
-checked by the archive's signature.  What it must be is pinned here as well, so
-a copy from elsewhere will do where the host has no such mirror.
+apt fetches it with a private root from the mirror that this host itself uses, and
+checks the archive's signature.  Its SHA-256 is pinned here as well, so a host without
+such a mirror can use a copy from elsewhere.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ FETCH_SECONDS = 600.0
 UNPACK_SECONDS = 300.0
 
 
-def unpack_source(given: Path | None, workshop: Path) -> Path:
-    """The folder inside the workshop with MicroPython's source.
+def unpack_source(given: Path | None, directory: Path) -> Path:
+    """Unpack MicroPython's source into a folder of an empty directory; return the folder.
 
     Args:
-        given: the tarball, where the caller has it.
-        workshop: an empty folder.
+        given: the tarball, if the caller has it.
+        directory: the empty directory.
 
     Raises:
-        BundledRuntimeError: the source cannot be had, or is not the right one.
+        BundledRuntimeError: the source cannot be fetched, or is a different one.
     """
-    tarball = workshop / TARBALL
+    tarball = directory / TARBALL
     if given is None:
         _fetch(tarball)
     else:
@@ -48,10 +48,10 @@ def unpack_source(given: Path | None, workshop: Path) -> Path:
     found = digest(tarball.read_bytes())
     if found != SHA256:
         raise BundledRuntimeError(
-            f"{given or tarball.name} is not MicroPython {VERSION} as Debian has it: its SHA-256 "
+            f"{given or tarball.name} is not Debian's source of MicroPython {VERSION}: its SHA-256 "
             f"is {found}"
         )
-    source = workshop / "source"
+    source = directory / "source"
     source.mkdir()
     run(
         ["tar", "--extract", "--xz", "--strip-components=1", "--file", tarball],
@@ -63,10 +63,10 @@ def unpack_source(given: Path | None, workshop: Path) -> Path:
 
 def _fetch(tarball: Path) -> None:
     mirrors = host_mirrors(SUITE, updates=False)
-    elsewhere = f"get {TARBALL} from a Debian mirror and name it with --source"
+    elsewhere = f"get {TARBALL} from a Debian mirror and give its path with --source"
     if not mirrors:
         raise BundledRuntimeError(
-            "this host gets no packages from Debian, whose source of MicroPython is needed",
+            "this host has no Debian mirror to fetch the source of MicroPython from",
             hint=elsewhere,
         )
     apt = _private_apt(tarball.with_name("apt"), mirrors)
@@ -83,12 +83,12 @@ def _fetch(tarball: Path) -> None:
         ) from exc
     if not tarball.exists():
         raise BundledRuntimeError(
-            f"Debian {SUITE} has another version of MicroPython now", hint=elsewhere
+            f"Debian {SUITE} now has another version of MicroPython", hint=elsewhere
         )
 
 
 def _private_apt(root: Path, mirrors: list[str]) -> list[str]:
-    """An apt-get that knows these mirrors and no others, and leaves nothing outside the root."""
+    """Return an apt-get that uses only these mirrors and writes only below the root."""
     for folder in ("lists/partial", "archives/partial"):
         (root / folder).mkdir(parents=True)
     (root / "status").touch()
@@ -100,7 +100,7 @@ def _private_apt(root: Path, mirrors: list[str]) -> list[str]:
         "Dir::State": root,
         "Dir::State::status": root / "status",
         "Dir::Cache": root,
-        "APT::Sandbox::User": "root",  # apt's own user may not reach the workshop
+        "APT::Sandbox::User": "root",  # apt's own user may not reach the directory
         "Debug::NoLocking": "1",
     }
     return ["apt-get", *(f"-o{name}={value}" for name, value in options.items())]

@@ -1,4 +1,4 @@
-"""What runtimes there are: ``RUNTIMES.json`` beside them, in the wheel or in the cache."""
+"""Find and read runtimes, which ``RUNTIMES.json`` lists beside them in the wheel or the cache."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from vmprovision.changes.operations import digest
 from vmprovision.errors import BundledRuntimeError
 from vmprovision.filesystem.elf import elf_architecture, runs_alone
+from vmprovision.guest.names import ARCHITECTURES
 from vmprovision.host.cache import cache_directory, write_atomically
 
 LIST = "RUNTIMES.json"
@@ -19,8 +20,6 @@ LICENCES = "LICENCES"
 SCHEMA = 1
 PORT = Path(__file__).parent / "port"
 SHIPPED = Path(__file__).parents[1] / "runtimes"
-# as GuestInfo has them; 32-bit ARM is made for the oldest, ARMv5, and i386 for an i486
-ARCHITECTURES = ("x86_64", "aarch64", "armv7l", "i386", "riscv64", "ppc64le", "s390x")
 OTHER_NAMES = {
     "amd64": "x86_64",
     "arm64": "aarch64",
@@ -41,12 +40,12 @@ class Runtime:
     """One runtime, as ``RUNTIMES.json`` lists it.
 
     Attributes:
-        architecture: of the guests that it is for, as ``GuestInfo.arch`` has it.
-        path: where it is on this host.
+        architecture: of its guests, as in ``GuestInfo.arch``.
+        path: its file on this host.
         sha256: of its content, in hexadecimal.
         size: of its content, in bytes.
-        micropython: the version that it is made of.
-        compiler: what compiled it, with version.
+        micropython: the version of MicroPython.
+        compiler: the compiler and its version.
     """
 
     architecture: str
@@ -57,12 +56,12 @@ class Runtime:
     compiler: str
 
     def as_json(self) -> dict[str, Any]:
-        """The runtime as ``vmprovision runtime list --json`` prints it."""
+        """Return the runtime as ``vmprovision runtime list --json`` prints it."""
         return {**asdict(self), "path": str(self.path)}
 
 
 def architecture_named(name: str) -> str:
-    """The architecture that goes by this or another name.
+    """Return the architecture that has this name or alias.
 
     Raises:
         BundledRuntimeError: no runtime can be built for it.
@@ -70,19 +69,19 @@ def architecture_named(name: str) -> str:
     architecture = OTHER_NAMES.get(name, name)
     if architecture not in ARCHITECTURES:
         raise BundledRuntimeError(
-            f"there is no runtime for {name}", hint="there are: " + ", ".join(ARCHITECTURES)
+            f"there is no runtime for {name}", hint="choose one of: " + ", ".join(ARCHITECTURES)
         )
     return architecture
 
 
 def host_architecture() -> str:
-    """This host's architecture."""
+    """Return this host's architecture."""
     machine = platform.machine()
     return OTHER_NAMES.get(machine, machine)
 
 
 def cached_folder() -> Path:
-    """Where runtimes are built to; another folder for every change of what they are made from."""
+    """Return the cache's folder for runtimes, whose name changes with what they are built from."""
     inputs = hashlib.sha256()
     sources = [path for path in PORT.iterdir() if path.is_file()]
     for path in sorted([*sources, PORT.with_name("build.py"), PORT.with_name("source.py")]):
@@ -91,7 +90,7 @@ def cached_folder() -> Path:
 
 
 def list_runtimes() -> tuple[Runtime, ...]:
-    """All runtimes that there are: those built here, then those shipped with this installation.
+    """Return all runtimes: those built on this host, then those shipped with this installation.
 
     Raises:
         BundledRuntimeError: a list is damaged.
@@ -104,7 +103,7 @@ def list_runtimes() -> tuple[Runtime, ...]:
 
 
 def find_runtime(architecture: str) -> Runtime:
-    """The runtime for an architecture.
+    """Return the runtime for an architecture.
 
     Raises:
         BundledRuntimeError: there is none, or a list is damaged.
@@ -121,7 +120,7 @@ def find_runtime(architecture: str) -> Runtime:
 
 
 def read_list(folder: Path) -> tuple[Runtime, ...]:
-    """The runtimes that a folder's list names; none where there is no list.
+    """Return the runtimes in a folder's list; none if there is no list.
 
     Raises:
         BundledRuntimeError: the list is damaged.
@@ -149,7 +148,7 @@ def write_list(folder: Path, runtimes: tuple[Runtime, ...]) -> None:
     """Write the list of a folder's runtimes.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the list cannot be written.
     """
     facts = {
         runtime.architecture: {
@@ -167,29 +166,31 @@ def write_list(folder: Path, runtimes: tuple[Runtime, ...]) -> None:
 
 
 def file_name(architecture: str) -> str:
-    """What a runtime's file is called."""
+    """Return the name of a runtime's file."""
     return f"python-{architecture}"
 
 
 def load(runtime: Runtime) -> bytes:
-    """The content of a runtime, which is what the list says and a program for its architecture.
+    """Return the content of a runtime, after checking its digest and its architecture.
 
     Raises:
-        BundledRuntimeError: it is not, or cannot be read.
+        BundledRuntimeError: it is damaged, or cannot be read.
     """
-    mend = f"run `vmprovision runtime build --refresh {runtime.architecture}`"
+    rebuild = f"run `vmprovision runtime build --refresh {runtime.architecture}`"
     try:
         content = runtime.path.read_bytes()
     except OSError as exc:
-        raise BundledRuntimeError(f"{runtime.path}: {exc.strerror}", hint=mend) from exc
+        raise BundledRuntimeError(f"{runtime.path}: {exc.strerror}", hint=rebuild) from exc
     if digest(content) != runtime.sha256:
-        raise BundledRuntimeError(f"{runtime.path} is not what {LIST} lists", hint=mend)
+        raise BundledRuntimeError(
+            f"{runtime.path} does not have the SHA-256 that {LIST} lists", hint=rebuild
+        )
     check_program(content, runtime.architecture, str(runtime.path))
     return content
 
 
 def check_program(content: bytes, architecture: str, name: str) -> None:
-    """Check that a file is a program for an architecture that needs nothing else in a guest.
+    """Check that a file is a static program for an architecture.
 
     Raises:
         BundledRuntimeError: it is not.
@@ -197,11 +198,11 @@ def check_program(content: bytes, architecture: str, name: str) -> None:
     found = elf_architecture(content)
     if found != architecture:
         raise BundledRuntimeError(
-            f"{name} is no program for {architecture}"
-            + (f" but for {found}" if found else ": it is no ELF file")
+            f"{name} is not a program for {architecture}: it is "
+            + (f"for {found}" if found else "not an ELF file")
         )
     if not runs_alone(content):
         raise BundledRuntimeError(
-            f"{name} is damaged, or linked with libraries that the guest may lack",
+            f"{name} is damaged or needs libraries that the guest may lack",
             hint="link it statically",
         )

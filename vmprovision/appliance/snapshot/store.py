@@ -57,9 +57,10 @@ from vmprovision.errors import (
     VmprovisionError,
 )
 from vmprovision.host.cache import (
+    build_directory,
     cache_directory,
-    locked,
     make_private,
+    require_private,
     write_atomically,
 )
 from vmprovision.host.kernel import host_kernels
@@ -122,7 +123,16 @@ class SavedAppliance:
 
 
 class UnusableApplianceError(ApplianceError):
-    """There is no saved appliance, for a reason that does not concern a stock one."""
+    """There is no saved appliance, for a reason that does not concern a stock one.
+
+    Attributes:
+        command: the command that may change that, or an empty string.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", command: str = "") -> None:
+        """Keep the command beside the message."""
+        super().__init__(message, hint=hint)
+        self.command = command
 
 
 def saved_appliance(
@@ -150,11 +160,15 @@ def saved_appliance(
             return found
         _raise_known_failure(folder)
     try:
-        with locked(folder.with_suffix(".lock"), lambda: control.step(STEP)):
+        with build_directory(folder, lambda: control.step(STEP)) as directory:
             if not refresh and (found := _read(folder, made_of)):
                 return found
             control.step(STEP)
-            _make(folder, made_of, qemu, accelerator, control)
+            build(directory, supermin_inputs(), qemu, accelerator, control)
+            document = {"made_of": made_of, "files": _look(directory), "made": time.time()}
+            write_atomically(directory / MANIFEST, json.dumps(document).encode())
+            shutil.rmtree(folder, ignore_errors=True)
+            directory.rename(folder)
     except (OSError, CommandError, ApplianceError, BundledRuntimeError) as exc:
         cause = exc.message if isinstance(exc, VmprovisionError) else str(exc)
         with contextlib.suppress(OSError):
@@ -236,7 +250,9 @@ def ingredients(qemu: Path, accelerator: Accelerator) -> dict[str, Any]:
     try:
         runtime = find_runtime(machine)
     except BundledRuntimeError as exc:
-        raise UnusableApplianceError(exc.message, hint=exc.hint) from exc
+        raise UnusableApplianceError(
+            exc.message, hint=exc.hint, command=f"vmprovision runtime build {machine}"
+        ) from exc
     binding = importlib.util.find_spec("libguestfsmod")
     packages = [Path(name) for name in PACKAGE_LISTS]
     try:
@@ -275,25 +291,6 @@ def supermin_inputs() -> Path:
     raise UnusableApplianceError(f"libguestfs's path {path} has no supermin.d")
 
 
-def _make(
-    folder: Path, made_of: dict[str, Any], qemu: Path, accelerator: Accelerator, control: Control
-) -> None:
-    """Make all files in a folder of another name; its lock is ours."""
-    for leftover in folder.parent.glob(f"{folder.name}-*.building"):  # of a killed process
-        shutil.rmtree(leftover, ignore_errors=True)
-    # under a name of its own: what a killed process had started may write for a while
-    workshop = folder.with_name(f"{folder.name}-{os.getpid()}.building")
-    workshop.mkdir(mode=0o700)
-    try:
-        build(workshop, supermin_inputs(), qemu, accelerator, control)
-        document = {"made_of": made_of, "files": _look(workshop), "made": time.time()}
-        write_atomically(workshop / MANIFEST, json.dumps(document).encode())
-        shutil.rmtree(folder, ignore_errors=True)
-        workshop.rename(folder)
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)
-
-
 def _parent() -> Path:
     return cache_directory() / "appliance"
 
@@ -310,14 +307,9 @@ def _require_own_cache() -> None:
     """Refuse a cache that somebody else could write to: what is in it will be run."""
     try:
         make_private(_parent())
-        statuses = {path: path.stat() for path in (cache_directory(), _parent())}
+        require_private(cache_directory(), _parent())
     except OSError as exc:
-        raise UnusableApplianceError(f"{_parent()}: {exc.strerror}") from exc
-    for path, status in statuses.items():
-        if status.st_uid != os.geteuid():
-            raise UnusableApplianceError(f"{path} belongs to somebody else")
-        if status.st_mode & 0o022:
-            raise UnusableApplianceError(f"{path} can be written by others")
+        raise UnusableApplianceError(f"{exc.filename}: {exc.strerror}") from exc
 
 
 def _raise_known_failure(folder: Path) -> None:
@@ -329,6 +321,7 @@ def _raise_known_failure(folder: Path) -> None:
             raise UnusableApplianceError(
                 f"no appliance could be saved: {cause}",
                 hint="`vmprovision appliance build` tries again",
+                command="vmprovision appliance build",
             )
 
 

@@ -1,4 +1,4 @@
-"""Reports as text for a person, on a console that the command line gives."""
+"""Print reports as text for a person."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def show_guest(console: Console, guest: GuestInfo) -> None:
-    """All facts about a guest, one a line, evidence indented."""
+    """Print all facts about a guest, one per line, with the evidence indented."""
     distribution = guest.distribution
     _row(console, "distro", distribution.id)
     _row(console, "product name", distribution.product_name)
@@ -62,21 +62,21 @@ def show_guest(console: Console, guest: GuestInfo) -> None:
 
 
 def _show_verdict(console: Console, verdict: InitVerdict) -> None:
-    """What runs services, why, and what speaks for another, where somebody asked."""
-    nobody = f"none that is known: process 1 is {verdict.pid1}"
-    _row(console, "init", f"{verdict.system} ({verdict.confidence})" if verdict.system else nobody)
+    """Print what runs services and why, and with ``--explain`` the evidence for others."""
+    unknown = f"unknown: process 1 is {verdict.pid1}"
+    _row(console, "init", f"{verdict.system} ({verdict.confidence})" if verdict.system else unknown)
     for sentence in (*verdict.evidence, verdict.doubt):
         if sentence:
             console.print(f"{'':<14}- {printable(sentence)}")
     for hint in verdict.hints or ():
-        said = f"{hint.speaks_for}: {hint.seen}; {hint.outcome}"
+        line = f"{hint.speaks_for}: {hint.seen}; {hint.outcome}"
         agrees = hint.speaks_for == verdict.system and hint.kind != "boot"
         mark = "for" if agrees else "against" if verdict.system else "seen"
-        console.print(f"{'':<14}{mark:<8}{printable(said)}")
+        console.print(f"{'':<14}{mark:<8}{printable(line)}")
 
 
 def show_plan(console: Console, report: PlanReport) -> None:
-    """The operations in order, what is satisfied marked."""
+    """Print the operations in order; mark those that are already satisfied."""
     _show_target(console, report.guest)
     for planned in report.operations:
         mark = "done " if planned.satisfied else "to do"
@@ -87,7 +87,7 @@ def show_plan(console: Console, report: PlanReport) -> None:
 
 
 def show_changes(console: Console, report: ChangeReport, *, done: str) -> None:
-    """What an injection or a removal wrote."""
+    """Print what an injection or a removal wrote."""
     _show_target(console, report.guest)
     for path in report.changed:
         console.print(f"changed  {printable(str(path))}")
@@ -95,10 +95,10 @@ def show_changes(console: Console, report: ChangeReport, *, done: str) -> None:
     _show_notes(console, report.notes)
 
 
-def show_batch(console: Console, aside: Console, report: BatchReport, codes: Sequence[int]) -> None:
-    """How every image of a batch ended, one a line; what to do next, and the sums, aside."""
-    for result, code in zip(report.results, codes, strict=True):
-        console.print(f"{printable(str(result.image))}: {_ending(result, code)}")
+def show_batch(console: Console, aside: Console, report: BatchReport) -> None:
+    """Print how every image of a batch ended, one per line; next steps and totals go aside."""
+    for result in report.results:
+        console.print(f"{printable(str(result.image))}: {_ending(result)}")
     hints = [result.error.hint for result in report.results if result.error]
     for hint in dict.fromkeys(hint for hint in hints if hint):
         aside.print(f"  next: {hint}")
@@ -108,16 +108,16 @@ def show_batch(console: Console, aside: Console, report: BatchReport, codes: Seq
     for note, number in notes.items():
         aside.print(f"  note ({number} of {len(report.results)}): {printable(note)}")
     counts = report.as_json()["counts"]
-    told = ", ".join(f"{number} {outcome}" for outcome, number in counts.items() if number)
-    aside.print(f"vmprovision: {told or 'no images'}")
+    totals = ", ".join(f"{number} {outcome}" for outcome, number in counts.items() if number)
+    aside.print(f"vmprovision: {totals or 'no images'}")
 
 
-def _ending(result: JobResult, code: int) -> str:
+def _ending(result: JobResult) -> str:
     if result.report is not None:
         return _summary(result.report, "injected")
     if result.outcome == "failed" and result.error is not None:
         message = result.error.message.removeprefix(printable(f"{result.image}: "))
-        return f"failed ({code}): {message}"
+        return f"failed ({result.exit_code}): {message}"
     return "skipped: done by an earlier run" if result.outcome == "skipped" else result.outcome
 
 
@@ -131,7 +131,7 @@ def _summary(report: ChangeReport, done: str) -> str:
 
 
 def show_verification(console: Console, report: VerifyReport) -> None:
-    """Every mismatch, or that there is none."""
+    """Print every mismatch, or that there is none."""
     for mismatch in report.mismatches:
         console.print(f"differs  {printable(mismatch)}")
     outcome = f"{len(report.mismatches)} mismatches" if report.mismatches else "all as it should be"
@@ -142,7 +142,7 @@ def show_verification(console: Console, report: VerifyReport) -> None:
 
 
 def show_proof(console: Console, report: ProofReport) -> None:
-    """What the booted guest answered."""
+    """Print what the booted guest answered."""
     for check in report.checks:
         console.print(f"ok  {printable(check)}")
     _show_answer(console, "health", report.health)
@@ -153,7 +153,7 @@ def show_proof(console: Console, report: ProofReport) -> None:
 
 
 def show_runtimes(console: Console, runtimes: Sequence[Runtime]) -> None:
-    """The runtimes that there are, one a line."""
+    """Print the available runtimes, one per line."""
     for runtime in runtimes:
         console.print(
             f"{runtime.architecture:<10}MicroPython {runtime.micropython}, {runtime.size} bytes, "
@@ -164,7 +164,7 @@ def show_runtimes(console: Console, runtimes: Sequence[Runtime]) -> None:
 
 
 def show_appliance(console: Console, saved: SavedAppliance | None) -> None:
-    """The saved appliance, or that there is none."""
+    """Print where the saved appliance is, or that there is none."""
     if saved is None:
         console.print("none yet: the first command that opens an image saves one")
         return
@@ -176,16 +176,16 @@ def show_appliance(console: Console, saved: SavedAppliance | None) -> None:
 
 
 def show_findings(console: Console, findings: Sequence[Finding]) -> None:
-    """Every finding, with the command that mends it."""
+    """Print every finding, with the command that fixes it."""
     for finding in findings:
         mark = "ok  " if finding.ok else "FAIL" if finding.needed else "warn"
         console.print(f"{mark}  {finding.subject}: {printable(finding.detail)}")
-        if finding.mend:
-            console.print(f"      mend: {finding.mend}")
+        if finding.fix:
+            console.print(f"      fix: {finding.fix}")
 
 
 def show_service(console: Console, operations: Sequence[tuple[Operation, bytes]]) -> None:
-    """The files of a service, each under its guest path."""
+    """Print the files of a service, each below its guest path."""
     for operation, content in operations:
         mode = f" (mode {operation.mode:04o})" if isinstance(operation, WriteFile) else ""
         console.print(f"### {operation.path}{mode}")
@@ -197,7 +197,7 @@ def _show_answer(console: Console, name: str, answer: dict[str, Any]) -> None:
 
 
 def _is_flat(value: object) -> bool:
-    """Whether it is one figure, and not a table of processors, disks or interfaces."""
+    """Whether it is a single figure, not a table of processors, disks or interfaces."""
     return not isinstance(value, dict | list)
 
 

@@ -1,4 +1,4 @@
-"""Where running work stands, on standard error: bars on a terminal, quiet lines elsewhere."""
+"""Progress on standard error: bars on a terminal, one line for each step elsewhere."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Display(Protocol):
     """Shows progress while it is entered."""
 
-    def __enter__(self) -> object: ...  # noqa: D105 -- said by the class
+    def __enter__(self) -> object: ...  # noqa: D105 -- the class describes it
 
     def __exit__(  # noqa: D105 -- likewise
         self,
@@ -32,11 +32,11 @@ class Display(Protocol):
     ) -> None: ...
 
     def report(self, progress: Progress) -> None:
-        """Show a step; called in a working thread."""
+        """Show a step; called from a worker thread."""
 
 
-class OneDisplay:
-    """One piece of work: a bar, or a line for each step."""
+class SingleDisplay:
+    """The progress of one image: a bar, or a line for each step."""
 
     def __init__(self, console: Console) -> None:
         """Show on this console."""
@@ -46,13 +46,13 @@ class OneDisplay:
         self._last = ""
 
     def __enter__(self) -> None:
-        """Begin to show."""
+        """Start to show progress."""
         if self._console.is_terminal:
             self._bars.start()
             self._bar = self._bars.add_task("starting", total=None)
 
     def __exit__(self, *_: object) -> None:
-        """Show no more."""
+        """Stop showing progress."""
         if self._bar is not None:  # else it would print an empty line
             self._bars.stop()
 
@@ -66,10 +66,10 @@ class OneDisplay:
 
 
 class BatchDisplay:
-    """Many images: a bar for all and one for each that is being worked on, or a line for each."""
+    """The progress of a batch: a bar for all and one for each image in work, or a line for each."""
 
     def __init__(self, console: Console, total: int) -> None:
-        """Show so many images on this console."""
+        """Show a batch of this many images on this console."""
         self._console = console
         self._total = total
         self._done = 0
@@ -78,13 +78,13 @@ class BatchDisplay:
         self._images: dict[Path, TaskID] = {}
 
     def __enter__(self) -> None:
-        """Begin to show."""
+        """Start to show progress."""
         if self._console.is_terminal:
             self._bars.start()
             self._all = self._bars.add_task(self._summary(), total=self._total)
 
     def __exit__(self, *_: object) -> None:
-        """Show no more."""
+        """Stop showing progress."""
         if self._all is not None:
             self._bars.stop()
 

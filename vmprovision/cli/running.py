@@ -1,0 +1,111 @@
+"""Run a command's work, print what came of it, and end with the right exit code.
+
+Reports go to standard output, as text or with ``--json`` as one JSON object;
+progress, logs and errors go to standard error.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import typer
+
+from vmprovision import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+
+    from vmprovision import Control
+    from vmprovision.cli.progress_bars import Display
+
+Result = TypeVar("Result")
+
+POLL_SECONDS = 0.2
+
+
+@functools.cache
+def stdout() -> Console:
+    """Return the console for reports."""
+    return _console(stderr=False)
+
+
+@functools.cache
+def stderr() -> Console:
+    """Return the console for progress and errors."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, markup=False, soft_wrap=True)
+
+
+def work(
+    job: Callable[[Control], Result], *, as_json: bool, display: Display | None = None
+) -> Result:
+    """Return the result of a job, which runs in a thread; end the program if it fails.
+
+    In a thread, because Python handles Ctrl-C in its main thread only, and libguestfs
+    blocks the one that calls it.
+    """
+    import concurrent.futures
+    import signal
+
+    from vmprovision import Control
+    from vmprovision.cli.progress_bars import SingleDisplay
+
+    shown = display or SingleDisplay(stderr())
+    control = Control(report=shown.report)
+    previous = {
+        number: signal.signal(number, lambda *_: control.cancelled.set())
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        with shown, concurrent.futures.ThreadPoolExecutor(1) as pool:
+            future = pool.submit(job, control)
+            while not concurrent.futures.wait([future], timeout=POLL_SECONDS).done:
+                pass
+            return future.result()
+    except errors.VmprovisionError as exc:
+        fail(exc, as_json=as_json)
+    except Exception as exc:
+        import logging
+
+        logging.getLogger(__name__).debug("unexpected", exc_info=exc)
+        fail(errors.unexpected_error(exc), as_json=as_json)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def present(document: dict[str, Any], show: Callable[[], None], *, as_json: bool) -> None:
+    """Print a report: its JSON form, or whatever ``show`` prints."""
+    if as_json:
+        sys.stdout.write(json.dumps(document) + "\n")
+        sys.stdout.flush()
+    else:
+        show()
+
+
+def fail(exc: errors.VmprovisionError, *, as_json: bool) -> NoReturn:
+    """Print an error with its next step, and end the program with its exit code."""
+    console = stderr()
+    console.print(f"error: {exc.message}")
+    if exc.hint:
+        console.print(f"  next: {exc.hint}")
+    if isinstance(exc, errors.ProofError):
+        for line in exc.console:
+            console.print(f"  console: {line}")
+    if as_json:
+        document = {"error": exc.as_json(), "exit_code": exc.exit_code}
+        sys.stdout.write(json.dumps(document) + "\n")
+    elif isinstance(exc, errors.UnsupportedGuestError):
+        # nothing else is printed there, so a shell can redirect it into a file
+        sys.stdout.write(exc.configuration)
+    raise typer.Exit(exc.exit_code)

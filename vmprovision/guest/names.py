@@ -1,0 +1,28 @@
+"""Names of init systems and architectures, as ``GuestInfo`` and the command line have them.
+
+They are apart from the facts so that ``vmprovision --help`` can list them without
+loading anything else.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+InitSystem = Literal[
+    "systemd",
+    "openrc",
+    "sysv",
+    "slackware",
+    "upstart",
+    "runit",
+    "dinit",
+    "s6",
+    "finit",
+    "procd",
+    "busybox",
+    "standalone",
+]
+INIT_SYSTEMS: tuple[InitSystem, ...] = get_args(InitSystem)
+
+# Of guests that a runtime can be built for. 32-bit ARM is built for ARMv5, i386 for an i486.
+ARCHITECTURES = ("x86_64", "aarch64", "armv7l", "i386", "riscv64", "ppc64le", "s390x")
