@@ -76,8 +76,8 @@ def mount_guest(
         appliance: holds the image as its drive.
         wanted: the device of the root to use where there are several.
         readonly: mount without writing.
-        disk: the appliance's only disk; where there is one only, a plain layout is known
-            by its first bytes, and nothing is searched.
+        disk: the appliance's only disk; where there is one only, its structures mostly say
+            where the root is, and not every filesystem is looked into.
         keys: of its encrypted volumes.
 
     Raises:
@@ -151,7 +151,7 @@ def mount_found_guest(
 def _look_into(
     appliance: Appliance, device: str, kind: str, driver: str
 ) -> Root | Unreadable | None:
-    """The root on a device, or why it cannot be read; None where there is none."""
+    """Return the root on a device, or why it cannot be read; None where there is none."""
     if kind in SKIPPED or kind in FOREIGN or kind == "swsuspend":
         return None
     if kind == "ufs":

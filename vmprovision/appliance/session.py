@@ -112,18 +112,6 @@ class Appliance:
         with _as_call():
             return self._restored.look(device, driver, names, options)
 
-    def make_writable(self) -> None:
-        """Let the guest's root, which is mounted read-only, be written to.
-
-        Raises:
-            ApplianceCallError: it cannot be.
-        """
-        if self._restored is None or self.has_volumes:
-            self.call("remount", "/", rw=True)
-            return
-        with _as_call():
-            self._restored.make_writable()
-
     def unmount(self, place: str | None = None) -> None:
         """Unmount what is at a place of the guest, or all of the guest.
 

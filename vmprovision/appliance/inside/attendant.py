@@ -10,7 +10,6 @@ The host and the attendant talk over a virtio port of their own, a line each:
 ``mount DEVICE DRIVER ro|rw PLACE [OPTIONS]``
                       mount at a place of the guest, with options of the filesystem's own;
                       place and options are in hexadecimal; ``mounted``
-``remount PLACE``     let what is mounted there be written to; ``mounted``
 ``unmount [PLACE]``   what is mounted at a place of the guest, or all; ``unmounted``
 ``look DEVICE DRIVER OPTIONS NAME...``
                       mount it read-only in a place of its own, and unmount it; ``seen`` and
@@ -34,7 +33,7 @@ FOLDER = "/run/vmprovision/"
 DEVICES = "/sys/class/scsi_device/"
 VOLUMES = "/usr/lib/vmprovision/volumes"
 SYSROOT = "/sysroot"  # where guestfsd has the guest
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_NOATIME = 1, 2, 4, 8, 32, 1024
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_NOATIME = 1, 2, 4, 8, 1024
 FLAGS = MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME
 MAPPER = "/dev/mapper/"
 LOOK = FOLDER + "look"
@@ -107,11 +106,6 @@ def mount(device, driver, access, place, options=""):
     return "mounted"
 
 
-def remount(place):
-    _guest.mount("none", in_guest(place), "none", FLAGS | MS_REMOUNT, None)
-    return "mounted"
-
-
 def in_guest(place):
     return SYSROOT + bytes.fromhex(place).decode().rstrip("/")
 
@@ -119,13 +113,14 @@ def in_guest(place):
 def look(device, driver, options, *wanted):
     if not exists(LOOK):
         os.mkdir(LOOK)
-    data = "" if options == "-" else bytes.fromhex(options).decode()
-    _guest.mount(device, LOOK, driver, FLAGS | MS_RDONLY, data or None)
+    data = None if options == "-" else bytes.fromhex(options).decode()
+    _guest.mount(device, LOOK, driver, FLAGS | MS_RDONLY, data)
+    names = {name.encode(): name for name in wanted}
     try:
-        there = [entry[0] for entry in os.ilistdir(LOOK.encode())]
+        seen = [names[entry[0]] for entry in os.ilistdir(LOOK.encode()) if entry[0] in names]
     finally:
         _guest.umount(LOOK)
-    return " ".join(["seen"] + [name for name in wanted if name.encode() in there])
+    return " ".join(["seen"] + seen)
 
 
 def map_devices(table, *links):
@@ -216,7 +211,6 @@ COMMANDS = {
     "attach": attach,
     "detach": detach,
     "mount": mount,
-    "remount": remount,
     "unmount": unmount,
     "look": look,
     "map": map_devices,

@@ -200,14 +200,6 @@ class RestoredAppliance:
         words = [device, driver, options.encode().hex() or "-", *names]
         return set(self.ask("seen", " ".join(["look", *words]), WORK_SECONDS))
 
-    def make_writable(self) -> None:
-        """Let the guest's root, which is mounted read-only, be written to.
-
-        Raises:
-            ApplianceError: the kernel does not.
-        """
-        self.ask("mounted", f"remount {b'/'.hex()}", WORK_SECONDS)
-
     def unmount(self, place: str | None = None) -> None:
         """Unmount what is at a place of the guest, or all of the guest.
 
