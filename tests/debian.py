@@ -1,4 +1,4 @@
-"""Debian's programs that tests talk to: unpacked, not installed, so that no service starts."""
+"""Debian's programs for tests: unpacked and not installed, so that no service starts."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ APT_SECONDS = 300.0
 
 
 def unpacked(package: str) -> Path:
-    """The folder with a package's files, as the host's own mirror has it; kept in the cache.
+    """Return the folder with a package's files, from the host's own mirror; kept in the cache.
 
-    Skips the test if it cannot be had; with CI set, fails it.
+    Skips the test if the package cannot be fetched; fails it if ``CI`` is set.
     """
-    folder = cache_directory() / "tests" / package
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as workshop:
-            reason = _download(package, Path(workshop))
-            require(not reason, f"{package} cannot be had from this host's mirror: {reason}")
-            (archive,) = Path(workshop).glob("*.deb")
-            unpacking = Path(workshop) / "unpacked"
+    kept = cache_directory() / "tests" / package
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+            reason = _download(package, Path(folder))
+            require(not reason, f"{package} cannot be fetched from this host's mirror: {reason}")
+            (archive,) = Path(folder).glob("*.deb")
+            unpacking = Path(folder) / "unpacked"
             subprocess.run(["dpkg-deb", "--extract", archive, unpacking], check=True)
             try:
-                unpacking.rename(folder)
+                unpacking.rename(kept)
             except OSError:  # another test was faster
-                assert folder.exists()
-    return folder
+                assert kept.exists()
+    return kept
 
 
-def _download(package: str, workshop: Path) -> str:
-    """Nothing, or why apt could not; with lists of its own where the host has none."""
-    for folder in ("state/lists/partial", "archives/partial"):
-        (workshop / folder).mkdir(parents=True)
-    private = [f"-oDir::State={workshop}/state", "-oDir::State::status=/var/lib/dpkg/status"]
-    common = ["-oAPT::Sandbox::User=root", f"-oDir::Cache={workshop}"]
+def _download(package: str, folder: Path) -> str:
+    """Return nothing, or why apt failed; apt gets package lists of its own if the host has none."""
+    for name in ("state/lists/partial", "archives/partial"):
+        (folder / name).mkdir(parents=True)
+    private = [f"-oDir::State={folder}/state", "-oDir::State::status=/var/lib/dpkg/status"]
+    common = ["-oAPT::Sandbox::User=root", f"-oDir::Cache={folder}"]
     steps = (
         [["apt-get", *common, "download", package]],
         [
@@ -52,7 +52,7 @@ def _download(package: str, workshop: Path) -> str:
             try:
                 done = subprocess.run(
                     command,
-                    cwd=workshop,
+                    cwd=folder,
                     stdin=subprocess.DEVNULL,
                     capture_output=True,
                     text=True,

@@ -1,7 +1,7 @@
-"""A QEMU of which only KVM is broken, so that a host with such a KVM can be tested anywhere.
+"""A QEMU in which only KVM is broken, to test such a host anywhere.
 
-It is the real QEMU, told to use TCG in place of KVM.  ``pytest --kvm hangs`` runs
-the whole suite on such a host.
+It is the real QEMU, with TCG in place of KVM.  ``pytest --kvm hangs`` runs the whole
+suite on such a host.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Each fault of a host is found, and comes with the command that fixes it."""
+"""The doctor finds each fault of a host and names the command that fixes it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def found(subject: str) -> Finding:
-    """What is found about a subject."""
+    """Return the finding about a subject."""
     (finding,) = (finding for finding in examine_host() if finding.subject.startswith(subject))
     return finding
 
@@ -33,7 +33,7 @@ def found(subject: str) -> Finding:
 def test_which_fault_kvm_has(
     behaviour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that hangs is told from one that fails, with what was seen."""
+    """A KVM that hangs and one that fails are distinguished."""
     require(appliance_kernel(), "there is no kernel that can be read")
     monkeypatch.setattr(accelerator, "KVM", tmp_path)  # there, readable and writable
     monkeypatch.setattr(trial, "TRIAL_SECONDS", 0.3 if behaviour == "hangs" else 120.0)
@@ -46,7 +46,7 @@ def test_which_fault_kvm_has(
 
 
 def test_a_cache_that_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is in it would be run, so nobody else may write to it."""
+    """A cache that others can write to is a fault, because its content is run."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     tmp_path.chmod(0o770)
     finding = found("cache")
@@ -59,7 +59,7 @@ def test_a_cache_that_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_host_without_a_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command installs the compiler as well, where there is none."""
+    """The command also installs the compiler if it is missing."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     assert found("runtime").fix.endswith("vmprovision runtime build x86_64")
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
@@ -68,7 +68,7 @@ def test_a_host_without_a_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_kernel_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ubuntu's are root's alone; a name that leads nowhere is told as such."""
+    """An unreadable kernel and a SUPERMIN_KERNEL that does not exist have different fixes."""
     monkeypatch.setenv("SUPERMIN_KERNEL", str(tmp_path / "vmlinuz"))
     assert found("kernel").fix == "unset SUPERMIN_KERNEL"
     (tmp_path / "vmlinuz").touch(mode=0)
@@ -77,7 +77,7 @@ def test_a_kernel_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_full_cache_and_a_small_temporary_directory(tmp_path: Path) -> None:
-    """Each is told as what it is, and nothing else is blamed for it."""
+    """Each fault is reported as what it is, and nothing else is blamed for it."""
     namespace = ["unshare", "--mount", "--propagation", "private"]
     if os.geteuid():
         namespace.append("--map-root-user")

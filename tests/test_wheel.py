@@ -1,4 +1,4 @@
-"""The wheel works by itself: installed elsewhere, it does the whole work without the checkout."""
+"""The wheel works by itself: installed elsewhere, it does everything without the checkout."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ TIME_LIMIT = 600.0
 
 
 class Installed(Protocol):
-    """Runs a program of the environment that only the wheel was installed into."""
+    """Run a program of the environment in which only the wheel is installed."""
 
     def __call__(self, name: str, /, *args: str | Path) -> str:
-        """What the program prints on standard output; fails the test unless it exits with 0."""
+        """Return the program's standard output; fail the test unless it exits with 0."""
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from this checkout."""
+    """Return the wheel, built from this checkout."""
     require(SYSTEM_PYTHON.exists(), f"there is no {SYSTEM_PYTHON}")
     folder = tmp_path_factory.mktemp("wheel")
     run(["-m", "venv", "--system-site-packages", folder / "venv"], SYSTEM_PYTHON, folder)
@@ -38,7 +38,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path) -> Installed:
-    """The wheel in an environment of its own, used from an empty directory."""
+    """Return a runner for the wheel in an environment of its own, used from an empty directory."""
     pip(wheel.parent, "install", wheel)
     empty = wheel.parent / "empty"
     empty.mkdir()
@@ -50,13 +50,13 @@ def installed(wheel: Path) -> Installed:
 
 
 def pip(folder: Path, *args: str | Path) -> str:
-    """What pip prints, run in the environment in that folder."""
+    """Return what pip prints, run in the environment in that folder."""
     options = ["--quiet", "--no-input", "--disable-pip-version-check"]
     return run(["-m", "pip", *args, *options], folder / "venv" / "bin" / "python", folder)
 
 
 def run(args: list[str | Path] | tuple[str | Path, ...], program: Path, folder: Path) -> str:
-    """What a program prints, started as a user would, with nothing that leads to the checkout."""
+    """Return what a program prints, run as by a user, with nothing that leads to the checkout."""
     hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     done = subprocess.run(
         [program, *args],
@@ -73,7 +73,7 @@ def run(args: list[str | Path] | tuple[str | Path, ...], program: Path, folder: 
 
 
 def files_below(folder: Path) -> set[str]:
-    """The files of the repository below a top-level folder, as the wheel should name them."""
+    """Return the repository's files below a top-level folder, as the wheel should name them."""
     return {
         f"vmprovision/{path.relative_to(CHECKOUT)}" for path in folder.rglob("*") if path.is_file()
     }
@@ -96,7 +96,7 @@ def test_the_package_is_imported_from_the_wheel(installed: Installed, wheel: Pat
 
 
 def test_templates_render(installed: Installed) -> None:
-    """``render`` and ``image list`` find the templates and the recipes in the installed package."""
+    """``render`` and ``image list`` find templates and recipes in the installed package."""
     assert "ExecStart=/usr/local/bin/guest-agent" in installed("vmprovision", "render", "systemd")
     folders = {folder.name for folder in (CHECKOUT / "images").iterdir()}
     recipes = {name for name in folders if not name.startswith("_")}
@@ -119,7 +119,7 @@ def test_a_directory_is_injected(installed: Installed, tmp_path: Path) -> None:
 
 @pytest.mark.appliance
 def test_an_image_is_injected(installed: Installed, fresh_debian: Path) -> None:
-    """The agent gets into a real disk image, and a second injection finds nothing to do."""
+    """The agent gets into a real disk image, and a second injection changes nothing."""
     report = json.loads(
         installed("vmprovision", "inject", fresh_debian, "--vm-id", "wheel-2", "--json")
     )

@@ -1,16 +1,25 @@
-"""Small guest trees in a temporary directory, for tests that read files only."""
+"""Guest trees for tests that read files only: made in a temporary directory, or real ones."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from tests.conftest import require
+from vmprovision.host.cache import cache_directory
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+DATA = Path(__file__).resolve().parent / "data"
+REAL_ETC = DATA / "trees"
+RELEASE_FILES = DATA / "release-files"
+ROOT_FILESYSTEMS = DATA / "root-filesystems.sha256"
+DATA_VARIABLE = "VMPROVISION_TEST_DATA"
 
 
 @dataclass(frozen=True)
@@ -27,8 +36,41 @@ class Program:
     content: bytes
 
 
+def root_filesystems() -> Path:
+    """Return the folder of the optional root filesystems: tests/data/README.md."""
+    if named := os.environ.get(DATA_VARIABLE):
+        return Path(named).expanduser()
+    return cache_directory() / "test-data"
+
+
+def root_filesystem(name: str) -> Path | None:
+    """Return the tarball of that name, or None if this host does not have it.
+
+    Raises:
+        ValueError: it is there, and its SHA-256 is not the one in ``ROOT_FILESYSTEMS``.
+    """
+    lines = ROOT_FILESYSTEMS.read_text(encoding="utf-8").splitlines()
+    wanted = {file: digest for digest, file in (line.split() for line in lines)}[name]
+    path = root_filesystems() / name
+    if not path.exists():
+        return None
+    if hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
+        message = f"{path} does not have the SHA-256 {wanted}: download it again"
+        raise ValueError(message)
+    return path
+
+
+def require_root_filesystem(name: str) -> Path:
+    """Return the tarball of that name; skip the test if this host does not have it."""
+    path = root_filesystem(name)
+    reason = f"{name} is not in {root_filesystems()}: tests/data/README.md says where to get it"
+    require(path, reason, optional=True)
+    assert path is not None
+    return path
+
+
 def elf(machine: int = 62, *, bits: int = 64, content: bytes = b"") -> Program:
-    """An ELF file's header for a machine (elf(5)), with these bytes behind it."""
+    """Return an ELF file's header for a machine (elf(5)), with these bytes behind it."""
     identity = b"\x7fELF" + bytes([2 if bits == 64 else 1, 1, 1]) + bytes(9)
     header = identity + struct.pack("<HH", 2, machine)
     if machine == 40:  # EABI version 5
@@ -41,7 +83,7 @@ Tree = dict[str, Content]
 
 
 def make_tree(root: Path, files: Mapping[str, Content]) -> Path:
-    """The tree under root; None makes a directory."""
+    """Make these files under root and return it; None makes a directory."""
     for name, what in files.items():
         path = root / name.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +109,7 @@ def python_tree(
     bits: int = 64,
     modules: tuple[str, ...] = PYTHON_MODULES,
 ) -> Tree:
-    """A Python of which all is there that the agent needs, and the link ``python3`` to it."""
+    """Return a complete Python for the agent, and the link ``python3`` to it."""
     path = PurePosixPath(program)
     library = path.parent.parent / "lib" / path.name
     return {
@@ -105,7 +147,7 @@ BUSYBOX_TREE: Tree = {
 
 
 def tree_state(root: Path) -> dict[str, tuple[str, int, int, int, bytes]]:
-    """Every path under root with kind, mode, owner and content: what two trees are compared by."""
+    """Return kind, mode, owner and content of every path under root, to compare two trees."""
     state = {}
     for path in sorted(root.rglob("*")):
         status = path.lstat()

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         PlanReport,
         VerifyReport,
     )
+    from vmprovision.seed.make import SeedOptions, SeedReport, make_seed
 
 __version__ = "0.1.0"
 
@@ -69,6 +70,8 @@ __all__ = [
     "ProofError",
     "ProofOptions",
     "ProofReport",
+    "SeedOptions",
+    "SeedReport",
     "UnsupportedGuestError",
     "VerificationError",
     "VerifyReport",
@@ -78,6 +81,7 @@ __all__ = [
     "inject",
     "inject_many",
     "inspect",
+    "make_seed",
     "plan",
     "prove",
     "recover",
@@ -117,6 +121,7 @@ _MODULES = {
         "PlanReport",
         "VerifyReport",
     ),
+    "vmprovision.seed.make": ("SeedOptions", "SeedReport", "make_seed"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

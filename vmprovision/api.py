@@ -23,12 +23,14 @@ from vmprovision.changes.receipt import RECEIPT, UNFINISHED, Entry
 from vmprovision.changes.verify import verify_plan, verify_receipt
 from vmprovision.disklayout.keyfile import read_keys
 from vmprovision.errors import NoOperatingSystemError, PlanError
+from vmprovision.filesystem.deployment import disk_path
 from vmprovision.filesystem.local import LocalFilesystem
 from vmprovision.filesystem.protocol import Attributes, GuestFilesystem
 from vmprovision.image.disk import Recovery, recover_image
 from vmprovision.image.imageset import commit_images, open_images
 from vmprovision.inspection import explain_init, inspect_guest
 from vmprovision.inspection.layout import DIRECTORIES
+from vmprovision.inspection.ostree import enter_deployment
 from vmprovision.inspection.watched import WatchedReader
 from vmprovision.mounts import find_hidden
 from vmprovision.naming import naming
@@ -396,12 +398,12 @@ def _change_directory(
     return report
 
 
-def _clear_up(filesystem: LocalFilesystem, guest: GuestInfo) -> None:
+def _clear_up(filesystem: LocalFilesystem, files: GuestFilesystem, guest: GuestInfo) -> None:
     """Take away what a run that was killed has left under temporary names."""
     folders = {UNFINISHED.parent}
     if guest.agent and guest.agent.unfinished:
         paths = (*guest.agent.receipt.paths, guest.locate(RECEIPT))
-        folders |= {path.parent for path in paths}
+        folders |= {disk_path(files, path.parent) for path in paths}
     filesystem.clear(sorted(folders))
 
 
@@ -484,8 +486,9 @@ def _opened_directory(path: Path, access: _Access, *, write: bool = False) -> It
                 "the directory does not hold the root filesystem of a Linux guest",
                 hint="give the directory that has /etc in it",
             )
-        hidden, notes = find_hidden(filesystem, filesystem.root, map(PurePosixPath, DIRECTORIES))
-        guest = inspect_guest(filesystem, init=access.init, hidden=hidden, notes=notes)
+        files = enter_deployment(filesystem)
+        hidden, notes = find_hidden(files, filesystem.root, map(PurePosixPath, DIRECTORIES))
+        guest = inspect_guest(files, init=access.init, hidden=hidden, notes=notes)
         if write:
-            _clear_up(filesystem, guest)
-        yield _Opened(guest=guest, filesystem=filesystem)
+            _clear_up(filesystem, files, guest)
+        yield _Opened(guest=guest, filesystem=files)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.conftest import require
+from tests.conftest import require, require_root
 from vmprovision.agent import access, compat, config
 
 from .agents import Response, parse_response, receive_all, running_agent, stop
@@ -289,7 +289,9 @@ def test_vsock_is_a_door(interpreter: Interpreter, program: Path, tmp_path: Path
     try:
         probe = socket.socket(socket.AF_VSOCK)
     except OSError:
-        pytest.skip("this kernel has no vsock")
+        probe = None
+    require(probe, "this host's kernel has no vsock", optional=True)
+    assert probe is not None
     with (
         probe,
         running_agent(*(interpreter, program, tmp_path), listen="127.0.0.1,vsock:18080") as agent,
@@ -303,20 +305,20 @@ def test_an_old_python_says_what_vsock_needs(
     interpreter: Interpreter, program: Path, tmp_path: Path
 ) -> None:
     """CPython 2.7 and 3.6 cannot, and say so in one line; a busy door is one line, too."""
-    if interpreter.name not in ("cpython-2.7.18", "cpython-3.6.15"):
-        pytest.skip("this interpreter has vsock")
+    old = interpreter.name in ("cpython-2.7.18", "cpython-3.6.15")
+    require(old, "this interpreter has vsock", optional=True)
     run = run_to_end(interpreter, program, "--listen=vsock:18081", f"--config={tmp_path}/none")
     assert run.returncode == 1
     assert "vsock needs Python 3.7 or later" in run.stderr
     assert "Traceback" not in run.stderr
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize("interpreter", list(find_cpythons())[-1:], indirect=True)
 def test_doors_stay_open_after_root_is_given_up(
     interpreter: Interpreter, program: Path, tmp_path: Path
 ) -> None:
     """curl, as root, gets through a Unix socket that root opened for an agent that is nobody."""
+    require_root()
     path = tmp_path / "agent.sock"
     with running_agent(
         *(interpreter, program, tmp_path),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.conftest import require, require_root
 from vmprovision.agent import configure
 
 from .agents import parse_response, receive_all, running_agent, stop
@@ -75,6 +76,13 @@ class Guest:
         ).stdout
 
 
+def find_busybox() -> str:
+    """Return the path of busybox; skip the test if it is not installed."""
+    busybox = shutil.which("busybox") or ""
+    require(busybox, "busybox is not installed")
+    return busybox
+
+
 @contextmanager
 def running_guest(
     interpreter: Interpreter,
@@ -85,9 +93,10 @@ def running_guest(
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Guest]:
     """An agent in a network namespace with an interface; reached through a Unix socket."""
+    require_root()
     probe = ["unshare", "-nm", "sh", "-c", SETUP + "true"]
-    if os.geteuid() != 0 or subprocess.run(probe, check=False, capture_output=True).returncode:
-        pytest.skip("only root can make network namespaces")
+    tried = subprocess.run(probe, check=False, capture_output=True)
+    require(tried.returncode == 0, "this host allows no network namespaces", optional=True)
     folder.mkdir(exist_ok=True)
     (folder / "agent.conf").write_text(config)
     argv = [*interpreter.argv, str(program), "--config", f"{folder}/agent.conf"]
@@ -143,9 +152,7 @@ def test_old_tools_set_an_address(
     interpreter: Interpreter, program: Path, tmp_path: Path, tools: str
 ) -> None:
     """The ip of busybox does, and ifconfig with route where there is no ip at all."""
-    busybox = shutil.which("busybox")
-    if not busybox:
-        pytest.skip("busybox is not on this host")
+    busybox = find_busybox()
     for name in ("ip", "ifconfig", "route"):
         missing = name == "ip" and tools == "ifconfig"
         script = "exit 127\n" if missing else f'exec {busybox} {name} "$@"\n'
@@ -161,9 +168,7 @@ def test_old_tools_set_an_address(
 @ONE_OF_EACH
 def test_an_address_is_leased(interpreter: Interpreter, program: Path, tmp_path: Path) -> None:
     """Without static_ip a DHCP client asks; here that of busybox asks that of busybox."""
-    busybox = shutil.which("busybox")
-    if not busybox:
-        pytest.skip("busybox is not on this host")
+    busybox = find_busybox()
     set_address = '[ "$1" != bound ] || ip addr add $ip/$mask dev $interface\n'
     write_command(tmp_path / "bin", "lease", set_address)
     udhcpc = f'exec {busybox} udhcpc -f -q -s {tmp_path}/bin/lease "$@"\n'
@@ -327,9 +332,7 @@ def test_what_fails_leaves_everything_as_it_was(
 @ONE_OF_EACH
 def test_what_fails_with_old_tools(interpreter: Interpreter, program: Path, tmp_path: Path) -> None:
     """Also where there is no ip: the old address and the old route come back."""
-    busybox = shutil.which("busybox")
-    if not busybox:
-        pytest.skip("busybox is not on this host")
+    busybox = find_busybox()
     write_command(tmp_path / "bin", "ip", "exit 127\n")
     write_command(tmp_path / "bin", "ifconfig", f'exec {busybox} ifconfig "$@"\n')
     refusal = 'case "$*" in *"add default gw 10.7.0.9"*) exit 1;; esac\n'

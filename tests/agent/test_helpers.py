@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.conftest import require_root
 from vmprovision.agent import compat, delivery
 from vmprovision.agent.tasks import Outcome, flow, run_program
 
@@ -97,8 +98,7 @@ def test_a_refused_process_leaks_nothing(
     interpreter: Interpreter, program: Path, tmp_path: Path
 ) -> None:
     """An agent that may start no process still serves, and holds no more files than before."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can become another user")
+    require_root()
     limited = under(interpreter, "prlimit", "--nproc=1", "--")
     with running_agent(
         *(limited, program, tmp_path),

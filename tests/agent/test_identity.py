@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.conftest import require_root
 from vmprovision.agent import config, identity
 
 from .agents import running_agent
@@ -292,12 +292,12 @@ def test_every_interpreter_finds_the_same(
     }
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give root's files away")
 @pytest.mark.parametrize("interpreter", one_of_each()[:1], indirect=True)
 def test_root_reads_before_it_becomes_nobody(
     interpreter: Interpreter, program: Path, tmp_path: Path
 ) -> None:
     """With --user the machine's UUID is known, though the user may not read it."""
+    require_root()
     root = write_root(tmp_path / "root", PRODUCT)
     (root / "sys/class/dmi/id/product_uuid").chmod(0o400)
     arguments = ["--root", str(root), "--user", "nobody"]

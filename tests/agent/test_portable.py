@@ -7,10 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
+from tests.conftest import require
 
 from .agents import SOURCE
 
@@ -51,7 +52,7 @@ def test_results_do_not_depend_on_the_interpreter(interpreter: Interpreter, tmp_
 
 def test_the_language_is_one_that_vermin_accepts() -> None:
     """Every module runs on 2.6 and 3.0."""
-    pytest.importorskip("vermin", reason="vermin is not installed")
+    require(find_spec("vermin"), "vermin is not installed")
     modules = [str(module) for module in SOURCE.glob("*.py")]
     run = subprocess.run(
         [

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import vmprovision.agent
+from tests.conftest import require, require_root
 
 from .agents import Agent, running_agent
 from .interpreters import Interpreter, find_cpythons, one_of_each
@@ -182,10 +183,8 @@ def test_the_environment_stands_in_for_an_unreadable_file(
     secret.write_text("VM_ID=file\n")
     secret.chmod(0)
     if os.geteuid() == 0:
-        if not shutil.which("setpriv"):
-            pytest.skip(
-                "as root this needs setpriv, which takes root's privilege to read all files"
-            )
+        reason = "as root this needs setpriv, which takes root's privilege to read all files"
+        require(shutil.which("setpriv"), reason)
         dropped = "-dac_override,-dac_read_search"
         argv = ("setpriv", "--bounding-set", dropped, "--inh-caps", dropped, *interpreter.argv)
         interpreter = Interpreter(name=interpreter.name, argv=argv)
@@ -496,8 +495,7 @@ def test_root_becomes_the_user_it_is_told_to_be(
     interpreter: Interpreter, program: Path, tmp_path: Path
 ) -> None:
     """--user: settings that only root may read count, and nothing of root is left afterwards."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can become another user")
+    require_root()
     log = tmp_path / "agent.log"
     arguments = ["--user", "nobody", "--log-file", str(log)]
     secret = tmp_path / "agent.conf"
@@ -519,7 +517,6 @@ def test_without_the_right_to_change_it_stays_who_it_is(
     interpreter: Interpreter, program: Path, tmp_path: Path
 ) -> None:
     """--user where it cannot be followed for want of root is no failure."""
-    if os.geteuid() == 0:
-        pytest.skip("root can become another user")
+    require(os.geteuid() != 0, "root can become another user", optional=True)
     with running_agent(interpreter, program, tmp_path, arguments=["--user", "nobody"]) as agent:
         assert agent.get("/health").status == 200

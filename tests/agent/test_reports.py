@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.conftest import require
 from vmprovision.agent import compat, delivery
 from vmprovision.agent.reporting import Retries
 from vmprovision.agent.tasks import Outcome, flow
@@ -222,8 +223,7 @@ def test_https_goes_through_curl(interpreter: Interpreter, program: Path, tmp_pa
 )
 def test_real_programs_deliver(program: str, place: int, prefix: tuple[str, ...]) -> None:
     """What curl, wget, nc and those of busybox are told makes them send a valid report."""
-    if not shutil.which(program):
-        pytest.skip(f"{program} is not on this host")
+    require(shutil.which(program), f"{program} is not installed")
     token = "" if place == 2 else "TOKEN=t0k3n\n"
     with running_manager(200) as manager:
         settings, lines = parse(f"VM_ID=a b\n{token}MANAGER_URL=http://127.0.0.1:{manager.port}\n")
@@ -245,8 +245,7 @@ def test_real_programs_deliver(program: str, place: int, prefix: tuple[str, ...]
 def test_real_programs_tell_a_refusal(place: int) -> None:
     """A 404 is no success for curl or wget."""
     name = ("curl", "wget")[place]
-    if not shutil.which(name):
-        pytest.skip(f"{name} is not on this host")
+    require(shutil.which(name), f"{name} is not installed")
     with running_manager(404) as manager:
         settings, _ = parse(f"VM_ID=a\nMANAGER_URL=http://127.0.0.1:{manager.port}\n")
         argv, stdin = delivery.programs(settings, "10.9.0.1")[place]
@@ -260,9 +259,8 @@ NO_PROGRAM = "exit 127\n"
 @pytest.mark.parametrize("left", ["curl", "wget", "busybox-wget", "nc"])
 def test_programs_are_tried_in_turn(left: str, tmp_path: Path) -> None:
     """The first of curl, wget and nc that the guest has delivers; a refusal is none."""
-    real = shutil.which("busybox" if left in ("busybox-wget", "nc") else left)
-    if not real:
-        pytest.skip(f"{left} is not on this host")
+    real = shutil.which("busybox" if left in ("busybox-wget", "nc") else left) or ""
+    require(real, f"{left} is not installed")
     applet = left.rpartition("-")[2]
     for name in ("curl", "wget", "nc"):
         run = f'exec {real} {applet if "busybox" in real else ""} "$@"\n'

@@ -1,4 +1,4 @@
-"""A real Dask scheduler and its workers, each a process of its own on loopback."""
+"""A real Dask scheduler and its workers, each a separate process on loopback."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Cluster:
         self.address = self._address()
 
     def add_worker(self, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-        """One more worker, which does one job at a time and is not started again when it dies."""
+        """Start a worker that does one job at a time and is not restarted when it dies."""
         file = str(self._file)
         words = ("--no-nanny", "--nthreads", "1", "--local-directory", str(self._folder))
         return self._start("worker", *words, "--scheduler-file", file, env=env)
 
     def log_of(self, number: int) -> str:
-        """What a process has logged: 0 is the scheduler, the workers count from 1."""
+        """Return the log of a process: 0 is the scheduler, workers count from 1."""
         (path,) = self._folder.glob(f"*-{number}.log")
         return path.read_text()
 
@@ -77,7 +77,7 @@ class Cluster:
 
 @contextlib.contextmanager
 def cluster_in(folder: Path, workers: int) -> Iterator[Cluster]:
-    """A cluster of so many workers; all of it is gone in the end."""
+    """Give a cluster with this many workers; end all its processes afterwards."""
     folder.mkdir()
     cluster = Cluster(folder)
     try:

@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_interrupted_and_resumed(folder: Path, tmp_path: Path, run_cli: RunCli) -> None:
-    """Ctrl-C: what is done is told and noted, the rest is as it was, and done the next time.
+    """After Ctrl-C, finished images are reported and recorded; the next run does the others.
 
     The backing file is refused in either run, and as it was in the end.
     """
@@ -90,7 +90,7 @@ def test_interrupted_and_resumed(folder: Path, tmp_path: Path, run_cli: RunCli) 
 
 
 def test_new_images(folder: Path, tmp_path: Path) -> None:
-    """The images stay as they are, a backing file among them; done ones are not done again."""
+    """--output leaves images unchanged, even a backing file; a resumed run skips finished ones."""
     images, new = sorted(folder.iterdir()), tmp_path / "new"
     before = state_of(images[0])
     new.mkdir()
@@ -110,7 +110,7 @@ def test_new_images(folder: Path, tmp_path: Path) -> None:
 
 
 def test_together(folder: Path) -> None:
-    """One appliance after another image: each is as if it were alone, a broken one stops none."""
+    """One appliance works on several images as if on each alone; a broken image stops no other."""
     images = [folder / "a.qcow2", folder / "broken.qcow2", folder / "base.qcow2"]
     shutil.copy(images[0], images[1])
     with images[1].open("r+b") as file:
@@ -126,7 +126,7 @@ def test_together(folder: Path) -> None:
 
 
 def test_together_is_for_this_host(folder: Path, run_cli: RunCli) -> None:
-    """Workers elsewhere share nothing."""
+    """--together is refused with an executor, whose workers share no appliance."""
     words = ("--together", "--scheduler", "tcp://127.0.0.1:1")
     done = run_cli("inject", folder / "a.qcow2", *words, check=False)
     assert done.returncode != 0

@@ -1,4 +1,4 @@
-"""Many guests at once, as a library: results, refusals, isolation; on directories."""
+"""Batches through the library, on directories: results, refusals, isolation."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def trees(tmp_path: Path) -> list[Path]:
 
 
 def vm_id_in(tree: Path) -> str:
-    """Which VM the agent in a guest thinks that it is."""
+    """Return the VM id in a guest."""
     lines = (tree / "etc/guest-agent.conf").read_text().splitlines()
     return next((line.partition("=")[2] for line in lines if line.startswith("VM_ID=")), "")
 
 
 def outcomes(report: vmprovision.BatchReport) -> list[str]:
-    """How the images ended, in order."""
+    """Return the outcomes of the images, in order."""
     return [result.outcome for result in report.results]
 
 
 def test_one_result_for_each_image_in_the_order_given(trees: list[Path], tmp_path: Path) -> None:
-    """What fails keeps nothing else from being done, and names its cause."""
+    """An image that fails does not stop the others, and its error names the cause."""
     (tmp_path / "empty").mkdir()
     images = [trees[2], tmp_path / "empty", trees[0], tmp_path / "none.qcow2", trees[1]]
     report = vmprovision.inject_many(images, jobs=2)
@@ -58,7 +58,7 @@ def test_one_result_for_each_image_in_the_order_given(trees: list[Path], tmp_pat
 
 
 def test_a_batch_does_what_single_calls_do(trees: list[Path], tmp_path: Path) -> None:
-    """The same bytes, modes and owners in the guest."""
+    """A batch leaves the same bytes, modes and owners in a guest as a single injection."""
     alone = make_tree(tmp_path / "alone", SYSTEMD_TREE)
     options = vmprovision.InjectOptions(manager_url="http://192.0.2.1:3000", port=81)
     vmprovision.inject(alone, options)
@@ -67,7 +67,7 @@ def test_a_batch_does_what_single_calls_do(trees: list[Path], tmp_path: Path) ->
 
 
 def test_each_image_has_options_of_its_own(trees: list[Path]) -> None:
-    """A function says what is wanted of each."""
+    """A function returns the options for each image."""
     ids = {tree: f"id-of-{tree.name}" for tree in trees}
     vmprovision.inject_many(trees, lambda image: vmprovision.InjectOptions(vm_id=ids[image]))
     assert [vm_id_in(tree) for tree in trees] == list(ids.values())
@@ -76,7 +76,7 @@ def test_each_image_has_options_of_its_own(trees: list[Path]) -> None:
 def test_two_names_of_one_image_are_refused_before_any_work(
     trees: list[Path], tmp_path: Path
 ) -> None:
-    """By the same path, a link, or a hard link."""
+    """An image that is given twice is refused: by the same path, a link, or a hard link."""
     (tmp_path / "link").symlink_to(trees[0])
     disk = tmp_path / "disk.raw"
     disk.write_bytes(bytes(512))
@@ -93,16 +93,16 @@ def test_two_names_of_one_image_are_refused_before_any_work(
     assert [tree_state(tree) for tree in trees] == before
 
 
-def test_wrong_wishes_are_refused_before_any_work(trees: list[Path], tmp_path: Path) -> None:
-    """One VM id for two machines, a setting without meaning, no place for the new images."""
+def test_invalid_options_are_refused_before_any_work(trees: list[Path], tmp_path: Path) -> None:
+    """A shared VM id, an invalid setting and an invalid output directory are refused."""
     before = [tree_state(tree) for tree in trees]
     with pytest.raises(vmprovision.PlanError, match="same VM id"):
         vmprovision.inject_many(trees, vmprovision.InjectOptions(vm_id="a"))
     with pytest.raises(vmprovision.PlanError, match="port"):
         vmprovision.inject_many(trees, vmprovision.InjectOptions(port=70000))
-    with pytest.raises(vmprovision.PlanError, match="no directory"):
+    with pytest.raises(vmprovision.PlanError, match="not a directory"):
         vmprovision.inject_many(trees, output=tmp_path / "none")
-    with pytest.raises(vmprovision.PlanError, match="0 jobs"):
+    with pytest.raises(vmprovision.PlanError, match="at least 1, not 0"):
         vmprovision.inject_many(trees, jobs=0)
     (tmp_path / "other").mkdir()
     twin = make_tree(tmp_path / "other" / trees[0].name, SYSTEMD_TREE)
@@ -112,7 +112,7 @@ def test_wrong_wishes_are_refused_before_any_work(trees: list[Path], tmp_path: P
 
 
 def test_a_wrong_wish_for_one_image_fails_that_one(trees: list[Path]) -> None:
-    """An id that a file's name makes is the affair of that file."""
+    """If a file's name gives an invalid VM id, only that image fails."""
     report = vmprovision.inject_many(
         trees,
         lambda image: vmprovision.InjectOptions(vm_id="a b" if image == trees[1] else image.name),
@@ -123,7 +123,7 @@ def test_a_wrong_wish_for_one_image_fails_that_one(trees: list[Path]) -> None:
 
 
 def test_a_fault_of_ours_is_a_result_and_told_from_failures(trees: list[Path]) -> None:
-    """An unexpected exception in one image leaves the others alone."""
+    """An unexpected exception in one image does not affect the others."""
 
     def options(image: Path) -> vmprovision.InjectOptions:
         unthought_of = Path("\0") if image == trees[0] else "auto"
@@ -138,7 +138,7 @@ def test_a_fault_of_ours_is_a_result_and_told_from_failures(trees: list[Path]) -
 
 
 def test_progress_names_the_image_and_comes_one_call_at_a_time(trees: list[Path]) -> None:
-    """Every image's steps, and its outcome once, as the last of them."""
+    """Each image's steps are reported, and its outcome once, with the last step."""
     seen: list[vmprovision.Progress] = []
     busy = threading.Lock()
 
@@ -156,7 +156,7 @@ def test_progress_names_the_image_and_comes_one_call_at_a_time(trees: list[Path]
 
 
 def test_cancelling_starts_no_more(trees: list[Path]) -> None:
-    """What is done stays done, the others are as they were, and each has its result."""
+    """Finished images stay finished, the others stay unchanged, and each has its result."""
     before = tree_state(trees[2])
     control = vmprovision.Control()
 
@@ -169,7 +169,7 @@ def test_cancelling_starts_no_more(trees: list[Path]) -> None:
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
 
         class Stuck(concurrent.futures.Executor):
-            """Does one job, and then nothing for a long time."""
+            """Do one job, then nothing for a long time."""
 
             def submit(self, *args, **kwargs):  # type: ignore[no-untyped-def]  # noqa: ANN002, ANN003, ANN202
                 future = pool.submit(*args, **kwargs)
@@ -187,7 +187,7 @@ def test_cancelling_starts_no_more(trees: list[Path]) -> None:
 
 @pytest.mark.usefixtures("trees")
 def test_workers_in_other_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What goes there and comes back survives the way, and results name images as given."""
+    """Jobs and results survive pickling, and results name the images as given."""
     monkeypatch.chdir(tmp_path)
     context = multiprocessing.get_context("spawn")
     images = [*(Path(name) for name in GUESTS), Path("none.qcow2")]
@@ -202,7 +202,7 @@ def test_workers_in_other_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_an_executor_that_breaks_fails_its_images(trees: list[Path]) -> None:
-    """A lost worker is neither a fault of ours nor the image's."""
+    """A lost worker is reported as FleetError, not as a fault of the image."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
         lost = pool.submit(os._exit, 1)
@@ -224,7 +224,7 @@ ERRORS = [
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_errors_travel(error: vmprovision.VmprovisionError) -> None:
-    """An error comes back from another process with all that it holds."""
+    """An error keeps all its attributes when it returns from another process."""
     back = pickle.loads(pickle.dumps(error))  # noqa: S301 -- of this test
     assert type(back) is type(error)
     assert vars(back) == vars(error)
@@ -233,14 +233,14 @@ def test_errors_travel(error: vmprovision.VmprovisionError) -> None:
 
 
 def test_tokens_are_in_no_log() -> None:
-    """Options can be logged, as executors do with what they are given."""
+    """The repr of options, which executors may log, shows no token."""
     options = vmprovision.InjectOptions(token="abcdef0123456789", read_token="fedcba9876543210")
     assert "abcdef" not in repr(options)
     assert "fedcba" not in repr(options)
 
 
 def test_the_example_of_the_documentation_runs(trees: list[Path], tmp_path: Path) -> None:
-    """docs/batches.md's batch injects what it is given, and says what failed."""
+    """The batch in docs/batches.md injects its images and reports what failed."""
     text = (Path(__file__).parents[2] / "docs" / "batches.md").read_text()
     (code,) = re.findall(r"```python\n# batch\.py\n(.*?)```", text, re.DOTALL)
     script = tmp_path / "batch.py"

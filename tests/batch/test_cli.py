@@ -30,7 +30,7 @@ def trees(tmp_path: Path) -> list[Path]:
 
 
 def test_several_images(run_cli: RunCli, trees: list[Path], tmp_path: Path) -> None:
-    """Results on standard output in the order given, progress and next steps on the other."""
+    """Results go to standard output in the order given, the rest goes to standard error."""
     none = tmp_path / "none.qcow2"
     done = run_cli("inject", trees[1], none, trees[0], "--vm-id", "{name}-x", check=False)
     assert done.returncode == 3
@@ -47,13 +47,13 @@ def test_several_images(run_cli: RunCli, trees: list[Path], tmp_path: Path) -> N
 
 
 def test_all_done_is_0(run_cli: RunCli, trees: list[Path]) -> None:
-    """The first time and the second."""
+    """The exit code is 0 if images are injected and if they are unchanged."""
     assert "2 injected" in run_cli("inject", *trees, "--jobs", "2").stderr
     assert "2 unchanged" in run_cli("inject", *trees).stderr
 
 
 def test_json(run_cli: RunCli, trees: list[Path], tmp_path: Path) -> None:
-    """One object: a result for each image with what a single image prints, and its exit code."""
+    """--json prints one object, with the report and the exit code of each image."""
     single = json.loads(run_cli("inject", trees[0], "--json").stdout)
     done = run_cli("-vv", "inject", *trees, tmp_path / "none", "--json", check=False)
     assert done.returncode == 3
@@ -75,7 +75,7 @@ def test_json(run_cli: RunCli, trees: list[Path], tmp_path: Path) -> None:
 def test_one_image_is_a_batch_where_an_option_of_batches_says_so(
     run_cli: RunCli, trees: list[Path]
 ) -> None:
-    """A script whose pattern matches one image gets the same shape with --jobs."""
+    """With --jobs, one image gives the same JSON structure as several."""
     document = json.loads(run_cli("inject", trees[0], "--jobs", "1", "--json").stdout)
     assert [result["outcome"] for result in document["results"]] == ["injected"]
     document = json.loads(run_cli("inject", trees[0], "--vm-id", "{name}", "--json").stdout)
@@ -87,7 +87,7 @@ def test_one_image_is_a_batch_where_an_option_of_batches_says_so(
 
 
 def test_junit(run_cli: RunCli, trees: list[Path], tmp_path: Path) -> None:
-    """The file is there in the end, whole, also where an image failed."""
+    """The JUnit file is complete, even if an image failed."""
     file = tmp_path / "reports" / "junit.xml"
     run_cli("inject", *trees, tmp_path / "none", "--report-junit", file, check=False)
     (suite,) = ET.parse(file).getroot().findall("testsuite")  # noqa: S314 -- our own
@@ -104,7 +104,7 @@ def test_junit(run_cli: RunCli, trees: list[Path], tmp_path: Path) -> None:
 
 
 def test_junit_of_all_outcomes_and_hostile_names() -> None:
-    """Whatever a file is called, the document can be parsed."""
+    """The document is valid XML whatever the names of the files are."""
     names = ["a\x00\x1b[31m", "b\udcff", "c<&\"'>]]>", "d\ufffe", "e"]
     results = (
         JobResult(image=Path(names[0]), outcome="skipped"),
@@ -142,7 +142,7 @@ def test_junit_of_all_outcomes_and_hostile_names() -> None:
 def test_what_cannot_be_meant_is_refused_before_any_work(
     run_cli: RunCli, trees: list[Path], words: list[str], says: str
 ) -> None:
-    """One clear error, as with one image."""
+    """Contradictory options give one clear error before any work."""
     arguments = [word.format(*trees) for word in words]
     done = run_cli("inject", *arguments, "--json", check=False)
     assert done.returncode == 40
@@ -152,7 +152,7 @@ def test_what_cannot_be_meant_is_refused_before_any_work(
 
 
 def test_the_display_on_a_terminal() -> None:
-    """A bar for all and one for each image that is worked on, which goes with it."""
+    """There is a bar for the batch, and one for each image until it is finished."""
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=80, _environ={"TERM": "xterm"})
     display = BatchDisplay(console, 2)

@@ -37,7 +37,7 @@ GUESTS = ("vm-1", "vm-2", "vm-3", "vm-4")
 
 @pytest.fixture(autouse=True)
 def _dask() -> None:
-    """Dask is an extra."""
+    """Skip or fail if Dask, an optional dependency, is missing."""
     require(importlib.util.find_spec("distributed"), "distributed is not installed")
 
 
@@ -49,7 +49,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 
 def test_the_command_line_on_a_cluster(cluster: Cluster, run_cli: RunCli, tmp_path: Path) -> None:
-    """The same results as in threads of one process."""
+    """The results are the same as with threads of one process."""
     trees = [make_tree(tmp_path / name, SYSTEMD_TREE) for name in GUESTS]
     words = [*(tree.name for tree in trees), "none.qcow2", "--vm-id", "{name}", "--json"]
     done = run_cli("inject", *words, "--scheduler", cluster.address, check=False, cwd=tmp_path)
@@ -67,7 +67,7 @@ def test_the_command_line_on_a_cluster(cluster: Cluster, run_cli: RunCli, tmp_pa
 
 @pytest.mark.appliance
 def test_a_worker_that_is_killed(run_cli: RunCli, tmp_path: Path) -> None:
-    """Its appliance ends, and another worker does over what it had begun to write."""
+    """When a worker is killed, its appliance ends and another worker injects the image again."""
     disks = tmp_path / "disks"
     disks.mkdir()
     made = tiny_disk(tmp_path / "tiny.raw", {})
@@ -104,7 +104,7 @@ def test_a_worker_that_is_killed(run_cli: RunCli, tmp_path: Path) -> None:
 @pytest.mark.appliance
 @pytest.mark.slow
 def test_a_worker_that_is_killed_while_it_merges(tmp_path: Path) -> None:
-    """Its qemu-img holds the image until it has ended; the next worker waits for that."""
+    """The next worker waits for the qemu-img of a worker that was killed while merging."""
     image = tiny_disk(tmp_path / "disk.raw", {})
     real, mark = shutil.which("qemu-img"), tmp_path / "merging"
     slow = tmp_path / "bin" / "qemu-img"
@@ -135,7 +135,7 @@ def test_a_worker_that_is_killed_while_it_merges(tmp_path: Path) -> None:
 
 
 def test_a_scheduler_that_is_lost(cluster: Cluster, tmp_path: Path) -> None:
-    """The images end as failed, and nothing waits for ever."""
+    """If the scheduler is lost, its images fail and the batch ends."""
     trees = [make_tree(tmp_path / name, SYSTEMD_TREE) for name in GUESTS]
     with vmprovision.connect_scheduler(cluster.address) as executor:
         assert vmprovision.inject_many(trees[:1], executor=executor).ok
@@ -148,7 +148,7 @@ def test_a_scheduler_that_is_lost(cluster: Cluster, tmp_path: Path) -> None:
 
 
 def test_nobody_there(monkeypatch: pytest.MonkeyPatch, run_cli: RunCli, tmp_path: Path) -> None:
-    """No scheduler, a scheduler without workers, no Dask: one error each, and what to do."""
+    """Without a scheduler, workers or Dask there is one error with a next step."""
     monkeypatch.setattr(fleet, "CONNECT_SECONDS", 1)
     monkeypatch.setattr(fleet, "WORKER_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -176,7 +176,7 @@ def test_nobody_there(monkeypatch: pytest.MonkeyPatch, run_cli: RunCli, tmp_path
 
 
 def test_a_worker_with_another_agent(tmp_path: Path) -> None:
-    """It would inject another agent than this host says, so nothing is begun."""
+    """A worker that would inject another agent is refused before any work."""
     other = tmp_path / "other"
     shutil.copytree(Path(vmprovision.__file__).parent, other / "vmprovision")
     module = other / "vmprovision" / "agent" / "main.py"
@@ -193,7 +193,7 @@ def test_a_worker_with_another_agent(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_cannot_work(cluster: Cluster) -> None:
-    """Its host would fail one image after the other, faster than the others do them."""
+    """A worker whose host cannot do the work is refused: it would quickly fail many images."""
     cluster.add_worker({"LIBGUESTFS_HV": "/nonexistent/qemu"})
     wait_until(lambda: "Registered to" in cluster.log_of(3))
     with (
@@ -204,7 +204,7 @@ def test_a_worker_that_cannot_work(cluster: Cluster) -> None:
 
 
 def test_versions_that_do_not_match() -> None:
-    """The one that differs is named, and what it has."""
+    """The error names the process that differs, and its version."""
     same = {"packages": {"vmprovision": "1", "distributed": "2"}}
     for kind, package, there in (
         ("scheduler", "vmprovision", None),
@@ -222,7 +222,7 @@ def test_versions_that_do_not_match() -> None:
 
 
 def machines_of(process: int, images: Sequence[Path]) -> list[tuple[int, Path]]:
-    """The QEMU processes below a process that have the redo log of one of the images open."""
+    """Return the QEMU processes below a process that have the redo log of one image open."""
     redo_logs = {str(beside(image, OPEN)): image for image in images}
     found = []
     for below in descendants(process):
@@ -234,7 +234,7 @@ def machines_of(process: int, images: Sequence[Path]) -> list[tuple[int, Path]]:
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process is there, and not only waiting to be reaped."""
+    """Whether a process exists and is not a zombie."""
     try:
         status = Path(f"/proc/{process}/stat").read_bytes()
     except OSError:
@@ -243,7 +243,7 @@ def is_alive(process: int) -> bool:
 
 
 def guest_file(image: Path, path: str) -> str:
-    """A file of an ext4 filesystem without partitions, as debugfs(8) reads it."""
+    """Return a file of an unpartitioned ext4 filesystem, read by debugfs(8)."""
     debugfs = shutil.which("debugfs", path=PATH)
     require(debugfs, "debugfs is not installed")
     words = [str(debugfs), "-R", f"cat {path}", str(image)]

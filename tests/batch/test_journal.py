@@ -1,4 +1,4 @@
-"""The journal of a batch: what is skipped, what is not, and what a crash may leave of it."""
+"""The journal of a batch: which images are skipped, and what survives a crash."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    """A file of which only size and time matter here."""
+    """Make a file of which only size and time matter."""
     made = tmp_path / "disk.raw"
     made.write_bytes(bytes(512))
     return made
 
 
 def write(journal: Path, image: Path, wanted: str) -> None:
-    """Note in a journal that an image is done."""
+    """Record in a journal that an image is finished."""
     book = open_journal(journal)
     book.add(image, wanted)
     book.close()
 
 
 def is_done(journal: Path, image: Path, wanted: str) -> bool:
-    """What a later run reads in it."""
+    """Whether a later run regards the image as finished."""
     book = open_journal(journal)
     try:
         return book.holds(image, wanted)
@@ -41,7 +41,7 @@ def is_done(journal: Path, image: Path, wanted: str) -> bool:
 
 
 def test_what_is_done_stays_done_until_something_changes(image: Path, tmp_path: Path) -> None:
-    """Another wish, another size or another time of the image make it count no more."""
+    """An entry is invalid if the options, or the size or time of the image, differ."""
     journal = tmp_path / "journal"
     assert not is_done(journal, image, "a")
     write(journal, image, "a")
@@ -62,7 +62,7 @@ def test_what_is_done_stays_done_until_something_changes(image: Path, tmp_path: 
 
 
 def test_a_line_torn_by_a_crash_costs_that_line_only(image: Path, tmp_path: Path) -> None:
-    """At whatever byte the writing ended, the next run reads the rest and writes on."""
+    """Wherever writing was cut off, the next run reads the complete entries and appends to them."""
     journal, other = tmp_path / "journal", tmp_path / "other.raw"
     other.write_bytes(b"x")
     write(journal, image, "a")
@@ -78,7 +78,7 @@ def test_a_line_torn_by_a_crash_costs_that_line_only(image: Path, tmp_path: Path
 
 @pytest.mark.parametrize("content", [b"QFI\xfb" + bytes(508), b"{}\n", b"[1]\n{}\n", b"\n"])
 def test_another_file_is_not_written_to(tmp_path: Path, content: bytes) -> None:
-    """Naming an image by mistake does not damage it."""
+    """An image that is given as journal by mistake is not damaged."""
     path = tmp_path / "disk.qcow2"
     path.write_bytes(content)
     tree = make_tree(tmp_path / "tree", SYSTEMD_TREE)
@@ -91,7 +91,7 @@ def test_another_file_is_not_written_to(tmp_path: Path, content: bytes) -> None:
 
 
 def test_directories_are_looked_at_each_time(tmp_path: Path) -> None:
-    """Nothing tells whether a directory's files have changed; nor is a token noted."""
+    """A directory is never recorded, and neither is a token."""
     tree, journal = make_tree(tmp_path / "tree", SYSTEMD_TREE), tmp_path / "journal"
     options = vmprovision.InjectOptions(token="abcdef0123456789")
     for outcome in ("injected", "unchanged"):

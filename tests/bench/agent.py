@@ -1,8 +1,8 @@
-"""Measures the agent beside Debian's node_exporter, and writes the table in docs/agent.md.
+"""Measure the agent beside Debian's node_exporter, and write the table in docs/agent.md.
 
-Everything runs on loopback, in turn, several rounds; the table has medians.  Processor time is
-the kernel's own count for the process: other load on the machine makes waiting longer, and
-disturbs that count less.
+Everything runs on loopback, in turn, in several rounds; the table has medians.  Processor
+time is the kernel's count for the process, because other load on the machine disturbs it
+less than it disturbs wall time.
 """
 
 from __future__ import annotations
@@ -43,12 +43,11 @@ class Subject:
     """A server that is measured.
 
     Attributes:
-        name: in the table.
-        argv: the program; `{port}` stands for the port that it listens on.
-        files: what it takes on disk, the interpreter of a guest's own excepted.
-        kinds: the forms in which it has its metrics.
-        figures: what was measured, by name.
-
+        name: its column in the table.
+        argv: the program; `{port}` is replaced by the port that it listens on.
+        files: what it takes on disk, without a guest's own interpreter.
+        kinds: the formats of its metrics.
+        figures: the measurements, by name.
     """
 
     name: str
@@ -62,12 +61,12 @@ class Subject:
         self.figures.setdefault(name, []).append(value)
 
     def __getitem__(self, name: str) -> float:
-        """The median of what was measured."""
+        """Return the median of a measurement."""
         return median(self.figures[name])
 
     @property
     def size(self) -> int:
-        """Bytes on disk."""
+        """Return its size on disk, in bytes."""
         return sum(path.stat().st_size for path in self.files)
 
 
@@ -80,18 +79,18 @@ class Running:
     first_answer: float
 
     def resident(self) -> float:
-        """Megabytes of memory that it holds."""
+        """Return its resident memory, in megabytes."""
         status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii", errors="replace")
         return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
     def processor_seconds(self) -> float:
-        """Processor time of all its threads so far, by the scheduler's nanoseconds."""
+        """Return the processor time of all its threads, by the scheduler's nanoseconds."""
         tasks = Path(f"/proc/{self.pid}/task").glob("*/schedstat")
         return sum(int(task.read_text(encoding="ascii").split()[0]) for task in tasks) / 1e9
 
 
 def find_subjects(folder: Path) -> list[Subject]:
-    """The agent on the runtime and on this host's Pythons, and node_exporter."""
+    """Return the agent on the runtime and on this host's Pythons, and node_exporter."""
     program = build_program(folder)
     (folder / "conf").touch()
     options = [str(program), "--listen", "127.0.0.1", "--port", "{port}"]
@@ -110,7 +109,7 @@ def find_subjects(folder: Path) -> list[Subject]:
 
 
 def python_version(program: str) -> str:
-    """The version of a Python."""
+    """Return the version of a Python."""
     code = "import sys; print('.'.join(map(str, sys.version_info[:3])))"
     done = subprocess.run([program, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.strip()
@@ -118,7 +117,7 @@ def python_version(program: str) -> str:
 
 @contextmanager
 def running(subject: Subject) -> Iterator[Running]:
-    """The server, from its start to its end."""
+    """Run the server, and end it afterwards."""
     port = free_port()
     argv = [word.replace("{port}", str(port)) for word in subject.argv]
     started = time.perf_counter()
@@ -136,7 +135,7 @@ def running(subject: Subject) -> Iterator[Running]:
 
 
 def answers(port: int) -> bool:
-    """Whether something answers there."""
+    """Return whether something answers on the port."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
             sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
@@ -146,7 +145,7 @@ def answers(port: int) -> bool:
 
 
 def ask(port: int, kind: str, count: int, at_once: int = 1) -> None:
-    """Ask for the metrics so often on one connection, some at once when the last answers are in."""
+    """Ask for the metrics a number of times on one connection, some of them pipelined."""
     head = f"GET /metrics HTTP/1.1\r\nHost: guest\r\nAccept: {ACCEPTS[kind]}\r\n\r\n"
     requests = head.encode() * at_once
     with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
@@ -174,7 +173,7 @@ def take_answer(source: BinaryIO) -> None:
 
 
 def measure_round(subject: Subject, requests: int) -> None:
-    """Start it anew; how long that takes, how fast it answers, and how much memory that takes."""
+    """Start the server and measure its start, its rates and its memory."""
     with running(subject) as server:
         subject.note("first", server.first_answer * 1000)
         time.sleep(0.5)
@@ -188,7 +187,7 @@ def measure_round(subject: Subject, requests: int) -> None:
 
 
 def measure_memory(subject: Subject, counts: Sequence[int]) -> None:
-    """The memory that it holds after so many requests, a tenth of them for Prometheus' format."""
+    """Return its memory after a number of requests, a tenth of them in Prometheus' format."""
     with running(subject) as server:
         done = 0
         for count in counts:
@@ -200,7 +199,7 @@ def measure_memory(subject: Subject, counts: Sequence[int]) -> None:
 
 
 def measure_idle(subject: Subject, seconds: float) -> None:
-    """The share of a core that it takes when nobody asks."""
+    """Return the share of a core that it takes without requests."""
     with running(subject) as server:
         time.sleep(6)  # it looks for its addresses at first
         before = server.processor_seconds()
@@ -209,7 +208,7 @@ def measure_idle(subject: Subject, seconds: float) -> None:
 
 
 def render_table(subjects: Sequence[Subject], counts: Sequence[int]) -> str:
-    """The table in Markdown."""
+    """Return the table in Markdown."""
     rows: list[tuple[str, Callable[[Subject], str]]] = [
         ("on disk, KB", lambda each: f"{each.size / 1024:,.0f}"),
         ("first answer after the start, ms", lambda each: f"{each['first']:.0f}"),
@@ -233,17 +232,17 @@ def render_table(subjects: Sequence[Subject], counts: Sequence[int]) -> str:
 
 
 def rate(name: str) -> Callable[[Subject], str]:
-    """Shows a rate, where there is one."""
+    """Return a rate as text, or a dash."""
     return lambda each: f"{each[name]:,.0f}" if name in each.figures else "-"
 
 
 def resident(name: str) -> Callable[[Subject], str]:
-    """Shows an amount of memory."""
+    """Return an amount of memory as text."""
     return lambda each: f"{each[name]:.1f}" if name in each.figures else "-"
 
 
 def render_ratios(subjects: Mapping[str, Subject], count: int) -> str:
-    """How node_exporter compares with the agent on the runtime."""
+    """Return how node_exporter compares with the agent on the runtime."""
     ours, theirs = subjects[RUNTIME], subjects[EXPORTER]
     memory = f"resident {count}"
     ratios = {
@@ -259,7 +258,7 @@ def render_ratios(subjects: Mapping[str, Subject], count: int) -> str:
 def missed_targets(
     subjects: Mapping[str, Subject], program: Path, counts: Sequence[int]
 ) -> list[str]:
-    """The figures of the plan that were not reached."""
+    """Return the planned figures that were not reached."""
     ours = subjects[RUNTIME]
     first, last = (f"resident {count}" for count in counts)
     cpython = next(each for name, each in subjects.items() if name.startswith("CPython 3"))
@@ -277,7 +276,7 @@ def missed_targets(
 
 
 def describe_host(rounds: int) -> str:
-    """What was measured on."""
+    """Return the date and the host of the measurement."""
     model = platform.machine()
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("model name"):
@@ -298,7 +297,7 @@ def describe_host(rounds: int) -> str:
 
 
 def write_between_markers(document: Path, text: str) -> None:
-    """Replace what stands between the markers."""
+    """Replace the text between the markers."""
     before, begin, rest = document.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     assert begin, f"{document} has no {BEGIN}"
@@ -307,7 +306,7 @@ def write_between_markers(document: Path, text: str) -> None:
 
 
 def main() -> int:
-    """Measure, print and write; 1 if a figure of the plan was not reached."""
+    """Measure, print and write; return 1 if a planned figure was not reached."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=3000, help="in each round")

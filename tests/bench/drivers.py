@@ -1,8 +1,8 @@
-"""Calls of the library, measured without what comes before: ``drivers.py NAME IMAGE...``.
+"""Calls of the library, measured without their preparation: ``drivers.py NAME IMAGE...``.
 
-Each is a generator: up to its first ``yield`` it makes ready what a long-lived process
-has ready, up to the second is what is measured, and behind that it cleans up.  See
-``measure`` for how the two talk.
+Each is a generator.  Up to its first ``yield`` it prepares what a long-lived process has
+ready.  The part up to the second ``yield`` is measured.  Then it cleans up.  ``measure``
+describes the protocol between the two.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ READY_SECONDS = 240.0
 
 
 def library(images: Sequence[Path]) -> Iterator[None]:
-    """One ``inject`` after the other."""
+    """Call ``inject`` for one image after the other."""
     build_archive()
     yield
     for image in images:
@@ -30,7 +30,7 @@ def library(images: Sequence[Path]) -> Iterator[None]:
 
 
 def pool(images: Sequence[Path]) -> Iterator[None]:
-    """As ``library``, each with an appliance that stands ready."""
+    """Like ``library``, with an appliance of a pool for each."""
     build_archive()
     with vmprovision.Pool(size=1) as appliances:
         assert appliances.wait_until_ready(READY_SECONDS)
@@ -47,7 +47,7 @@ DRIVERS: dict[str, Callable[[Sequence[Path]], Iterator[None]]] = {
 
 
 def main(name: str, *images: str) -> None:
-    """Run a driver, as ``measure`` wants it."""
+    """Run a driver as ``measure`` expects it."""
     steps = DRIVERS[name]([Path(image) for image in images])
     next(steps)
     sys.stdout.write("ready\n")

@@ -1,6 +1,6 @@
 """The edit that every way makes: the files and links of an injection, without its receipt.
 
-They lie as a tree in a folder, with a list beside it for the ways that go call by call.
+They are a tree in a folder, with a list beside it for the ways that work call by call.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edit:
-    """What is to be put into the guest of one image, and where its root is.
+    """The edit of one guest, and where the guest's root is.
 
     Attributes:
         operations: directories, files and links, in order.
-        tree: a folder of the host with them in it, as they are to be in the guest.
+        tree: a folder of the host that holds them as the guest should.
         manifest: a JSON list of them: ``kind``, ``path``, and ``source`` and ``mode``
             of files or ``target`` of links.
         root: the device of the guest's root.
@@ -37,11 +37,11 @@ class Edit:
     root: str
 
     def local(self, path: PurePosixPath) -> Path:
-        """Where the host has a file of the edit."""
+        """Return the host's copy of a file of the edit."""
         return self.tree / path.relative_to("/")
 
     def missing_in(self, image: Path, disk_format: str) -> list[str]:
-        """What of the edit is not in the guest of an image as it should be."""
+        """Return the parts of the edit that are absent or wrong in the guest of an image."""
         paths = {each.path for each in self.operations}
         report = vmprovision.plan(image, source=vmprovision.ImageOptions(format=disk_format))
         wanting = [planned.operation.path for planned in report.operations if not planned.satisfied]
@@ -49,7 +49,7 @@ class Edit:
 
 
 def edit_for(image: Path, folder: Path) -> Edit:
-    """The edit that an injection would make, laid out in a folder."""
+    """Return the edit that an injection would make, laid out in a folder."""
     report = vmprovision.plan(image)
     operations = tuple(
         planned.operation

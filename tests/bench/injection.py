@@ -1,7 +1,7 @@
-"""What an injection costs, beside other ways to make the same edit.
+"""Measure an injection beside other ways to make the same edit.
 
-``nox -s bench`` runs every way of ``ways.py`` in turn, several times over, each on
-fresh images, and writes medians and ratios into ``docs/performance.md``.
+``nox -s bench`` runs every way of ``ways.py`` in turn, several times, each on fresh
+images, and writes medians and ratios into ``docs/performance.md``.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def main(arguments: Sequence[str]) -> int:
     for row in rows_of(costs):
         _say(f"{row.way.name:<44} {row.wall:8.2f} s {row.cpu:8.2f} s {row.memory / 2**20:6.0f} MiB")
     if not asked.dry:
-        told = {way: why.splitlines()[0].replace("|", "\\|") for way, why in obstacles.items()}
-        write_page(costs, told, rounds=asked.rounds)
+        reasons = {way: why.splitlines()[0].replace("|", "\\|") for way, why in obstacles.items()}
+        write_page(costs, reasons, rounds=asked.rounds)
         _say(f"see {PLOT.with_suffix('.md')}")
     return 0
 
@@ -79,11 +79,11 @@ class _Bench:
             self._environment["LIBGUESTFS_BACKEND_SETTINGS"] = "force_tcg"
 
     def measure(self, way: Way, *, check: bool) -> Cost:
-        """The cost of a way, once.
+        """Return the cost of one run of a way.
 
         Args:
             way: what to measure.
-            check: see afterwards that the edit is there, in the first image.
+            check: check afterwards that the edit is in the first image.
         """
         with tempfile.TemporaryDirectory(dir=self._folder) as name:
             folder = Path(name)
@@ -98,7 +98,7 @@ class _Bench:
             return cost
 
     def _fresh(self, folder: Path, way: Way, number: int) -> Path:
-        """A copy of the image; of many, an overlay over the one that all share."""
+        """Return a copy of the image; for many images, an overlay over one shared copy."""
         image = folder / f"vm-{number}.{way.disk_format}"
         if way.images > 1:
             beside = folder / self._base.name  # a backing file elsewhere would be refused

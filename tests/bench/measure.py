@@ -1,10 +1,9 @@
-"""What a command costs with all that it starts: wall time, CPU time, memory at its peak.
+"""Measure a command with everything that it starts: wall time, CPU time, peak memory.
 
-This process makes itself the subreaper of its descendants (prctl(2)), so that a
-machine that a command starts and leaves behind stays in the tree and is counted.
-CPU time is what the processes that have ended add up to (getrusage(2)), and what
-proc(5) says of those that run.  Memory is the sum of proportional set sizes, in
-which a page that several processes share counts once.
+This process makes itself the subreaper of its descendants (prctl(2)).  So a machine that
+a command starts and leaves behind stays in the tree and is counted.  CPU time is the sum
+of the ended processes (getrusage(2)) and of the running ones (proc(5)).  Memory is the
+sum of proportional set sizes: a page that several processes share counts once.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class CommandFailedError(Exception):
-    """The command did not do what is measured."""
+    """The measured command failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What was measured: seconds, seconds, bytes; and how many processes outlived the command."""
+    """A measurement: seconds, seconds, bytes; and how many processes outlived the command."""
 
     wall: float
     cpu: float
@@ -52,7 +51,7 @@ def become_subreaper() -> None:
 
 
 def measure(command: Sequence[str | Path], *, env: Mapping[str, str], phased: bool) -> Cost:
-    """The cost of a command; only one is measured at a time.
+    """Return the cost of a command; only one is measured at a time.
 
     Args:
         command: program and arguments.
@@ -63,13 +62,13 @@ def measure(command: Sequence[str | Path], *, env: Mapping[str, str], phased: bo
     Raises:
         CommandFailedError: it failed.
     """
-    with tempfile.TemporaryFile() as told, _sampling() as sampler:
+    with tempfile.TemporaryFile() as output, _sampling() as sampler:
         begun, before = time.monotonic(), tree_cpu()
         process = subprocess.Popen(
             [str(word) for word in command],
             stdin=subprocess.PIPE if phased else subprocess.DEVNULL,
-            stdout=subprocess.PIPE if phased else told,
-            stderr=told,
+            stdout=subprocess.PIPE if phased else output,
+            stderr=output,
             env={**os.environ, **env},
         )
         try:
@@ -91,14 +90,14 @@ def measure(command: Sequence[str | Path], *, env: Mapping[str, str], phased: bo
             process.kill()
             process.wait()
         if process.returncode:
-            told.seek(0)
-            tail = told.read()[-800:].decode(errors="replace").strip()
+            output.seek(0)
+            tail = output.read()[-800:].decode(errors="replace").strip()
             raise CommandFailedError(f"exit status {process.returncode}: {tail}")
         return Cost(wall=wall, cpu=cpu, memory=sampler.peak, strays=strays)
 
 
 def tree_cpu() -> float:
-    """CPU seconds of everything below this process, ended or running."""
+    """Return the CPU seconds of all processes below this one, ended or running."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = ended.ru_utime + ended.ru_stime
     for process in descendants(os.getpid()):
@@ -109,7 +108,7 @@ def tree_cpu() -> float:
 
 
 def descendants(process: int) -> Iterator[int]:
-    """The processes below a process."""
+    """Return the processes below a process."""
     for task in Path(f"/proc/{process}/task").glob("*/children"):
         with contextlib.suppress(OSError):
             for child in task.read_text().split():
@@ -136,7 +135,7 @@ def _says(process: subprocess.Popen[bytes], line: bytes) -> None:
 
 
 def _reap_strays() -> int:
-    """How many processes were left to us, after the last of them has ended."""
+    """Wait for the processes that were left to us to end; return how many."""
     number, deadline = 0, time.monotonic() + STRAY_SECONDS
     while time.monotonic() < deadline:
         try:
@@ -152,7 +151,7 @@ def _reap_strays() -> int:
 
 @contextlib.contextmanager
 def _sampling() -> Iterator[_Sampler]:
-    """Look at the memory of all descendants again and again, in a thread."""
+    """Sample the memory of all descendants repeatedly, in a thread."""
     sampler = _Sampler()
     sampler.start()
     try:
@@ -163,7 +162,7 @@ def _sampling() -> Iterator[_Sampler]:
 
 
 class _Sampler(threading.Thread):
-    """Keeps the most memory that was seen, in bytes."""
+    """The largest amount of memory seen, in bytes."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -176,7 +175,7 @@ class _Sampler(threading.Thread):
 
 
 def _memory(process: int) -> int:
-    """Its proportional set size in bytes; 0 of one that has just ended."""
+    """Return a process's proportional set size in bytes; 0 if it has just ended."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{process}/smaps_rollup").read_text("ascii").splitlines():
             if line.startswith("Pss:"):

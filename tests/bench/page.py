@@ -1,4 +1,4 @@
-"""What was measured as a table and a plot, in ``docs/performance.md``."""
+"""The measurements as a table and a plot, in ``docs/performance.md``."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Row:
 
 
 def rows_of(costs: Mapping[Way, Sequence[Cost]]) -> list[Row]:
-    """The medians of all ways that were measured, in their order."""
+    """Return the medians of all measured ways, in their order."""
     return [
         Row(
             way=way,
@@ -59,7 +59,7 @@ def rows_of(costs: Mapping[Way, Sequence[Cost]]) -> list[Row]:
 def write_page(
     costs: Mapping[Way, Sequence[Cost]], obstacles: Mapping[Way, str], *, rounds: int
 ) -> None:
-    """Put the table between the marks of the page, and the plot beside it."""
+    """Put the table between the markers of the page, and the plot beside it."""
     rows = rows_of(costs)
     text = PAGE.read_text(encoding="utf-8")
     table = "\n".join([describe_machine(rounds), "", *table_of(rows, obstacles)])
@@ -73,7 +73,7 @@ def write_page(
 
 
 def describe_machine(rounds: int) -> str:
-    """What it was measured on, and with which versions."""
+    """Return the machine and the versions of the measurement."""
     described = Path("/proc/cpuinfo").read_text("utf-8")
     cpu = re.search(r"^model name\s*: (.*)$", described, re.MULTILINE)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
@@ -96,7 +96,7 @@ def describe_machine(rounds: int) -> str:
 
 
 def table_of(rows: Sequence[Row], obstacles: Mapping[Way, str]) -> list[str]:
-    """The lines of the table: medians for each image, ratios to the baseline where it is there."""
+    """Return the lines of the table: medians for each image, ratios to the baseline if present."""
     baseline = next((row for row in rows if row.way.name == BASELINE), None)
     lines = [
         "| way | wall s an image | CPU s an image | peak MiB | faster, wall | less CPU | memory |",

@@ -1,7 +1,7 @@
 """The edit with libguestfs's own binding, inspection included: ``plain_libguestfs.py IMAGE LIST``.
 
-As its documentation shows it: ``inspect_os``, mount what that found, one call after
-the other.
+It follows the binding's documentation: ``inspect_os``, mount what that found, one call
+after the other.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the benchmarks measure is what was spent."""
+"""The benchmarks measure what was really spent."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ print(json.dumps(dataclasses.asdict(cost)))
 
 
 def measured(program: str, how: str) -> Cost:
-    """The cost of a program, measured in a process that may adopt others."""
+    """Return the cost of a program, measured in a process that may adopt others."""
     done = subprocess.run(
         [sys.executable, "-c", MEASURES, program, how], check=True, capture_output=True, timeout=60
     )
@@ -51,7 +51,7 @@ def measured(program: str, how: str) -> Cost:
 
 
 def test_what_outlives_the_command_is_counted() -> None:
-    """A process that is left behind escapes neither with its time nor with its memory."""
+    """The time and memory of a process that is left behind are counted."""
     cost = measured(SPENDS, "whole")
     assert 0.5 <= cost.cpu < 1.5
     assert cost.memory > 64 << 20
@@ -59,12 +59,12 @@ def test_what_outlives_the_command_is_counted() -> None:
 
 
 def test_only_the_measured_part_is_counted() -> None:
-    """What comes before and after is not."""
+    """What a phased command does before and after is not counted."""
     assert 0.25 <= measured(PHASED, "phased").cpu < 0.5
 
 
 def test_the_table_has_medians_and_ratios_for_each_image() -> None:
-    """A batch is divided by its images, and compared with one run of the baseline."""
+    """A batch is divided by its images and compared with one run of the baseline."""
     baseline, batch = (
         next(way for way in WAYS if way.name == name)
         for name in (BASELINE, "`inject --jobs 2` of 4")
@@ -82,5 +82,5 @@ def test_the_table_has_medians_and_ratios_for_each_image() -> None:
 
 
 def cost(wall: float, cpu: float, mebibytes: int) -> Cost:
-    """A cost."""
+    """Make a cost."""
     return Cost(wall=wall, cpu=cpu, memory=mebibytes << 20, strays=0)

@@ -1,4 +1,4 @@
-"""The ways to make the edit that are compared; one row of the table each."""
+"""The ways to make the edit that are compared; each is one row of the table."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """What one measurement works on.
+    """The input of one measurement.
 
     Attributes:
         images: fresh copies of the image.
-        edit: what is to be put into them.
+        edit: what to put into them.
         folder: an empty folder.
     """
 
@@ -46,7 +46,7 @@ class Case:
 
     @property
     def image(self) -> Path:
-        """The only image."""
+        """Return the only image."""
         (image,) = self.images
         return image
 
@@ -56,13 +56,13 @@ class Way:
     """One way to make the edit.
 
     Attributes:
-        name: what the table calls it.
-        command: what is run.
+        name: its name in the table.
+        command: the command to run.
         images: how many images it works on at once.
         disk_format: of the images.
         phased: the command says itself where the measured part begins and ends.
         environment: variables to set, given the case.
-        obstacle: why it cannot be tried on this host; empty where it can.
+        obstacle: why this host cannot run it; empty if it can.
         jobs: of a batch, for the plot.
         together: whether the batch shares its appliances.
     """
@@ -79,7 +79,7 @@ class Way:
 
 
 def virt_customize(case: Case) -> list[str | Path]:
-    """Its options for the edit."""
+    """Return virt-customize's options for the edit."""
     words: list[str | Path] = ["virt-customize", "--quiet", "--no-network"]
     words += ["--format", "qcow2", "-a", case.image]
     for each in case.edit.operations:
@@ -93,7 +93,7 @@ def virt_customize(case: Case) -> list[str | Path]:
 
 
 def guestfish(case: Case, *, inspect: bool) -> list[str | Path]:
-    """A script that makes the edit, with or without finding the root itself."""
+    """Return a guestfish script for the edit, which finds the root itself or is given it."""
     lines = [] if inspect else ["run", f"mount {case.edit.root} /"]
     for each in case.edit.operations:
         if isinstance(each, MakeDirectory):
@@ -113,17 +113,17 @@ def guestfish(case: Case, *, inspect: bool) -> list[str | Path]:
 
 
 def plain_libguestfs(case: Case) -> list[str | Path]:
-    """The binding, call by call."""
+    """Return a program that uses the binding, call by call."""
     return [sys.executable, HERE / "plain_libguestfs.py", case.image, case.edit.manifest]
 
 
 def command_line(case: Case, words: Sequence[str] = ()) -> list[str | Path]:
-    """Our command line on all images of the case."""
+    """Return our command line for all images of the case."""
     return [Path(sys.executable).with_name("vmprovision"), "inject", *case.images, *words]
 
 
 def new_host(case: Case) -> dict[str, str]:
-    """A cache as it is after the installation of a wheel: there is the runtime and no more."""
+    """Make a cache as after the installation of a wheel: it has the runtime and nothing else."""
     cache = case.folder / "cache"
     runtimes = cached_folder()
     shutil.copytree(runtimes, cache / "runtimes" / runtimes.name)
@@ -132,13 +132,13 @@ def new_host(case: Case) -> dict[str, str]:
 
 
 def driver(name: str) -> Callable[[Case], list[str | Path]]:
-    """A driver of drivers.py on all images of the case."""
+    """Return a driver of drivers.py for all images of the case."""
     assert name in DRIVERS
     return lambda case: [sys.executable, "-m", "tests.bench.drivers", name, *case.images]
 
 
 def loop_mount(case: Case) -> list[str | Path]:
-    """What root can do with a raw image."""
+    """Return what root can do with a raw image."""
     mount = shlex.quote(str(case.folder / "mnt"))
     lines = [
         "set -e",
@@ -157,7 +157,7 @@ def loop_mount(case: Case) -> list[str | Path]:
 
 
 def _first_partition(image: Path) -> int:
-    """Where the image's first partition begins, in bytes; the recipes' roots are there."""
+    """Return the start of the image's first partition in bytes; the recipes' roots are there."""
     environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:{PATH}"}
     shown = subprocess.run(
         ["sfdisk", "--json", image], check=True, capture_output=True, env=environment
@@ -186,7 +186,7 @@ WAYS: tuple[Way, ...] = (
         obstacle=_installed("guestfish", "libguestfs-tools"),
     ),
     Way(
-        name="guestfish, told the root",
+        name="guestfish, root given",
         command=lambda case: guestfish(case, inspect=False),
         obstacle=_installed("guestfish", "libguestfs-tools"),
     ),

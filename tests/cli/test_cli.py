@@ -29,7 +29,7 @@ def commands(
     group: Any,  # noqa: ANN401 -- Typer brings a Click of its own
     *words: str,
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every command below a group: its words, and what Typer made of it."""
+    """Return every command below a group: its words, and its Click command."""
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
             yield from commands(command, *words, name)
@@ -53,7 +53,7 @@ def test_every_error_has_an_exit_code_and_the_table_says_it() -> None:
 
 
 def test_every_command_explains_itself(run_cli: RunCli) -> None:
-    """Help has a sentence for the command and for every option of it."""
+    """Each command and each of its options has a help text."""
     for words, command in commands(typer.main.get_command(app)):
         assert command.help, words
         options = [p for p in command.params if p.param_type_name == "option"]
@@ -63,7 +63,7 @@ def test_every_command_explains_itself(run_cli: RunCli) -> None:
 
 
 def test_json_is_one_object_and_nothing_else(run_cli: RunCli, tmp_path: Path) -> None:
-    """Progress and logs never mix into standard output."""
+    """Progress and logs are never mixed into standard output."""
     tree = make_tree(tmp_path, SYSTEMD_TREE)
     for words in (
         ("inspect", tree),
@@ -81,7 +81,7 @@ def test_json_is_one_object_and_nothing_else(run_cli: RunCli, tmp_path: Path) ->
 
 
 def test_inspect_says_what_the_documentation_promises(run_cli: RunCli, tmp_path: Path) -> None:
-    """The keys, with evidence in sentences."""
+    """The report has the documented keys, and its evidence is in sentences."""
     tree = make_tree(tmp_path, SYSTEMD_TREE)
     found = json.loads(run_cli("inspect", tree, "--json").stdout)
     assert found["distro"] == "debian"
@@ -112,7 +112,7 @@ def test_a_dry_run_is_the_plan_and_writes_nothing(run_cli: RunCli, tmp_path: Pat
 
 
 def test_a_token_comes_from_a_file_and_is_never_printed(run_cli: RunCli, tmp_path: Path) -> None:
-    """Not on the command line, not in a report, not in a log; root alone reads it."""
+    """A token is in no report and no log, and only root can read it in the guest."""
     tree = make_tree(tmp_path / "tree", SYSTEMD_TREE)
     token = tmp_path / "token"
     token.write_text("abcdef0123456789\n")
@@ -145,7 +145,7 @@ def test_a_token_comes_from_a_file_and_is_never_printed(run_cli: RunCli, tmp_pat
 def test_bad_input_is_one_clear_error(
     run_cli: RunCli, tmp_path: Path, words: list[str], code: int, says: str
 ) -> None:
-    """The documented code, the cause, and no traceback; with --json the error as an object."""
+    """The documented exit code, a message that names the cause, and no traceback."""
     (tmp_path / "empty").mkdir()
     make_tree(tmp_path / "tree", SYSTEMD_TREE)
     odd: Tree = {"/etc/os-release": OS_RELEASE, "/sbin/init": elf()}
@@ -164,7 +164,7 @@ def test_bad_input_is_one_clear_error(
 
 
 def test_verify_ends_with_its_code_where_something_differs(run_cli: RunCli, tmp_path: Path) -> None:
-    """60, and every mismatch on a line of its own."""
+    """The exit code is 60, and each mismatch has its own line."""
     tree = make_tree(tmp_path, SYSTEMD_TREE)
     run_cli("inject", tree)
     (tree / "usr/local/bin/guest-agent").chmod(0o700)
@@ -174,7 +174,7 @@ def test_verify_ends_with_its_code_where_something_differs(run_cli: RunCli, tmp_
 
 
 def test_hostile_text_of_a_guest_is_shown_as_text(run_cli: RunCli, tmp_path: Path) -> None:
-    """Neither a report nor an error passes a guest's escape sequence to the terminal."""
+    """No report or error passes a guest's escape sequence to the terminal."""
     tree: Tree = {**SYSTEMD_TREE, "/etc/os-release": 'ID=x\nPRETTY_NAME="\x1b]0;owned\x07"\n'}
     make_tree(tmp_path, tree)
     for words in (("inspect",), ("inject",), ("inspect", "--json")):
@@ -184,7 +184,7 @@ def test_hostile_text_of_a_guest_is_shown_as_text(run_cli: RunCli, tmp_path: Pat
 
 
 def test_the_public_names_are_the_documented_ones() -> None:
-    """Everything in ``__all__`` exists, is documented, and the list is sorted."""
+    """Every name in ``__all__`` exists and is documented, and the list is sorted."""
     names = [name for name in vmprovision.__all__ if name != "__version__"]
     assert names == sorted(names)
     text = (DOCS / "library.md").read_text()
@@ -195,7 +195,7 @@ def test_the_public_names_are_the_documented_ones() -> None:
 
 def test_shell_completion_is_offered(run_cli: RunCli) -> None:
     """The shell gets a script that completes commands."""
-    # without this, Typer looks for the shell among its parents, and CI has none there
+    # otherwise Typer looks for a shell among its parent processes, and CI has none
     environment = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     script = run_cli("--show-completion", "bash", env=environment).stdout
     assert "COMPLETE=complete_bash" in script
@@ -203,7 +203,7 @@ def test_shell_completion_is_offered(run_cli: RunCli) -> None:
 
 
 def test_the_example_of_the_documentation_runs(tmp_path: Path) -> None:
-    """docs/library.md's orchestrator injects what it is given."""
+    """The orchestrator in docs/library.md injects the images that it is given."""
     text = (DOCS / "library.md").read_text()
     (code,) = re.findall(r"```python\n# orchestrator\.py\n(.*?)```", text, re.DOTALL)
     script = tmp_path / "orchestrator.py"

@@ -1,4 +1,4 @@
-"""What the program loads before it knows what to do."""
+"""The program imports only what it needs, so that short commands answer at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 import vmprovision
 
-# Each of them takes longer to import than `--version` may.
+# Modules that take long to import.
 HEAVY = {
     "asyncio",
     "concurrent.futures",
@@ -21,7 +21,7 @@ HEAVY = {
     "xml",
     "zipfile",
 }
-# Rooms that only a command that works on an image needs.
+# Packages that only commands that work on an image need.
 WORK = {
     f"vmprovision.{name}"
     for name in (
@@ -40,13 +40,15 @@ WORK = {
         "recipe",
         "reports",
         "runtime",
+        "seed",
+        "seed",
         "selinux",
     )
 }
 
 
 def imported(code: str, *arguments: str) -> set[str]:
-    """Return the modules that a process has imported when it has run this code."""
+    """Return the modules that a process has imported after running this code."""
     see = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr))"
     done = subprocess.run(
         [sys.executable, "-c", f"{see}; {code}", *arguments],
@@ -62,21 +64,28 @@ PROGRAM = "from vmprovision.cli import run; run()"
 
 
 def test_the_version_is_printed_without_the_rooms_that_work() -> None:
-    """Neither libraries that take long to import nor a room beside the command line."""
+    """--version imports no slow library and no package beside the command line."""
     found = imported(PROGRAM, "--version")
     assert "vmprovision.cli.app" in found
     assert not found & (HEAVY | WORK)
 
 
 def test_help_imports_no_room_either() -> None:
-    """Typer prints it with rich, which is all that it needs."""
+    """--help needs Typer and rich only."""
     found = imported(PROGRAM, "inject", "--help")
     assert "vmprovision.cli.injection" in found
     assert not found & (WORK | {"distributed", "guestfs", "jinja2"})
 
 
+def test_looking_into_a_guest_imports_no_templates_and_no_cluster() -> None:
+    """The library's functions need neither Jinja2 nor Dask nor the command line's libraries."""
+    found = imported("import vmprovision; vmprovision.inspect; vmprovision.verify")
+    assert "vmprovision.api" in found
+    assert not found & {"jinja2", "distributed", "asyncio", "http.client", "rich", "typer"}
+
+
 def test_importing_the_package_imports_nothing_else_of_it() -> None:
-    """A public name is imported when it is used."""
+    """Each public name is imported when it is first used."""
     found = imported("import vmprovision")
     assert {name for name in found if name.startswith("vmprovision")} == {"vmprovision"}
     assert not found & HEAVY
@@ -88,7 +97,7 @@ def test_importing_the_package_imports_nothing_else_of_it() -> None:
 
 
 def test_every_public_name_can_be_seen_and_used() -> None:
-    """By dir(), by a star import, and with the error that modules give for other names."""
+    """dir() and a star import know every public name; other names are an AttributeError."""
     assert set(vmprovision.__all__) <= set(dir(vmprovision))
     names: dict[str, object] = {}
     exec("from vmprovision import *", names)  # noqa: S102 -- as a person at the prompt does

@@ -1,1 +1,1 @@
-"""Kills and power cuts at every moment, and what becomes of the image."""
+"""Kills and power cuts at every moment, and the state of the image afterwards."""

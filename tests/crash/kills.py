@@ -1,9 +1,9 @@
-"""One kill: a real command is started, somebody dies, and the image is looked at.
+"""One kill: start a real command, kill a process, and examine the image.
 
-A case names a target, an action, a victim and a moment; ``carry_out`` kills, then
-does what a user would do (``recover``, the same command again) and looks for every
-fault that the user could meet.  The moment is a step that the command reports, and
-a part of the time that this step took when nobody was killed.
+A case names a target, an action, a victim and a moment.  ``carry_out`` kills, then does
+what a user would do (``recover``, the same command again), and looks for every fault
+that the user could meet.  The moment is a step that the command reports, and a fraction
+of the time that this step takes without a kill.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ OWN_CACHE = f".guestfs-{os.geteuid()}"  # libguestfs's, which it keeps from run 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """Who is killed, when, and at what work.
+    """A victim, the moment of its death, and the work that it is killed at.
 
     Attributes:
-        number: of the case in its run.
-        step: the step after whose beginning the kill comes.
-        part: how far into this step, 0 to 1 of its usual length.
+        number: its number in the run.
+        step: the kill comes after this step begins.
+        part: how far into this step, as a fraction of its usual length.
     """
 
     number: int
@@ -73,14 +73,14 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of one case.
+    """The result of one case.
 
     Attributes:
-        moment: the last step that the command reported before the kill; empty where the
-            victim never ran, so that nobody was killed.
-        state: how the images were found: ``untouched``, ``pending`` (a finished redo log
-            beside it) or ``finished``; of several, in this order, the first that applies.
-        faults: what a user would complain about, one sentence each; empty is right.
+        moment: the last step that the command reported before the kill; empty if the
+            victim never ran, so that nothing was killed.
+        state: the state of the images: ``untouched``, ``pending`` (a finished redo log
+            beside it) or ``finished``; of several images, the first that applies.
+        faults: what a user would report, one sentence each; empty is right.
     """
 
     case: Case
@@ -91,7 +91,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Originals:
-    """The guests that cases work on copies of, and how long each step takes.
+    """The guests whose copies the cases work on, and the length of each step.
 
     Attributes:
         folder: holds ``plain.raw``, ``plain.qcow2``, ``plain`` and the same with the agent.
@@ -102,7 +102,7 @@ class Originals:
     lengths: dict[tuple[Target, Action], dict[str, float]] = field(default_factory=dict)
 
     def path(self, target: Target, *, injected: bool) -> Path:
-        """The original of a target, with the agent or without."""
+        """Return the original of a target, with the agent or without."""
         name = "injected" if injected else "plain"
         return self.folder / (name if target == "directory" else f"{name}.{target}")
 
@@ -128,18 +128,18 @@ def make_originals(folder: Path) -> Originals:
 
 
 def kinds() -> list[tuple[Target, Action]]:
-    """Every target with every action that it knows."""
+    """Return every target with every action that it knows."""
     targets: tuple[Target, ...] = ("qcow2", "raw")
     actions: tuple[Action, ...] = ("inject", "remove", "output", "batch")
     return [*itertools.product(targets, actions), ("directory", "inject"), ("directory", "remove")]
 
 
 def draw_cases(count: int, seed: int) -> list[Case]:
-    """As many cases, all kinds of work, victims and steps evenly among them, the same for a seed.
+    """Return cases with all kinds of work, victims and steps evenly among them.
 
     Args:
         count: how many.
-        seed: of the order and of the parts of a step.
+        seed: of the order and of the fractions of a step; the same seed gives the same cases.
     """
     chance = random.Random(seed)
     combinations = [
@@ -181,7 +181,7 @@ def _steps(target: Target, action: Action) -> tuple[str, ...]:
 
 
 def carry_out(case: Case, originals: Originals, folder: Path) -> Outcome:
-    """Kill once and look at everything that a user could look at."""
+    """Kill once, and examine everything that a user could see."""
     scene = _Scene(case, originals, folder)
     try:
         moment = scene.kill()
@@ -194,7 +194,7 @@ def carry_out(case: Case, originals: Originals, folder: Path) -> Outcome:
 
 
 class _Scene:
-    """One case's folder, and what is done in it."""
+    """One case's folder, and the work in it."""
 
     def __init__(self, case: Case, originals: Originals, folder: Path) -> None:
         self.case, self.originals, self.folder = case, originals, folder
@@ -242,7 +242,7 @@ class _Scene:
                 process.stderr.close()
 
     def timed(self) -> dict[str, float]:
-        """How many seconds each step takes when nobody is killed."""
+        """Return how many seconds each step takes without a kill."""
         start = time.monotonic()
         begun: dict[str, float] = {}
         with self._started() as process:
@@ -260,7 +260,7 @@ class _Scene:
     # the kill
 
     def kill(self) -> str:
-        """Kill the victim; the last step reported by then, empty where it never ran."""
+        """Kill the victim; return the last step reported by then, empty if it never ran."""
         steps: list[str] = []
         with self._started() as process:
             listener = threading.Thread(target=_listen, args=(process, steps))
@@ -281,7 +281,7 @@ class _Scene:
         return moment
 
     def _strike(self, process: subprocess.Popen[str]) -> bool:
-        """Whether the victim was there to be killed."""
+        """Kill the victim; return whether it ran."""
         while process.poll() is None:
             if self.case.victim == "command":
                 process.kill()
@@ -308,7 +308,7 @@ class _Scene:
     # the look
 
     def look(self) -> str:
-        """How the images are, before anybody does anything about it."""
+        """Return the state of the images, before anything repairs them."""
         if self.case.target == "directory":
             return "untouched" if self._is_original(self.images[0]) else "pending"
         if self.case.action == "output":
@@ -332,7 +332,7 @@ class _Scene:
     # what a user does next
 
     def go_on(self) -> None:
-        """Recover, look, run the command again, and look once more."""
+        """Recover, examine, run the command again, and examine once more."""
         if self.case.target == "directory":
             self._go_on_with_directory()
             return
@@ -374,7 +374,7 @@ class _Scene:
             self.faults.append("the same command again ends otherwise than without the kill")
 
     def _judge(self, image: Path) -> None:
-        """Add a fault where the image's filesystem, metadata or agent is not as it should be."""
+        """Add a fault if the image's filesystem, metadata or agent is wrong."""
         raw = image
         if image.suffix == ".qcow2":
             self._check("qemu-img", "check", "-q", image)
@@ -403,7 +403,7 @@ class _Scene:
 
 
 def _recover(image: Path) -> None:
-    """Recover as a user does, who tries again while a process that was killed is still ending."""
+    """Recover as a user does, who tries again while a killed process is still ending."""
     deadline = time.monotonic() + ENDING
     while True:
         try:
@@ -436,7 +436,7 @@ def _listen(process: subprocess.Popen[str], steps: list[str]) -> None:
 
 
 def _step_in(line: str) -> str:
-    """The step that a line of standard error reports; of a batch, of any of its images."""
+    """Return the step that a line of standard error reports; of a batch, of any of its images."""
     return next((step for step in (*STEPS, *LAST_STEP.values()) if step in line), "")
 
 
@@ -450,7 +450,7 @@ def _wait(condition: Callable[[], object], seconds: float) -> bool:
 
 
 def _holders(folder: Path) -> list[int]:
-    """The other processes that have a file of the folder open, or name it on their command line."""
+    """Return the other processes that have a file of the folder open or on their command line."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():

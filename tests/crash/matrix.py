@@ -1,7 +1,7 @@
 """``nox -s crash``: many kills, and the table of docs/safety.md.
 
-The kills are drawn by a seed, so a run can be repeated.  What a case came to is kept
-in a journal; a run that was interrupted goes on where it was, for the same sources.
+The kills are drawn from a seed, so a run can be repeated.  A journal keeps the outcome
+of each case; for the same sources, an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STATES = ("untouched", "pending", "finished")
 
 
 def run(cases: Sequence[Case], journal: Path, jobs: int) -> list[Outcome]:
-    """Carry out the cases that the journal does not have; the outcomes of all."""
+    """Carry out the cases that are not in the journal; return the outcomes of all."""
     journal.parent.mkdir(parents=True, exist_ok=True)
     done = {outcome.case: outcome for outcome in _read(journal)}
     todo = [case for case in cases if case not in done]
@@ -83,13 +83,13 @@ def _read(journal: Path) -> Iterable[Outcome]:
 
 
 def as_markdown(outcomes: Sequence[Outcome]) -> str:
-    """The tables of a run: by moment and victim, and by target and action."""
+    """Return the tables of a run: by moment and victim, and by target and action."""
     kills = [outcome for outcome in outcomes if outcome.moment]
     faults = sum(bool(outcome.faults) for outcome in outcomes)
     lines = [
         (
             f"{len(kills)} kills on {time.strftime('%Y-%m-%d')}, {faults} with a fault"
-            f" ({len(outcomes) - len(kills)} cases more, in which the victim did not run)."
+            f" (and {len(outcomes) - len(kills)} cases in which the victim did not run)."
         ),
         "",
         "| last step reported | " + " | ".join(VICTIMS) + " |",
@@ -118,7 +118,7 @@ def _cell(outcomes: Sequence[Outcome]) -> str:
 
 
 def write_page(outcomes: Sequence[Outcome]) -> None:
-    """Put the tables where people read them."""
+    """Put the tables into docs/safety.md."""
     text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN, 1)
     after = rest.split(END, 1)[1]
@@ -126,14 +126,16 @@ def write_page(outcomes: Sequence[Outcome]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Kill so often as is asked for; 1 where a user would have had something to complain about."""
+    """Kill as often as requested; return 1 if a case has a fault that a user would report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=500, help="how many cases (500)")
-    parser.add_argument("--seed", type=int, default=1, help="of the cases that are drawn")
-    parser.add_argument("--jobs", type=int, default=2, help="so many at a time")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="the seed from which the cases are drawn"
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="how many at a time")
     parser.add_argument("--no-page", action="store_true", help="leave docs/safety.md as it is")
     asked = parser.parse_args(arguments)
-    logging.disable(logging.WARNING)  # recovering warns, and here it is what is wanted
+    logging.disable(logging.WARNING)  # recovering warns, and here it is expected
     journal = JOURNALS / f"{source_key()}-{asked.seed}.jsonl"
     outcomes = run(draw_cases(asked.kills, asked.seed), journal, asked.jobs)
     if not asked.no_page:

@@ -1,10 +1,10 @@
-"""Power cuts: what the disk may hold when the lights go out in the middle of a merge.
+"""Power cuts: the states that a disk can have after one in the middle of a merge.
 
-A kill leaves all that was written; a power cut leaves what was *synced*, and of the
-rest any part.  So the merge is recorded by QEMU's own ``blklogwrites`` filter, through
-which qemu-nbd serves the image's file to it: each write and each flush, in order.
-From that record the states are made that a disk could be left in: all writes before a
-flush, and of those after it a random choice.
+A kill leaves everything that was written.  A power cut leaves what was *synced*, and any
+part of the rest.  So qemu-nbd serves the image's file to the merge through QEMU's
+``blklogwrites`` filter, which records each write and each flush, in order.  From that
+record the possible states of the disk are made: all writes before a flush, and a random
+choice of those after it.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ class Write:
 
 
 def recording_qemu_img(folder: Path, images: Path) -> Path:
-    """A directory for PATH whose ``qemu-img commit`` is the real one, and recorded.
+    """Make a directory for PATH whose ``qemu-img commit`` is the real one, and recorded.
 
-    What it merges is copied into ``folder`` first, beside the record, ``log``.
+    The files to merge are first copied into ``folder``, beside the record, ``log``.
     """
     programs = folder / "bin"
     programs.mkdir()
@@ -93,7 +93,7 @@ def recording_qemu_img(folder: Path, images: Path) -> Path:
 
 
 def read_record(log: Path) -> list[list[Write]]:
-    """The writes of a record, those between two flushes together."""
+    """Return the writes of a record, grouped by flushes."""
     content = log.read_bytes()
     magic, _, count, sector = _HEADER.unpack_from(content)
     assert magic == _MAGIC
@@ -116,12 +116,12 @@ def read_record(log: Path) -> list[list[Write]]:
 def possible_states(
     before: bytes, epochs: Sequence[Sequence[Write]], chance: random.Random, each: int
 ) -> Iterator[bytes]:
-    """What a disk may hold that was cut off: ``each`` states between every two flushes.
+    """Yield states of a disk after a power cut: ``each`` of them between every two flushes.
 
     Args:
         before: what it held before the merge.
         epochs: the writes between flushes.
-        chance: which of the writes that were not flushed have reached it.
+        chance: chooses which of the unflushed writes have reached it.
         each: how many choices.
     """
     settled = bytearray(before)

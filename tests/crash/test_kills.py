@@ -1,4 +1,4 @@
-"""Forty kills, drawn from all that ``nox -s crash`` does: no fault, whatever dies when."""
+"""Forty of the kills that ``nox -s crash`` does: no fault, whatever is killed and when."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CASES = draw_cases(40, SEED)
 
 @pytest.fixture(scope="session")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> Originals:
-    """The guests to kill over, and how long each step takes on this host."""
+    """Return the guests to work on, and how long each step takes on this host."""
     return make_originals(tmp_path_factory.mktemp("kills") / "originals")
 
 
@@ -27,6 +27,6 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Originals:
     "case", CASES, ids=[f"{c.number}-{c.target}-{c.action}-{c.victim}-{c.step}" for c in CASES]
 )
 def test_kill(case: Case, originals: Originals, tmp_path: Path) -> None:
-    """The image is untouched, finished or recoverable; the same command again completes it."""
+    """The image is untouched, finished or recoverable, and the same command again completes it."""
     outcome = carry_out(case, originals, tmp_path / "scene")
     assert outcome.faults == ()

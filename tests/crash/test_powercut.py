@@ -1,4 +1,4 @@
-"""A power cut in the middle of a merge: whatever part of it was synced, recover completes it."""
+"""A power cut in the middle of a merge: recover completes it, whatever was synced."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CHECKED = 6  # of the states are also verified by an appliance
 
 @pytest.mark.parametrize("disk_format", ["raw", "qcow2"])
 def test_power_cut(disk_format: str, tmp_path: Path, run_cli: RunCli) -> None:
-    """All states that the disk can be left in are merged to one that is whole and verified."""
+    """Every state that the disk can be left in recovers to a whole and verified image."""
     kept, images = tmp_path / "kept", tmp_path / "images"
     kept.mkdir()
     images.mkdir()
@@ -58,7 +58,7 @@ def test_power_cut(disk_format: str, tmp_path: Path, run_cli: RunCli) -> None:
 
 
 def whole(image: Path, disk_format: str, raw: Path) -> str:
-    """What the tools of image and filesystem find wrong; empty where all is right."""
+    """Return what the tools of image and filesystem find wrong; empty if nothing."""
     commands: list[list[str | Path]] = []
     if disk_format == "qcow2":
         commands += [

@@ -1,4 +1,4 @@
-"""A receipt is a claim: whatever a guest says in it, root makes nothing dangerous of it."""
+"""A receipt is a claim: whatever a guest writes into it, root does nothing dangerous."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import vmprovision
+from tests.conftest import require_root
 from tests.trees import SYSTEMD_TREE, make_tree, tree_state
 from vmprovision.errors import InspectionError, PlanError, VmprovisionError
 
@@ -25,11 +26,10 @@ SET_ASIDE = "/usr/local/lib/guest-agent/set-aside"
 EVIL = b"#!/bin/sh\nid\n"
 EVIL_HASH = hashlib.sha256(EVIL).hexdigest()
 SOMEBODY = 4711
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="owners are root's to give")
 
 
 def _forge(root: Path, **changes: Any) -> dict[str, Any]:  # noqa: ANN401 -- JSON's own
-    """Put a lying receipt into a tree: its one file claims to replace an attacker's."""
+    """Put a false receipt into a tree: its one file claims to replace an attacker's."""
     entry: dict[str, Any] = {
         "path": "/usr/local/bin/guest-agent",
         "kind": "file",
@@ -64,7 +64,7 @@ def _give_to(root: Path, owner: int) -> None:
 
 
 def test_no_bit_that_grants_rights_comes_from_a_receipt(tmp_path: Path) -> None:
-    """Not even in a tree of root's own."""
+    """A set-user-ID bit in a receipt is dropped, even in a tree that belongs to root."""
     _forge(tmp_path)
     vmprovision.remove(tmp_path)
     made = tmp_path / "usr/local/bin/guest-agent"
@@ -72,9 +72,9 @@ def test_no_bit_that_grants_rights_comes_from_a_receipt(tmp_path: Path) -> None:
     assert stat.S_IMODE(made.stat().st_mode) == 0o755
 
 
-@as_root
 def test_what_a_stranger_s_receipt_brings_back_is_the_stranger_s(tmp_path: Path) -> None:
-    """Root that removes an agent from somebody's tree makes no file of root's there."""
+    """Files that root restores in another user's tree belong to that user."""
+    require_root()
     _forge(tmp_path)
     _give_to(tmp_path, SOMEBODY)
     report = vmprovision.remove(tmp_path)
@@ -84,9 +84,9 @@ def test_what_a_stranger_s_receipt_brings_back_is_the_stranger_s(tmp_path: Path)
         assert path.is_symlink() or not path.lstat().st_mode & 0o7000, path
 
 
-@as_root
 def test_a_stranger_s_receipt_brings_nothing_into_roots_directory(tmp_path: Path) -> None:
-    """Who owns the receipt's directory only gets no file into another one by it."""
+    """The owner of only the receipt's directory cannot get a file into another directory."""
+    require_root()
     _forge(tmp_path)
     for path in (tmp_path / RECEIPT, (tmp_path / RECEIPT).parent):
         os.chown(path, SOMEBODY, SOMEBODY)
@@ -126,7 +126,7 @@ def test_a_stranger_s_receipt_brings_nothing_into_roots_directory(tmp_path: Path
 def test_what_no_injection_can_have_done_is_refused(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    """By everything that reads a receipt, and nothing is changed."""
+    """Every reader of a receipt refuses an impossible entry, and nothing is changed."""
     _forge(tmp_path, **changes)
     before = tree_state(tmp_path)
     for command in (vmprovision.inspect, vmprovision.verify, vmprovision.remove):
@@ -169,7 +169,7 @@ def _document(path: str) -> bytes:
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_receipt_is_one_clear_error(tmp_path: Path, damage: str) -> None:
-    """No traceback, and a next step."""
+    """A damaged receipt gives one error with a next step, and no traceback."""
     make_tree(tmp_path, {**SYSTEMD_TREE, f"/{RECEIPT}": DAMAGES[damage]()})
     with pytest.raises(InspectionError, match=r"receipt\.json") as caught:
         vmprovision.inspect(tmp_path)
@@ -179,7 +179,7 @@ def test_a_damaged_receipt_is_one_clear_error(tmp_path: Path, damage: str) -> No
 
 @pytest.mark.parametrize("kind", ["directory", "symlink", "fifo"])
 def test_a_receipt_that_is_no_file_is_an_error(tmp_path: Path, kind: str) -> None:
-    """It is neither followed nor waited for."""
+    """A receipt that is a link or a pipe is neither followed nor waited for."""
     make_tree(tmp_path, {**SYSTEMD_TREE, "/usr/local/lib/guest-agent": None})
     path = tmp_path / RECEIPT
     if kind == "directory":
@@ -193,7 +193,7 @@ def test_a_receipt_that_is_no_file_is_an_error(tmp_path: Path, kind: str) -> Non
 
 
 def test_a_huge_receipt_takes_little_memory(tmp_path: Path) -> None:
-    """It is refused before it is read; and one that is just small enough is parsed in little."""
+    """A huge receipt is refused unread, and the largest allowed one is parsed in little memory."""
     make_tree(tmp_path, {**SYSTEMD_TREE, "/usr/local/lib/guest-agent": None})
     for content in (b"[" + b"{}," * (21 << 20), b"[" + b"{}," * (340 << 10)):
         (tmp_path / RECEIPT).write_bytes(content)
@@ -213,14 +213,14 @@ except vmprovision.InspectionError:
 
 
 def test_a_path_of_many_components_ends(tmp_path: Path) -> None:
-    """It is refused as what it is."""
+    """A receipt with a very long path is refused with one error."""
     _forge(tmp_path, path="/usr" + "/a" * 1900)
     with pytest.raises(InspectionError, match="no injection"):
         vmprovision.inspect(tmp_path)
 
 
 def test_every_way_of_every_init_system_is_believed(tmp_path: Path) -> None:
-    """What is injected can be verified and removed, behind links as well."""
+    """What is injected for any init system can be verified and removed, behind links as well."""
     for number, (init, extra) in enumerate(
         [(name, {}) for name in ("systemd", "openrc", "sysv", "slackware", "upstart", "runit")]
         + [(name, {}) for name in ("dinit", "finit", "procd", "standalone")]
@@ -241,7 +241,7 @@ def test_every_way_of_every_init_system_is_believed(tmp_path: Path) -> None:
 
 
 def test_copies_that_are_huge_are_not_all_read(tmp_path: Path) -> None:
-    """What a receipt makes its reader read is within the budget of inspection."""
+    """The copies that a receipt names are read within the budget of inspection."""
     vmprovision.inject(make_tree(tmp_path, SYSTEMD_TREE))
     document = json.loads((tmp_path / RECEIPT).read_text())
     (tmp_path / SET_ASIDE[1:]).mkdir(mode=0o700)

@@ -1,4 +1,4 @@
-"""A run on a directory that is killed before any of its system calls: the next one ends as it."""
+"""A run on a directory is killed before any of its system calls; the next run ends as if not."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ CASES = {
 
 
 def _run_until(change: Callable[[Path], object], root: Path, limit: int, count: Any) -> None:  # noqa: ANN401 -- of multiprocessing
-    """Carry out a change, and die before the call of this number."""
+    """Carry out a change, and die before the system call of this number."""
 
     def counted(call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401 -- as os has it
@@ -82,7 +82,7 @@ def _run_until(change: Callable[[Path], object], root: Path, limit: int, count: 
 
 
 def _kill_before(change: Callable[[Path], object], root: Path, limit: int) -> tuple[bool, int]:
-    """Whether the change was killed, and how many calls it had made."""
+    """Return whether the change was killed, and how many calls it had made."""
     context = multiprocessing.get_context("fork")
     count = context.Value("q", 0, lock=False)
     child = context.Process(target=_run_until, args=(change, root, limit, count))
@@ -99,7 +99,7 @@ def _copy(tree: Path, to: Path) -> Path:
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_next_run_ends_as_if_nobody_had_been_killed(tmp_path: Path, name: str) -> None:
-    """The same change again gives the same tree, and ``remove`` the first one."""
+    """After a kill, the same change gives the same tree, and ``remove`` the original tree."""
     case = CASES[name]
     original = make_tree(tmp_path / "original", TREE)
     started = _copy(original, tmp_path / "started")
@@ -124,7 +124,7 @@ def test_the_next_run_ends_as_if_nobody_had_been_killed(tmp_path: Path, name: st
 
 
 def _repeat(change: Callable[[Path], object], root: Path) -> None:
-    """Do it; a removal may find that nothing has begun, or all is done."""
+    """Repeat the change; a removal may find nothing begun or everything done."""
     if change is vmprovision.remove and vmprovision.inspect(root).agent is None:
         with pytest.raises(vmprovision.PlanError, match="holds no agent"):
             change(root)
@@ -133,7 +133,7 @@ def _repeat(change: Callable[[Path], object], root: Path) -> None:
 
 
 def test_a_killed_run_is_seen(tmp_path: Path) -> None:
-    """By ``inspect`` and by ``verify``, until a run completes it."""
+    """``inspect`` and ``verify`` report a killed run until another run completes it."""
     make_tree(tmp_path, TREE)
     killed, _ = _kill_before(_inject, tmp_path, 30)
     assert killed
@@ -146,7 +146,7 @@ def test_a_killed_run_is_seen(tmp_path: Path) -> None:
 
 
 def test_two_runs_do_not_mix(tmp_path: Path) -> None:
-    """While one works in a directory, another one is refused."""
+    """While one run works in a directory, another one is refused."""
     make_tree(tmp_path, TREE)
     with (
         inroot.Root(tmp_path).locked(),

@@ -1,4 +1,4 @@
-"""Files of a tree that have other names, inside it or in a host's directory."""
+"""Files of a tree with other names (hard links), inside it or in a directory of the host."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def test_a_tree_of_hard_links_leaves_the_other_one_alone(tmp_path: Path) -> None:
-    """Made by ``cp -al``: what is edited or replaced in one tree is not changed in the other."""
+    """After ``cp -al``, a file edited or replaced in one tree stays the same in the other."""
     first, second = tmp_path / "first", tmp_path / "second"
     make_tree(
         first,

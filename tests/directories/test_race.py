@@ -1,4 +1,4 @@
-"""Somebody changes a tree while it is injected: nothing outside is read or written."""
+"""Somebody changes a tree while it is injected: nothing outside it is read or written."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SWAPPED = ("usr/local/bin", "usr/local/lib", "etc/systemd/system", "etc/systemd"
 
 
 def _swap(root: Path, outside: Path, counter: object) -> None:
-    """Take turns for ever with a link to the outside, in the place of each directory."""
+    """Replace each directory in turn with a link to the outside, for ever."""
     while True:
         for name in SWAPPED:
             place, aside = root / name, root / f"{name}.aside"
@@ -56,7 +56,7 @@ def _swapping(root: Path, outside: Path) -> Iterator[object]:
 
 @pytest.fixture(params=["openat2", "walk"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Paths are resolved by the kernel, or, where it is an older one, step by step."""
+    """Resolve paths by the kernel, or step by step as on older kernels."""
     if request.param == "walk":
 
         def not_implemented(*_arguments: object) -> int:
@@ -67,7 +67,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.usefixtures("way")
 def test_a_directory_that_turns_into_a_link_leads_nowhere(tmp_path: Path) -> None:
-    """Thousands of times, while the agent is put in and taken out; the host's files stay."""
+    """While directories become links during injections and removals, the host's files stay."""
     root, outside = tmp_path / "root", tmp_path / "outside"
     make_tree(root, {**SYSTEMD_TREE, "/usr/local/lib/guest-agent": None})
     names = ("guest-agent", "guest-agent.service", "receipt.json", "00-guest-agent.preset")

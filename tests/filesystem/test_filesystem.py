@@ -14,6 +14,7 @@ from vmprovision.appliance.filesystem import ApplianceFilesystem
 from vmprovision.appliance.session import Drive, launch
 from vmprovision.errors import ApplyError, GuestSpaceError, InspectionError
 from vmprovision.filesystem import inroot
+from vmprovision.filesystem.deployment import DeployedFilesystem, disk_path
 from vmprovision.filesystem.local import LocalFilesystem
 from vmprovision.filesystem.protocol import (
     Attributes,
@@ -48,7 +49,9 @@ def appliance_guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Applia
         appliance.call("umount_all")
 
 
-@pytest.fixture(params=["local", "walk", pytest.param("appliance", marks=pytest.mark.appliance)])
+@pytest.fixture(
+    params=["local", "walk", "deployed", pytest.param("appliance", marks=pytest.mark.appliance)]
+)
 def guest(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[GuestFilesystem, PurePosixPath]]:
@@ -58,6 +61,12 @@ def guest(
             monkeypatch.setattr(inroot, "_openat2", _not_implemented)
         (tmp_path / "work").mkdir()
         yield LocalFilesystem(tmp_path), P("/work")
+        return
+    if request.param == "deployed":
+        deployment, state = P("/ostree/deploy/os/deploy/0.0"), P("/ostree/deploy/os/var")
+        for path in (deployment, state / "work"):
+            (tmp_path / path.relative_to("/")).mkdir(parents=True)
+        yield DeployedFilesystem(LocalFilesystem(tmp_path), deployment, state), P("/var/work")
         return
     filesystem: ApplianceFilesystem = request.getfixturevalue("appliance_guest")
     work = P("/") / request.node.name.split("[")[0]
@@ -243,8 +252,9 @@ def test_a_file_has_other_names_that_keep_its_content(
     """What is written is a new file, and a removed one goes from one name only."""
     filesystem, work = guest
     filesystem.write(work / "one", b"first", Attributes(mode=0o600))
-    if isinstance(filesystem, LocalFilesystem):
-        (tmp_path / "work/other").hardlink_to(tmp_path / "work/one")
+    if not isinstance(filesystem, ApplianceFilesystem):
+        folder = tmp_path / disk_path(filesystem, work).relative_to("/")
+        (folder / "other").hardlink_to(folder / "one")
     else:
         appliance = request.getfixturevalue("appliance_guest")._appliance  # noqa: SLF001 -- likewise
         appliance.call("ln", str(work / "one"), str(work / "other"))
@@ -281,7 +291,7 @@ def test_what_follows_from_the_root_stays_in_it(guest: Guest) -> None:
     """The root's parent is the root."""
     filesystem, work = guest
     assert filesystem.lstat(P("/..")) == filesystem.lstat(P("/"))
-    assert filesystem.lstat(P("/../..") / work.name) == filesystem.lstat(work)
+    assert filesystem.lstat(P("/../..") / work.relative_to("/")) == filesystem.lstat(work)
     assert filesystem.list_directory(P("/..")) == filesystem.list_directory(P("/"))
 
 

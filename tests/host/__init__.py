@@ -1,1 +1,1 @@
-"""Tests of what is read of this host."""
+"""Tests of what vmprovision reads from the host."""

@@ -1,4 +1,4 @@
-"""How many workers a host takes, by files as Linux shows them."""
+"""How many workers fit on a host, given the files of /proc and /sys."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ V1_UNLIMITED = "9223372036854771712\n"
 
 
 def host(root: Path, files: dict[str, str]) -> Capacity:
-    """The capacity of a host with these files."""
+    """Return the capacity of a host with these files."""
     for name, content in {"proc/meminfo": MEMINFO, **files}.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ def host(root: Path, files: dict[str, str]) -> Capacity:
 
 
 def test_a_host_without_containers(tmp_path: Path) -> None:
-    """All cores that the process may run on, and what the kernel calls available."""
+    """Without limits, all cores of the affinity and the available memory count."""
     capacity = host(tmp_path, {"proc/self/cgroup": "0::/\n"})
     assert capacity == Capacity(cores=len(os.sched_getaffinity(0)), memory=8 * GIB)
     (tmp_path / "proc/self/cgroup").unlink()
@@ -35,7 +35,7 @@ def test_a_host_without_containers(tmp_path: Path) -> None:
 
 
 def test_a_container_with_version_2(tmp_path: Path) -> None:
-    """The tightest of the groups above counts; cached files are free memory."""
+    """The tightest group decides; file cache counts as free memory."""
     files = {
         "proc/self/cgroup": "0::/box/inner\n",
         "sys/fs/cgroup/box/memory.max": f"{4 * GIB}\n",
@@ -51,7 +51,7 @@ def test_a_container_with_version_2(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seen", ["", "docker/0a1b"])
 def test_a_container_with_version_1(tmp_path: Path, seen: str) -> None:
-    """Also where the path is the host's, and the container sees its group as the root."""
+    """Limits are found if the path is the host's but the container sees its group as the root."""
     memory, cpu = f"sys/fs/cgroup/memory/{seen}", f"sys/fs/cgroup/cpu,cpuacct/{seen}"
     files = {
         "proc/self/cgroup": "5:memory:/docker/0a1b\n4:cpu,cpuacct:/docker/0a1b\n1:name=systemd:/\n",
@@ -65,7 +65,7 @@ def test_a_container_with_version_1(tmp_path: Path, seen: str) -> None:
 
 
 def test_a_group_without_limits(tmp_path: Path) -> None:
-    """Version 1 says it by a number that no machine has."""
+    """Version 1 expresses "no limit" by a huge number."""
     files = {
         "proc/self/cgroup": "4:memory:/\n3:cpu:/\n0::/\n",
         "sys/fs/cgroup/memory/memory.limit_in_bytes": V1_UNLIMITED,
@@ -78,14 +78,14 @@ def test_a_group_without_limits(tmp_path: Path) -> None:
 
 
 def test_workers_by_cores_and_memory() -> None:
-    """The scarcer of the two; at least one, which may still succeed."""
+    """The scarcer of cores and memory decides; at least one worker runs."""
     assert Capacity(cores=4, memory=8 * GIB).workers(GIB) == 4
     assert Capacity(cores=4, memory=2 * GIB).workers(GIB) == 2
     assert Capacity(cores=4, memory=0).workers(GIB) == 1
 
 
 def test_this_host() -> None:
-    """The real files of this host can be read, and leave something to work with."""
+    """The real files of this host give at least one core and some memory."""
     capacity = host_capacity()
     assert 1 <= capacity.cores <= (os.cpu_count() or 1)
     assert 64 << 20 < capacity.memory < 1 << 50

@@ -1,1 +1,1 @@
-"""Guests, images and neighbours that mean harm, with time and memory limits on each."""
+"""Hostile guests, images and files beside them, each read within time and memory limits."""

@@ -1,9 +1,9 @@
-"""``nox -s hostile``: mutated guest files and disk structures, each within time and memory limits.
+"""``nox -s hostile``: mutated guest files and disk structures, read within limits.
 
-Every input starts as an honest one and is cut, repeated, spliced and corrupted; repeating
-is what finds parsers that are not linear.  A mutation that ends in anything but a right
-answer or a documented refusal is kept in ``tests/hostile/corpus``, which the default
-tests read again.  The corpus is seeded, so a run can be repeated.
+Every input starts as a valid one and is cut, repeated, spliced and corrupted; repeating
+finds parsers that are not linear.  A mutation must give a right answer or a documented
+refusal.  Any other is kept in ``tests/hostile/corpus``, which the default tests read
+again.  The mutations are drawn from a seed, so a run can be repeated.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _look_at_superblock(content: bytes, _folder: Path) -> object:
 
 
 def make_targets(folder: Path) -> dict[str, tuple[list[bytes], Act]]:
-    """What is fuzzed: for each name the honest inputs, and what is done with a mutated one."""
+    """Return what is fuzzed: for each name the valid inputs, and what to do with a mutated one."""
     targets: dict[str, tuple[list[bytes], Act]] = {}
     for seed in SEEDS:
         name = seed.path.strip("/").replace("/", "-")
@@ -138,7 +138,7 @@ def _superblocks(folder: Path) -> Iterator[bytes]:
 
 
 def mutate(content: bytes, chance: random.Random) -> bytes:
-    """An input made of an honest one by one to six changes."""
+    """Return a valid input after one to six changes."""
     for _ in range(chance.randint(1, 6)):
         content = chance.choice((_corrupt, _cut, _repeat, _splice, _insert))(content, chance)
         content = content[:LARGEST]
@@ -184,7 +184,7 @@ def _insert(content: bytes, chance: random.Random) -> bytes:
 
 
 def try_inputs(act: Act, inputs: Sequence[bytes]) -> list[str]:
-    """What each of the inputs comes to; together in one process where all of them are right."""
+    """Return the outcome of each input; one process tries them all if all are right."""
 
     def all_of_them() -> None:
         for content in inputs:
@@ -213,7 +213,7 @@ def _keep(name: str, content: bytes) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Fuzz for so many minutes; 1 where an input was not answered as it should be."""
+    """Fuzz for some minutes; return 1 if an input was neither answered nor refused properly."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=MINUTES, help=f"how long ({MINUTES})")
     parser.add_argument("--seed", type=int, default=1, help="of the mutations")

@@ -1,8 +1,8 @@
 """Guest files that are read offline, and guests made to keep their reader busy for ever.
 
-``SEEDS`` holds, for every file that inspection or planning parses, an honest content in
-a guest in which that file matters.  ``GUESTS`` are the hostile ones that were thought of
-or found; each is a function, so that megabytes are not kept in the repository.
+``SEEDS`` holds a valid content for every file that inspection or planning parses, in a
+guest in which that file matters.  ``GUESTS`` holds the hostile guests that were thought
+of or found.  Each is a function, so that megabytes are not kept in the repository.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ RECEIPT = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seed:
-    """An honest file, where it is, and what the guest has beside it."""
+    """A valid file, its path, and the other files of its guest."""
 
     path: str
     content: bytes
@@ -145,7 +145,7 @@ SEEDS = (
 
 
 def plant(seed: Seed, content: bytes, root: Path) -> Path:
-    """The guest of a seed in a new directory, with this content in the seed's file."""
+    """Make the guest of a seed in a new directory, with this content in the seed's file."""
     make_tree(root, {name: what for name, what in seed.tree.items() if name != seed.path})
     path = root / seed.path.lstrip("/")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ def plant(seed: Seed, content: bytes, root: Path) -> Path:
 
 
 def _circle_of_menus() -> Tree:
-    """Three hundred EFI vendors, all of whose menus are one that is as large as allowed."""
+    """Make three hundred EFI vendors that share one menu of the largest size allowed."""
     vendors: Tree = {
         f"/boot/efi/EFI/v{number}/grub.cfg": Link("/boot/grub/grub.cfg") for number in range(300)
     }
@@ -165,7 +165,7 @@ def _circle_of_menus() -> Tree:
 
 
 def _doubling_links() -> Tree:
-    """Twenty-four directories, each of which leads to the next by a link."""
+    """Make twenty-four directories, each of which leads to the next by a link."""
     deep = "/".join(f"d{number}" for number in range(24))
     receipt = {
         **RECEIPT,

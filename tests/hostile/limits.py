@@ -1,4 +1,4 @@
-"""Work done in a process of its own, with limits on its processor time and its memory."""
+"""Work in a process of its own, with limits on its processor time and its memory."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ CORRECT = "correct"
 
 
 def outcome_of(work: Callable[[], object]) -> str:
-    """What work comes to: ``correct``, ``refused with N``, or what went wrong.
+    """Return how work ended: ``correct``, ``refused with N``, or what went wrong.
 
-    The work is done in a forked process, which is ended when it takes too much.
+    The work runs in a forked process, which is killed if it exceeds the limits.
     """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
@@ -44,7 +44,7 @@ def outcome_of(work: Callable[[], object]) -> str:
 
 
 def is_right(outcome: str) -> bool:
-    """Whether an outcome is one that a hostile input may have."""
+    """Return whether an outcome is allowed for a hostile input."""
     return outcome == CORRECT or outcome.startswith("refused with ")
 
 

@@ -1,4 +1,4 @@
-"""No guest keeps its reader busy, and none is answered with a traceback."""
+"""Hostile guests neither keep their reader busy nor cause a traceback."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEPT = sorted(path for path in CORPUS.glob("*/*") if path.is_file())
 
 @pytest.mark.parametrize("name", GUESTS)
 def test_hostile_guest(name: str, tmp_path: Path) -> None:
-    """It is planned for, or refused with a documented exit code, within the limits."""
+    """A hostile guest gets a plan or a documented exit code, within the limits."""
     root = make_tree(tmp_path / "root", GUESTS[name]())
     outcome = outcome_of(lambda: (vmprovision.inspect(root, explain=True), vmprovision.plan(root)))
     assert is_right(outcome), outcome
@@ -28,13 +28,13 @@ def test_hostile_guest(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS, ids=[seed.path for seed in SEEDS])
 def test_seed(seed: Seed, tmp_path: Path) -> None:
-    """The honest files that the fuzzer mutates make guests that can be inspected."""
+    """The valid files that the fuzzer mutates make guests that can be inspected."""
     vmprovision.inspect(plant(seed, seed.content, tmp_path / "root"))
 
 
 @pytest.mark.parametrize("place", KEPT, ids=[f"{path.parent.name}-{path.name}" for path in KEPT])
 def test_what_the_fuzzer_found(place: Path, tmp_path: Path) -> None:
-    """What once was answered wrongly is not any more."""
+    """Inputs that once found a fault are now answered or refused properly."""
     _, act = make_targets(tmp_path)[place.parent.name]
     (tmp_path / "scene").mkdir()
     outcome = outcome_of(lambda: act(place.read_bytes(), tmp_path / "scene"))

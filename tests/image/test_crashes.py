@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import vmprovision
+from tests.conftest import require_root
 from tests.image.conftest import check_refusal, file_hash, state_of
 from tests.image.tiny import tiny_disk
 from vmprovision.errors import CancelledError, ImageLockedError
@@ -312,8 +313,7 @@ def test_recover_as_another_format(half_merged: Path, tmp_path: Path, refuse: Re
 
 def test_redo_log_of_somebody_else(half_merged: Path, tmp_path: Path, refuse: Refuse) -> None:
     """A redo log that another user laid beside the image is not merged into it."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can make a file of another user")
+    require_root()
     image = interrupted_copy(half_merged, tmp_path)
     os.chown(beside(image, MERGING), 65534, 65534)
     refuse(image, RECOVERY, command="recover")

@@ -1,9 +1,8 @@
-"""Files of real guests, and what inspection and plan have to make of each.
+"""Files of real guests, and what inspection and plan must return for each.
 
-``tests/inspection/test_real_trees.py`` checks them, and the support matrix reports on them.
-What is a guest's whole root filesystem stands as it is; of others only ``/etc`` is
-there, and the programs outside it are stand-ins; the rest is laid out as its
-documentation says.
+``tests/inspection/test_real_trees.py`` checks them, and the support matrix reports them.
+Some are whole root filesystems.  Of others only ``/etc`` is real, and the programs
+outside it are stand-ins.  The rest is laid out as its documentation says.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import vmprovision
 from tests.inspection import documented_trees
-from tests.trees import SHARED, Link, Program, Tree, elf, make_tree, python_tree
+from tests.trees import REAL_ETC, Link, Program, Tree, elf, make_tree, python_tree, root_filesystem
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +25,7 @@ MACHINES = {"x86_64": (62, 64), "i386": (3, 32), "aarch64": (183, 64), "unknown"
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What is to be seen of a guest: the verdict, and where the service's own files go."""
+    """The verdict on a guest, and where the service's own files go."""
 
     system: str
     pid1: str
@@ -40,21 +39,18 @@ class RealTree:
 
     Attributes:
         name: what a test of it is called.
-        source: its folder or its tarball in the shared data; empty where there is none, and
-            its layout is a documented one.
-        programs: stand-ins for what is not in it.
-        expected: what has to be seen of it.
+        etc: the folder in ``tests/data/trees`` that holds its ``/etc``, if there is one.
+        tarball: the name of its root filesystem, if there is one: tests/data/README.md.
+            A tree with neither is laid out as its documentation says.
+        programs: stand-ins for the files that etc and tarball lack.
+        expected: what inspection and plan must return.
     """
 
     name: str
-    source: str = ""
+    etc: str = ""
+    tarball: str = ""
     programs: Tree = field(default_factory=dict)
     expected: Seen
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether it is a root filesystem, not only its ``/etc``."""
-        return self.source.startswith("alpine/")
 
 
 REDHAT_LINKS = (
@@ -70,7 +66,7 @@ REAL_TREES = (
     # init.d and rcN.d are links into rc.d, and Upstart runs the runlevels' scripts
     RealTree(
         name="centos-6",
-        source="trees/centos6",
+        etc="centos6",
         programs={"/sbin/init": elf(content=b"com.ubuntu.Upstart")},
         expected=Seen(
             system="sysv",
@@ -82,7 +78,7 @@ REAL_TREES = (
     # it has init.d, rcN.d and systemd's directories too; Upstart is what runs it
     RealTree(
         name="ubuntu-14.04",
-        source="trees/ubuntu14.04-i386",
+        etc="ubuntu14.04-i386",
         programs={
             "/sbin/init": elf(3, bits=32, content=b"com.ubuntu.Upstart"),
             "/etc/systemd/system": None,
@@ -93,7 +89,7 @@ REAL_TREES = (
     # of 2011: its inittab starts /sbin/rc, and its scripts are runscript's
     RealTree(
         name="gentoo-2.0.1",
-        source="trees/gentoo2.0.1-openrc",
+        etc="gentoo2.0.1-openrc",
         programs={
             "/sbin/init": elf(content=b"INIT: version booting /etc/inittab"),
             "/sbin/rc": elf(),
@@ -103,13 +99,13 @@ REAL_TREES = (
     ),
     RealTree(
         name="alpine-3.2",
-        source="alpine/alpine-3.2-openrc.tar.xz",
+        tarball="alpine-3.2-openrc.tar.xz",
         expected=Seen(system="openrc", pid1="busybox", dialect="openrc-run", planned=OPENRC_FILES),
     ),
     *(
         RealTree(
             name=f"alpine-{version}",
-            source=f"alpine/alpine-minirootfs-{version}.tar.gz",
+            tarball=f"alpine-minirootfs-{version}.tar.gz",
             expected=ALPINE_WITHOUT_OPENRC,
         )
         for version in ("3.8.5-x86_64", "3.20.3-x86_64", "3.20.3-aarch64")
@@ -199,16 +195,16 @@ REAL_TREES = (
 
 
 def assemble(tree: RealTree, target: Path) -> Path | None:
-    """The guest's files in a new directory; None where the shared data is not there."""
-    source = SHARED / tree.source
-    if not source.exists() and tree.source:
-        return None
-    if not tree.source:
-        target.mkdir()
-    elif source.is_dir():
-        shutil.copytree(source, target, symlinks=True)
+    """Make the guest's files in a new directory; None if its root filesystem is not here."""
+    if tree.tarball:
+        archive = root_filesystem(tree.tarball)
+        if archive is None:
+            return None
+        _unpack(archive, target)
+    elif tree.etc:
+        shutil.copytree(REAL_ETC / tree.etc, target, symlinks=True)
     else:
-        _unpack(source, target)
+        target.mkdir()
     make_tree(target, tree.programs)
     machine, bits = MACHINES[vmprovision.inspect(target).arch]
     return make_tree(target, python_tree(machine=machine, bits=bits))
@@ -228,7 +224,7 @@ def _unpack(archive: Path, target: Path) -> None:
 
 
 def look_at(root: Path) -> Seen:
-    """What inspection and plan make of a guest's files."""
+    """Return what inspection and plan find in a guest's files."""
     plan = vmprovision.plan(root)
     described = plan.as_json()["operations"]
     paths = [o["path"] for o in described if o["operation"] != "MakeDirectory"]

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 import vmprovision
-from tests.trees import SHARED, Tree, elf, make_tree
+from tests.trees import RELEASE_FILES, Tree, elf, make_tree
 from vmprovision.filesystem.local import LocalFilesystem
 from vmprovision.inspection.distribution import inspect_distribution, parse_os_release
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-RELEASES = SHARED / "trees" / "release-files" / "distros"
 
 # folder -> ID, where the distribution's own files give another name than the folder has
 OTHER_NAMES = {
@@ -44,14 +42,10 @@ OTHER_VERSIONS = {
 }
 
 
-def _folders() -> list[str]:
-    return sorted(path.name for path in RELEASES.iterdir()) if RELEASES.is_dir() else []
-
-
-@pytest.mark.parametrize("folder", _folders() or [pytest.param("", marks=pytest.mark.skip)])
+@pytest.mark.parametrize("folder", sorted(path.name for path in RELEASE_FILES.iterdir()))
 def test_release_files_of_real_distributions(folder: str) -> None:
     """ID and major version are those that the folder is named by."""
-    found = inspect_distribution(LocalFilesystem(RELEASES / folder))
+    found = inspect_distribution(LocalFilesystem(RELEASE_FILES / folder))
     name, number = re.fullmatch(r"(.*?)(\d*)", folder).groups()  # type: ignore[union-attr]
     assert found.id == OTHER_NAMES.get(folder, name)
     assert found.version.replace(".", "").startswith(OTHER_VERSIONS.get(folder, number))

@@ -10,7 +10,7 @@ import vmprovision
 from tests.trees import (
     BUSYBOX_TREE,
     OS_RELEASE,
-    SHARED,
+    REAL_ETC,
     SYSTEMD_TREE,
     Link,
     Program,
@@ -244,8 +244,8 @@ def test_the_caller_may_know_better(tmp_path: Path) -> None:
     assert str(guest.init.hook) == "/etc/rc.d/rc.local"
 
 
-def test_ostree_systems_are_refused(tmp_path: Path) -> None:
-    """Their root is inside a deployment; what would be written beside it is lost."""
+def test_an_ostree_system_without_a_deployment_is_refused(tmp_path: Path) -> None:
+    """Its root is inside a deployment; what would be written beside it is lost."""
     files: Tree = {"/etc/os-release": "ID=fedora\n", "/ostree/deploy/fedora": None}
     make_tree(tmp_path, {**files, "/sbin/init": elf()})
     with pytest.raises(vmprovision.UnsupportedGuestError, match="OSTree") as caught:
@@ -256,9 +256,7 @@ def test_ostree_systems_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["centos6", "ubuntu14.04-i386", "gentoo2.0.1-openrc"])
 def test_real_trees_without_programs_are_never_guessed(name: str) -> None:
     """A tree of /etc alone says nothing of PID 1, and inject refuses instead of guessing."""
-    tree = SHARED / "trees" / name
-    if not tree.is_dir():
-        pytest.skip("the shared test data is not beside this checkout")
+    tree = REAL_ETC / name
     assert vmprovision.inspect(tree).init.system is None
     with pytest.raises(vmprovision.VmprovisionError, match="init"):
         vmprovision.plan(tree)

@@ -1,10 +1,10 @@
-"""The support matrix: what was really tried on which guest, as a page for people.
+"""The support matrix: which guests were really tried, as a page for users.
 
-``nox -s boot-matrix`` builds, injects and boots every recipe of ``images/``, makes a
-plan for every real tree of ``tests/inspection/real_trees.py``, and writes what came of it
-to ``docs/support-matrix.md``.  A boot's result is kept in the cache as long as neither
-its recipe nor vmprovision changes, so that an interrupted run goes on; ``--kept``
-writes the page of what is kept so far, and of what the page says of the others.
+``nox -s boot-matrix`` builds, injects and boots every recipe of ``images/``, makes a plan
+for every real tree of ``tests/inspection/real_trees.py``, and writes the results to
+``docs/support-matrix.md``.  The cache keeps a boot's result until its recipe or
+vmprovision changes, so an interrupted run goes on.  ``--kept`` boots nothing: it writes
+the kept results, and what the page already says of the other guests.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import vmprovision
 from tests.inspection.real_trees import REAL_TREES, assemble, look_at
-from tests.trees import SHARED
+from tests.trees import root_filesystems
 from vmprovision.errors import VmprovisionError
 from vmprovision.host.cache import cache_directory, write_atomically
 from vmprovision.initsystem import DEFINITIONS
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs/support-matrix.md"
-TARBALLS = SHARED / "alpine"
 BOOT_SECONDS = 240.0
 JOBS = min(os.cpu_count() or 1, 4)  # a guest keeps one core busy and takes half a gigabyte
 FAILED = "**failed**"
@@ -48,14 +47,14 @@ EMPTY = "\N{EN DASH}"
 HEAD = """\
 # Support matrix
 
-`nox -s boot-matrix` wrote this page; edit `tests/proof/matrix.py` instead of it.{whole}
+`nox -s boot-matrix` writes this page: edit `tests/proof/matrix.py` instead.{whole}
 
 - **booted**: the image of a recipe in `images/` was built, injected and started, and \
-`vmprovision prove` saw the agent answer from under that init system. The seconds are from \
+`vmprovision prove` saw the agent answer under that init system. The seconds are from \
 power-on to its first answer, {speed}.
 - **files checked**: the verdict and the planned files are right on real files of that guest, or \
-on its layout as its makers document it; nothing was booted.
-- **failed**, **not tried**: what the words say; the reason stands beside them.
+on its layout as its makers document it. Nothing was booted.
+- **failed**, **not tried**: the last column has the reason.
 
 | guest | architecture | services run by | process 1 | agent's runtime | result | how |
 |---|---|---|---|---|---|---|
@@ -63,8 +62,8 @@ on its layout as its makers document it; nothing was booted.
 
 
 IN_PARTS = (
-    " It is not of one whole run: boots of other days than the last were made with older sources "
-    "of vmprovision."
+    " Its rows come from several runs: boots before the last day were made with older sources of "
+    "vmprovision."
 )
 
 
@@ -81,7 +80,7 @@ class Row:
     how: str
 
     def as_markdown(self) -> str:
-        """The row as a line of the table."""
+        """Return the row as a line of the table."""
         cells = (
             self.guest,
             self.arch,
@@ -94,17 +93,18 @@ class Row:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
-def try_recipe(recipe: Recipe, control: Control, tarballs: Path = TARBALLS) -> Row:
-    """What a boot of the recipe's image shows: as the cache has it, or tried now."""
+def try_recipe(recipe: Recipe, control: Control, tarballs: Path | None = None) -> Row:
+    """Return what a boot of the recipe's image showed: from the cache, or from a boot now."""
+    folder = tarballs or root_filesystems()
     kept = kept_result(recipe)
     if kept.exists():
         return Row(**json.loads(kept.read_text(encoding="utf-8")))
     guest = f"`{recipe.name}`"
-    if recipe.tarball and not (tarballs / recipe.tarball.name).exists():
-        how = f"{recipe.tarball.name} is not here"
+    if recipe.tarball and not (folder / recipe.tarball.name).exists():
+        how = f"{recipe.tarball.name} is not in the test data"
         return Row(guest=guest, result="not tried", how=how)
     try:
-        row = boot_recipe(recipe, tarballs if recipe.tarball else None, control)
+        row = boot_recipe(recipe, folder if recipe.tarball else None, control)
     except VmprovisionError as exc:
         return Row(guest=guest, result=FAILED, how=" ".join(exc.message.split()))
     write_atomically(kept, json.dumps(asdict(row)).encode())
@@ -112,12 +112,12 @@ def try_recipe(recipe: Recipe, control: Control, tarballs: Path = TARBALLS) -> R
 
 
 def kept_result(recipe: Recipe) -> Path:
-    """Where the result of a boot is kept, for this recipe and this source."""
+    """Return where the result of a boot is kept, for this recipe and this source."""
     return cache_directory() / "matrix" / f"{recipe.name}-{recipe.key()}-{source_key()}.json"
 
 
 def row_on_page(recipe: Recipe) -> Row:
-    """What the page says of a recipe that an earlier run has booted."""
+    """Return what the page says of a recipe that an earlier run booted."""
     for line in PAGE.read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in line.strip("|").split(" | ")]
         if len(cells) == len(fields(Row)) and cells[-1].startswith(f"`{recipe.name}`, "):
@@ -154,18 +154,18 @@ def boot_recipe(recipe: Recipe, tarball: Path | None, control: Control) -> Row:
 
 
 def check_tree(tree: RealTree) -> Row:
-    """What a plan for a real guest's files shows."""
+    """Return what a plan for a real guest's files shows."""
     what = (
         "its root filesystem"
-        if tree.is_whole
-        else "its `/etc`, programs stood in for"
-        if tree.source
-        else "its layout by its documentation"
+        if tree.tarball
+        else "its `/etc`, with stand-ins for programs"
+        if tree.etc
+        else "its layout, from its documentation"
     )
     with tempfile.TemporaryDirectory(prefix="vmprovision-matrix-") as folder:
         root = assemble(tree, Path(folder) / "guest")
         if root is None:
-            how = f"`{tree.source}` is not here"
+            how = f"`{tree.tarball}` is not in the test data"
             return Row(guest=tree.name, result="not tried", how=how)
         guest = vmprovision.inspect(root)
         seen = look_at(root)
@@ -181,7 +181,7 @@ def check_tree(tree: RealTree) -> Row:
 
 
 def source_key() -> str:
-    """A short hash of all that decides what is injected and how it is proven."""
+    """Return a short hash of everything that decides what is injected and how it is proven."""
     digest = hashlib.sha256()
     for folder in ("vmprovision", "templates"):
         for path in sorted((REPOSITORY / folder).rglob("*")):
@@ -192,7 +192,7 @@ def source_key() -> str:
 
 
 def untried(rows: Sequence[Row]) -> Iterator[Row]:
-    """A row for each init system that no other row speaks of."""
+    """Yield a row for each init system that has none."""
     there = {row.system for row in rows}
     for definition in DEFINITIONS:
         if definition.name not in there:
@@ -201,7 +201,7 @@ def untried(rows: Sequence[Row]) -> Iterator[Row]:
 
 
 def write_page(rows: Sequence[Row], *, whole: bool = True) -> None:
-    """Put the table where people read it, and say so where it is not of one run."""
+    """Write the page, and say on it if it comes from several runs."""
     accelerator = choose_accelerator(find_qemu("x86_64", HARDWARE["x86_64"])).accelerator
     speed = "with KVM" if accelerator == "kvm" else "without KVM"
     lines = [row.as_markdown() for row in (*rows, *untried(rows))]
@@ -211,14 +211,16 @@ def write_page(rows: Sequence[Row], *, whole: bool = True) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Try what is asked for; 1 where anything failed.
+    """Try what is requested; return 1 if anything failed.
 
-    The page is written only where everything was tried.
+    The page is written only if everything was tried.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", nargs="*", help="try only these, and do not write the page")
-    parser.add_argument("--jobs", type=int, default=JOBS, help="so many guests at a time")
-    parser.add_argument("--kept", action="store_true", help="boot nothing that no run has booted")
+    parser.add_argument("--jobs", type=int, default=JOBS, help="how many guests at a time")
+    parser.add_argument(
+        "--kept", action="store_true", help="boot nothing; write what earlier runs found"
+    )
     asked = parser.parse_args(arguments)
     recipes = [r for r in list_recipes() if not asked.recipe or r.name in asked.recipe]
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.agent.interpreters import MICROPYTHON, get_interpreter
+from tests.conftest import require
 from vmprovision.appliance.session import Appliance, Drive, launch
 from vmprovision.errors import CancelledError, ProofError, UnsupportedGuestError
 from vmprovision.progress import Control
@@ -149,8 +150,7 @@ def busybox(tmp_path_factory: pytest.TempPathFactory) -> Guest:
 def recipe_image(name: str) -> Path:
     """The image of a recipe, built if it is not in the cache yet."""
     for program in ("mmdebstrap", "qemu-system-x86_64"):
-        if not shutil.which(program):
-            pytest.skip(f"{program} is not installed")
+        require(shutil.which(program), f"{program} is not installed")
     return build_image(name, control=Control())
 
 

@@ -1,4 +1,4 @@
-"""The support matrix: what it says of guests that were and were not tried."""
+"""The support matrix says which guests were tried and which were not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def test_the_page_speaks_of_every_recipe_and_real_tree() -> None:
-    """Whoever adds one runs the matrix, and mends what failed."""
+    """The page has every recipe and real tree: run the matrix after adding one."""
     page = PAGE.read_text(encoding="utf-8")
     assert [r.name for r in list_recipes() if f"`{r.name}`" not in page] == []
     assert page.count("| files checked |") == len(REAL_TREES)
@@ -28,7 +28,7 @@ def test_the_page_speaks_of_every_recipe_and_real_tree() -> None:
 def test_a_guest_that_cannot_be_made_is_a_failed_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reason stands in the row, and the next run tries again."""
+    """The row gives the reason, and the next run tries again."""
     monkeypatch.setenv("VMPROVISION_CACHE", str(tmp_path / "cache"))
     folder, tarball = with_tarball(tmp_path, {"etc": None})
     recipe = parse_recipe(folder)
@@ -43,7 +43,7 @@ def test_a_guest_that_cannot_be_made_is_a_failed_row(
 
 
 def test_an_init_system_without_a_guest_is_said_to_be_untried() -> None:
-    """None that we have a service for is left out of the page."""
+    """The page names every init system for which we have a service."""
     rows = [Row(system="systemd", result="booted", how="")]
     assert {row.system for row in untried(rows)} == {each.name for each in DEFINITIONS} - {
         "systemd"

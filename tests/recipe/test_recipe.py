@@ -1,4 +1,4 @@
-"""Recipes: what they may say, and how an image comes of one."""
+"""Recipes: their syntax, and building images from them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ command_line = "root=UUID={UUID}"
 
 
 def write_recipe(folder: Path, content: str = SMALL, name: str = "small") -> Path:
-    """A recipe's folder with this recipe.toml."""
+    """Make a recipe folder with this recipe.toml."""
     made = folder / name
     made.mkdir(parents=True)
     (made / "recipe.toml").write_text(content, encoding="utf-8")
@@ -64,7 +64,7 @@ def write_recipe(folder: Path, content: str = SMALL, name: str = "small") -> Pat
 
 @pytest.mark.parametrize("recipe", list_recipes(), ids=lambda recipe: recipe.name)
 def test_shipped_recipes_agree_with_themselves(recipe: Recipe) -> None:
-    """The root filesystem that fstab and the command line name is the one that is made."""
+    """The root filesystem that fstab and the kernel command line name is the one that is built."""
     fstab = recipe.files()["etc/fstab"].read_text(encoding="utf-8")
     assert fstab.startswith(f"UUID={recipe.disk.uuid} / {recipe.disk.filesystem} ")
     assert f"root=UUID={recipe.disk.uuid} " in recipe.disk.command_line
@@ -72,7 +72,7 @@ def test_shipped_recipes_agree_with_themselves(recipe: Recipe) -> None:
 
 
 def test_shipped_recipes_are_listed_by_name() -> None:
-    """The two recipes that tests and documentation use are there."""
+    """The two recipes that tests and documentation use exist."""
     names = [recipe.name for recipe in list_recipes()]
     assert names == sorted(names)
     assert {"busybox-standalone", "debian-12-systemd"} <= set(names)
@@ -122,7 +122,7 @@ def test_extlinux_wants_a_filesystem_that_it_can_read(tmp_path: Path) -> None:
 
 
 def test_a_recipe_says_only_what_differs(tmp_path: Path) -> None:
-    """Lists are added to and the disk is merged; all else replaces, and so does a file."""
+    """Lists are appended and the disk is merged; other values and files are replaced."""
     base = write_recipe(tmp_path, name="_base")
     own = write_recipe(
         tmp_path,
@@ -149,7 +149,7 @@ def test_a_recipe_says_only_what_differs(tmp_path: Path) -> None:
 def test_recipes_that_extend_in_a_circle_are_refused(
     tmp_path: Path, extends: str, complaint: str
 ) -> None:
-    """So is a base that is a path, or no name at all."""
+    """A base that is a path or not a string is refused."""
     own = write_recipe(tmp_path, f"extends = {extends}\n", name="own")
     write_recipe(tmp_path, "extends = 'own'\n", name="other")
     with pytest.raises(RecipeError, match=re.escape(complaint)):
@@ -167,7 +167,7 @@ def test_links_among_the_files_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nowhere", "../small", "", "small/files"])
 def test_an_unknown_recipe_is_told_with_those_that_exist(tmp_path: Path, name: str) -> None:
-    """A name is a name and never a path."""
+    """A recipe is found by its name, never by a path."""
     write_recipe(tmp_path / "images")
     write_recipe(tmp_path)
     with pytest.raises(RecipeError, match="there are: small"):
@@ -175,7 +175,7 @@ def test_an_unknown_recipe_is_told_with_those_that_exist(tmp_path: Path, name: s
 
 
 def test_the_key_follows_the_content_only(tmp_path: Path) -> None:
-    """Another file, name or byte gives another key; another place or date does not."""
+    """The key depends on the names and content of files, not on their folder or dates."""
     first = parse_recipe(write_recipe(tmp_path / "one"))
     folder = write_recipe(tmp_path / "two")
     same = parse_recipe(folder)
@@ -193,7 +193,7 @@ def test_the_key_follows_the_content_only(tmp_path: Path) -> None:
 
 
 def test_files_belong_to_root_and_scripts_can_run(tmp_path: Path) -> None:
-    """Modes come from the content: those of a checkout depend on its umask."""
+    """Modes depend on the content, because those of a checkout depend on its umask."""
     folder = write_recipe(tmp_path)
     for name, content in {"etc/rc": b"#!/bin/sh\n", "etc/motd": b"hello\n"}.items():
         path = folder / "files" / name
@@ -207,7 +207,7 @@ def test_files_belong_to_root_and_scripts_can_run(tmp_path: Path) -> None:
 
 
 def test_mirrors_are_those_of_the_host() -> None:
-    """Debian's main component from this host's archives, for the guest's suite, and no other."""
+    """Only Debian's main component of this host's archives is used, for the guest's suite."""
     printed = (
         "http://mirror.example/debian/\tDebian\ttrixie\tmain\t/usr/share/keyrings/a.gpg\n"
         "http://mirror.example/debian/\tDebian\ttrixie\tcontrib\t$(SIGNED_BY)\n"
@@ -226,13 +226,13 @@ def test_mirrors_are_those_of_the_host() -> None:
 
 
 def test_a_host_without_debian_mirrors_uses_the_default() -> None:
-    """Nothing is made up for an Ubuntu host: mmdebstrap knows Debian's own address."""
+    """On an Ubuntu host the list is empty, so that mmdebstrap uses Debian's own address."""
     printed = "http://archive.example/ubuntu/\tUbuntu\tnoble\tmain\t$(SIGNED_BY)\n"
     assert parse_index_targets(printed, "bookworm") == []
 
 
 def test_a_release_without_support_is_taken_from_its_own_archive() -> None:
-    """Its security archive lists files that it no longer has; unstable never had one."""
+    """Old releases and unstable get no update archives: theirs are incomplete or do not exist."""
     printed = (
         "http://mirror.example/debian/\tDebian\ttrixie\tmain\t$(SIGNED_BY)\n"
         "https://mirror.example/security/\tDebian\ttrixie-security\tmain\t$(SIGNED_BY)\n"
@@ -243,14 +243,14 @@ def test_a_release_without_support_is_taken_from_its_own_archive() -> None:
 
 
 def test_only_what_reaches_the_mirror_is_passed_on() -> None:
-    """Of the host's apt settings, hooks and directories stay out."""
+    """Only the settings for reaching a mirror are passed on, not hooks or directories."""
     for line in host_apt_settings():
         assert re.match(r"Acquire::[A-Za-z]", line)
         assert "Dir::" not in line
 
 
 def test_an_existing_output_is_refused_at_once(tmp_path: Path) -> None:
-    """Nothing is built for a file that may not be written, and the file stays."""
+    """An existing output is refused before building, and stays unchanged."""
     write_recipe(tmp_path)
     output = tmp_path / "mine.qcow2"
     output.write_bytes(b"precious")
@@ -260,7 +260,7 @@ def test_an_existing_output_is_refused_at_once(tmp_path: Path) -> None:
 
 
 def test_a_cancelled_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A build that is cancelled before it began leaves no image and no build directory."""
+    """A build that is cancelled before it begins leaves no image and no build directory."""
     monkeypatch.setenv("VMPROVISION_CACHE", str(tmp_path / "cache"))
     write_recipe(tmp_path / "recipes")
     control = Control()
@@ -272,7 +272,7 @@ def test_a_cancelled_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def with_tarball(folder: Path, members: dict[str, bytes | str | None]) -> tuple[Path, Path]:
-    """A folder of one recipe whose tarball has these members (bytes: a file, text: a link)."""
+    """Make a recipe whose tarball has these members (bytes: a file, text: a link)."""
     tarball = folder / "root.tar.gz"
     with tarfile.open(tarball, "w:gz", format=tarfile.GNU_FORMAT) as archive:
         for name, what in members.items():
@@ -292,7 +292,7 @@ def with_tarball(folder: Path, members: dict[str, bytes | str | None]) -> tuple[
 def test_a_tarball_must_be_there_and_be_the_right_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is made of a file that is not what the recipe was written for."""
+    """A missing tarball and one with another digest are refused."""
     monkeypatch.setenv("VMPROVISION_CACHE", str(tmp_path / "cache"))
     _, tarball = with_tarball(tmp_path, {"etc": None})
     with pytest.raises(RecipeError, match=r"needs root\.tar\.gz") as caught:
@@ -309,7 +309,7 @@ def test_a_tarball_must_be_there_and_be_the_right_one(
 def test_a_tarball_is_unpacked_where_it_can_do_no_harm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A link that leads out is a link of the guest's, and the recipe's files lie on top."""
+    """A tarball's link that leads out stays a link of the guest; the recipe's files replace it."""
     require(shutil.which("mmdebstrap"), "mmdebstrap is not installed")
     monkeypatch.setenv("VMPROVISION_CACHE", str(tmp_path / "cache"))
     members: dict[str, bytes | str | None] = {
@@ -339,7 +339,7 @@ def test_a_tarball_is_unpacked_where_it_can_do_no_harm(
 def test_a_tarball_that_leads_out_makes_no_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Names that climb or go through the tarball's own links are refused, and nothing is left."""
+    """Names with ".." or through the tarball's own links are refused; nothing is left behind."""
     require(shutil.which("mmdebstrap"), "mmdebstrap is not installed")
     monkeypatch.setenv("VMPROVISION_CACHE", str(tmp_path / "cache"))
     with_tarball(tmp_path, {"out": str(tmp_path), name: b"evil"})
@@ -352,9 +352,8 @@ def test_a_tarball_that_leads_out_makes_no_image(
 
 @pytest.mark.boot
 def test_two_builders_make_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Builders at the same time wait for each other; a copy is the image; nothing else is left."""
-    if not shutil.which("mmdebstrap"):
-        pytest.skip("mmdebstrap is not installed")
+    """Concurrent builders wait for each other; a copy equals the image; nothing else is left."""
+    require(shutil.which("mmdebstrap"), "mmdebstrap is not installed")
     monkeypatch.setenv("VMPROVISION_CACHE", str(tmp_path / "cache"))
     write_recipe(tmp_path / "recipes")
     steps: list[str] = []

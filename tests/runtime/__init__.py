@@ -1,1 +1,1 @@
-"""The bundled runtime: built, chosen, put into guests, and run."""
+"""Tests of the bundled runtime: building, choosing, injecting and running it."""

@@ -14,23 +14,23 @@ TIME_LIMIT = 60.0
 
 
 class RunRuntime(Protocol):
-    """Runs the runtime with the arguments given."""
+    """Run the runtime with these arguments."""
 
     def __call__(
         self, *args: str | Path, env: dict[str, str] | None = None, cwd: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """The finished process, whatever its status."""
+        """Return the finished process, whatever its status."""
 
 
 @pytest.fixture(scope="session")
 def runtime() -> Path:
-    """The runtime's file."""
+    """Return the runtime's file."""
     return Path(get_interpreter(MICROPYTHON).argv[0])
 
 
 @pytest.fixture(scope="session")
 def run_runtime(runtime: Path) -> RunRuntime:
-    """A function that runs the runtime."""
+    """Return a function that runs the runtime."""
 
     def run(
         *args: str | Path, env: dict[str, str] | None = None, cwd: Path | None = None

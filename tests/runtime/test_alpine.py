@@ -1,4 +1,4 @@
-"""Real Alpine trees, which have no Python: the agent is put in and run inside them."""
+"""Inject the agent into real Alpine trees, which have no Python, and run it in them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import vmprovision
 from tests.agent.agents import Agent, await_answer, free_port, stop
 from tests.conftest import require
-from tests.trees import SHARED
+from tests.trees import require_root_filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +24,7 @@ TREES = {
     "3.8": "alpine-minirootfs-3.8.5-x86_64.tar.gz",
     "3.20": "alpine-minirootfs-3.20.3-x86_64.tar.gz",
 }
-# In a user namespace whoever runs the tests may change the root, and /proc is the host's.
+# In a user namespace any user may change the root; /proc is the host's.
 INSIDE = 'mount --rbind /proc "$0/proc" && exec chroot "$0" /usr/local/bin/guest-agent "$@"'
 
 
@@ -32,9 +32,7 @@ INSIDE = 'mount --rbind /proc "$0/proc" && exec chroot "$0" /usr/local/bin/guest
 def alpine(request: pytest.FixtureRequest, runtime: Path, tmp_path: Path) -> Path:
     """A root filesystem of Alpine."""
     assert runtime.exists()
-    tarball = SHARED / "alpine" / TREES[request.param]
-    if not tarball.exists():
-        pytest.skip("the shared test data is not beside this checkout")
+    tarball = require_root_filesystem(TREES[request.param])
     root = tmp_path / "alpine"
     root.mkdir()
     options = ["--no-same-owner", "--exclude=./dev/*", "--exclude=dev/*"]
@@ -44,7 +42,7 @@ def alpine(request: pytest.FixtureRequest, runtime: Path, tmp_path: Path) -> Pat
 
 @contextmanager
 def agent_inside(root: Path, *arguments: str) -> Iterator[Agent]:
-    """The agent of a tree, run with that tree as its root."""
+    """Run the agent of a tree with that tree as its root."""
     unshare = ["unshare", "--map-root-user", "--mount"]
     tried = subprocess.run([*unshare, "true"], check=False, capture_output=True, text=True)
     require(tried.returncode == 0, f"no user namespaces here: {tried.stderr.strip()}")
@@ -63,7 +61,7 @@ def agent_inside(root: Path, *arguments: str) -> Iterator[Agent]:
 
 
 def test_the_agent_runs_inside(alpine: Path) -> None:
-    """Injected into the tree, it answers from inside it, in less than 2.5 MB, and stops cleanly."""
+    """The injected agent answers from inside the tree in less than 2.5 MB, and stops cleanly."""
     report = vmprovision.inject(alpine, vmprovision.InjectOptions(vm_id="alpine-1"))
     assert "bundled MicroPython" in " ".join(report.notes)
     assert vmprovision.verify(alpine).mismatches == ()

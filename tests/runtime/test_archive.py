@@ -39,7 +39,7 @@ forget = archive._zip.cache_clear  # noqa: SLF001 -- what this process remembers
 
 
 def test_same_source_gives_same_bytes(tmp_path: Path) -> None:
-    """Another process with another time zone, umask and hash seed builds the same archive."""
+    """Processes with other time zones, umasks and hash seeds build the same archive."""
     code = "from vmprovision.runtime.archive import build_archive; print(build_archive().sha256)"
     digests = set()
     for seed, zone in (("1", "UTC"), ("2", "Asia/Tokyo")):
@@ -62,7 +62,7 @@ def test_same_source_gives_same_bytes(tmp_path: Path) -> None:
 
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty cache, and no archive remembered in this process."""
+    """Give an empty cache, and forget the archive in this process."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     forget()
     yield tmp_path / "cache"
@@ -78,7 +78,7 @@ def read_again() -> bytes:
 def test_the_next_process_takes_the_archive_from_the_cache(
     own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is built once; another source is another archive."""
+    """The archive is built once; other sources give another archive."""
     built = build_archive().content
     (kept,) = (own_cache / "agent").iterdir()
     assert kept.stat().st_mode & 0o777 == 0o600
@@ -91,7 +91,7 @@ def test_the_next_process_takes_the_archive_from_the_cache(
 
 
 def test_a_cached_archive_that_was_changed_is_built_again(own_cache: Path) -> None:
-    """Its digest stands before it; a file that is no file of this user is not even read."""
+    """A cached archive with another digest is built again, and a pipe is not even read."""
     built = build_archive().content
     (kept,) = (own_cache / "agent").iterdir()
     kept.write_bytes(kept.read_bytes()[:-1] + b"x")
@@ -103,7 +103,7 @@ def test_a_cached_archive_that_was_changed_is_built_again(own_cache: Path) -> No
 
 
 def test_a_cache_that_others_can_write_to_is_not_used(own_cache: Path) -> None:
-    """Whoever can write to it could change the digest, too."""
+    """A cache that others can write to is ignored, because they could change the digest too."""
     built = build_archive().content
     (kept,) = (own_cache / "agent").iterdir()
     content = b"evil"
@@ -114,7 +114,7 @@ def test_a_cache_that_others_can_write_to_is_not_used(own_cache: Path) -> None:
 
 
 def test_every_source_counts(tmp_path: Path) -> None:
-    """A change of a module or a template gives another key."""
+    """Changing any module or template changes the key."""
     package = tmp_path / "vmprovision"
     shutil.copytree(Path(agent.__file__).parents[1], package)
     shutil.copytree(data_directory("templates"), tmp_path / "templates")
@@ -140,7 +140,7 @@ def test_every_source_counts(tmp_path: Path) -> None:
 
 
 def test_the_archive_is_small_and_holds_source_only() -> None:
-    """At most 42 KB; nothing compiled, nothing of the host."""
+    """The archive has at most 42 KB, and contains nothing compiled and nothing of the host."""
     content = build_archive().content
     assert len(content) <= SIZE_LIMIT
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -163,14 +163,14 @@ def test_the_archive_is_small_and_holds_source_only() -> None:
 
 @pytest.mark.parametrize("name", ["configure", "check", "install", "services"])
 def test_what_is_rarely_needed_stays_apart(name: str) -> None:
-    """A small heap holds no module before it is asked for."""
+    """Modules that are rarely needed are loaded only on use, to save memory."""
     with zipfile.ZipFile(io.BytesIO(build_archive().content)) as archive:
         modules = archive.read("guest_agent/modules")
     assert modules.find(f"\n{name} ".encode()) > modules.find(b"\nmain ")
 
 
 def test_agent_build_writes_a_program(run_cli: RunCli, tmp_path: Path) -> None:
-    """`vmprovision agent build` gives a file that runs by itself."""
+    """`vmprovision agent build` writes a file that can be run directly."""
     target = tmp_path / "guest-agent"
     run_cli("agent", "build", "-o", target)
     assert target.read_bytes() == build_archive().content
@@ -181,7 +181,7 @@ def test_agent_build_writes_a_program(run_cli: RunCli, tmp_path: Path) -> None:
 
 
 def test_agent_build_makes_a_program_that_needs_no_python(run_cli: RunCli, tmp_path: Path) -> None:
-    """With --runtime the file runs where there is nothing else, not even a shell."""
+    """With --runtime the file runs without a shell and without Python."""
     runtime = get_interpreter(MICROPYTHON).argv[0]
     target = tmp_path / "guest-agent"
     done = run_cli("agent", "build", "--runtime", host_architecture(), "-o", target, "--json")
@@ -194,7 +194,7 @@ def test_agent_build_makes_a_program_that_needs_no_python(run_cli: RunCli, tmp_p
 
 
 def structure(source: str) -> str:
-    """What Python understands of a source, apart from docstrings and ``pass``."""
+    """Return the syntax tree of a source without docstrings and ``pass``."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
@@ -208,7 +208,7 @@ def structure(source: str) -> str:
     "module", sorted(Path(agent.__file__).parent.glob("*.py")), ids=lambda module: module.stem
 )
 def test_condensed_source_means_the_same(module: Path) -> None:
-    """Nothing but comments, docstrings and blank lines is left out of the archive."""
+    """Condensing removes only comments, docstrings and blank lines."""
     source = module.read_text("ascii")
     condensed = condense(source)
     assert structure(condensed) == structure(source)
@@ -217,12 +217,12 @@ def test_condensed_source_means_the_same(module: Path) -> None:
 
 
 def let_others_run(*_: object) -> None:
-    """Python code, at whose end CPython may change threads."""
+    """Return Python code at the end of which CPython may switch threads."""
     time.sleep(0)
 
 
 def test_condensing_in_several_threads() -> None:
-    """Injections in threads do not disturb each other's agent.
+    """Injections in several threads do not affect each other's archive.
 
     Threads are changed wherever CPython can: at the end of every collection of garbage.
     """
@@ -243,12 +243,12 @@ def test_condensing_in_several_threads() -> None:
 
 
 def test_the_archive_stays_small() -> None:
-    """A guest gets 42 KB at most."""
+    """A guest gets at most 42 KB."""
     assert len(build_archive().content) <= 42 * 1024
 
 
 def test_names_of_our_own_become_short() -> None:
-    """What a module defines is renamed wherever it is used, but not what others know by name."""
+    """Names of a module are renamed at every use, except those that others look up by name."""
     one = "import os\n{LIMIT}=1\ndef {describe}(settings):\n return os.getenv('describe')+{LIMIT}\n"
     one += "def getenv(_name):\n return open\ndef loaded():\n pass\n"
     one += "def to_bytes(text):\n return (1).to_bytes(2)\ndef stdin():\n call(stdin=1)\n"

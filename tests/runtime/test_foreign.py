@@ -1,4 +1,4 @@
-"""The runtimes of other architectures, where they have been built: run by qemu-user."""
+"""Run the runtimes of other architectures, if they have been built, with qemu-user."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from vmprovision.runtime.store import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Their emulators are no part of a usual host: `nox -s runtimes` builds and runs all this.
+# Most hosts lack these emulators: `nox -s runtimes` builds and runs everything.
 pytestmark = pytest.mark.slow
 
-# The oldest processor of each kind: what runs there runs on all.
+# The oldest processor of each architecture: what runs on it runs on all.
 PROCESSORS = {
     "armv7l": ("arm", "arm926"),
     "i386": ("i386", "486"),
@@ -40,10 +40,10 @@ PROCESSORS = {
 
 @pytest.fixture(scope="module", params=[a for a in ARCHITECTURES if a != host_architecture()])
 def foreign(request: pytest.FixtureRequest) -> Interpreter:
-    """The runtime of another architecture under qemu-user."""
+    """Return the runtime of another architecture, run by qemu-user."""
     built = {runtime.architecture: runtime for runtime in list_runtimes()}
-    if request.param not in built:
-        pytest.skip("not built: `nox -s runtimes` builds and tests the runtimes of all")
+    reason = "not built: `nox -s runtimes` builds and tests the runtimes of all architectures"
+    require(request.param in built, reason, optional=True)
     load(built[request.param])
     name, processor = PROCESSORS.get(request.param, (request.param, ""))
     qemu = shutil.which(f"qemu-{name}-static") or shutil.which(f"qemu-{name}")
@@ -54,7 +54,7 @@ def foreign(request: pytest.FixtureRequest) -> Interpreter:
 
 
 def test_the_agent_answers(foreign: Interpreter, tmp_path: Path) -> None:
-    """/health, /metrics and /info, and a clean end."""
+    """The agent answers /health, /metrics and /info, and ends cleanly."""
     with running_agent(foreign, build_program(tmp_path), tmp_path / "agent") as agent:
         assert json.loads(agent.get("/health").body)["status"] == "healthy"
         assert json.loads(agent.get("/metrics").body)["memory_total_kb"] > 0
@@ -65,7 +65,7 @@ def test_the_agent_answers(foreign: Interpreter, tmp_path: Path) -> None:
 
 
 def test_results_do_not_depend_on_the_architecture(foreign: Interpreter, tmp_path: Path) -> None:
-    """Parsing and writing give the bytes that CPython gives here, but for the machine's name."""
+    """The output equals that of CPython on this host, except for the machine's name."""
     unwanted = shutil.ignore_patterns("__pycache__")
     shutil.copytree(SOURCE, tmp_path / "guest_agent", ignore=unwanted)
     expected = run_script((sys.executable, "-S", "-E", "-s"), tmp_path)
@@ -76,7 +76,7 @@ def test_results_do_not_depend_on_the_architecture(foreign: Interpreter, tmp_pat
 
 @pytest.mark.parametrize("name", ["files", "children", "descriptors", "signals", "environment"])
 def test_the_kernel_is_asked_rightly(name: str, foreign: Interpreter, tmp_path: Path) -> None:
-    """Structures and numbers of system calls are those of the architecture."""
+    """Structures and system call numbers are those of the architecture."""
     script = tmp_path / "script.py"
     script.write_text(HEAD + SCRIPTS[name])
     environment = {"PATH": os.environ["PATH"], "LONG": "x" * 5000, "EMPTY": ""}

@@ -1,4 +1,4 @@
-"""Guests without Python get the runtime, and lose it again when they need it no more."""
+"""Guests without Python get the runtime, and lose it when they no longer need it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOST = {"x86_64": (62, 64), "aarch64": (183, 64)}[store.host_architecture()]
 
 
 def bare_tree(root: Path, machine: int, bits: int) -> Path:
-    """A BusyBox guest without Python for a machine."""
+    """Make a BusyBox guest without Python for an architecture."""
     files: Tree = {
         "/etc/os-release": OS_RELEASE,
         "/bin/busybox": elf(machine, bits=bits, content=b"BusyBox v1.35.0"),
@@ -37,7 +37,7 @@ def bare_tree(root: Path, machine: int, bits: int) -> Path:
 
 @pytest.fixture
 def guest(runtime: Path, tmp_path: Path) -> Path:
-    """A guest without Python of this host's architecture; the runtime is built."""
+    """Return a guest of this host's architecture without Python; build the runtime."""
     assert runtime.exists()
     return bare_tree(tmp_path / "guest", *HOST)
 
@@ -49,7 +49,7 @@ def add_python(guest: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"#!/bin/sh\nexit 1\n"])
 def test_a_python_that_cannot_run_the_agent_is_none(content: bytes, guest: Path) -> None:
-    """A stub or an empty file in its place: the report and the refusal say what is wrong."""
+    """If Python is a stub or an empty file, the report and the refusal say so."""
     make_tree(guest, {"/usr/bin/python3": Program(content)})
     found = vmprovision.inspect(guest).as_json()
     assert found["runtime"] == "bundled"
@@ -62,7 +62,7 @@ def test_a_python_that_cannot_run_the_agent_is_none(content: bytes, guest: Path)
 
 
 def test_a_guest_without_python_gets_the_runtime(guest: Path, runtime: Path) -> None:
-    """It is in the plan before the agent, in the guest, in the receipt and in the report."""
+    """The runtime is in the plan before the agent, in the guest, the receipt and the report."""
     plan = vmprovision.plan(guest)
     paths = [str(planned.operation.path) for planned in plan.operations]
     assert paths.index("/" + PLACE) < paths.index("/usr/local/bin/guest-agent")
@@ -80,7 +80,7 @@ def test_a_guest_without_python_gets_the_runtime(guest: Path, runtime: Path) -> 
 
 
 def test_removing_leaves_nothing(guest: Path) -> None:
-    """The guest is as it was."""
+    """Removing restores the guest."""
     before = tree_state(guest)
     vmprovision.inject(guest)
     vmprovision.remove(guest)
@@ -88,7 +88,7 @@ def test_removing_leaves_nothing(guest: Path) -> None:
 
 
 def test_the_runtime_goes_when_the_guest_has_python(guest: Path) -> None:
-    """A later injection takes the guest's own, unless it is told otherwise."""
+    """A later injection prefers the guest's own Python unless an option says otherwise."""
     vmprovision.inject(guest)
     add_python(guest)
     vmprovision.inject(guest, vmprovision.InjectOptions(runtime="bundled"))
@@ -102,7 +102,7 @@ def test_the_runtime_goes_when_the_guest_has_python(guest: Path) -> None:
 
 
 def test_what_stood_in_its_place_comes_back(guest: Path) -> None:
-    """A file of somebody else's is set aside and restored."""
+    """A foreign file at the runtime's path is set aside and restored."""
     make_tree(guest, {"/" + PLACE: "somebody else's"})
     before = tree_state(guest)
     vmprovision.inject(guest)
@@ -112,7 +112,7 @@ def test_what_stood_in_its_place_comes_back(guest: Path) -> None:
 
 
 def test_guest_means_its_own(guest: Path) -> None:
-    """Without one it is refused, and nothing is written."""
+    """With --runtime guest, a guest without Python is refused and not written to."""
     before = tree_state(guest)
     with pytest.raises(vmprovision.UnsupportedGuestError, match="no Python"):
         vmprovision.inject(guest, vmprovision.InjectOptions(runtime="guest"))
@@ -120,13 +120,13 @@ def test_guest_means_its_own(guest: Path) -> None:
 
 
 def test_a_micropython_of_the_guest_is_not_enough(guest: Path) -> None:
-    """It lacks what ours was given."""
+    """A guest's own MicroPython is not used: it lacks our additions."""
     make_tree(guest, {"/usr/bin/micropython": elf(HOST[0], bits=HOST[1])})
     assert vmprovision.inspect(guest).as_json()["runtime"] == "bundled"
 
 
 def test_a_path_is_taken_after_a_look(guest: Path, runtime: Path, run_cli: RunCli) -> None:
-    """A static program for the guest's architecture; another file is refused."""
+    """--runtime PATH takes a static program for the guest's architecture and nothing else."""
     mine = guest.parent / "mine"
     shutil.copyfile(runtime, mine)
     with mine.open("ab") as file:
@@ -154,7 +154,7 @@ def test_a_path_is_taken_after_a_look(guest: Path, runtime: Path, run_cli: RunCl
 def test_a_guest_with_neither_is_told_what_to_do(
     machine: tuple[int, int], architecture: str, tmp_path: Path, run_cli: RunCli
 ) -> None:
-    """Its architecture, and the command that builds the runtime where there is one."""
+    """The refusal names the architecture, and the command to build a runtime for it."""
     guest = bare_tree(tmp_path / "guest", *machine)
     before = tree_state(guest)
     empty = {"VMPROVISION_CACHE": str(tmp_path / "empty")}
@@ -169,7 +169,7 @@ def test_a_guest_with_neither_is_told_what_to_do(
 
 
 def test_old_arm_kernels_get_nothing(runtime: Path, tmp_path: Path) -> None:
-    """Programs of the old ABI say that the kernel may know no other."""
+    """A guest with the old ARM ABI gets no runtime: its kernel may not support the new one."""
     assert runtime.exists()
     guest = bare_tree(tmp_path / "guest", 40, 32)
     assert vmprovision.inspect(guest).arch == "armv7l"
@@ -185,7 +185,7 @@ def test_old_arm_kernels_get_nothing(runtime: Path, tmp_path: Path) -> None:
 def test_a_damaged_runtime_is_never_injected(
     guest: Path, runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its hash is looked at before every injection."""
+    """The digest of the runtime is checked before every injection."""
     monkeypatch.setenv("VMPROVISION_CACHE", str(tmp_path / "cache"))
     shutil.copytree(runtime.parent, store.cached_folder())
     with (store.cached_folder() / runtime.name).open("ab") as file:

@@ -1,4 +1,4 @@
-"""The os, signal and fcntl of the runtime do what CPython's do: one script, the same output."""
+"""The os, signal and fcntl modules of the runtime behave as CPython's."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.conftest import require_root
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -121,7 +123,7 @@ HEAD = "import fcntl, os, select, signal, sys, time\n"
 
 @pytest.mark.parametrize("name", list(SCRIPTS))
 def test_the_same_as_cpython(name: str, run_runtime: RunRuntime, tmp_path: Path) -> None:
-    """Results and error numbers are those of the Python that runs the tests."""
+    """Results and error numbers equal those of the Python that runs the tests."""
     script = tmp_path / "script.py"
     script.write_text(HEAD + SCRIPTS[name])
     environment = {"PATH": os.environ["PATH"], "LONG": "x" * 5000, "EMPTY": ""}
@@ -146,9 +148,9 @@ def test_the_same_as_cpython(name: str, run_runtime: RunRuntime, tmp_path: Path)
     assert outputs[0] == outputs[1]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
 def test_root_becomes_another_user_for_good(run_runtime: RunRuntime) -> None:
-    """After setgroups, setgid and setuid, ids beyond 31 bits included, there is no way back."""
+    """Dropping privileges is permanent, with ids beyond 31 bits too."""
+    require_root()
     code = (
         "import os\nos.setgroups([4294967294, 7])\nos.setgid(4000000000)\nos.setuid(4000000001)\n"
         "print(open('/proc/self/status').read())\n"

@@ -1,4 +1,4 @@
-"""RUNTIMES.json and what it lists, checked before anything of it gets into a guest."""
+"""RUNTIMES.json and the runtimes that it lists are checked before they are injected."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def cache(runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the runtimes in a cache of the test's own, with this host's runtime in it."""
+    """Return the runtimes' folder of a private cache, with this host's runtime in it."""
     built = runtime.parent
     monkeypatch.setenv("VMPROVISION_CACHE", str(tmp_path))
     shutil.copytree(built, store.cached_folder())
@@ -29,7 +29,7 @@ def cache(runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 def test_the_list_says_what_there_is(cache: Path) -> None:
-    """Hash, size, architecture, MicroPython's version and the compiler, and they are true."""
+    """The list has the correct digest, size, architecture, version and compiler."""
     document = json.loads((cache / "RUNTIMES.json").read_bytes())
     facts = document["runtimes"][store.host_architecture()]
     content = (cache / f"python-{store.host_architecture()}").read_bytes()
@@ -41,14 +41,14 @@ def test_the_list_says_what_there_is(cache: Path) -> None:
 
 
 def test_licences_stand_beside(cache: Path) -> None:
-    """The licences of all that is linked."""
+    """The licences of all linked code are beside the runtimes."""
     text = (cache / "LICENCES").read_text()
     for owner in ("Damien P. George", "Joergen Ibsen", "Rich Felker"):
         assert owner in text
 
 
 def test_one_bit_is_noticed(cache: Path, run_cli: RunCli) -> None:
-    """A runtime that is not what the list says is refused, and building replaces it."""
+    """A runtime with another digest is refused, and building replaces it."""
     path = cache / f"python-{store.host_architecture()}"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -67,7 +67,7 @@ def test_one_bit_is_noticed(cache: Path, run_cli: RunCli) -> None:
 
 
 def test_a_missing_runtime_is_noticed(cache: Path) -> None:
-    """A list without its files is of no use, and says so."""
+    """A list whose files are missing gives a clear error."""
     (cache / f"python-{store.host_architecture()}").unlink()
     with pytest.raises(BundledRuntimeError, match="No such file"):
         store.load(store.find_runtime(store.host_architecture()))
@@ -75,7 +75,7 @@ def test_a_missing_runtime_is_noticed(cache: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"runtimes": {"x86_64": {"sha256": 1}}}'])
 def test_a_damaged_list_is_an_error(text: str, cache: Path, run_cli: RunCli) -> None:
-    """Never a traceback."""
+    """A damaged list gives one clear error."""
     (cache / "RUNTIMES.json").write_text(text)
     done = run_cli("runtime", "list", check=False)
     assert done.returncode == 81
@@ -85,14 +85,14 @@ def test_a_damaged_list_is_an_error(text: str, cache: Path, run_cli: RunCli) -> 
 def test_nothing_built_is_no_error(
     run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An empty list, with what to do."""
+    """Without runtimes, the list is empty and names the command that builds one."""
     monkeypatch.setenv("VMPROVISION_CACHE", str(tmp_path))
     assert "vmprovision runtime build" in run_cli("runtime", "list").stdout
     assert json.loads(run_cli("runtime", "list", "--json").stdout) == {"runtimes": []}
 
 
 def test_a_runtime_runs_alone(runtime: Path) -> None:
-    """It is for this architecture and has no loader; neither is true of it cut in half."""
+    """A runtime for another architecture or cut in half is refused."""
     content = runtime.read_bytes()
     store.check_program(content, store.host_architecture(), "it")
     with pytest.raises(BundledRuntimeError, match="not a program for mips: it is for"):
@@ -104,7 +104,7 @@ def test_a_runtime_runs_alone(runtime: Path) -> None:
 
 
 def test_a_program_with_a_loader_is_refused(tmp_path: Path) -> None:
-    """What this host links by default needs libraries that a guest may lack."""
+    """A dynamically linked program is refused: the guest may lack its libraries."""
     (tmp_path / "a.c").write_text("int main(void) { return 0; }\n")
     subprocess.run(["gcc", "-o", tmp_path / "a", tmp_path / "a.c"], check=True)
     with pytest.raises(BundledRuntimeError, match="needs libraries"):
@@ -116,12 +116,12 @@ def test_a_program_with_a_loader_is_refused(tmp_path: Path) -> None:
     [("x86_64", "x86_64"), ("arm64", "aarch64"), ("armv7", "armv7l"), ("i686", "i386")],
 )
 def test_architectures_have_several_names(name: str, architecture: str) -> None:
-    """As distributions, compilers and people call them."""
+    """Architectures are found by the names that distributions and compilers use."""
     assert store.architecture_named(name) == architecture
 
 
 def test_other_architectures_are_refused_by_name(run_cli: RunCli) -> None:
-    """With those that there are."""
+    """The error for an unknown architecture lists the known ones."""
     done = run_cli("runtime", "build", "vax", check=False)
     assert done.returncode == 81
     assert "there is no runtime for vax" in done.stderr
@@ -129,7 +129,7 @@ def test_other_architectures_are_refused_by_name(run_cli: RunCli) -> None:
 
 
 def test_another_source_is_refused(run_cli: RunCli, tmp_path: Path) -> None:
-    """What is compiled is what was pinned, also where the caller brings it."""
+    """Only the pinned source is compiled, even if the caller supplies it."""
     tarball = tmp_path / "micropython.tar.xz"
     tarball.write_bytes(b"not it")
     environment = {"VMPROVISION_CACHE": str(tmp_path / "cache")}

@@ -1,4 +1,4 @@
-"""What the runtime makes of a command line: archives, source, and what is wrong with them."""
+"""How the runtime handles its command line: archives, source files, and damaged ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PART = "NAME = 'part'  # " + "long and compressible " * 40 + "\n"
 
 
 def pack(*, method: int = zipfile.ZIP_DEFLATED, comment: bytes = b"", main: str = MAIN) -> bytes:
-    """A zip archive with a main program that imports a part of a package."""
+    """Make a zip archive with a main program that imports from a package."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as archive:
         archive.writestr("package/__init__.py", "")
@@ -36,7 +36,7 @@ def pack(*, method: int = zipfile.ZIP_DEFLATED, comment: bytes = b"", main: str 
 def test_an_archive_is_run(
     method: int, before: bytes, comment: bytes, run_runtime: RunRuntime, tmp_path: Path
 ) -> None:
-    """Stored or deflated, behind other bytes, with the longest comment."""
+    """Archives are found stored or deflated, after other bytes, and with the longest comment."""
     path = tmp_path / "program"
     path.write_bytes(before + pack(method=method, comment=comment))
     done = run_runtime(path, "a", "-b")
@@ -45,7 +45,7 @@ def test_an_archive_is_run(
 
 
 def test_an_archive_behind_the_interpreter_is_run(runtime: Path, tmp_path: Path) -> None:
-    """The file is a program of its own: all words are the program's, and it knows its path."""
+    """A runtime with an archive appended is a program: it gets all arguments and knows its path."""
     path = tmp_path / "program"
     main = "import sys\nfrom package import part\nprint(part.NAME, sys.argv)\n"
     path.write_bytes(runtime.read_bytes() + pack(main=main))
@@ -58,13 +58,13 @@ def test_an_archive_behind_the_interpreter_is_run(runtime: Path, tmp_path: Path)
 
 
 def test_an_archive_is_found_from_where_it_is_run(run_runtime: RunRuntime, tmp_path: Path) -> None:
-    """A relative path is as good as an absolute one."""
+    """A relative path works as well as an absolute one."""
     (tmp_path / "program").write_bytes(pack())
     assert run_runtime("program", cwd=tmp_path).stdout == "part [] __main__\n"
 
 
 def test_damage_never_runs(run_runtime: RunRuntime, tmp_path: Path) -> None:
-    """Whatever byte of a member is another one, its code does not run and the status says so."""
+    """If any byte of a member is changed, its code does not run and the status is not 0."""
     whole = pack(main="raise SystemExit(0)\n" + "# as it should be\n" * 20)
     path = tmp_path / "program"
     path.write_bytes(whole)
@@ -84,7 +84,7 @@ def test_damage_never_runs(run_runtime: RunRuntime, tmp_path: Path) -> None:
 def test_a_truncated_archive_is_an_error(
     keep: float, run_runtime: RunRuntime, tmp_path: Path
 ) -> None:
-    """Without its end it is no archive, and what is left of it is no source."""
+    """A truncated archive is neither run as an archive nor as source."""
     whole = pack()
     path = tmp_path / "program"
     path.write_bytes(whole[: int(len(whole) * keep)])
@@ -94,7 +94,7 @@ def test_a_truncated_archive_is_an_error(
 
 
 def test_source_is_run(run_runtime: RunRuntime, tmp_path: Path) -> None:
-    """A file of source is the main program, and imports what is beside it."""
+    """A source file is run as the main program, and can import modules beside it."""
     (tmp_path / "beside.py").write_text("NAME = 'beside'\n")
     script = tmp_path / "script.py"
     script.write_text("import sys, beside\nprint(beside.NAME, __file__, sys.argv[1:])\n")
@@ -103,7 +103,7 @@ def test_source_is_run(run_runtime: RunRuntime, tmp_path: Path) -> None:
 
 
 def test_nothing_outside_the_archive_is_imported(run_runtime: RunRuntime, tmp_path: Path) -> None:
-    """Neither the working directory, nor the archive's, nor the environment brings modules."""
+    """No modules come from the working directory, the archive's folder or the environment."""
     (tmp_path / "foreign.py").write_text("print('foreign code ran')\n")
     (tmp_path / "os.py").write_text("print('foreign code ran')\n")
     path = tmp_path / "program"
@@ -127,13 +127,13 @@ def test_nothing_outside_the_archive_is_imported(run_runtime: RunRuntime, tmp_pa
 def test_exit_statuses_are_as_in_cpython(
     code: str, status: int, stderr: str, run_runtime: RunRuntime
 ) -> None:
-    """SystemExit decides the status."""
+    """SystemExit sets the exit status."""
     done = run_runtime("-c", code)
     assert (done.returncode, done.stderr) == (status, stderr)
 
 
 def test_an_exception_is_told(run_runtime: RunRuntime) -> None:
-    """One that nobody catches is printed and is status 1."""
+    """An uncaught exception is printed, and the status is 1."""
     done = run_runtime("-c", "raise ValueError('odd')")
     assert done.returncode == 1
     assert done.stderr.endswith("ValueError: odd\n")
@@ -151,14 +151,14 @@ def test_an_exception_is_told(run_runtime: RunRuntime) -> None:
     ],
 )
 def test_wrong_command_lines_are_refused(words: list[str], run_runtime: RunRuntime) -> None:
-    """Status 2 and a line that says what is right."""
+    """Wrong usage gives status 2 and a line of usage."""
     done = run_runtime(*words)
     assert done.returncode == 2
     assert "heapsize=BYTES[k|m]" in done.stderr
 
 
 def test_a_missing_file_is_an_error(run_runtime: RunRuntime, tmp_path: Path) -> None:
-    """It is an exception that names the cause."""
+    """A missing file gives status 1 and an error that names the cause."""
     done = run_runtime(tmp_path / "none")
     assert done.returncode == 1
     assert "ENOENT" in done.stderr
@@ -168,6 +168,6 @@ def test_a_missing_file_is_an_error(run_runtime: RunRuntime, tmp_path: Path) -> 
 def test_the_heap_has_the_size_that_was_asked_for(
     heap: str, answer: str, run_runtime: RunRuntime
 ) -> None:
-    """Memory beyond it is refused, and that can be survived."""
+    """Allocating beyond the heap limit raises MemoryError, which can be caught."""
     code = "try:\n  b = bytearray(400000)\n  print('yes')\nexcept MemoryError:\n  print('no')\n"
     assert run_runtime("-X", f"heapsize={heap}", "-c", code).stdout == f"{answer}\n"

@@ -1,1 +1,1 @@
-"""What is rendered, judged and run by the init systems' own programs."""
+"""Checks of the rendered files by the init systems' own programs, which also run them."""

@@ -1,4 +1,4 @@
-"""A root of its own in which the tools of init systems run: see ``workshop/recipe.toml``."""
+"""A root in which the tools of init systems run: see ``root/recipe.toml``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vmprovision.runtime.archive import build_archive
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-RECIPE = Path(__file__).with_name("workshop")
+RECIPE = Path(__file__).with_name("root")
 SECONDS = 90.0
 # in a mount namespace of its own, which nothing leaves
 ENTER = """\
@@ -32,10 +32,10 @@ mount --rbind /dev "$0/dev" && mount -t proc proc "$0/proc" && exec chroot "$0" 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workshop:
-    """A root with init systems' tools, and a process namespace of its own for what runs in it.
+class ToolsRoot:
+    """A root with init systems' tools; what runs in it has a process namespace of its own.
 
-    All that a script starts ends with it.
+    Everything that a script starts ends with the script.
     """
 
     root: Path
@@ -54,7 +54,7 @@ class Workshop:
         )
 
     def write(self, path: str, content: bytes, mode: int = 0o644) -> None:
-        """A file in the root."""
+        """Write a file in the root."""
         target = self.root / path.lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)  # it may be a second name of the kept root's file
@@ -70,7 +70,7 @@ def _namespace() -> list[str]:
 
 @pytest.fixture(scope="session")
 def _tools() -> Path:
-    """The unpacked root, kept in the cache; nobody may write to it."""
+    """Return the unpacked root, kept in the cache; nobody may write to it."""
     require(shutil.which("mmdebstrap"), "mmdebstrap is not installed")
     require(platform.machine() == "x86_64", "the tools are those for x86-64")
     tried = subprocess.run(
@@ -78,7 +78,7 @@ def _tools() -> Path:
     )
     require(tried.returncode == 0, f"no namespaces here: {tried.stderr.decode()}")
     recipe = parse_recipe(RECIPE)
-    kept = cache_directory() / "tests" / f"workshop-{recipe.key()}"
+    kept = cache_directory() / "tests" / f"tools-{recipe.key()}"
     kept.parent.mkdir(parents=True, exist_ok=True)
     with kept.with_suffix(".lock").open("w") as lock:  # each worker of pytest asks
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -102,11 +102,11 @@ def _tools() -> Path:
 
 
 @pytest.fixture
-def workshop(_tools: Path) -> Iterator[Workshop]:
-    """A root of second names for the kept one's files, with the agent in it, for one test."""
-    with tempfile.TemporaryDirectory(prefix="workshop-", dir=_tools.parent) as folder:
+def tools(_tools: Path) -> Iterator[ToolsRoot]:
+    """Return hard links to the kept root's files, with the agent in it, for one test."""
+    with tempfile.TemporaryDirectory(prefix="tools-", dir=_tools.parent) as folder:
         root = Path(folder) / "root"
         subprocess.run(["cp", "--archive", "--link", _tools, root], check=True, timeout=SECONDS)
-        made = Workshop(root=root)
+        made = ToolsRoot(root=root)
         made.write("/usr/local/bin/guest-agent", build_archive().content, 0o755)
         yield made

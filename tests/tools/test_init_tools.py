@@ -1,6 +1,6 @@
-"""OpenRC, insserv, runit and s6 take what they are given and run the real agent by it.
+"""OpenRC, insserv, runit and s6 accept their service files and run the real agent with them.
 
-And what NixOS and Guix would read is what they can read.
+Nix and Guile can read what NixOS and Guix would read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vmprovision.inspection.pid1 import find_pid1
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.tools.conftest import Workshop
+    from tests.tools.conftest import ToolsRoot
     from vmprovision.changes.operations import Operation
 
 # The agent's own words on what runs it; python3-minimal has no urllib.
@@ -60,7 +60,7 @@ gone() {
     return 1
 }
 """
-# asked twice, its process killed in between: whoever watches over it starts it again
+# asked twice, its process killed in between: its supervisor starts it again
 ASK_TWICE = """\
 echo "first $(ask)"
 kill -KILL $(numbers 'python3 .*guest-agent --user')
@@ -69,34 +69,34 @@ echo "second $(ask)"
 
 
 def operations(init: str, dialect: str) -> list[Operation]:
-    """What a guest with this init system gets."""
+    """Return the operations for a guest with this init system."""
     definition = definition_of(init)
     (verdict,) = [each for each in definition.without_guest() if each.dialect == dialect]
     return definition.service_operations(Service(), verdict)
 
 
 @pytest.fixture
-def port(workshop: Workshop) -> int:
-    """A free port of this host, set in the agent's settings."""
+def port(tools: ToolsRoot) -> int:
+    """Return a free port of this host, and set it in the agent's settings."""
     with socket.socket() as door:
         door.bind(("127.0.0.1", 0))
         number = int(door.getsockname()[1])
-    workshop.write("/etc/guest-agent.conf", f"PORT={number}\nLISTEN=127.0.0.1\n".encode())
+    tools.write("/etc/guest-agent.conf", f"PORT={number}\nLISTEN=127.0.0.1\n".encode())
     return number
 
 
-def put(workshop: Workshop, found: list[Operation]) -> None:
+def put(tools: ToolsRoot, found: list[Operation]) -> None:
     """Write the operations' files and links into the root."""
     for operation in found:
         if isinstance(operation, WriteFile):
-            workshop.write(str(operation.path), operation.content, operation.mode)
+            tools.write(str(operation.path), operation.content, operation.mode)
         elif isinstance(operation, Symlink):
-            target = workshop.root / str(operation.path).lstrip("/")
+            target = tools.root / str(operation.path).lstrip("/")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(operation.target)
 
 
-def told(done: subprocess.CompletedProcess[str], word: str) -> dict[str, Any]:
+def answer_after(done: subprocess.CompletedProcess[str], word: str) -> dict[str, Any]:
     """What the agent answered, from the line that begins with a word."""
     lines = [line for line in done.stdout.splitlines() if line.startswith(f"{word} ")]
     assert len(lines) == 1, done.stdout + done.stderr
@@ -105,8 +105,8 @@ def told(done: subprocess.CompletedProcess[str], word: str) -> dict[str, Any]:
 
 
 def check_respawned(done: subprocess.CompletedProcess[str], parent: str) -> None:
-    """The agent was another process the second time, not root's, and the same parent's child."""
-    first, second = (told(done, word)["init"] for word in ("first", "second"))
+    """Check that the second agent is another process, not root's, with the same parent."""
+    first, second = (answer_after(done, word)["init"] for word in ("first", "second"))
     assert first["pid"] != second["pid"]
     for answer in (first, second):
         assert answer["parent"]["comm"].startswith(parent)
@@ -116,10 +116,10 @@ def check_respawned(done: subprocess.CompletedProcess[str], parent: str) -> None
 @pytest.mark.parametrize(
     ("dialect", "parent"), [("supervise-daemon", "supervise-daem"), ("openrc-run", "sh")]
 )
-def test_openrc_runs_the_service(dialect: str, parent: str, workshop: Workshop, port: int) -> None:
-    """Its own parser reads the script; rc-service starts, watches over, reports on and stops it."""
-    put(workshop, operations("openrc", dialect))
-    done = workshop.run(
+def test_openrc_runs_the_service(dialect: str, parent: str, tools: ToolsRoot, port: int) -> None:
+    """OpenRC's parser reads the script; rc-service starts, supervises, reports on and stops it."""
+    put(tools, operations("openrc", dialect))
+    done = tools.run(
         ASK.replace("PORT", str(port))
         + """\
 # what OpenRC makes at boot
@@ -145,10 +145,10 @@ rc-service guest-agent status || echo status $?
     assert statuses == ["status 0", "status 0", "status 3"]
 
 
-def test_runit_runs_the_service(workshop: Workshop, port: int) -> None:
-    """Runsvdir finds it by the link in its runlevel; sv reports on it, and stops it."""
-    put(workshop, operations("runit", "usual"))
-    done = workshop.run(
+def test_runit_runs_the_service(tools: ToolsRoot, port: int) -> None:
+    """Runsvdir finds the service by the link in its runlevel; sv reports on it and stops it."""
+    put(tools, operations("runit", "usual"))
+    done = tools.run(
         ASK.replace("PORT", str(port))
         + "mkdir -p /run/runit\nexport SVDIR=/etc/runit/runsvdir/default\nrunsvdir $SVDIR &\n"
         + ASK_TWICE
@@ -161,12 +161,12 @@ def test_runit_runs_the_service(workshop: Workshop, port: int) -> None:
     assert "down: guest-agent: " in done.stdout
 
 
-def test_s6_runs_the_service(workshop: Workshop, port: int) -> None:
-    """s6-svscan starts it from its service directory; s6-svc stops it."""
+def test_s6_runs_the_service(tools: ToolsRoot, port: int) -> None:
+    """s6-svscan starts the agent from its service directory; s6-svc stops it."""
     (run,) = operations("s6", "scandir")
     assert isinstance(run, WriteFile)
-    workshop.write("/run/service/guest-agent/run", run.content, run.mode)
-    done = workshop.run(
+    tools.write("/run/service/guest-agent/run", run.content, run.mode)
+    done = tools.run(
         ASK.replace("PORT", str(port))
         + "s6-svscan /run/service &\n"
         + ASK_TWICE
@@ -178,18 +178,18 @@ def test_s6_runs_the_service(workshop: Workshop, port: int) -> None:
     assert "stopped" in done.stdout.splitlines()
 
 
-def test_insserv_enables_the_script_as_we_do(workshop: Workshop) -> None:
-    """It understands the header, warns of nothing, and makes links in the same runlevels."""
+def test_insserv_enables_the_script_as_we_do(tools: ToolsRoot) -> None:
+    """Insserv accepts the header without a warning and makes links in the same runlevels."""
     found = operations("sysv", "debian")
-    put(workshop, found[:1])
-    done = workshop.run("insserv -v /etc/init.d/guest-agent; echo status $?\nls -d /etc/rc?.d/*")
+    put(tools, found[:1])
+    done = tools.run("insserv -v /etc/init.d/guest-agent; echo status $?\nls -d /etc/rc?.d/*")
     assert "status 0" in done.stdout.splitlines()
     assert "warning" not in (done.stdout + done.stderr).lower()
     made = {line[:10] for line in done.stdout.splitlines() if line.endswith("guest-agent")}
     ours = {str(o.path)[:10] for o in found if isinstance(o, Symlink)}
     assert made == ours  # /etc/rcN.d/ and whether it is S or K
     for name in (".depend.start", ".depend.stop"):
-        first = (workshop.root / "etc/init.d" / name).read_text().splitlines()[0]
+        first = (tools.root / "etc/init.d" / name).read_text().splitlines()[0]
         assert "guest-agent" in first.split()
 
 
@@ -205,7 +205,7 @@ def test_insserv_enables_the_script_as_we_do(workshop: Workshop) -> None:
     ],
 )
 def test_there_are_no_bashisms(init: str, dialect: str, tmp_path: Path) -> None:
-    """Checkbashisms knows what is not POSIX, down to options of builtins."""
+    """Checkbashisms finds nothing but POSIX, down to options of builtins."""
     require(shutil.which("checkbashisms"), "checkbashisms (devscripts) is not installed")
     first = operations(init, dialect)[0]
     assert isinstance(first, WriteFile)
@@ -233,27 +233,27 @@ def test_there_are_no_bashisms(init: str, dialect: str, tmp_path: Path) -> None:
     ],
 )
 def test_the_real_programs_are_known_by_their_words(
-    path: str, program: str, workshop: Workshop, tmp_path: Path
+    path: str, program: str, tools: ToolsRoot, tmp_path: Path
 ) -> None:
-    """Each as a plain /sbin/init, without a name, a package or a link that would tell."""
-    content = (workshop.root / path).read_bytes()
+    """Each init is recognised as a plain /sbin/init, without a telling name, package or link."""
+    content = (tools.root / path).read_bytes()
     make_tree(tmp_path, {"/sbin/init": Program(content)})
     found = find_pid1(LocalFilesystem(tmp_path))
     assert (found.program, found.is_seen) == (program, True)
 
 
 def generated(template: str) -> bytes:
-    """What such a guest's own configuration is to take in."""
+    """Return what such a guest's own configuration includes."""
     settings = parse_configuration(b"PORT=80\nVM_ID=web-1\nMANAGER_URL=http://192.0.2.1:3000\n")
     return render(template, service=Service(port=80), settings=settings)
 
 
-def test_nix_evaluates_the_module(workshop: Workshop) -> None:
-    """With a set of packages given, it is the unit, the settings and the open port."""
-    workshop.write("/root/module/guest-agent.nix", generated("nixos/guest-agent.nix.j2"))
-    workshop.write("/root/module/guest-agent", b"the agent")
+def test_nix_evaluates_the_module(tools: ToolsRoot) -> None:
+    """With a set of packages given, the module evaluates to the unit, the settings and the port."""
+    tools.write("/root/module/guest-agent.nix", generated("nixos/guest-agent.nix.j2"))
+    tools.write("/root/module/guest-agent", b"the agent")
     packages = '{ python3 = "/python"; iproute2 = "/iproute2"; }'
-    done = workshop.run(
+    done = tools.run(
         "nix-instantiate --store dummy:// --eval --strict --json "
         f"-E '(import /root/module/guest-agent.nix) {{ pkgs = {packages}; }}'"
     )
@@ -270,9 +270,9 @@ def test_nix_evaluates_the_module(workshop: Workshop) -> None:
     assert found["networking"]["firewall"]["allowedTCPPorts"] == [80]
 
 
-def test_guile_reads_the_shepherd_service(workshop: Workshop) -> None:
-    """Its reader, with Guix's two signs for G-expressions, finds three complete forms."""
-    workshop.write("/root/guest-agent.scm", generated("guix/guest-agent.scm.j2"))
+def test_guile_reads_the_shepherd_service(tools: ToolsRoot) -> None:
+    """Guile's reader, with Guix's two signs for G-expressions, finds three complete forms."""
+    tools.write("/root/guest-agent.scm", generated("guix/guest-agent.scm.j2"))
     reader = """
 (define (sign name) (lambda (char port) (list name (read port))))
 (read-hash-extend #\\\\~ (sign 'gexp))
@@ -282,8 +282,8 @@ def test_guile_reads_the_shepherd_service(workshop: Workshop) -> None:
     (let loop ((form (read port)))
       (unless (eof-object? form) (write form) (newline) (loop (read port))))))
 """.replace("\\\\", "\\")
-    workshop.write("/root/read.scm", reader.encode())
-    done = workshop.run("guile-3.0 --no-auto-compile -s /root/read.scm")
+    tools.write("/root/read.scm", reader.encode())
+    done = tools.run("guile-3.0 --no-auto-compile -s /root/read.scm")
     assert (done.returncode, done.stderr) == (0, "")
     modules, settings, service = done.stdout.splitlines()
     assert modules.startswith("(use-modules (gnu packages python)")

@@ -14,6 +14,7 @@ from vmprovision.appliance.subvolumes import subvolume_options
 from vmprovision.errors import InspectionError
 from vmprovision.filesystem.protocol import read_text, resolve, status_of
 from vmprovision.inspection.layout import DIRECTORIES
+from vmprovision.inspection.ostree import enter_deployment, find_covering
 from vmprovision.mounts import HiddenMount, covering_mounts, read_fstab
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from vmprovision.appliance.devicenames import DeviceNames
     from vmprovision.appliance.session import Appliance
-    from vmprovision.filesystem.protocol import GuestReader
+    from vmprovision.filesystem.protocol import GuestFilesystem, GuestReader
     from vmprovision.mounts import GuestMount
     from vmprovision.mounts.fstab import FstabLine
 
@@ -75,7 +76,7 @@ class MountedGuest:
         notes: what else there is to say of the guest's mounts.
     """
 
-    filesystem: ApplianceFilesystem
+    filesystem: GuestFilesystem
     root: Root
     mountpoints: Mapping[str, str]
     hidden: tuple[HiddenMount, ...] = ()
@@ -321,8 +322,11 @@ class Mounting:
                     notes.append(f"{mount.sentence} only when a person does so (noauto)")
             elif why := self.done.get(mount, mount.obstacle):
                 hidden.append(HiddenMount(mount=mount, why=why))
+        filesystem = enter_deployment(self.files)
+        if filesystem is not self.files:
+            hidden = [*hidden, *find_covering(filesystem)]
         return MountedGuest(
-            filesystem=self.files,
+            filesystem=filesystem,
             root=self.root,
             mountpoints=self.mountpoints,
             hidden=tuple(hidden),

@@ -1,4 +1,4 @@
-"""Bring a guest to a plan's end conditions: the only writer."""
+"""Bring a guest to a plan's end conditions."""
 
 from __future__ import annotations
 

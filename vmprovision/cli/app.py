@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import vmprovision
-from vmprovision.cli import agent, appliances, guest, host, images, injection, runtimes
+from vmprovision.cli import agent, appliances, guest, host, images, injection, runtimes, seed
 
 app = typer.Typer(
     name="vmprovision",
@@ -26,6 +26,7 @@ for command in (
     guest.inspect,
     injection.plan,
     injection.inject,
+    seed.seed,
     guest.verify,
     guest.remove,
     guest.recover,

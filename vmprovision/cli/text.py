@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         VerifyReport,
     )
     from vmprovision.runtime.store import Runtime
+    from vmprovision.seed.make import SeedReport
 
 
 def show_guest(console: Console, guest: GuestInfo) -> None:
@@ -55,6 +56,10 @@ def show_guest(console: Console, guest: GuestInfo) -> None:
         console.print(f"{'':<14}- {printable(selinux.obstacle)}")
     own = guest.usable_python
     _row(console, "runtime", f"the guest's {own.path}" if own else "bundled: no Python is usable")
+    for each in guest.first_boot:
+        _row(console, "first boot", each.program)
+        if each.obstacle:
+            console.print(f"{'':<14}- {printable(each.obstacle)}")
     brought = ", with a runtime" if guest.has_runtime else ""
     _row(console, "agent", f"version {guest.agent.version}{brought}" if guest.agent else "none")
     for note in guest.notes:
@@ -93,6 +98,26 @@ def show_changes(console: Console, report: ChangeReport, *, done: str) -> None:
         console.print(f"changed  {printable(str(path))}")
     console.print(f"{report.image}: {_summary(report, done)}")
     _show_notes(console, report.notes)
+
+
+def show_seed(console: Console, report: SeedReport) -> None:
+    """Show what a seed makes in its guest, or the strings that it consists of."""
+    if report.output is None:
+        for string in report.strings:
+            console.print(string)
+        return
+    if report.guest is not None:
+        _show_target(console, report.guest)
+    for path in report.paths:
+        console.print(f"makes  {printable(path)}")
+    console.print(f"{report.output}: {_seed_summary(report)}; no image was written to")
+    _show_notes(console, report.notes)
+
+
+def _seed_summary(report: SeedReport) -> str:
+    if report.strings:
+        return f"{len(report.strings)} strings for {report.kind}"
+    return f"agent {report.agent_version} for {report.kind}: {len(report.paths)} paths to make"
 
 
 def show_batch(console: Console, aside: Console, report: BatchReport) -> None:

@@ -1,10 +1,10 @@
 """A guest's filesystem as the rest of the program sees it, offline.
 
-Two Protocols: inspection receives a ``GuestReader`` and so cannot write, as the
-types prove; only ``apply.py`` receives a ``GuestFilesystem``.  Guest paths are
-absolute ``PurePosixPath``; a symbolic link, relative or absolute, is followed
-inside the guest's root and never out of it.  The *last* component of a path is
-followed by ``read`` only.
+There are two Protocols.  Inspection receives a ``GuestReader``, so mypy proves that it
+cannot write; apply receives a ``GuestFilesystem``.  Guest paths are absolute
+``PurePosixPath``.  A symbolic link, relative or absolute, is followed inside the
+guest's root and never out of it.  ``read`` also follows the *last* component of a
+path; the other methods do not.
 """
 
 from __future__ import annotations
@@ -85,15 +85,22 @@ class LinkCircleError(InspectionError):
     """A guest path leads through a circle of links: a reader finds nothing there."""
 
 
-class GuestReader(Protocol):
+class LinkReader(Protocol):
+    """What it takes to follow links."""
+
+    def lstat(self, path: PurePosixPath) -> FileStatus | None:
+        """Status of what stands at path, a last link not followed; None where nothing does."""
+
+    def readlink(self, path: PurePosixPath) -> str:
+        """The target of the link at path, as it is written in it."""
+
+
+class GuestReader(LinkReader, Protocol):
     """Read-only access to one guest's files.
 
     Every method raises ``InspectionError`` (naming the guest path) where the
     filesystem itself fails; absence is a value, not an error.
     """
-
-    def lstat(self, path: PurePosixPath) -> FileStatus | None:
-        """Status of what stands at path, a last link not followed; None where nothing does."""
 
     def read(self, path: PurePosixPath, *, limit: int, offset: int = 0) -> bytes:
         """At most ``limit`` bytes of the regular file at path, from ``offset``."""
@@ -103,9 +110,6 @@ class GuestReader(Protocol):
 
         Both are of one file, whatever somebody else does to the tree meanwhile.
         """
-
-    def readlink(self, path: PurePosixPath) -> str:
-        """The target of the link at path, as it is written in it."""
 
     def list_directory(self, path: PurePosixPath) -> list[str]:
         """Sorted names in the directory at path; those that are no valid UTF-8 are left out."""
@@ -143,7 +147,7 @@ class GuestFilesystem(GuestReader, Protocol):
         """Give what is at path its SELinux label."""
 
 
-def resolve(reader: GuestReader, path: PurePosixPath, *, last: bool = True) -> PurePosixPath:
+def resolve(reader: LinkReader, path: PurePosixPath, *, last: bool = True) -> PurePosixPath:
     """The path without any symbolic link in it, inside the guest's root.
 
     What does not exist is kept as it is written, so a path that is yet to be
@@ -192,7 +196,7 @@ def circle(path: PurePosixPath) -> LinkCircleError:
     )
 
 
-def follow(reader: GuestReader, path: PurePosixPath) -> PurePosixPath | None:
+def follow(reader: LinkReader, path: PurePosixPath) -> PurePosixPath | None:
     """Return the path without any symbolic link in it; None where the links lead in a circle.
 
     Whoever reads a guest uses this one: a program that meets such a path finds nothing.
@@ -267,6 +271,7 @@ def apply_failure(path: PurePosixPath, number: int, cause: str) -> ApplyError:
     if number == errno.EROFS:
         return GuestSpaceError(
             f"the guest's filesystem is read-only: cannot write guest path {path}",
-            hint="a squashfs, ISO or verity root cannot be injected into",
+            hint="it may be a squashfs, an ISO image, a sealed root or a btrfs snapshot: "
+            "`vmprovision seed` writes nothing to the image",
         )
     return ApplyError(f"cannot write guest path {path}: {cause}")

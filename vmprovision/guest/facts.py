@@ -39,6 +39,19 @@ class Distribution:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Seal:
+    """A filesystem that the guest's kernel compares with a hash: any change makes it unreadable.
+
+    Attributes:
+        place: where it is mounted.
+        origin: how that is known, as a sentence.
+    """
+
+    place: PurePosixPath
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pid1:
     """The program of process 1.
 
@@ -52,6 +65,7 @@ class Pid1:
         offered: programs that the boot menu starts if a person chooses them, each with the
             sentence that says where.
         units: what the boot menu has systemd start, each once; None for ``default.target``.
+        seals: the filesystems that the boot menu has sealed.
     """
 
     program: str
@@ -61,6 +75,7 @@ class Pid1:
     doubt: str = ""
     offered: tuple[tuple[str, str], ...] = ()
     units: tuple[str | None, ...] = ()
+    seals: tuple[Seal, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +155,18 @@ class Interpreter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FirstBoot:
+    """A program that sets the guest up at its first boot, from data that its host gives it.
+
+    Attributes:
+        obstacle: why it would not take a seed of ours, as a sentence; empty where it would.
+    """
+
+    program: Literal["cloud-init", "ignition"]
+    obstacle: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
     """A kernel that the guest keeps in its ``/boot``, with the initrd that belongs to it."""
 
@@ -177,6 +204,7 @@ class GuestInfo:
         circles: directories that lead through a circle of links.
         mountpoints: guest directory -> device in the appliance.
         hidden: the guest's mounts, over directories that matter, which are not mounted here.
+        seals: the filesystems that must not be changed.
         agent: what is installed, or None.
         notes: what a person should know, in sentences.
     """
@@ -187,12 +215,14 @@ class GuestInfo:
     init: InitVerdict
     interpreters: tuple[Interpreter, ...] = ()
     kernels: tuple[Kernel, ...] = ()
+    first_boot: tuple[FirstBoot, ...] = ()
     selinux: SELinuxPolicy | None = None
     agent: InstalledAgent | None = None
     links: Mapping[PurePosixPath, PurePosixPath] = field(default_factory=dict)
     circles: frozenset[PurePosixPath] = frozenset()
     mountpoints: Mapping[str, str] = field(default_factory=dict)
     hidden: tuple[HiddenMount, ...] = ()
+    seals: tuple[Seal, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -218,6 +248,12 @@ class GuestInfo:
             if parent in self.links:
                 return self.links[parent] / path.relative_to(parent)
         return path
+
+    def sealed_by(self, path: PurePosixPath) -> Seal | None:
+        """Return the seal that a change of a path, free of links, would break."""
+        seals = {each.place: each for each in self.seals}
+        mounted = [PurePosixPath(each) for each in self.mountpoints]
+        return seals.get(innermost(path, [*seals, *mounted]))
 
     def hidden_by(self, path: PurePosixPath) -> HiddenMount | None:
         """The mount that hides what is written to a path, free of links, from the guest."""
@@ -253,6 +289,10 @@ class GuestInfo:
             if self.selinux
             else None,
             "kernels": [str(kernel.path) for kernel in self.kernels],
+            "first_boot": [
+                {"program": each.program, "obstacle": each.obstacle or None}
+                for each in self.first_boot
+            ],
             "mountpoints": dict(self.mountpoints),
             "agent": _agent_as_json(self.agent, self.has_runtime) if self.agent else None,
             "notes": list(self.notes),

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
-
-import jinja2
+from typing import TYPE_CHECKING, Any
 
 from vmprovision.changes.receipt import AGENT, CONFIGURATION, LOGS
 from vmprovision.guest.configuration import DEFAULT_PORT
 from vmprovision.host.data import data_directory
+
+if TYPE_CHECKING:
+    import jinja2
 
 PRIVILEGED_PORTS = 1024
 NAME = "guest-agent"  # of the service and of its files
@@ -57,6 +58,8 @@ def render(template: str, **context: Any) -> bytes:  # noqa: ANN401 -- Jinja2's 
 
 @functools.cache
 def _environment() -> jinja2.Environment:
+    import jinja2  # noqa: PLC0415 -- it takes long, and `inspect` and `verify` render nothing
+
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(data_directory("templates")),
         undefined=jinja2.StrictUndefined,

@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
-from vmprovision.errors import UnsupportedGuestError, printable
+from vmprovision.errors import printable
 from vmprovision.filesystem.elf import architecture_of
-from vmprovision.filesystem.protocol import status_of
 from vmprovision.guest.facts import GuestInfo
 from vmprovision.initsystem import find_hints, judge_init
 from vmprovision.inspection.distribution import inspect_distribution
+from vmprovision.inspection.firstboot import find_first_boot
 from vmprovision.inspection.generated import as_generated, find_generator
 from vmprovision.inspection.installed import find_agent
 from vmprovision.inspection.interpreters import find_interpreters
@@ -61,7 +61,6 @@ def inspect_guest(
     """
     reader = WatchedReader(reader)
     distribution = inspect_distribution(reader)
-    _refuse_ostree(reader)
     pid1 = find_pid1(reader)
     if generator := find_generator(reader, distribution, pid1):
         distribution, verdict = as_generated(generator, distribution, pid1)
@@ -80,13 +79,22 @@ def inspect_guest(
         init=verdict,
         interpreters=interpreters,
         kernels=find_kernels(reader),
+        first_boot=find_first_boot(reader),
         selinux=inspect_selinux(reader),
         agent=agent,
         links=find_links(reader, *([verdict.hook] if verdict.hook else [])),
         circles=find_circles(reader),
         mountpoints=dict(mountpoints or {}),
         hidden=tuple(hidden),
-        notes=limited([*(each.sentence for each in hidden), *notes, *claims]),
+        seals=pid1.seals,
+        notes=limited(
+            [
+                *(f"{each.place} is sealed: {each.origin}" for each in pid1.seals),
+                *(each.sentence for each in hidden),
+                *notes,
+                *claims,
+            ]
+        ),
     )
 
 
@@ -107,19 +115,6 @@ def explain_init(reader: GuestReader, guest: GuestInfo) -> GuestInfo:
     reader = WatchedReader(reader)
     hints = find_hints(reader, find_pid1(reader), guest.init)
     return replace(guest, init=replace(guest.init, hints=hints))
-
-
-def _refuse_ostree(reader: GuestReader) -> None:
-    """Refuse systems whose root is inside a deployment: what is written beside it is lost."""
-    if _is_there(reader, "/ostree/deploy"):
-        raise UnsupportedGuestError(
-            "the guest is an OSTree system, whose root is a deployment inside it",
-            hint="this version writes ordinary roots only",
-        )
-
-
-def _is_there(reader: GuestReader, path: str) -> bool:
-    return status_of(reader, PurePosixPath(path)) is not None
 
 
 def _architecture(reader: GuestReader, pid1: PurePosixPath | None) -> str:

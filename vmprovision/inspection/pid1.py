@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from vmprovision.errors import printable
 from vmprovision.filesystem.protocol import follow, read_text
-from vmprovision.guest.facts import Pid1
+from vmprovision.guest.facts import Pid1, Seal
 from vmprovision.guest.shelltext import without_comments
 from vmprovision.inspection.bootmenu import read_boot_menus
 
@@ -111,9 +111,21 @@ def find_pid1(reader: GuestReader) -> Pid1:
             else "the boot loader's files do not agree on what process 1 is: "
             + ", ".join(programs),
             offered=offered,
+            seals=_seals(menus),
         )
     units = dict.fromkeys(unit for menu in menus for unit in menu.units)
-    return replace(found[0], offered=offered, units=tuple(units))
+    return replace(found[0], offered=offered, units=tuple(units), seals=_seals(menus))
+
+
+def _seals(menus: Sequence[BootMenu]) -> tuple[Seal, ...]:
+    """Return what any entry that may boot has sealed, each place once."""
+    found = {
+        place: Seal(place=place, origin=f"{menu.path} starts the kernel with {name}=")
+        for menu in menus
+        for entry in menu.may_boot
+        for name, place in entry.seals
+    }
+    return tuple(found.values())
 
 
 # A path that init= gives, and the menu that does

@@ -155,7 +155,8 @@ def refuse_hidden(guest: GuestInfo, paths: Iterable[PurePosixPath]) -> None:
     """Check that the running guest will see what is written to these paths, free of links.
 
     Raises:
-        UnsupportedGuestError: another filesystem is mounted over one of them.
+        UnsupportedGuestError: another filesystem is mounted over one of them, or it is on a
+            sealed one.
         LinkCircleError: one leads through a circle of links.
     """
     for path in paths:
@@ -169,6 +170,12 @@ def refuse_hidden(guest: GuestInfo, paths: Iterable[PurePosixPath]) -> None:
             raise UnsupportedGuestError(
                 f"guest path {path} would be hidden in the running guest: {hidden.sentence}",
                 hint=hidden.mount.advice,
+            )
+        if seal := guest.sealed_by(path):
+            raise UnsupportedGuestError(
+                f"guest path {path} is on a sealed filesystem, which no change leaves readable: "
+                f"{seal.origin}",
+                hint="`vmprovision seed` writes nothing to the image",
             )
         volatile = next((each for each in VOLATILE if path.is_relative_to(each)), None)
         if volatile:

@@ -33,6 +33,8 @@ _TARGETS = {
     **dict.fromkeys(("2", "3", "4"), "multi-user.target"),
     "5": "graphical.target",
 }
+# what they have sealed by dm-verity (systemd-veritysetup-generator(8); Flatcar's have a prefix)
+_SEALS = {"roothash": "/", "usrhash": "/usr"}
 REPAIRS = ("rescue.target", "emergency.target")
 _UNIT_OPTION = "systemd.unit="
 
@@ -49,6 +51,9 @@ class BootEntry:
         title: as the menu shows it.
         init: the path in its ``init=``; None where the kernel's own order decides.
         unit: the unit that systemd is told to start; None where ``default.target`` decides.
+        ostree: the path in its ``ostree=``, of an OSTree deployment; else None.
+        seals: the options by which the kernel gets the hash of a sealed filesystem, each with
+            the place where that is mounted.
         name: what the menu's default may call it by, beside its title.
         doubt: what in it is not understood and may name another init; empty where nothing is.
     """
@@ -56,6 +61,8 @@ class BootEntry:
     title: str
     init: PurePosixPath | None
     unit: str | None = None
+    ostree: PurePosixPath | None = None
+    seals: tuple[tuple[str, PurePosixPath], ...] = ()
     name: str = ""
     doubt: str = ""
 
@@ -105,6 +112,8 @@ def entry_of(title: str, options: str, *, name: str = "", doubt: str = "") -> Bo
         title=shown(title),
         init=init_option(options),
         unit=unit_option(options),
+        ostree=path_option("ostree", options),
+        seals=seal_options(options),
         name=name,
         doubt=doubt,
     )
@@ -117,8 +126,21 @@ def shown(text: str) -> str:
 
 def init_option(line: str) -> PurePosixPath | None:
     """Return the path in a command line's last ``init=``, the one that the kernel obeys."""
-    values = [word[5:] for word in _words(line) if word.startswith("init=/")]
+    return path_option("init", line)
+
+
+def path_option(name: str, line: str) -> PurePosixPath | None:
+    """Return the absolute path that a command line's last option of this name has."""
+    head = f"{name}="
+    values = [word[len(head) :] for word in _words(line) if word.startswith(f"{head}/")]
     return PurePosixPath(printable(values[-1])) if values else None
+
+
+def seal_options(line: str) -> tuple[tuple[str, PurePosixPath], ...]:
+    """Return the options of a command line that have a filesystem's root hash, with its place."""
+    names = dict.fromkeys(word.partition("=")[0] for word in _words(line) if "=" in word)
+    found = ((name, _SEALS.get(name.removeprefix("verity."))) for name in names)
+    return tuple((name, PurePosixPath(place)) for name, place in found if place)
 
 
 def unit_option(line: str) -> str | None:

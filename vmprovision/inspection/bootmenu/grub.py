@@ -21,6 +21,7 @@ from vmprovision.inspection.bootmenu.files import (
     entry_of,
     keyword,
     lines_in_force,
+    seal_options,
     settings,
     shown,
 )
@@ -147,7 +148,10 @@ def _entry(node: _Node) -> BootEntry:
     if not doubt and not sure:
         doubt = f"what the entry {node.title!r} gives to the kernel depends on the running machine"
     init, unit = told[0] if told else (None, None)
-    return BootEntry(title=node.title, init=init, unit=unit, doubt=doubt)
+    options = " ".join(value for _, words in node.kernels for values in words for value in values)
+    return BootEntry(
+        title=node.title, init=init, unit=unit, seals=seal_options(options), doubt=doubt
+    )
 
 
 def _started(words: list[Values]) -> list[tuple[PurePosixPath | None, str | None]]:

@@ -1,0 +1,1 @@
+"""Tests of seeds: what a first-boot program installs the agent from."""

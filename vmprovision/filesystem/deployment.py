@@ -1,0 +1,127 @@
+"""An OSTree guest as it runs, over the filesystem that its disk holds.
+
+ostree-prepare-root(1): the deployment that boots becomes ``/``, the disk's own root is its
+``/sysroot``, and ``/var`` is shared by all deployments of one operating system.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmprovision.filesystem.protocol import PLAIN, ROOT, follow, resolve
+
+if TYPE_CHECKING:
+    from pathlib import PurePosixPath
+
+    from vmprovision.filesystem.protocol import Attributes, FileStatus, GuestFilesystem
+
+OWN_PREFIX = ".vmprovision-"  # of files in ``/`` by which unfinished work is known
+
+
+class DeployedFilesystem:
+    """A deployment as a guest's root, with what is mounted on it while it runs.
+
+    Links are followed as the running guest follows them, before a path is looked for on
+    the disk.
+    """
+
+    def __init__(
+        self, disk: GuestFilesystem, deployment: PurePosixPath, state: PurePosixPath
+    ) -> None:
+        """Take the disk's files, the deployment's directory and that of its system's ``/var``."""
+        self._disk = disk
+        self._direct = _Direct(disk, deployment, state)
+
+    def place_of(self, path: PurePosixPath) -> PurePosixPath:
+        """Return where a path of the guest, its last link not followed, is on the disk."""
+        return self._direct.place_of(resolve(self._direct, path, last=False))
+
+    def lstat(self, path: PurePosixPath) -> FileStatus | None:
+        """As the Protocol has it."""
+        parent = follow(self._direct, path.parent)
+        if parent is None:
+            return None
+        real = resolve(self._direct, path, last=False) if path.name == ".." else parent / path.name
+        return self._direct.lstat(real)
+
+    def read(self, path: PurePosixPath, *, limit: int, offset: int = 0) -> bytes:
+        """As the Protocol has it."""
+        real = resolve(self._direct, path)
+        return self._disk.read(self._direct.place_of(real), limit=limit, offset=offset)
+
+    def load(self, path: PurePosixPath, *, limit: int) -> tuple[FileStatus, bytes]:
+        """As the Protocol has it."""
+        return self._disk.load(self.place_of(path), limit=limit)
+
+    def readlink(self, path: PurePosixPath) -> str:
+        """As the Protocol has it."""
+        return self._disk.readlink(self.place_of(path))
+
+    def list_directory(self, path: PurePosixPath) -> list[str]:
+        """As the Protocol has it."""
+        real = follow(self._direct, path)
+        return self._disk.list_directory(self._direct.place_of(real)) if real else []
+
+    def label(self, path: PurePosixPath) -> str | None:
+        """As the Protocol has it."""
+        return self._disk.label(self.place_of(path))
+
+    def takes_labels(self) -> bool:
+        """As the Protocol has it."""
+        return self._disk.takes_labels()
+
+    def write(self, path: PurePosixPath, content: bytes, attributes: Attributes = PLAIN) -> None:
+        """As the Protocol has it."""
+        self._disk.write(self.place_of(path), content, attributes)
+
+    def make_directory(self, path: PurePosixPath, attributes: Attributes = PLAIN) -> None:
+        """As the Protocol has it."""
+        self._disk.make_directory(self.place_of(path), attributes)
+
+    def symlink(self, path: PurePosixPath, target: str, attributes: Attributes = PLAIN) -> None:
+        """As the Protocol has it."""
+        self._disk.symlink(self.place_of(path), target, attributes)
+
+    def remove(self, path: PurePosixPath) -> None:
+        """As the Protocol has it."""
+        self._disk.remove(self.place_of(path))
+
+    def set_label(self, path: PurePosixPath, label: str) -> None:
+        """As the Protocol has it."""
+        self._disk.set_label(self.place_of(path), label)
+
+
+def disk_path(files: GuestFilesystem, path: PurePosixPath) -> PurePosixPath:
+    """Return where a guest's path is on its disk: elsewhere in an OSTree guest only."""
+    return files.place_of(path) if isinstance(files, DeployedFilesystem) else path
+
+
+class _Direct:
+    """The same for paths that are free of links, which is all that ``resolve`` asks for."""
+
+    def __init__(
+        self, disk: GuestFilesystem, deployment: PurePosixPath, state: PurePosixPath
+    ) -> None:
+        self._disk = disk
+        self._deployment = deployment
+        # longest first: what is mounted on what
+        self._mounts = {
+            ROOT / "sysroot": ROOT,
+            ROOT / "boot": ROOT / "boot",
+            ROOT / "var": state,
+        }
+
+    def place_of(self, path: PurePosixPath) -> PurePosixPath:
+        for point, source in self._mounts.items():
+            if path == point or point in path.parents:
+                return source / path.relative_to(point)
+        # a deployment's root directory cannot be changed
+        if path.parent == ROOT and path.name.startswith(OWN_PREFIX):
+            return path
+        return self._deployment / path.relative_to(ROOT)
+
+    def lstat(self, path: PurePosixPath) -> FileStatus | None:
+        return self._disk.lstat(self.place_of(path))
+
+    def readlink(self, path: PurePosixPath) -> str:
+        return self._disk.readlink(self.place_of(path))

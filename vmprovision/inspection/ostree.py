@@ -1,0 +1,141 @@
+"""OSTree guests: which deployment boots, and the guest as it then sees itself.
+
+ostree(1), "Deployments" of its manual: the kernel is told ``ostree=`` with a link below
+``/ostree/boot.N``, which leads to ``/ostree/deploy/NAME/deploy/CHECKSUM.SERIAL``.  Of the
+entries that ostree-admin(1) writes into a menu that names no default, the one of the
+highest version boots.
+"""
+
+from __future__ import annotations
+
+import configparser
+import re
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from vmprovision.errors import InspectionError, UnsupportedGuestError
+from vmprovision.filesystem.deployment import DeployedFilesystem
+from vmprovision.filesystem.protocol import follow, read_text, status_of
+from vmprovision.inspection.bootmenu import read_boot_menus
+from vmprovision.inspection.layout import DIRECTORIES
+from vmprovision.inspection.watched import WatchedReader
+from vmprovision.mounts import HiddenMount, covering_mounts
+
+if TYPE_CHECKING:
+    from vmprovision.filesystem.protocol import GuestFilesystem, GuestReader
+    from vmprovision.inspection.bootmenu import BootMenu
+
+SYSTEMS = PurePosixPath("/ostree/deploy")
+SYSTEMS_LIMIT = 100
+USR = PurePosixPath("/usr")
+LOCAL = PurePosixPath("/usr/local")
+PREPARE_ROOT = ("/etc/ostree/prepare-root.conf", "/usr/lib/ostree/prepare-root.conf")
+_DEPLOYMENT = re.compile(r"/ostree/deploy/[^/]+/deploy/[0-9a-f]{64}\.\d+")
+_VERSION = re.compile(r"ostree-(\d{1,9})-")
+
+
+def enter_deployment(disk: GuestFilesystem) -> GuestFilesystem:
+    """Return the files of the guest that boots; ``disk`` itself where it is no OSTree system.
+
+    Raises:
+        UnsupportedGuestError: nothing says which deployment boots, or it keeps no changes.
+        InspectionError: the deployment that boots is not there.
+    """
+    systems = disk.list_directory(SYSTEMS)
+    if not systems:
+        return disk
+    reader = WatchedReader(disk)
+    deployment = _booted(reader) or _only_one(reader, systems)
+    guest = DeployedFilesystem(disk, deployment, deployment.parent.parent / "var")
+    _refuse_sealed(WatchedReader(guest))
+    return guest
+
+
+def find_covering(guest: GuestReader) -> tuple[HiddenMount, ...]:
+    """Return what a deployment's own fstab mounts over directories that matter: none is looked at.
+
+    The disk's root has no fstab, so nothing but the root itself was mounted here.
+    """
+    mounts = covering_mounts(guest, map(PurePosixPath, DIRECTORIES))
+    return tuple(
+        HiddenMount(mount=mount, why="of an OSTree guest only the root filesystem is mounted here")
+        for mount in mounts
+        if mount.at_boot
+    )
+
+
+def _booted(disk: GuestReader) -> PurePosixPath | None:
+    """Return the deployment that the boot menu starts; None where it names none."""
+    named = {path for menu in read_boot_menus(disk) if (path := _default_of(menu))}
+    found = {follow(disk, path) for path in named}
+    if len(found) > 1:
+        raise UnsupportedGuestError(
+            "the guest's boot menus start different OSTree deployments",
+            hint="boot the guest once, and remove the menu that is not in use",
+        )
+    for deployment in found:
+        if deployment is None or not _DEPLOYMENT.fullmatch(str(deployment)):
+            raise InspectionError(
+                f"the boot menu names the OSTree deployment {min(named)}, which leads to none",
+                hint="check the guest with `ostree admin status --sysroot=DIRECTORY`",
+            )
+        return deployment
+    return None
+
+
+def _default_of(menu: BootMenu) -> PurePosixPath | None:
+    """Return the ``ostree=`` of the entry that boots unless a person chooses."""
+    entries = [entry for entry in menu.may_boot if entry.ostree is not None]
+    return max(entries, key=lambda entry: _version(entry.name)).ostree if entries else None
+
+
+def _version(name: str) -> int:
+    match = _VERSION.match(name)
+    return int(match[1]) if match else 0
+
+
+def _only_one(disk: GuestReader, systems: list[str]) -> PurePosixPath:
+    """Return the only deployment, which boots whatever a boot menu elsewhere says."""
+    folders = [SYSTEMS / name / "deploy" for name in systems[:SYSTEMS_LIMIT]]
+    found = [folder / name for folder in folders for name in disk.list_directory(folder)]
+    deployments = [path for path in found if _DEPLOYMENT.fullmatch(str(path))]
+    if len(deployments) == 1:
+        return deployments[0]
+    raise UnsupportedGuestError(
+        f"the guest has {len(deployments)} OSTree deployments, and no boot entry that can be "
+        "read here says which one boots",
+        hint="is /boot on a filesystem of its own? Use `vmprovision seed`, or remove all "
+        "deployments but one with `ostree admin undeploy`",
+    )
+
+
+def _refuse_sealed(guest: GuestReader) -> None:
+    """Check that the deployment keeps what is written to ``/etc``, and ``/usr/local`` is not its.
+
+    Raises:
+        UnsupportedGuestError: it does not, or it is.
+    """
+    for path in PREPARE_ROOT:
+        if _is_transient(read_text(guest, PurePosixPath(path)) or ""):
+            raise UnsupportedGuestError(
+                f"the guest makes its /etc anew at each boot, as {path} says",
+                hint="put the agent into the tree that its commits are made of",
+            )
+    local = follow(guest, LOCAL)
+    if local is not None and local.is_relative_to(USR):
+        state = "is a part of" if status_of(guest, LOCAL) else "would be made in"
+        raise UnsupportedGuestError(
+            f"guest path {LOCAL} {state} /usr, which an OSTree deployment never changes",
+            hint="make it a link to ../var/usrlocal in the tree that its commits are made of, "
+            "or put the agent into that tree",
+        )
+
+
+def _is_transient(text: str) -> bool:
+    """Return whether ostree-prepare-root's configuration has ``etc.transient``."""
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    try:
+        parser.read_string(text)
+        return parser.getboolean("etc", "transient", fallback=False)
+    except (configparser.Error, ValueError):
+        return False
