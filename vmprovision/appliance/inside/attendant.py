@@ -120,7 +120,7 @@ def look(device, driver, options, *wanted):
         seen = [names[entry[0]] for entry in os.ilistdir(LOOK.encode()) if entry[0] in names]
     finally:
         _guest.umount(LOOK)
-    return " ".join(["seen", *seen])
+    return " ".join(["seen"] + seen)  # noqa: RUF005 -- MicroPython has no other way
 
 
 def map_devices(table, *links):
