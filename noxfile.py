@@ -2,7 +2,7 @@
 
 The sessions share one environment, the one that nox itself runs in: ``.venv``, as
 ``./bootstrap test`` makes it.  The libguestfs binding belongs to the distribution's
-Python, so it stands on that one and sees the system's packages.
+Python, so the environment is made from that Python and sees the system's packages.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NAME = "qemu-system-x86_64"
-# What the wrapper does where it is asked for KVM.
+# What the wrapper does if it is asked for KVM.
 BEHAVIOURS = {
     "works": "",
     "fails": 'echo "qemu: failed to set MSR 0x10a" >&2; exit 1',
@@ -46,9 +46,9 @@ exec {qemu} "$@"
 
 
 def broken_qemu(folder: Path, behaviour: str) -> Path:
-    """Return a QEMU in a folder whose KVM behaves so, but works while the folder has a ``mended``.
+    """Return a QEMU in a folder whose KVM behaves so, but works while the folder has ``mended``.
 
-    A wrapper that is there stays as it is: what is saved with it depends on its age.
+    A wrapper that exists is not written again: what is saved with it depends on its age.
     """
     real = shutil.which(NAME)
     require(real, f"{NAME} is not installed")

@@ -18,6 +18,7 @@ from vmprovision.doctor import Finding, examine_host
 from vmprovision.host.cache import CACHE_VARIABLE
 from vmprovision.host.kernel import appliance_kernel
 from vmprovision.qemu import accelerator, trial
+from vmprovision.qemu.accelerator import AcceleratorChoice
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,6 +46,18 @@ def test_which_fault_kvm_has(
     assert "dmesg" in finding.fix
 
 
+def test_a_kvm_that_this_user_may_not_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command adds the user to the group kvm; root may open every device."""
+    if os.geteuid() == 0:
+        choice = AcceleratorChoice(accelerator="tcg", reason="", is_denied=True)
+        assert "adduser" in doctor._kvm_command(choice)  # noqa: SLF001 -- as a user meets it
+        return
+    device = tmp_path / "kvm"
+    device.touch(mode=0)
+    monkeypatch.setattr(accelerator, "KVM", device)
+    assert "adduser" in found("KVM").fix
+
+
 def test_a_cache_that_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache that others can write to is a fault, because its content is run."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
@@ -62,6 +75,8 @@ def test_a_host_without_a_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """The command also installs the compiler if it is missing."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     assert found("runtime").fix.endswith("vmprovision runtime build x86_64")
+    appliance = found("saved appliance")
+    assert (appliance.ok, appliance.fix) == (False, "vmprovision runtime build x86_64")
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     monkeypatch.setattr("vmprovision.runtime.build._find_zig", lambda: None)
     assert "musl" in doctor._runtime().fix  # noqa: SLF001 -- the others need programs

@@ -29,6 +29,7 @@ ELSEWHERE = {
     "compat.py",  # cited in the agent's own folder
     "images/DISTRIBUTION-NAME/recipe.toml",
     "vmprovision/initsystem/NAME.py",
+    "initsystem/NAME.py",
     "templates/NAME/",
     "recipe.toml",
     "os.py",  # of a guest's Python

@@ -31,6 +31,7 @@ from vmprovision.image.imageset import commit_images, open_images
 from vmprovision.inspection import explain_init, inspect_guest
 from vmprovision.inspection.layout import DIRECTORIES
 from vmprovision.inspection.ostree import enter_deployment
+from vmprovision.inspection.packages import list_packages
 from vmprovision.inspection.watched import WatchedReader
 from vmprovision.mounts import find_hidden
 from vmprovision.naming import naming
@@ -49,6 +50,7 @@ from vmprovision.planning.restoration import (
 from vmprovision.progress import Control
 from vmprovision.reports import (
     ChangeReport,
+    ContentsReport,
     ImageOptions,
     PlannedOperation,
     PlanReport,
@@ -64,7 +66,7 @@ if TYPE_CHECKING:
 
     from vmprovision.appliance.session import Appliance, Appliances
     from vmprovision.changes.receipt import Found
-    from vmprovision.guest.facts import GuestInfo, InitSystem
+    from vmprovision.guest.facts import GuestInfo, InitSystem, InstalledAgent
     from vmprovision.image.disk import OpenImage
     from vmprovision.runtime.archive import Archive
 
@@ -209,17 +211,53 @@ def verify(
         VmprovisionError: otherwise as ``inspect``.
     """
     with _opened(Path(image), _access(source, None, pool, control)) as opened:
-        agent = opened.guest.agent
-        if agent is None:
-            raise PlanError("the guest holds no agent of ours", hint="inject it first")
-        return VerifyReport(
-            image=Path(image),
-            agent_version=agent.version,
-            init=agent.receipt.init,
-            checked=len(agent.receipt.entries),
-            mismatches=tuple(verify_receipt(agent.receipt, WatchedReader(opened.filesystem))),
-            disks=source.disks,
+        return _verification(Path(image), _installed_agent(opened), opened.filesystem, source)
+
+
+def list_contents(
+    image: Path | str,
+    *,
+    source: ImageOptions = DEFAULT_IMAGE,
+    pool: Appliances | None = None,
+    control: Control | None = None,
+) -> ContentsReport:
+    """Return what an injected guest holds: ``verify``'s report, the receipt and the packages.
+
+    Raises:
+        VmprovisionError: as ``verify``.
+    """
+    with _opened(Path(image), _access(source, None, pool, control)) as opened:
+        agent = _installed_agent(opened)
+        return ContentsReport(
+            guest=opened.guest,
+            verification=_verification(Path(image), agent, opened.filesystem, source),
+            receipt=agent.receipt,
+            packages=list_packages(WatchedReader(opened.filesystem)),
         )
+
+
+def _installed_agent(opened: _Opened) -> InstalledAgent:
+    """Return the agent that is in the guest.
+
+    Raises:
+        PlanError: there is none.
+    """
+    if opened.guest.agent is None:
+        raise PlanError("the guest holds no agent of ours", hint="inject it first")
+    return opened.guest.agent
+
+
+def _verification(
+    image: Path, agent: InstalledAgent, filesystem: GuestFilesystem, source: ImageOptions
+) -> VerifyReport:
+    return VerifyReport(
+        image=image,
+        agent_version=agent.version,
+        init=agent.receipt.init,
+        checked=len(agent.receipt.entries),
+        mismatches=tuple(verify_receipt(agent.receipt, WatchedReader(filesystem))),
+        disks=source.disks,
+    )
 
 
 def recover(

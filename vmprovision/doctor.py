@@ -12,7 +12,7 @@ from typing import Any
 
 from vmprovision.appliance.library import guestfs_module, qemu_program
 from vmprovision.appliance.snapshot.host import find_host_appliance
-from vmprovision.appliance.snapshot.store import UnusableApplianceError
+from vmprovision.appliance.snapshot.ingredients import UnusableApplianceError
 from vmprovision.errors import VmprovisionError
 from vmprovision.host.cache import cache_directory
 from vmprovision.host.data import data_directory

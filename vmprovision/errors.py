@@ -283,6 +283,34 @@ class RecipeError(VmprovisionError):
     exit_code: ClassVar[int] = 80
 
 
+class BakeFileError(VmprovisionError):
+    """A bake file cannot be read, or says what no bake file can say.
+
+    Attributes:
+        problems: every fault of the file, each with the line that it is on.
+    """
+
+    exit_code: ClassVar[int] = 82
+
+    def __init__(
+        self, message: str, *, problems: Sequence[tuple[int, str]] = (), hint: str = ""
+    ) -> None:
+        """Keep every fault beside the message."""
+        super().__init__(message, hint=hint)
+        self.problems = tuple((line, printable(fault)) for line, fault in problems)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the error as ``--json`` prints it, with every fault of the file."""
+        problems = [{"line": line, "message": fault} for line, fault in self.problems]
+        return {**super().as_json(), "problems": problems}
+
+
+class SourceError(VmprovisionError):
+    """The source of a bake cannot be fetched, or is not the file that the bake file names."""
+
+    exit_code: ClassVar[int] = 83
+
+
 class FleetError(VmprovisionError):
     """What was to do the work elsewhere cannot be reached, or lost it."""
 

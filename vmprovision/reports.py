@@ -11,8 +11,10 @@ from vmprovision.errors import VmprovisionError
 if TYPE_CHECKING:
     from pathlib import Path, PurePosixPath
 
+    from vmprovision.changes.receipt import Receipt
     from vmprovision.disklayout.keyfile import KeyFile
     from vmprovision.guest.facts import GuestInfo
+    from vmprovision.inspection.packages import PackageList
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +136,16 @@ class VerifyReport:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContentsReport:
+    """What an injected guest holds: its agent, compared with the receipt, and its packages."""
+
+    guest: GuestInfo
+    verification: VerifyReport
+    receipt: Receipt
+    packages: PackageList
+
+
 Outcome = Literal["injected", "unchanged", "skipped", "failed", "cancelled"]
 
 
@@ -160,7 +172,7 @@ class JobResult:
 
     @property
     def is_fault(self) -> bool:
-        """Whether it failed by a fault of vmprovision itself, for which there is no class."""
+        """Return whether it failed by a fault of vmprovision itself, which has no class."""
         return type(self.error) is VmprovisionError
 
     @property
@@ -187,7 +199,7 @@ class BatchReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every image is as wanted."""
+        """Return whether every image is as wanted."""
         return not self.count("failed", "cancelled")
 
     def count(self, *outcomes: Outcome) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -424,7 +425,10 @@ def test_no_children_are_left_behind(
         while children.read_text():  # it looks again after three seconds
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        links = [str(link.readlink()) for link in Path(f"/proc/{agent.run.pid}/fd").iterdir()]
+        links = []
+        for link in Path(f"/proc/{agent.run.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+                links.append(str(link.readlink()))
     assert not [link for link in links if "deleted" in link]
 
 

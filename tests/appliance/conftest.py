@@ -1,4 +1,4 @@
-"""A cache of the tests' own, in which appliances may be spoilt."""
+"""A cache of the tests' own, in which they may damage appliances."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of this module's own, with the runtime and what is known of KVM in it."""
+    """This module's own cache, with the runtime and the results of KVM's trials."""
     try:
         runtime = find_runtime(host_architecture())
     except BundledRuntimeError as exc:
         require(condition=False, reason=exc.message)
     known = list(cache_directory().glob("accelerator-*.json"))
     cache = tmp_path_factory.mktemp("cache")
-    for path in known:  # a KVM that hangs is waited for once and not in each cache
+    for path in known:  # so that only one cache waits for a KVM that hangs
         (cache / path.name).write_bytes(path.read_bytes())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(CACHE_VARIABLE, str(cache))

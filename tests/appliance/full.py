@@ -16,11 +16,11 @@ from typing import Any
 import vmprovision
 from vmprovision.progress import Control, Progress
 
-ROOM = 66 << 20  # a little more than an injection asks for
+ROOM = 66 << 20  # a little more than an injection requires
 
 
 def main(folder: Path, original: Path) -> None:
-    """See an injection meet a full disk."""
+    """Fill the disk during an injection."""
     size = (original.stat().st_blocks * 512 + ROOM + (1 << 20)) >> 10
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", folder], check=True)
     image = folder / original.name
@@ -47,7 +47,7 @@ def main(folder: Path, original: Path) -> None:
 
 
 def digest(path: Path) -> str:
-    """The hash of a file's content."""
+    """Return the hash of a file's content."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -1,9 +1,8 @@
-"""Restore the appliance again and again, and see each time that it has the right disk.
+"""Restore the appliance many times, and check each time that it has the right disk.
 
-``nox -s soak -- 1000 --jobs 3``: every image has a mark of its own, of a size of its
-own.  It is read through the appliance and written back changed, and afterwards the
-file must hold the change and nothing else.  No two appliances may have a machine-id
-or random bytes in common.
+``nox -s soak -- 1000 --jobs 3``: every image has its own mark and size. The mark is read
+through the appliance and written back changed; afterwards the file must hold the change
+and nothing else. No two appliances may have the same machine-id or random bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ ASK = "cat /etc/machine-id; head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \\n'
 
 
 def restore_once(image: Path, number: int) -> tuple[float, bool, list[str]]:
-    """Seconds, whether it was restored and not booted, and what must not repeat."""
+    """Return the seconds, whether it was restored and not booted, and what must not repeat."""
     mark, answer = secrets.token_bytes(MARK), secrets.token_bytes(MARK)
     size = (1 << 20) + (number % 64) * 4096
     image.write_bytes(mark.ljust(size, b"\0"))
@@ -47,7 +46,7 @@ def restore_once(image: Path, number: int) -> tuple[float, bool, list[str]]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Restore so many times; 1 where one was not restored or anything repeats."""
+    """Restore many times; return 1 if one was not restored or anything repeats."""
     parser = argparse.ArgumentParser(prog="nox -s soak --", description=__doc__)
     parser.add_argument("count", type=int, nargs="?", default=1000)
     parser.add_argument("--jobs", type=int, default=2)

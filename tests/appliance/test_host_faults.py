@@ -1,4 +1,4 @@
-"""What the host does to an appliance at work: a full disk, a killed QEMU, a killed session."""
+"""Faults of the host while an appliance works: a full disk, a killed QEMU, a killed session."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def image(tmp_path: Path) -> Path:
 
 
 def test_a_full_disk_ends_the_work_at_once(way: str, image: Path, tmp_path: Path) -> None:
-    """It is told as such and not as a time limit; the image is as it was, nothing beside it."""
+    """The error names the full disk, the image is unchanged, and nothing is left beside it."""
     namespace = ["unshare", "--mount", "--propagation", "private"]
     if os.geteuid():
         namespace.append("--map-root-user")
@@ -81,7 +81,7 @@ def test_a_full_disk_ends_the_work_at_once(way: str, image: Path, tmp_path: Path
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("step", ["inspecting the guest", "verifying"])
 def test_a_killed_qemu_is_one_clear_error(step: str, image: Path) -> None:
-    """Whenever it happens: neither fsck nor libguestfs's own calls are named."""
+    """At any time, and without naming fsck or libguestfs's own calls."""
     before = image.read_bytes()
 
     def kill(progress: Progress) -> None:
@@ -97,7 +97,7 @@ def test_a_killed_qemu_is_one_clear_error(step: str, image: Path) -> None:
 
 
 def appliances(parent: int | None = None) -> Iterator[int]:
-    """The QEMUs that a process has started, this one if none is named."""
+    """Yield the QEMUs that a process has started, by default this one."""
     parent = parent or os.getpid()
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -153,10 +153,10 @@ def wait_until_gone(process: int) -> None:
         time.sleep(0.05)
 
 
-def test_what_others_put_into_the_temporary_directory_holds_nobody_up(
+def test_other_users_files_in_the_temporary_directory_do_not_block(
     image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pipes, links and folders with the names of sessions are passed over, and stay."""
+    """Pipes, links and folders with the names of sessions are ignored, and stay."""
     victim = tmp_path / "victim"
     victim.mkdir()
     shared = tmp_path / "shared"

@@ -1,4 +1,4 @@
-"""Appliances that stand ready, or are used again: whose they are, and what becomes of them."""
+"""Appliances that wait ready or are used again: whom they serve, and how they end."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ import pytest
 import vmprovision
 from tests.image.tiny import tiny_disk
 from vmprovision.appliance.drives import Drive, WrongDiskError
+from vmprovision.appliance.handle import SESSION
 from vmprovision.appliance.snapshot.host import host_appliance
-from vmprovision.appliance.snapshot.restore import PREFIX, RestoredAppliance
+from vmprovision.appliance.snapshot.restore import RestoredAppliance
 from vmprovision.errors import ApplianceError, CancelledError, PlanError
+from vmprovision.host import workspace
 from vmprovision.progress import Control
 
 if TYPE_CHECKING:
@@ -33,17 +35,18 @@ pytestmark = pytest.mark.appliance
 READY_SECONDS = 240.0  # a loaded host that has no saved appliance yet
 ORPHAN_SECONDS = 20.0
 NO_OPTIONS = vmprovision.InjectOptions()
+PREFIX = f"{workspace.PREFIX}{SESSION}-"
 
 
 @pytest.fixture(scope="module")
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small guest, for reading only."""
+    """A small guest, which tests only read."""
     return tiny_disk(tmp_path_factory.mktemp("guest") / "guest.raw", {})
 
 
 @pytest.fixture
 def images(guest: Path, tmp_path: Path) -> Callable[[int], list[Path]]:
-    """A function that makes copies of the guest."""
+    """Return a function that copies the guest."""
 
     def make(count: int) -> list[Path]:
         found = [tmp_path / f"guest-{number}.raw" for number in range(count)]
@@ -56,7 +59,7 @@ def images(guest: Path, tmp_path: Path) -> Callable[[int], list[Path]]:
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[vmprovision.Pool]:
-    """Two appliances that stand ready."""
+    """Two appliances that wait ready."""
     with vmprovision.Pool(size=2) as made:
         assert made.wait_until_ready(READY_SECONDS)
         yield made
@@ -66,7 +69,7 @@ RAW = vmprovision.ImageOptions(format="raw")
 
 
 def test_threads_share_a_pool(pool: vmprovision.Pool, images: Callable[[int], list[Path]]) -> None:
-    """More callers than appliances: each is served, and its image injected."""
+    """With more callers than appliances each is served, and its image injected."""
     made = images(5)
 
     def work(image: Path) -> int:
@@ -83,7 +86,7 @@ def test_threads_share_a_pool(pool: vmprovision.Pool, images: Callable[[int], li
 def test_coroutines_share_a_pool(
     pool: vmprovision.Pool, images: Callable[[int], list[Path]]
 ) -> None:
-    """The event loop goes on while appliances work."""
+    """The event loop runs while appliances work."""
     made = images(3)
     beats = 0
 
@@ -108,7 +111,7 @@ def test_coroutines_share_a_pool(
 def test_no_image_meets_a_used_appliance(
     pool: vmprovision.Pool, images: Callable[[int], list[Path]]
 ) -> None:
-    """A mark that is left in an appliance is seen by nobody after."""
+    """Nobody sees a mark that was left in an appliance before."""
     for image in images(3):
         drive = Drive(path=image, format="raw", readonly=True)
         with pool.open([drive], control=Control()) as appliance:
@@ -117,7 +120,7 @@ def test_no_image_meets_a_used_appliance(
 
 
 def test_waiting_for_a_turn_can_be_cancelled(images: Callable[[int], list[Path]]) -> None:
-    """One turn, taken: the second caller waits, and stops when it is told to."""
+    """The only turn is taken: the second caller waits, and stops when it is cancelled."""
     first, second = images(2)
     control = Control()
     drive = Drive(path=first, format="raw")
@@ -131,7 +134,7 @@ def test_waiting_for_a_turn_can_be_cancelled(images: Callable[[int], list[Path]]
 def test_running_work_can_be_cancelled(
     pool: vmprovision.Pool, images: Callable[[int], list[Path]]
 ) -> None:
-    """The image is as it was, and the pool serves the next caller."""
+    """The image is unchanged, and the pool serves the next caller."""
     first, second = images(2)
     before = first.read_bytes()
     control = Control()
@@ -145,8 +148,8 @@ def test_running_work_can_be_cancelled(
 def test_a_closed_pool_serves_nobody(
     pool: vmprovision.Pool, images: Callable[[int], list[Path]]
 ) -> None:
-    """It says so; and nothing of it is left."""
-    assert pool.wait_until_ready(READY_SECONDS)  # and so restores no more meanwhile
+    """The error says that it is closed, and nothing of it is left."""
+    assert pool.wait_until_ready(READY_SECONDS)  # so it restores no more meanwhile
     before = machines()
     another = vmprovision.Pool(size=1)
     assert another.wait_until_ready(READY_SECONDS)
@@ -162,8 +165,8 @@ def test_a_closed_pool_serves_nobody(
 def test_an_appliance_that_died_while_it_waited_is_replaced(
     pool: vmprovision.Pool, images: Callable[[int], list[Path]]
 ) -> None:
-    """As when the host ran out of memory: the caller notices nothing."""
-    assert pool.wait_until_ready(READY_SECONDS)  # and so restores no more meanwhile
+    """The host may run out of memory; the caller notices nothing."""
+    assert pool.wait_until_ready(READY_SECONDS)  # so it restores no more meanwhile
     before = machines()
     with vmprovision.Pool(size=1) as another:
         assert another.wait_until_ready(READY_SECONDS)
@@ -182,7 +185,7 @@ time.sleep(600)
 
 @pytest.mark.parametrize("group", [False, True], ids=["the process", "its whole group"])
 def test_a_killed_process_leaves_no_machine(*, group: bool) -> None:
-    """QEMU ends with it, and the next session removes what lies about."""
+    """QEMU ends with it, and the next session removes its folder."""
     process = subprocess.Popen(
         [sys.executable, "-c", WAITS], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -206,7 +209,7 @@ def test_a_killed_process_leaves_no_machine(*, group: bool) -> None:
 
 
 def test_another_disk_in_its_place_is_refused(images: Callable[[int], list[Path]]) -> None:
-    """A disk that came first has the name that libguestfs will use; sizes are the same."""
+    """An earlier disk of the same size has the name that libguestfs will use."""
     wanted, other = images(2)
     with restored() as machine:
         slip_in(machine, other)
@@ -217,7 +220,7 @@ def test_another_disk_in_its_place_is_refused(images: Callable[[int], list[Path]
 def test_a_disk_of_another_size_is_refused(
     images: Callable[[int], list[Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that grows between being opened and being looked at is not what was opened."""
+    """A disk that grows after QEMU has opened it is not the disk that was checked."""
     (image,) = images(1)
     with restored() as machine:
         ask = machine.monitor.ask
@@ -245,7 +248,7 @@ def restored() -> Iterator[RestoredAppliance]:
 
 
 def slip_in(machine: RestoredAppliance, image: Path) -> None:
-    """Plug in a disk that the session knows nothing of."""
+    """Attach a disk without the session's knowledge."""
     monitor = machine.monitor
     file = {"driver": "file", "filename": str(image)}
     monitor.ask("blockdev-add", driver="raw", node_name="other", file=file)
@@ -255,7 +258,7 @@ def slip_in(machine: RestoredAppliance, image: Path) -> None:
 
 
 def machines(parent: int | None = None) -> set[int]:
-    """The QEMUs of restored appliances that a process has started, this one if none is named."""
+    """Return the QEMUs of restored appliances of a process, by default this one."""
     found = set()
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
@@ -267,23 +270,23 @@ def machines(parent: int | None = None) -> set[int]:
 
 
 def session_of(machine: int) -> Path:
-    """The folder of the session that a QEMU belongs to, which is its name."""
+    """Return the session folder of a QEMU, which is its name."""
     words = Path(f"/proc/{machine}/cmdline").read_text().split("\0")
     return Path(words[words.index("-name") + 1])
 
 
 def is_machine(entry: Path) -> bool:
-    """Whether a process, by its folder in /proc, is the QEMU of a restored appliance."""
+    """Return whether a process, given its folder in /proc, is a restored appliance."""
     with contextlib.suppress(OSError):
         words = (entry / "cmdline").read_bytes().split(b"\0")
         return any(PREFIX.encode() in word for word in words) and b"-incoming" in words
     return False
 
 
-def test_cancelling_while_the_disks_are_let_go_of_is_told_as_such(
+def test_cancelling_while_the_disks_are_detached_is_reported_as_such(
     pool: vmprovision.Pool, images: Callable[[int], list[Path]]
 ) -> None:
-    """The machine is gone then, but why is what counts."""
+    """The error is the cancellation, not the lost machine."""
     control = Control()
 
     def work() -> None:

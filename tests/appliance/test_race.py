@@ -1,7 +1,7 @@
-"""The wrong disk, in a stock appliance: udev late, and the kernel's names in another order.
+"""The wrong disk in a stock appliance: udev is late, and the kernel orders its disks otherwise.
 
-Without udev's links guestfsd takes libguestfs's names for the kernel's own, in
-which the appliance's root may come first: a Debian, on which everything succeeds.
+Without udev's links guestfsd uses the kernel's own names, in which the appliance's root may
+come first: a Debian, on which every operation would succeed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vmprovision.appliance import stock
 from vmprovision.appliance.drives import WrongDiskError
 from vmprovision.appliance.library import qemu_program
 from vmprovision.appliance.snapshot.host import STOCK_VARIABLE
-from vmprovision.appliance.snapshot.store import supermin_inputs
+from vmprovision.appliance.snapshot.ingredients import supermin_inputs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,7 +68,7 @@ def late_udev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def without_links(archive: bytes) -> bytes:
-    """The archive of libguestfs's process 1, which takes udev's links away before the daemon."""
+    """Return libguestfs's process 1, changed to remove udev's links before the daemon starts."""
     made = io.BytesIO()
     with (
         tarfile.open(fileobj=io.BytesIO(archive)) as old,

@@ -1,4 +1,4 @@
-"""An appliance saved and restored: what must be new each time, and what is not trusted."""
+"""A saved appliance: what must be new after each restore, and what is not trusted."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from tests.conftest import require
 from vmprovision.appliance.drives import Drive
 from vmprovision.appliance.library import qemu_program
 from vmprovision.appliance.session import open_appliance
-from vmprovision.appliance.snapshot import build, restore
-from vmprovision.appliance.snapshot.hardware import COMMAND_LINE
+from vmprovision.appliance.snapshot import build, packages, restore
 from vmprovision.appliance.snapshot.host import (
     build_host_appliance,
     find_host_appliance,
     host_appliance,
 )
-from vmprovision.appliance.snapshot.store import MANIFEST, SUSPECT, UnusableApplianceError
+from vmprovision.appliance.snapshot.ingredients import UnusableApplianceError
+from vmprovision.appliance.snapshot.machine import COMMAND_LINE
+from vmprovision.appliance.snapshot.store import MANIFEST, SUSPECT
 from vmprovision.host.cache import cache_directory
 from vmprovision.progress import Control
 
@@ -44,7 +45,7 @@ saved = host_appliance(Control(report=lambda progress: steps.append(progress.ste
 print(saved.folder, saved.made)
 """
 
-# A QEMU that loads no state and connects to nobody.
+# A QEMU that loads no state and connects to no socket.
 IDLE = """#!/bin/sh
 for word; do
     [ "$last" != -name ] || name=$word
@@ -57,7 +58,7 @@ exec {qemu} -S -nodefaults -display none -name "$name"
 
 @pytest.fixture(scope="module")
 def made_by_two(own_cache: Path) -> list[str]:
-    """What two processes say that make the appliance of an empty cache at the same time."""
+    """The output of two processes that build the appliance of an empty cache at the same time."""
     processes = [
         subprocess.Popen([sys.executable, "-c", MAKE], stdout=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -69,7 +70,7 @@ def made_by_two(own_cache: Path) -> list[str]:
 
 @pytest.fixture
 def saved(made_by_two: list[str]) -> SavedAppliance:
-    """This module's saved appliance; made again where a test before has spoilt it."""
+    """This module's saved appliance; built again if a test before has damaged it."""
     assert made_by_two
     found = host_appliance(Control())
     assert found is not None
@@ -86,19 +87,19 @@ def disk(tmp_path: Path) -> Drive:
 
 
 def shell(appliance: Appliance, command: str) -> str:
-    """What a command prints that runs inside the appliance."""
+    """Return what a command prints inside the appliance."""
     return str(appliance.call("debug", "sh", [command])).strip()
 
 
 def test_two_builders_at_once_make_one_appliance(made_by_two: list[str]) -> None:
-    """Both get the same, and nothing half-made is left."""
+    """Both get the same one, and nothing unfinished is left."""
     assert len(set(made_by_two)) == 1
     folder = cache_directory() / "appliance"
     assert [path for path in folder.iterdir() if path.is_dir()] == [Path(made_by_two[0].split()[0])]
 
 
 def test_only_its_owner_can_read_it(saved: SavedAppliance) -> None:
-    """Its memory will work on everybody's images."""
+    """Its memory runs on everybody's images."""
     assert saved.folder.stat().st_mode & 0o777 == 0o700
     assert saved.folder.stat().st_uid == os.geteuid()
 
@@ -133,7 +134,7 @@ def test_nothing_reaches_a_network(saved: SavedAppliance, disk: Drive) -> None:
 
 @pytest.mark.parametrize("name", ["kernel", "root.qcow2", "ram", "state", "qemu"])
 def test_a_changed_file_is_not_used(saved: SavedAppliance, name: str) -> None:
-    """A byte in the middle is enough, though the size is the same; undone, it stays distrusted."""
+    """One changed byte is enough, even with the size unchanged."""
     path = saved.folder / name
     with path.open("r+b") as file:
         file.seek(path.stat().st_size // 2)
@@ -162,7 +163,7 @@ def test_what_others_can_write_to_is_not_used(saved: SavedAppliance) -> None:
 
 
 def test_what_belongs_to_somebody_else_is_not_used(saved: SavedAppliance) -> None:
-    """Its owner could have put anything into its memory."""
+    """The owner may have put anything into its memory."""
     require(os.geteuid() == 0, "only root can give files away")
     os.chown(saved.folder, 65534, 65534)
     assert find_host_appliance() is None
@@ -171,7 +172,31 @@ def test_what_belongs_to_somebody_else_is_not_used(saved: SavedAppliance) -> Non
     assert find_host_appliance() is None
 
 
-def test_a_truncated_state_is_made_anew_without_a_word(
+def test_an_unrelated_package_leaves_it_in_use(
+    saved: SavedAppliance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only an upgrade of a package that is inside makes it stale."""
+    require(packages.DPKG.exists(), "this host has no dpkg")
+    installed = packages.DPKG.read_text()
+    status = tmp_path / "status"
+    monkeypatch.setattr(packages, "DPKG", status)
+    status.write_text(
+        f"{installed}\nPackage: unrelated\nStatus: {packages.INSTALLED}\nVersion: 1\n"
+    )
+    before = (saved.folder / MANIFEST).stat().st_ino
+    assert find_host_appliance() == saved
+    noted = (saved.folder / MANIFEST).stat().st_ino
+    assert noted != before
+    assert find_host_appliance() == saved
+    assert (saved.folder / MANIFEST).stat().st_ino == noted
+    head, inside, tail = installed.partition("\nPackage: e2fsprogs\n")
+    status.write_text(head + inside + tail.replace("\nVersion: ", "\nVersion: 9:", 1))
+    assert find_host_appliance() is None
+    status.write_text(installed)
+    assert find_host_appliance() == saved
+
+
+def test_a_truncated_state_is_built_again_without_a_warning(
     saved: SavedAppliance, disk: Drive, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The command that finds it saves another appliance, and works."""
@@ -184,19 +209,19 @@ def test_a_truncated_state_is_made_anew_without_a_word(
     assert anew.made > saved.made
 
 
-def test_what_does_not_restore_is_replaced_by_a_stock_appliance(
+def test_an_appliance_that_does_not_restore_is_replaced_by_a_stock_one(
     saved: SavedAppliance,
     disk: Drive,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A state that QEMU refuses, and a QEMU that hangs; the second time it is given up."""
+    """QEMU refuses the state, then hangs; after the second failure it is not used again."""
     monkeypatch.setattr(restore, "RESTORE_SECONDS", 5.0)
     os.truncate(saved.folder / "state", 1000)
     trust(saved, "state")
     with open_appliance([disk], control=Control()) as appliance:
         assert appliance.has_volumes
-    assert "a stock one is started" in caplog.text
+    assert "starting a stock one" in caplog.text
     assert (saved.folder / SUSPECT).exists()
     (saved.folder / "qemu").write_text(IDLE.format(qemu=qemu_program()))
     trust(saved, "qemu")
@@ -208,7 +233,7 @@ def test_what_does_not_restore_is_replaced_by_a_stock_appliance(
 
 
 def trust(saved: SavedAppliance, name: str) -> None:
-    """Write into the list what a file looks like now."""
+    """Write the current status of a file into the manifest."""
     status = (saved.folder / name).lstat()
     times = [status.st_mtime_ns, status.st_ctime_ns]
     manifest = json.loads((saved.folder / MANIFEST).read_text())
@@ -218,10 +243,10 @@ def trust(saved: SavedAppliance, name: str) -> None:
 
 
 @pytest.mark.usefixtures("own_cache")
-def test_a_daemon_that_could_not_be_held_up_is_started_after_the_restore(
+def test_a_daemon_that_cannot_be_parked_is_started_after_the_restore(
     disk: Drive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The appliance is saved before its daemon's start then, and works as the other."""
+    """Then the appliance is saved before its daemon starts, and works the same."""
     monkeypatch.setattr(build, "COMMAND_LINE", f"{COMMAND_LINE} {build.EARLY}")
     build_host_appliance(Control())
     with open_appliance([disk], control=Control()) as appliance:

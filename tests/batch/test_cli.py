@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console
 
 from tests.trees import SYSTEMD_TREE, make_tree
-from vmprovision.cli.junit import junit_xml
 from vmprovision.cli.progress_bars import BatchDisplay
 from vmprovision.errors import ImageError, VmprovisionError
+from vmprovision.junit import junit_xml
 from vmprovision.progress import Progress
 from vmprovision.reports import BatchReport, JobResult
 

@@ -234,7 +234,7 @@ def machines_of(process: int, images: Sequence[Path]) -> list[tuple[int, Path]]:
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process exists and is not a zombie."""
+    """Return whether a process exists and is not a zombie."""
     try:
         status = Path(f"/proc/{process}/stat").read_bytes()
     except OSError:

@@ -32,7 +32,7 @@ def write(journal: Path, image: Path, wanted: str) -> None:
 
 
 def is_done(journal: Path, image: Path, wanted: str) -> bool:
-    """Whether a later run regards the image as finished."""
+    """Return whether a later run regards the image as finished."""
     book = open_journal(journal)
     try:
         return book.holds(image, wanted)

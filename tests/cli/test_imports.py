@@ -63,11 +63,28 @@ def imported(code: str, *arguments: str) -> set[str]:
 PROGRAM = "from vmprovision.cli import run; run()"
 
 
-def test_the_version_is_printed_without_the_rooms_that_work() -> None:
-    """--version imports no slow library and no package beside the command line."""
+def test_the_version_is_printed_without_any_of_them() -> None:
+    """--version alone does not even need Typer."""
     found = imported(PROGRAM, "--version")
+    assert "vmprovision.cli" in found
+    assert not found & (HEAVY | WORK | {"typer", "vmprovision.cli.app"})
+
+
+def test_a_command_imports_no_other_rooms_before_it_runs() -> None:
+    """With other options before it, Typer reads the command line, and prints the same."""
+    found = imported(PROGRAM, "-v", "--version")
     assert "vmprovision.cli.app" in found
     assert not found & (HEAVY | WORK)
+    versions = {
+        subprocess.run(
+            [sys.executable, "-m", "vmprovision", *options],
+            capture_output=True,
+            check=True,
+            timeout=120,
+        ).stdout
+        for options in (["--version"], ["-v", "--version"])
+    }
+    assert versions == {f"vmprovision {vmprovision.__version__}\n".encode()}
 
 
 def test_help_imports_no_room_either() -> None:

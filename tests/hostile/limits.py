@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SECONDS = 20  # of processor time: what an attacker may cost the host
 MEMORY = 1 << 30  # bytes of address space above what the process has already
 WALL_SECONDS = 600.0  # a loaded host
+LONGEST = 20_000  # characters of an error
 
 CORRECT = "correct"
 
@@ -48,6 +49,15 @@ def is_right(outcome: str) -> bool:
     return outcome == CORRECT or outcome.startswith("refused with ")
 
 
+def _refusal(error: vmprovision.VmprovisionError) -> str:
+    length = len(f"{error.message}{error.hint}")
+    if length > LONGEST:
+        return f"an error of {length} characters"
+    if error.exit_code == 1:
+        return f"no exit code: {error!r}"
+    return f"refused with {error.exit_code}"
+
+
 def _limited(work: Callable[[], object], sender: multiprocessing.connection.Connection) -> None:
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds = int(used.ru_utime + used.ru_stime) + SECONDS
@@ -58,8 +68,7 @@ def _limited(work: Callable[[], object], sender: multiprocessing.connection.Conn
     try:
         work()
     except vmprovision.VmprovisionError as exc:
-        code = exc.exit_code
-        sender.send(f"refused with {code}" if code != 1 else f"no exit code: {exc!r}")
+        sender.send(_refusal(exc))
     except BaseException as exc:  # noqa: BLE001 -- this is what is looked for
         trace = sys.exc_info()[2]
         while trace and trace.tb_next:

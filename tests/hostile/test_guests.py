@@ -10,6 +10,7 @@ import vmprovision
 from tests.hostile.fuzz import CORPUS, make_targets
 from tests.hostile.guests import GUESTS, SEEDS, Seed, plant
 from tests.hostile.limits import is_right, outcome_of
+from tests.hostile.texts import TEXTS, executable_scripts
 from tests.trees import make_tree
 
 if TYPE_CHECKING:
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
 KEPT = sorted(path for path in CORPUS.glob("*/*") if path.is_file())
 
 
-@pytest.mark.parametrize("name", GUESTS)
+@pytest.mark.parametrize("name", [*GUESTS, *TEXTS])
 def test_hostile_guest(name: str, tmp_path: Path) -> None:
     """A hostile guest gets a plan or a documented exit code, within the limits."""
-    root = make_tree(tmp_path / "root", GUESTS[name]())
+    files = GUESTS[name]() if name in GUESTS else executable_scripts(TEXTS[name])
+    root = make_tree(tmp_path / "root", files)
     outcome = outcome_of(lambda: (vmprovision.inspect(root, explain=True), vmprovision.plan(root)))
     assert is_right(outcome), outcome
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import vmprovision
-from tests.trees import SYSTEMD_TREE, Link, Program, Tree, elf, make_tree
+from tests.trees import OS_RELEASE, SYSTEMD_TREE, Link, Program, Tree, elf, make_tree
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,6 +72,25 @@ def test_such_a_guest_is_named_and_refused(name: str, tmp_path: Path, run_cli: R
         assert "VM_ID=web-1\n" in done.stdout
         assert done.stdout.startswith("# A NixOS" if expected == "nixos" else ";; A Shepherd")
     assert not (tmp_path / "usr/local").exists()
+
+
+def test_a_shepherd_in_another_distribution_is_refused_with_its_service(
+    tmp_path: Path, run_cli: RunCli
+) -> None:
+    """Process 1 is recognised by its name, and inject prints what to add to /etc/shepherd.scm."""
+    files: Tree = {
+        "/etc/os-release": OS_RELEASE,
+        "/sbin/init": Link("/usr/bin/shepherd"),
+        "/usr/bin/shepherd": Program(b"#!/usr/bin/guile --no-auto-compile\n!#\n"),
+    }
+    make_tree(tmp_path, files)
+    guest = vmprovision.inspect(tmp_path)
+    assert (guest.init.system, guest.init.pid1) == (None, "shepherd")
+    done = run_cli("inject", tmp_path, "--vm-id", "web-1", check=False)
+    assert done.returncode == 34
+    assert "/etc/shepherd.scm" in done.stderr
+    assert ";;   VM_ID=web-1\n" in done.stdout
+    assert done.stdout.rstrip().endswith("(start-in-the-background '(guest-agent))")
 
 
 def test_the_version_is_in_the_name_of_the_system(tmp_path: Path) -> None:

@@ -135,6 +135,11 @@ def test_several_deployments_without_a_boot_entry_are_refused(
     loader, aside = sysroot.root / "boot/loader.1", tmp_path / "loader"
     loader.rename(aside)
     assert vmprovision.inspect(sysroot.root).init.system == "systemd"
+    (sysroot.root / "sbin").mkdir()
+    (sysroot.root / "sbin/init").write_text("the disk's own system\n")
+    with pytest.raises(vmprovision.UnsupportedGuestError, match="/sbin/init and OSTree"):
+        vmprovision.inspect(sysroot.root)
+    shutil.rmtree(sysroot.root / "sbin")
     aside.rename(loader)
     (tree / "usr/etc/os-release").write_text("ID=other\n")
     sysroot.deploy(tree)

@@ -1,4 +1,4 @@
-"""Real boots of the two recipe images, and the ends that a machine can come to."""
+"""Real boots of the two recipe images, and the ways in which a machine can end."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ pytestmark = pytest.mark.boot
 BOOT_SECONDS = 240.0
 REPORTS = 3
 
-# What the agent does on the wire, and GET /reach/PORT: can the guest reach the
-# host behind its gateway?  For CPython without its batteries and for the runtime.
+# What the agent does on the wire, and GET /reach/PORT: can the guest reach the host behind
+# its gateway? It runs on CPython and on the runtime.
 RESPONDER = b"""\
 import socket, time
 
@@ -103,7 +103,7 @@ class Guest:
 
 
 def overlay(backing: Path, path: Path) -> Path:
-    """A throwaway qcow2 over an image."""
+    """Make a qcow2 overlay over an image; return its path."""
     command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"]
     subprocess.run([*command, str(backing), str(path)], check=True)
     return path
@@ -148,14 +148,14 @@ def busybox(tmp_path_factory: pytest.TempPathFactory) -> Guest:
 
 
 def recipe_image(name: str) -> Path:
-    """The image of a recipe, built if it is not in the cache yet."""
+    """Return the image of a recipe, built if the cache does not have it."""
     for program in ("mmdebstrap", "qemu-system-x86_64"):
         require(shutil.which(program), f"{program} is not installed")
     return build_image(name, control=Control())
 
 
 def download(appliance: Appliance, pattern: str, target: Path) -> Path:
-    """The one guest file of this pattern, on the host."""
+    """Download the one guest file that matches a pattern; return the target."""
     (found,) = appliance.call("glob_expand", pattern)
     appliance.call("download", found, str(target))
     return target
@@ -169,7 +169,7 @@ def listener() -> Iterator[ReportListener]:
 
 
 def qemu_processes(disk: Path) -> list[int]:
-    """Processes of this host, QEMU or its watcher, whose command line names the disk."""
+    """Return the processes, QEMU or its supervisor, whose command line names the disk."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and entry.name != str(os.getpid()):
@@ -183,7 +183,7 @@ def qemu_processes(disk: Path) -> list[int]:
 
 
 def listening_addresses() -> set[str]:
-    """``ADDRESS:PORT`` of all listening TCP sockets, as /proc/net/tcp writes them."""
+    """Return ``ADDRESS:PORT`` of all listening TCP sockets, as /proc/net/tcp writes them."""
     lines = Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]
     lines += Path("/proc/net/tcp6").read_text(encoding="ascii").splitlines()[1:]
     return {line.split()[1] for line in lines if line.split()[3] == "0A"}
@@ -229,8 +229,10 @@ def test_a_guest_boots_answers_and_reports(
     assert log.stat().st_size > 1000
 
 
-def test_a_panic_is_told_at_once(busybox: Guest, listener: ReportListener, tmp_path: Path) -> None:
-    """A kernel without its initrd panics, and nobody waits for the deadline."""
+def test_a_panic_is_reported_at_once(
+    busybox: Guest, listener: ReportListener, tmp_path: Path
+) -> None:
+    """A kernel without its initrd panics, and the wait ends before its deadline."""
     source = BootSource(kernel=busybox.source.kernel, command_line="root=/dev/none console=ttyS0")
     disk = overlay(busybox.disk, tmp_path / "disk.qcow2")
     with (
@@ -241,10 +243,10 @@ def test_a_panic_is_told_at_once(busybox: Guest, listener: ReportListener, tmp_p
     assert any("Kernel panic" in line for line in caught.value.console)
 
 
-def test_a_guest_that_powers_off_is_told(
+def test_a_guest_that_powers_off_is_reported(
     busybox: Guest, listener: ReportListener, tmp_path: Path
 ) -> None:
-    """The image's initrd powers off when it finds no root, and that is the reason given."""
+    """The image's initrd powers off when it finds no root, and the error says so."""
     source = BootSource(
         kernel=busybox.source.kernel,
         initrd=busybox.source.initrd,
@@ -259,8 +261,8 @@ def test_a_guest_that_powers_off_is_told(
     assert "cannot mount the root filesystem" in " ".join(caught.value.console)
 
 
-def test_an_answer_that_does_not_come_is_told(listener: ReportListener, tmp_path: Path) -> None:
-    """A disk without anything to boot runs into the deadline, not into the test's."""
+def test_a_missing_answer_is_reported(listener: ReportListener, tmp_path: Path) -> None:
+    """A disk with nothing to boot reaches the deadline of the wait, not the test's."""
     disk = empty_disk(tmp_path)
     with (
         started(disk, BootSource(), listener) as machine,
@@ -270,7 +272,7 @@ def test_an_answer_that_does_not_come_is_told(listener: ReportListener, tmp_path
 
 
 def test_cancelling_ends_the_machine(listener: ReportListener, tmp_path: Path) -> None:
-    """A caller who cancels gets control back in a moment, and QEMU is gone."""
+    """A caller who cancels regains control at once, and QEMU is gone."""
     disk, control = empty_disk(tmp_path), Control()
     threading.Timer(1.0, control.cancelled.set).start()
     begun = time.monotonic()
@@ -290,15 +292,15 @@ def test_cancelling_ends_the_machine(listener: ReportListener, tmp_path: Path) -
 
 
 def test_the_time_limit_ends_the_machine(listener: ReportListener, tmp_path: Path) -> None:
-    """Even a caller who never looks again leaves no QEMU running for ever."""
+    """QEMU ends even if the caller never looks again."""
     disk = empty_disk(tmp_path)
     with started(disk, BootSource(), listener, seconds=2) as machine:
         await_none(disk, 10)
-        assert machine.exit_reason() == "its time was over"
+        assert machine.exit_reason() == "it reached its time limit"
 
 
-def test_a_disk_that_qemu_refuses_is_told(listener: ReportListener, tmp_path: Path) -> None:
-    """QEMU's own words are in the error."""
+def test_a_disk_that_qemu_refuses_is_reported(listener: ReportListener, tmp_path: Path) -> None:
+    """The error quotes QEMU."""
     disk = tmp_path / "not a disk.qcow2"
     disk.write_bytes(b"nothing of the kind")
     with pytest.raises(ProofError, match="qcow2"), started(disk, BootSource(), listener):
@@ -307,7 +309,7 @@ def test_a_disk_that_qemu_refuses_is_told(listener: ReportListener, tmp_path: Pa
 
 
 def test_a_manager_elsewhere_is_refused(tmp_path: Path) -> None:
-    """The guest is never joined to anything but loopback."""
+    """The guest is never connected to anything but loopback."""
     with (
         pytest.raises(ProofError, match="not on loopback"),
         boot(
@@ -324,7 +326,7 @@ def test_a_manager_elsewhere_is_refused(tmp_path: Path) -> None:
 def test_an_architecture_without_a_board_is_refused(
     listener: ReportListener, tmp_path: Path
 ) -> None:
-    """A guest that cannot be booted here is an unsupported guest, not a failed one."""
+    """A guest without a known board is unsupported, which is not a failed proof."""
     with (
         pytest.raises(UnsupportedGuestError, match="vax"),
         boot(
@@ -342,7 +344,7 @@ def test_an_architecture_without_a_board_is_refused(
 def test_the_machine_outlives_the_thread_that_started_it(
     listener: ReportListener, tmp_path: Path
 ) -> None:
-    """A pool's thread may end; PR_SET_PDEATHSIG set in it would end QEMU with it."""
+    """A pool's thread may end, and PR_SET_PDEATHSIG would end QEMU with it."""
     disk = empty_disk(tmp_path)
     opened = started(disk, BootSource(), listener)
     thread = threading.Thread(target=opened.__enter__)
@@ -356,9 +358,9 @@ def test_the_machine_outlives_the_thread_that_started_it(
     assert qemu_processes(disk) == []
 
 
-@pytest.mark.parametrize("victim", ["caller", "watcher"])
+@pytest.mark.parametrize("victim", ["caller", "supervisor"])
 def test_no_qemu_outlives_a_kill(victim: str, tmp_path: Path) -> None:
-    """SIGKILL to the caller, or to the process between it and QEMU, ends QEMU too."""
+    """SIGKILL to the caller, or to the supervisor between it and QEMU, ends QEMU too."""
     disk = empty_disk(tmp_path)
     program = (
         "import sys, time\n"
@@ -378,9 +380,9 @@ def test_no_qemu_outlives_a_kill(victim: str, tmp_path: Path) -> None:
     try:
         assert caller.stdout is not None
         assert caller.stdout.readline() == "up\n"
-        watcher, qemu = sorted(set(qemu_processes(disk)))
-        assert parent_of(qemu) == watcher
-        os.kill(caller.pid if victim == "caller" else watcher, signal.SIGKILL)
+        supervisor, qemu = sorted(set(qemu_processes(disk)))
+        assert parent_of(qemu) == supervisor
+        os.kill(caller.pid if victim == "caller" else supervisor, signal.SIGKILL)
         await_none(disk, 10)
     finally:
         caller.kill()
@@ -390,13 +392,13 @@ def test_no_qemu_outlives_a_kill(victim: str, tmp_path: Path) -> None:
 
 
 def parent_of(process: int) -> int:
-    """The parent's process id."""
+    """Return the parent's process id."""
     stat = Path(f"/proc/{process}/stat").read_bytes()
     return int(stat.rpartition(b")")[2].split()[1])
 
 
 def empty_disk(folder: Path) -> Path:
-    """A disk with nothing on it."""
+    """Make an empty disk; return its path."""
     disk = folder / "empty.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(disk), "1M"], check=True)
     return disk
@@ -405,7 +407,7 @@ def empty_disk(folder: Path) -> Path:
 def started(
     disk: Path, source: BootSource, listener: ReportListener, seconds: float = BOOT_SECONDS
 ) -> contextlib.AbstractContextManager[Machine]:
-    """``boot`` with what these tests always say."""
+    """Call ``boot`` with the arguments that these tests share."""
     return boot(
         Drive(path=disk, format="qcow2"),
         source=source,
@@ -417,7 +419,7 @@ def started(
 
 
 def await_none(disk: Path, seconds: float) -> None:
-    """Return once no process names the disk."""
+    """Wait until no process names the disk."""
     deadline = time.monotonic() + seconds
     while qemu_processes(disk):
         assert time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""KVM is used where it truly boots a kernel, and nowhere else."""
+"""KVM is used only if it boots a kernel."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from vmprovision.qemu.accelerator import HANG_SECONDS, choose_accelerator, distr
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LONG = 120.0  # for what works on a loaded host
+LONG = 120.0  # enough on a loaded host
 
 
 @pytest.fixture
 def qemu_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """This host's QEMU, with a KVM of the test's choice."""
+    """Return a function that makes this host's QEMU with a KVM of the test's choice."""
     require(appliance_kernel(), "there is no kernel that can be read")
     monkeypatch.setenv("VMPROVISION_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(accelerator, "KVM", tmp_path)  # there, readable and writable
@@ -35,19 +35,19 @@ def qemu_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
 
 @pytest.fixture
 def short_trial(monkeypatch: pytest.MonkeyPatch, qemu_with: object) -> None:
-    """A trial that need not wait long for what never comes."""
+    """A short trial, for a line that never comes."""
     assert qemu_with  # it sets a long one
     monkeypatch.setattr(trial, "TRIAL_SECONDS", 0.3)
 
 
 def answer(tmp_path: Path) -> Path:
-    """The file in which the answer is remembered."""
+    """Return the file that remembers the result."""
     (path,) = (tmp_path / "cache").glob("accelerator-*.json")
     return path
 
 
 def test_the_trial_sees_the_kernel_print(qemu_with: Callable[[str], Path], tmp_path: Path) -> None:
-    """On an accelerator that works the answer is yes, and is kept until QEMU changes."""
+    """A KVM that works is used, and not tried again until QEMU changes."""
     qemu = qemu_with("works")
     choice = choose_accelerator(qemu)
     assert (choice.accelerator, choice.verdict) == ("kvm", "works"), choice
@@ -63,7 +63,7 @@ def test_the_trial_sees_the_kernel_print(qemu_with: Callable[[str], Path], tmp_p
 def test_an_accelerator_that_hangs_gives_tcg_for_a_while(
     behaviour: str, qemu_with: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """A machine that stands still is no machine, whatever its firmware prints."""
+    """A machine whose kernel prints nothing hangs, whatever its firmware prints."""
     qemu = qemu_with(behaviour)
     choice = choose_accelerator(qemu)
     assert (choice.accelerator, choice.verdict) == ("tcg", "hangs")
@@ -79,7 +79,7 @@ def test_an_accelerator_that_hangs_gives_tcg_for_a_while(
 
 
 def processes_with(word: str) -> list[str]:
-    """The command lines of running processes that have this in them."""
+    """Return the command lines of running processes that contain a word."""
     done = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True)
     return [line for line in done.stdout.splitlines() if word in line]
 
@@ -87,7 +87,7 @@ def processes_with(word: str) -> list[str]:
 def test_an_accelerator_that_fails_gives_tcg_until_the_host_boots(
     qemu_with: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """The reason is what QEMU said, and no time makes it forgotten."""
+    """The reason is QEMU's own, and no time limit ends it."""
     qemu = qemu_with("fails")
     choice = choose_accelerator(qemu)
     assert (choice.accelerator, choice.verdict) == ("tcg", "fails")
@@ -100,7 +100,7 @@ def test_an_accelerator_that_fails_gives_tcg_until_the_host_boots(
 def test_a_fault_of_the_host_is_not_blamed_on_kvm(
     qemu_with: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """A QEMU that cannot set up any machine is told as such, and not remembered."""
+    """A QEMU that cannot set up any machine is reported as such, and not remembered."""
     qemu = qemu_with("works")
     script = qemu.read_text()
     qemu.write_text(script.replace("exec ", "echo cannot allocate memory >&2; exit 1; exec "))
@@ -115,7 +115,7 @@ def test_a_fault_of_the_host_is_not_blamed_on_kvm(
 def test_a_cache_that_cannot_be_written_is_not_blamed_on_kvm(
     qemu_with: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """The trial needs no room, and its answer counts though it cannot be kept."""
+    """The trial needs no room, and its result counts even if it cannot be kept."""
     (tmp_path / "cache").write_bytes(b"")  # no directory can be made there
     choice = choose_accelerator(qemu_with("works"))
     assert (choice.accelerator, choice.verdict) == ("kvm", "works"), choice
@@ -124,7 +124,7 @@ def test_a_cache_that_cannot_be_written_is_not_blamed_on_kvm(
 def test_a_machine_that_hung_after_the_trial_is_remembered(
     qemu_with: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """For a while, whatever the trial said."""
+    """For ten minutes, whatever the trial showed."""
     qemu = qemu_with("works")
     assert choose_accelerator(qemu).accelerator == "kvm"
     distrust_kvm(qemu, "an appliance hung")

@@ -1,10 +1,9 @@
-r"""Which device of the image a guest means by a name in its fstab.
+r"""Find the device of the image that a name in the guest's fstab means.
 
-A tag (``UUID=``, ``/dev/disk/by-label/…``) says it by itself.  A name of a disk
-(``/dev/vdb2``, ``/dev/disk/by-path/…-part2``) is another kernel's or another
-host's: which disk it is must follow from what else the guest says, best of all from
-the line for ``/``.  A name that could as well be another disk's is not guessed.
-udev's escapes in ``/dev/disk``: ``\x20`` for a blank.
+A tag (``UUID=``, ``/dev/disk/by-label/…``) is enough by itself. A name of a disk
+(``/dev/vdb2``, ``/dev/disk/by-path/…-part2``) comes from another kernel or host. Other
+lines of the guest, best of all the line for ``/``, must say which disk it is; a name that
+may be another disk's is not guessed. In ``/dev/disk`` udev escapes a blank as ``\x20``.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ from vmprovision.filesystem.protocol import read_text
 if TYPE_CHECKING:
     from vmprovision.filesystem.protocol import GuestReader
 
-TagOf = Callable[[str, str], str]  # device, tag as blkid(8) names it -> its value, or nothing
+TagOf = Callable[[str, str], str]  # device, blkid(8)'s name of the tag -> its value, or ""
 
-# As fstab has it, the folder of udev's links, as blkid(8) has it
+# The form in fstab, the folder of udev's links, and blkid(8)'s name.
 TAGS = (
     ("UUID=", "/dev/disk/by-uuid/", "UUID"),
     ("LABEL=", "/dev/disk/by-label/", "LABEL"),
     ("PARTUUID=", "/dev/disk/by-partuuid/", "PART_ENTRY_UUID"),
     ("PARTLABEL=", "/dev/disk/by-partlabel/", "PART_ENTRY_NAME"),
 )
-LVM_UUID = "LVM_UUID"  # no tag of blkid's: the group's and the volume's identifiers, joined
+LVM_UUID = "LVM_UUID"  # not blkid's: the identifiers of the group and the volume, joined
 CRYPTTAB = PurePosixPath("/etc/crypttab")
 _BY_ID = "/dev/disk/by-id/"
 _FIRST_DISKS = {"/dev/nvme0n1": "/dev/sda", "/dev/mmcblk0": "/dev/sda"}
@@ -54,13 +53,13 @@ def split_partition(name: str) -> tuple[str, str] | None:
 
 @dataclass(slots=True)
 class DeviceNames:
-    """The devices of one image, by what a guest may call them.
+    """The devices of one image, by the names that a guest may use.
 
     Attributes:
-        devices: of the image, as the appliance calls them.
-        tag_of: what blkid(8) says of one of them.
+        devices: the appliance's names for them.
+        tag_of: returns a tag of one of them, as blkid(8) finds it.
         aliases: the guest's names of its arrays and encrypted volumes -> the appliance's device.
-        disks: a guest's name of a disk -> the appliance's, as far as that is known.
+        disks: the guest's name of a disk -> the appliance's, as far as known.
     """
 
     devices: Collection[str]
@@ -70,13 +69,13 @@ class DeviceNames:
     _by_tag: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def learn(self, name: str, device: str) -> None:
-        """Know which disk a guest's name is of, by a name whose device is known."""
+        """Learn the guest's name of a disk from one name whose device is known."""
         guest, here = split_partition(name), split_partition(device)
         if guest and here and guest[1] == here[1]:
             self.disks[guest[0]] = here[0]
 
     def find(self, name: str) -> str | None:
-        """Return the appliance's device for a guest's name; None where that is not certain."""
+        """Return the appliance's device for a guest's name; None if that is not certain."""
         for prefix, folder, tag in TAGS:
             for start in (prefix, folder):
                 if name.startswith(start):
@@ -87,7 +86,7 @@ class DeviceNames:
         return self.aliases.get(name) or self._volume(name) or self._partition(name)
 
     def guesses(self, name: str) -> Sequence[str]:
-        """Return the partitions that a name might be of if its disk, unknown so far, is here."""
+        """Return the partitions that a name may mean if its unknown disk is one of these."""
         split = split_partition(_unescaped(name))
         if split is None or split[0] in self.disks or not split[1]:
             return ()
@@ -98,7 +97,7 @@ class DeviceNames:
         ]
 
     def _tagged(self, tag: str, value: str) -> str | None:
-        """The device with this tag; only labels tell capital letters from small ones."""
+        """Return the device with this tag; only labels are case-sensitive."""
         if tag not in self._by_tag:
             found: dict[str, str] = {}
             for device in self.devices:
@@ -109,7 +108,7 @@ class DeviceNames:
         return self._by_tag[tag].get(value if "UUID" not in tag else value.lower())
 
     def _volume(self, name: str) -> str | None:
-        """The logical volume of LVM that has this name."""
+        """Return the logical volume of LVM with this name."""
         if name.startswith(_BY_ID + "dm-uuid-LVM-"):
             return self._tagged(LVM_UUID, name.removeprefix(_BY_ID + "dm-uuid-LVM-"))
         for start in ("/dev/mapper/", _BY_ID + "dm-name-"):
@@ -133,24 +132,24 @@ class DeviceNames:
         return device if disk and device in self.devices else None
 
     def _knows_kernel_names(self) -> bool:
-        """Whether the guest itself says which of its kernel's names the first disk has."""
+        """Return whether the guest itself tells its kernel's name of the first disk."""
         return any(not name.startswith("/dev/disk/") for name in self.disks)
 
 
 def crypttab_names(
     reader: GuestReader, unlocked: Mapping[str, str], names: DeviceNames
 ) -> dict[str, str]:
-    """Return what the guest's crypttab(5) calls the unlocked volumes -> the appliance's device.
+    """Return the names in the guest's crypttab(5) of the unlocked volumes, with their devices.
 
     Args:
         reader: the root's files.
-        unlocked: encrypted device -> the device of what is in it.
-        names: of all devices; what they know holds for the encrypted ones as well.
+        unlocked: encrypted device -> the device of its content.
+        names: the names of all devices, including the encrypted ones.
     """
     encrypted = DeviceNames(list(unlocked), names.tag_of, names.aliases, names.disks)
     found = {}
     text = None
-    with contextlib.suppress(InspectionError):  # as if there were none
+    with contextlib.suppress(InspectionError):  # an unreadable crypttab counts as missing
         text = read_text(reader, CRYPTTAB) if unlocked else None
     for line in (text or "").splitlines():
         fields = line.split()
@@ -163,7 +162,7 @@ def crypttab_names(
 
 
 def _unescaped(name: str) -> str:
-    """A name of udev's with its escapes decoded."""
+    """Return a name of udev's with its escapes decoded."""
     raw = name.encode("utf-8", "surrogateescape")
     plain = _ESCAPE.sub(lambda match: bytes([int(match[1], 16)]), raw)
     return plain.decode("utf-8", errors="replace")

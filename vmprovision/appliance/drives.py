@@ -1,4 +1,4 @@
-"""A disk for an appliance, and the proof that the appliance's disk is that one."""
+"""The disks of an appliance, and the proof that the appliance sees the right ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 SERIAL_LENGTH = 16
-# Without these, QEMU stops the machine where the host's disk is full, and waits for room.
+# Without these, QEMU stops the machine when the host's disk is full, and waits for room.
 TELL_FAILURES = {"werror": "report", "rerror": "report"}
 FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
@@ -33,10 +33,10 @@ class Drive:
 
     Attributes:
         path: the file on the host.
-        format: its format, always stated: a guessed format is a guest's choice.
-        readonly: writes go to a throwaway snapshot.
-        layer: the disk as open files, which are used in place of the path.
-        sectors: the size of its sectors in bytes, by which a GPT counts.
+        format: its format, always given: a probed format is a guest's choice.
+        readonly: writes go to an overlay that is thrown away.
+        layer: the disk as open files, which are used instead of the path.
+        sectors: the size of its sectors in bytes, in which a GPT counts.
     """
 
     path: Path
@@ -49,7 +49,7 @@ class Drive:
         """Return QEMU's block node for it.
 
         Args:
-            name: gives the file name by which QEMU opens one of our open files.
+            name: returns the file name by which QEMU opens one of our open files.
         """
         if self.layer is not None:
             return self.layer.describe(name)
@@ -63,7 +63,7 @@ def drive_of(layer: Layer, *, readonly: bool = False) -> Drive:
     while bottom.backing is not None:
         bottom = bottom.backing
     sectors = SECTOR
-    if bottom.format == "raw":  # what is above it hardly ever has another table
+    if bottom.format == "raw":  # its overlays hardly ever change the table
         sectors = sector_size(bottom.file.read(2 * LARGE_SECTOR))
     return Drive(
         path=layer.file.path, format=layer.format, readonly=readonly, layer=layer, sectors=sectors
@@ -71,20 +71,20 @@ def drive_of(layer: Layer, *, readonly: bool = False) -> Drive:
 
 
 class WrongDiskError(ApplianceError):
-    """A disk of the appliance is not the image that it was given."""
+    """A disk of the appliance is not the given image."""
 
 
 @contextlib.contextmanager
 def throwaway(drive: Drive, overlay: Path) -> Iterator[Drive]:
-    """Give the drive, or for one that is not to be written to an overlay: a journal may want to be.
+    """Give the drive; a read-only one gets an overlay, since mounting may replay a journal.
 
     Args:
         drive: the drive.
-        overlay: where to make the overlay; the caller removes it.
+        overlay: the overlay's path; the caller removes it.
 
     Raises:
-        ImageError: it cannot be made.
-        CommandError: likewise.
+        ImageError: the overlay cannot be made.
+        CommandError: the overlay cannot be made.
     """
     if not drive.readonly:
         yield drive
@@ -104,10 +104,10 @@ def throwaway(drive: Drive, overlay: Path) -> Iterator[Drive]:
 
 
 def require_open(process: int, drive: Drive) -> None:
-    """Refuse a QEMU that has not opened the very files of the drive.
+    """Refuse a QEMU that has opened other files than those of the drive.
 
     Raises:
-        WrongDiskError: another file has taken the path of one of them.
+        WrongDiskError: one of the paths leads to another file now.
     """
     opened = set()
     for handle in Path(f"/proc/{process}/fd").iterdir():
@@ -117,50 +117,55 @@ def require_open(process: int, drive: Drive) -> None:
     for file in drive.layer.files() if drive.layer else ():
         if file.identity not in opened:
             raise WrongDiskError(
-                f"the appliance has another file open than {file}",
-                hint="nothing was written; keep others from the image's folder and try again",
+                f"the appliance has opened another file than {file}",
+                hint="nothing was written; keep other users from the image's folder and try again",
             )
 
 
 def device_name(number: int) -> str:
-    """What the appliance calls its disk of this number, counted from 0."""
+    """Return the appliance's name for its disk of this number, counted from 0."""
     return f"/dev/sd{string.ascii_lowercase[number]}"
 
 
 def new_serial() -> str:
-    """A serial number that no other disk has; letters only, as libguestfs wants its labels."""
+    """Return a serial number that no other disk has, of letters as libguestfs requires."""
     return "".join(secrets.choice(string.ascii_letters) for _ in range(SERIAL_LENGTH))
 
 
 def require_disk(drive: Drive, wanted: tuple[str, ...], found: tuple[str, ...]) -> None:
-    """Refuse a disk that is not the drive: by device name, serial number and size in bytes.
+    """Refuse a disk that is not the drive.
+
+    Args:
+        drive: the drive.
+        wanted: its device name, serial number and size in bytes.
+        found: those of the appliance's disk.
 
     Raises:
-        WrongDiskError: one of them differs.
+        WrongDiskError: they differ.
     """
     if found != wanted:
         raise WrongDiskError(
             f"the appliance's disk is not {drive.path}: device, serial number and size are "
             f"{found} and should be {wanted}",
-            hint="nothing was written; the host may be overloaded: try again when it is less so",
+            hint="nothing was written; the host may be overloaded: try again later",
         )
 
 
 def raise_disk_failure(
     failures: Sequence[Mapping[str, Any]], files: Mapping[int, Path], cause: Exception | None = None
 ) -> None:
-    """Raise what QEMU told of the host's disk, if it told anything.
+    """Raise the failure of the host's disk that QEMU reported, if it reported one.
 
-    A guest's kernel writes long after it has said that it did, and does not tell a later
-    ``umount`` of what failed; so nothing that was seen in the guest counts against this.
+    A guest's kernel reports success and writes later, and a later ``umount`` does not
+    report a write that failed. So QEMU's report counts, whatever the guest reported.
 
     Args:
         failures: the data of QEMU's events ``BLOCK_IO_ERROR``.
-        files: the files of the disks, by the number that their names end with.
+        files: the files of the disks, by their number.
         cause: what failed in the guest.
 
     Raises:
-        ImageSpaceError: there was no room for what was written.
+        ImageSpaceError: the host's disk is full.
         ImageError: a file could not be read or written.
     """
     for failure in failures:
@@ -172,9 +177,9 @@ def raise_disk_failure(
         if failure.get("nospace") or reason in FULL:
             raise ImageSpaceError(
                 f"the host's disk is full: {shown} could not be written ({reason})",
-                hint="the image is as it was; free some space and run the command again",
+                hint="the image is unchanged; free some space and run the command again",
             ) from cause
         raise ImageError(
             f"the host could not {failure.get('operation', 'use')} {shown}: {reason}",
-            hint="the image is as it was; `dmesg` may say what is wrong with the host's disk",
+            hint="the image is unchanged; check the host's disk with `dmesg`",
         ) from cause

@@ -47,8 +47,8 @@ _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 class ApplianceFilesystem:
     """The guest that is mounted in an appliance.
 
-    What was asked once is not asked again until this class changes it: whoever
-    mounts or writes past it makes a new one, or says so with ``mounted_on``.
+    It asks once for each status and again only after it has changed the file itself. Code
+    that mounts or writes past it makes a new one, or reports that with ``mounted_on``.
     """
 
     def __init__(self, appliance: Appliance) -> None:
@@ -57,7 +57,7 @@ class ApplianceFilesystem:
         self._cache = StatusCache()
 
     def mounted_on(self, path: PurePosixPath) -> None:
-        """Know that something was mounted on this directory, a path without links."""
+        """Forget what was under a directory, a path without links: something is mounted on it."""
         self._cache.forget_below(path)
 
     def lstat(self, path: PurePosixPath) -> FileStatus | None:
@@ -73,21 +73,21 @@ class ApplianceFilesystem:
         return self._cache.statuses[path]
 
     def _is_in_real_directory(self, path: PurePosixPath) -> bool:
-        """Whether a path is known to have no links among its parents."""
+        """Return whether a path is known to have no links among its parents."""
         above = self._cache.statuses.get(path.parent) if path.name != ".." else None
         return above is not None and above.kind == "directory"
 
     def _is_below_nothing(self, path: PurePosixPath) -> bool:
-        """Whether the nearest parent of which anything is known is no directory."""
+        """Return whether the nearest parent whose status is known is not a directory."""
         known = self._cache.statuses
         nearest = next((parent for parent in path.parents if parent in known), None)
         status = known[nearest] if nearest else None
         return nearest is not None and (status is None or status.kind != "directory")
 
     def _look_up(self, path: PurePosixPath) -> FileStatus | None:
-        """Status of what is at a path whose parents are no links, and perhaps of its siblings.
+        """Return the status of a path whose parents are not links; cache its siblings' as well.
 
-        A name that its directory does not list costs nothing.
+        A name that its directory does not list needs no question.
         """
         folder = path.parent
         alone = path == ROOT or self._is_below_nothing(path)
@@ -100,7 +100,7 @@ class ApplianceFilesystem:
             return self._ask(path)
         try:
             names = self._list(folder)
-        except InspectionError:  # damaged, or of more names than its size tells
+        except InspectionError:  # damaged, or with more names than its size suggests
             return self._ask(path)
         if not may_hold(names, path.name):
             return None
@@ -118,7 +118,7 @@ class ApplianceFilesystem:
         return self._noted(path, found)
 
     def _ask_all(self, folder: PurePosixPath, names: set[str]) -> None:
-        """Note the statuses of a directory's entries; those that cannot be had stay unknown."""
+        """Cache the statuses of a directory's entries; unreadable ones stay unknown."""
         asked = [name for name in sorted(names) if folder / name not in self._cache.statuses]
         try:
             answers = self._appliance.call("lstatnslist", str(folder), asked)
@@ -170,7 +170,7 @@ class ApplianceFilesystem:
         return content
 
     def load(self, path: PurePosixPath, *, limit: int) -> tuple[FileStatus, bytes]:
-        """As the Protocol has it; nobody else changes a guest that is off."""
+        """As the Protocol has it; nothing else changes a guest that is off."""
         status = self.lstat(path)
         if status is None or status.kind != "file":
             raise InspectionError(f"guest path {path} is not a regular file")
@@ -180,12 +180,12 @@ class ApplianceFilesystem:
         """As the Protocol has it."""
         here = resolve(self, path, last=False)
         if here not in self._cache.targets:
-            try:  # starts no process, other than `readlink`
+            try:  # unlike `readlink`, this starts no process
                 found = self._appliance.call("readlinklist", str(here.parent), [here.name])
             except (ApplianceCallError, UnicodeDecodeError) as exc:
                 raise _unreadable(path, exc) from exc
             if not found[0]:
-                raise InspectionError(f"guest path {path} is no symbolic link that can be read")
+                raise InspectionError(f"guest path {path} is not a readable symbolic link")
             self._cache.targets[here] = str(found[0])
         return self._cache.targets[here]
 
@@ -198,7 +198,7 @@ class ApplianceFilesystem:
         return sorted(self._list(real))
 
     def _list(self, real: PurePosixPath) -> set[str]:
-        """The names in a directory, those that are valid UTF-8."""
+        """Return the names in a directory that are valid UTF-8."""
         if real not in self._cache.names:
             try:
                 found = self._appliance.call("readdir", str(real))
@@ -219,13 +219,13 @@ class ApplianceFilesystem:
     def label(self, path: PurePosixPath) -> str | None:
         """As the Protocol has it."""
         try:
-            # an answer in which it is missing is cheaper than an error
+            # an answer without it is cheaper than an error
             found = self._appliance.call("lgetxattrs", str(path))
             raw = next((each["attrval"] for each in found if each["attrname"] == SELINUX), None)
-        except UnicodeDecodeError:  # of the name of another attribute
+        except UnicodeDecodeError:  # in the name of another attribute
             raw = self._label_alone(path)
         except ApplianceCallError:
-            return None  # a filesystem that has none
+            return None  # a filesystem without labels
         return None if raw is None else _as_label(raw)
 
     def _label_alone(self, path: PurePosixPath) -> bytes | None:
@@ -261,9 +261,9 @@ class ApplianceFilesystem:
     def symlink(self, path: PurePosixPath, target: str, attributes: Attributes = PLAIN) -> None:
         """As the Protocol has it.
 
-        Alone of the calls used here, ``ln_s`` runs a program outside the guest's
-        root: through an absolute link among the path's parents it would make its
-        link in the appliance, and report success.
+        Of the calls used here, only ``ln_s`` runs a program outside the guest's root. An
+        absolute link among the path's parents would lead it into the appliance, and it
+        would report success.
         """
         self._make_way(path)
         real = resolve(self, path.parent) / path.name
@@ -272,7 +272,7 @@ class ApplianceFilesystem:
         self._dress(path, attributes, None)
 
     def _make_way(self, path: PurePosixPath) -> None:
-        """Take away the name of the file or link that is at a path; its other names stay."""
+        """Remove the file or link at a path; its other names stay."""
         status = self.lstat(path)
         if status is None:
             return
@@ -282,9 +282,9 @@ class ApplianceFilesystem:
         self.remove(path)
 
     def _dress(self, path: PurePosixPath, attributes: Attributes, mode: int | None) -> None:
-        """Give what was just made its owner, mode and label, where it has not got them already.
+        """Give a new file its owner, mode and label, unless it has them.
 
-        The owner first: changing it clears the set-user-id and set-group-id bits.
+        The owner comes first: changing it clears the set-user-id and set-group-id bits.
         """
         made = self.lstat(path)
         if made is None or (made.uid, made.gid) != (attributes.uid, attributes.gid):
@@ -313,10 +313,11 @@ class ApplianceFilesystem:
 
     @contextlib.contextmanager
     def _changing(self, path: PurePosixPath, *, removing: bool = False) -> Iterator[PurePosixPath]:
-        """Change a guest path, given without links, and forget what it was; on failure, everything.
+        """Forget a guest path, given without links, when the block has changed it.
 
-        What was made is looked at again by whoever asks, and so is the directory
-        from which something was taken away: verification sees what is there.
+        After a failure forget everything. Later questions about the path, and about a
+        directory from which it was removed, ask the guest again: verification sees what
+        is there.
         """
         try:
             real = resolve(self, path, last=False)
@@ -339,9 +340,9 @@ class ApplianceFilesystem:
 def _check_encodable(path: PurePosixPath) -> None:
     try:
         str(path).encode()
-    except UnicodeEncodeError as exc:  # a receipt can name what no guest can hold
+    except UnicodeEncodeError as exc:  # a receipt may name what no guest can hold
         raise InspectionError(
-            f"guest path {path} is not valid UTF-8", hint="who wrote the receipt that names it?"
+            f"guest path {path} is not valid UTF-8", hint="the receipt that names it is damaged"
         ) from exc
 
 

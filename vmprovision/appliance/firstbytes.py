@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Partitioning tools begin the first partition at one MiB: one reading serves it too.
-FIRST_READING = (1 << 20) + START_SIZE
 READING_LIMIT = 2 << 20  # libguestfs's messages hold 4 MiB
 DISK_LIMIT = 1 << 62  # a place beyond is no number for libguestfs
 BLOCK = 4096  # the least that a filesystem may leave over; a RAID takes twice as much
@@ -199,7 +197,7 @@ def _require_clear(volumes: Iterable[Volume]) -> None:
 
 def _read_disk(appliance: Appliance, disk: str) -> list[tuple[Volume, ReadAt]]:
     """Return what is on a disk, each with what reads it."""
-    head: bytes = appliance.call("pread_device", disk, FIRST_READING, 0)
+    head: bytes = appliance.call("pread_device", disk, START_SIZE, 0)
 
     def read(place: int, size: int) -> bytes:
         if place + size <= len(head):
@@ -219,12 +217,14 @@ def _read_disk(appliance: Appliance, disk: str) -> list[tuple[Volume, ReadAt]]:
             superblock=identify(start),
             kind=identify_kind(start),
         )
-        found.append((volume, partial(_read_part, read, partition)))
+        found.append((volume, partial(_read_part, read, partition, start)))
     return found
 
 
-def _read_part(read: ReadAt, partition: Partition, place: int, size: int) -> bytes:
-    """Return what is at a place of a partition."""
+def _read_part(read: ReadAt, partition: Partition, start: bytes, place: int, size: int) -> bytes:
+    """Return what is at a place of a partition, of which these first bytes are known."""
+    if place + size <= len(start):
+        return start[place : place + size]
     return read(partition.start + place, min(size, partition.size - place))
 
 

@@ -1,6 +1,6 @@
-"""Storage that is recognised and not opened: each kind by its name, with what to do instead.
+"""Kinds of storage that are recognised and not opened, each with its next step.
 
-The kinds are blkid(8)'s, which knows most of them by their first or last bytes.
+The names are blkid(8)'s, which recognises most kinds by their first or last bytes.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ FIRMWARE_RAID = "a member of a RAID of the mainboard's firmware"
 # blkid(8)'s kind -> what it is, and the next step
 FOREIGN = {
     "zfs_member": (
-        "a member of a ZFS pool, which needs a driver that the appliance has not",
+        "a member of a ZFS pool, for which the appliance has no driver",
         FROM_INSIDE,
     ),
     "bcache": (
-        "a device of bcache, whose newest data may be on its cache, another device",
+        "a device of bcache, whose newest data may be on another device, its cache",
         "detach the cache in the running guest (`echo 1 >/sys/block/bcache0/bcache/detach`) "
         "and move the filesystem off bcache, or " + FROM_INSIDE,
     ),
@@ -72,16 +72,17 @@ FOREIGN = {
 
 
 def refuse_unreadable(layers: Layers) -> None:
-    """Raise what explains why no operating system was found, where a layer below explains it.
+    """Raise the reason why no operating system was found, if a layer below is the reason.
 
     Raises:
         WrongKeyError: the keys open none of the encrypted volumes.
-        UnsupportedGuestError: something is encrypted and has no key, or is not opened by us.
+        UnsupportedGuestError: a volume is encrypted and has no key, or is of a kind that
+            is not opened.
     """
     locked = layers.locked
     if layers.tried:
         raise WrongKeyError(
-            f"{layers.tried[0]} is encrypted, and no key that was given opens it",
+            f"{layers.tried[0]} is encrypted, and none of the given keys opens it",
             hint=f"give the right one with --key {layers.tried[0]}:file:PATH",
         )
     if locked:

@@ -1,4 +1,4 @@
-"""What makes a filesystem an operating system's root, and what its fstab mounts on it."""
+"""Recognise the root of an operating system, and mount what its fstab mounts on it."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ log = logging.getLogger(__name__)
 
 OperatingSystem = Literal["linux", "windows", "bsd", "hurd"]
 
-# What a plan may write to, and what inspection reads besides.
+# What inspection reads besides the directories that a plan may write to.
 READ = (
     *("/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib64", "/bin", "/sbin", "/lib", "/lib64"),
     *("/var/lib", "/var/lib/dpkg", "/opt", "/boot", "/boot/efi"),
 )
 WATCHED = tuple(PurePosixPath(path) for path in (*DIRECTORIES, *READ))
-ON_DEMAND = (PurePosixPath("/boot"), PurePosixPath("/boot/efi"))  # read though it is `noauto`
+ON_DEMAND = (PurePosixPath("/boot"), PurePosixPath("/boot/efi"))  # mounted even if `noauto`
 MOUNTS_LIMIT = 64
-# Two of these names tell that a filesystem is what fstab mounts there.
+# A filesystem with two of these names is taken for what fstab mounts there.
 CONTENT = {
     "/usr": frozenset(("bin", "lib", "sbin", "share", "libexec")),
     "/usr/local": frozenset(("bin", "lib", "sbin", "share", "etc", "include", "games", "src")),
@@ -51,11 +51,11 @@ class Root:
     """A filesystem that holds an operating system.
 
     Attributes:
-        device: as libguestfs names it (``/dev/sda1``, ``btrfsvol:/dev/sda2/@``).
-        system: what kind of operating system it is.
-        name: what its release file calls it, or its kind.
+        device: its name in libguestfs (``/dev/sda1``, ``btrfsvol:/dev/sda2/@``).
+        system: the kind of operating system.
+        name: the name in its release file, or its kind.
         subvolume: the btrfs subvolume that its own fstab mounts at ``/``, if it names one.
-        fstab: what its own fstab mounts.
+        fstab: the lines of its own fstab.
     """
 
     device: str
@@ -67,13 +67,13 @@ class Root:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountedGuest:
-    """The guest as it is mounted in the appliance at ``/``.
+    """The guest, mounted in the appliance at ``/``.
 
     Attributes:
         root: the chosen root.
         mountpoints: guest directory -> device, for the root and what its fstab adds.
-        hidden: what the guest mounts over directories that matter, and is not mounted here.
-        notes: what else there is to say of the guest's mounts.
+        hidden: mounts of the guest over directories that matter, which are not mounted here.
+        notes: notes on the guest's other mounts.
     """
 
     filesystem: GuestFilesystem
@@ -84,7 +84,7 @@ class MountedGuest:
 
 
 def unix_root(reader: GuestReader, device: str) -> Root | None:
-    """The root that is on a device whose files are read here, if it is one."""
+    """Return the root on a device; None if its files are not those of a root."""
     system = recognise_system(reader)
     if system is None:
         return None
@@ -99,11 +99,10 @@ def unix_root(reader: GuestReader, device: str) -> Root | None:
 
 
 def recognise_system(reader: GuestReader) -> OperatingSystem | None:
-    """What kind of operating system has its root in this filesystem, if any has.
+    """Return the kind of operating system whose root this is; None if it is not a root.
 
-    A root may be no more than ``/etc`` with links that lead to a ``/usr`` on
-    another filesystem, so release files are enough, and so is a program that
-    the kernel would start.
+    A root may hold only ``/etc`` and links into a ``/usr`` on another filesystem. So a
+    release file is enough, and so is a program that the kernel would start.
     """
     there = [name for name in reader.list_directory(PurePosixPath("/")) if name != "lost+found"]
     if not there or is_usr(there):
@@ -114,15 +113,15 @@ def recognise_system(reader: GuestReader) -> OperatingSystem | None:
         return "bsd"
     etc = reader.list_directory(PurePosixPath("/etc"))
     released = any(_RELEASE.match(name) for name in etc) or _exists(reader, "/usr/lib/os-release")
-    starts = any(_stands(reader, path) for path in ("/sbin/init", "/etc/init", "/bin/init"))
-    shell = _stands(reader, "/bin/sh") and bool(etc)
+    starts = any(_is_present(reader, path) for path in ("/sbin/init", "/etc/init", "/bin/init"))
+    shell = _is_present(reader, "/bin/sh") and bool(etc)
     special = _exists(reader, "/nix/store") or _exists(reader, "/ostree/deploy")
     special = special or _exists(reader, "/gnu/store")
     return "linux" if released or starts or shell or special else None
 
 
 def is_usr(names: Collection[str]) -> bool:
-    """Return whether this is a ``/usr`` of its own: its bin, sbin and lib look like a root's."""
+    """Return whether this is a separate ``/usr``, whose bin, sbin and lib look like a root's."""
     bare = {"bin", "lib"} <= set(names) and not {"etc", "dev", "proc", "init"} & set(names)
     return "usr" not in names and ("share" in names or bare)
 
@@ -134,8 +133,8 @@ def _exists(reader: GuestReader, path: str) -> bool:
     return status_of(reader, PurePosixPath(path)) is not None
 
 
-def _stands(reader: GuestReader, path: str) -> bool:
-    """Whether anything has this name, a link that leads to another filesystem included."""
+def _is_present(reader: GuestReader, path: str) -> bool:
+    """Return whether a path exists, even as a link into another filesystem."""
     return reader.lstat(PurePosixPath(path)) is not None or _exists(reader, path)
 
 
@@ -148,7 +147,7 @@ def _name(reader: GuestReader) -> str:
 
 
 def _own_subvolume(lines: Iterable[FstabLine]) -> str | None:
-    """The subvolume that a root's own fstab mounts at ``/``; its snapshots say the same."""
+    """Return the subvolume that a root's own fstab mounts at ``/``; its snapshots name it too."""
     for line in lines:
         if line.mountpoint == "/":
             named = dict(option.partition("=")[::2] for option in line.options.split(","))
@@ -159,13 +158,13 @@ def _own_subvolume(lines: Iterable[FstabLine]) -> str | None:
 def mount_root(
     appliance: Appliance, device: str, *, readonly: bool, driver: str = ""
 ) -> ApplianceFilesystem:
-    """Return the files of a root that is mounted now.
+    """Mount a root and return its files.
 
     Args:
         appliance: has the device.
-        device: what is mounted.
+        device: the device to mount.
         readonly: mount without writing.
-        driver: the kernel's filesystem; without it mount(8) looks for all that it knows.
+        driver: the kernel's filesystem; if empty, mount(8) probes for it.
 
     Raises:
         InspectionError: it cannot be mounted.
@@ -196,7 +195,7 @@ def mount_device(
 
 
 def _access(*, readonly: bool) -> str:
-    """How to mount: reading a guest's files leaves no times behind."""
+    """Return the mount options; reading a guest's files changes no access times."""
     return "ro,noatime" if readonly else "rw,noatime"
 
 
@@ -205,8 +204,8 @@ class WantedMount:
     """A mount of the guest that matters here.
 
     Attributes:
-        device: what the appliance calls it; None where the image does not hold it.
-        is_guess: the device is another host's name for a disk that is likely this one.
+        device: its name in the appliance; None if the image does not hold it.
+        is_guess: the guest's name is for a disk that is likely, but not surely, this one.
     """
 
     mount: GuestMount
@@ -215,12 +214,12 @@ class WantedMount:
 
 
 def wanted_mounts(reader: GuestReader, root: Root, names: DeviceNames) -> list[WantedMount]:
-    """Those mounts of the guest that matter, parents first.
+    """Return the guest's mounts that matter, parents first.
 
     Args:
         reader: the root's files.
-        root: what is mounted; its own line of fstab tells how the guest calls its disk.
-        names: of the image's devices.
+        root: the mounted root; its own line of fstab names the guest's disk.
+        names: the names of the image's devices.
     """
     for line in root.fstab:
         if line.mountpoint == "/":
@@ -238,11 +237,11 @@ def wanted_mounts(reader: GuestReader, root: Root, names: DeviceNames) -> list[W
 
 @dataclass(slots=True)
 class Mounting:
-    """A guest whose root is mounted, while what it mounts besides is mounted too.
+    """A guest whose root is mounted, and whose other mounts follow.
 
     Attributes:
-        driver_of: the kernel's filesystem on a device; empty where mount(8) is to look.
-        done: what was tried, with why it failed, or nothing.
+        driver_of: returns the kernel's filesystem on a device; "" lets mount(8) probe.
+        done: the mounts that were tried, each with why it failed, or "".
     """
 
     appliance: Appliance
@@ -255,7 +254,7 @@ class Mounting:
     done: dict[GuestMount, str] = field(default_factory=dict)
 
     def mount_wanted(self) -> MountedGuest:
-        """Mount all that can be mounted; what a mount uncovers may name more."""
+        """Mount all that can be mounted; a mounted filesystem may name more mounts."""
         self.mountpoints["/"] = self.root.device
         wanted = wanted_mounts(self.files, self.root, self.names)
         while todo := [entry for entry in wanted if self._is_due(entry)]:
@@ -269,7 +268,7 @@ class Mounting:
         return here and room and entry.device is not None and entry.mount not in self.done
 
     def _mount(self, entry: WantedMount) -> str:
-        """Mount one; why it could not be done, or nothing."""
+        """Mount one; return why that failed, or ""."""
         device, place = str(entry.device), entry.mount.place
         if entry.is_guess and device in self.mountpoints.values():
             return entry.mount.obstacle
@@ -288,11 +287,11 @@ class Mounting:
         return ""
 
     def _mount_on(self, device: str, mount: GuestMount) -> str:
-        """Mount a device of the guest; why it could not be done, or nothing.
+        """Mount a device of the guest; return why that failed, or "".
 
-        Mounting is done in the appliance, not inside the guest's root: through a link
-        of the guest it would mount over the appliance's own directories, and the
-        guest's programs would run in their place.  So only a real directory will do.
+        The appliance mounts outside the guest's root. Through a link of the guest it would
+        mount over its own directories, and run the guest's programs in place of its own.
+        So the mount point must be a real directory.
         """
         place, driver = mount.place, self.driver_of(device)
         try:

@@ -1,7 +1,7 @@
-"""Restored appliances that stand ready, each for one image.
+"""Restored appliances that wait ready, each for one image.
 
-Whoever takes one pays for plugging in the disk and no more.  A thread restores
-others in their place.
+A caller pays for attaching its disk and no more. A thread restores others in place of the
+appliances that were taken.
 """
 
 from __future__ import annotations
@@ -30,31 +30,33 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 0.1
-RETRY_SECONDS = 5.0  # after an appliance did not restore
+RETRY_SECONDS = 5.0  # after a restore that failed
 
 
 class Pool:
-    """Appliances that stand ready for ``inject`` and its siblings, as their ``pool``.
+    """Appliances that wait ready for ``inject`` and its siblings, as their ``pool``.
 
-    At most ``size`` calls work at once, and more wait for their turn; beside them as
-    many appliances stand ready, of about 150 MB resident each, of which about half is
-    shared with the others. New ones are restored when no call works, or one waits.
-    Threads may share a pool, and a coroutine uses it through ``asyncio.to_thread``.
-    An image never meets an appliance that has worked on another one. Where this host
-    cannot restore appliances, each call starts its own, as without a pool.
+    At most ``size`` calls work at once, and others wait for their turn. As many
+    appliances wait ready beside them. Each has about 150 MB resident, of which it shares
+    about half with the others. New ones are restored while no call works, or while one
+    waits. Threads may share a pool, and a coroutine uses it through
+    ``asyncio.to_thread``. No image meets an appliance that has worked on another image.
+    If this host cannot restore appliances, each call starts its own, as without a pool.
 
-    Use it as a context manager, or ``close`` it: that ends the appliances that
-    stand ready and waits for the calls that work.
+    Use it as a context manager, or ``close`` it: that ends the waiting appliances and
+    waits for the calls that work.
     """
 
     def __init__(self, size: int) -> None:
-        """Begin to restore appliances.
+        """Start to restore appliances.
 
         Raises:
             PlanError: the size is below 1.
         """
         if size < 1:
-            raise PlanError(f"a pool of {size} appliances is none", hint="give 1 or more")
+            raise PlanError(
+                f"the size of a pool must be at least 1, not {size}", hint="give 1 or more"
+            )
         self._size = size
         self._ready: collections.deque[RestoredAppliance] = collections.deque()
         self._turns = threading.Semaphore(size)
@@ -81,7 +83,7 @@ class Pool:
         self.close()
 
     def close(self) -> None:
-        """End what stands ready, and wait for the calls that work; nothing of it remains."""
+        """End the waiting appliances and wait for the calls that work; nothing remains."""
         self._closed.cancelled.set()
         for _ in range(self._size):
             self._turns.acquire()
@@ -90,7 +92,11 @@ class Pool:
         self._filler.join()
 
     def wait_until_ready(self, seconds: float) -> bool:
-        """Whether all of its appliances stand ready, at most so many seconds from now."""
+        """Wait until all appliances are ready; return whether they are in time.
+
+        Args:
+            seconds: how long to wait.
+        """
         with self._changed:
             return (
                 self._changed.wait_for(
@@ -101,11 +107,11 @@ class Pool:
 
     @contextlib.contextmanager
     def open(self, drives: Sequence[Drive], *, control: Control) -> Iterator[Appliance]:
-        """As ``open_appliance``, with an appliance that stood ready.
+        """Give an appliance that was ready, as ``open_appliance`` does.
 
         Raises:
             ApplianceError: as there; or the pool is closed.
-            CancelledError: the caller cancelled, perhaps while it waited for its turn.
+            CancelledError: the caller cancelled, perhaps while waiting for its turn.
         """
         with self._turn(control):
             restored = self._take(control)
@@ -130,7 +136,7 @@ class Pool:
             self._turns.release()
 
     def _take(self, control: Control) -> RestoredAppliance | None:
-        """An appliance that obeys this caller; None where there is none to be had."""
+        """Return an appliance that obeys this caller; None if none can be restored."""
         with self._changed:
             self._waiting += 1
             self._changed.notify_all()
@@ -142,7 +148,7 @@ class Pool:
                 restored = self._ready.popleft()
             finally:
                 self._waiting -= 1
-        restored.watchdog.serve(control)
+        restored.serve(control)
         return restored
 
     @contextlib.contextmanager
@@ -157,9 +163,9 @@ class Pool:
                 self._changed.notify_all()
 
     def _fill(self) -> None:
-        """Keep as many ready as the pool is to have.
+        """Keep the pool full.
 
-        The thread lives as long as any of its appliances, since they end with it.
+        Appliances end with the thread that started them, so this one outlives them all.
         """
         while not self._closed.cancelled.is_set():
             with self._changed:
@@ -181,17 +187,17 @@ class Pool:
         try:
             restored = restore(self._closed)
         except ApplianceError as exc:
-            log.warning("no appliance restores for the pool: %s", exc.message)
+            log.warning("the pool cannot restore an appliance: %s", exc.message)
         except CancelledError:
-            log.debug("the pool is closed before it is full")
+            log.debug("the pool was closed before it was full")
         else:
             if restored is not None:
-                restored.watchdog.serve(Control())  # it works on when the pool is closed
+                restored.serve(Control())  # closing the pool lets it work on
             return restored
         return None
 
     def _lacks_one(self) -> bool:
-        """Whether to restore another one now: where that holds up nobody, or one waits for it."""
+        """Return whether to restore another one now: nobody works, or somebody waits for one."""
         if len(self._ready) >= self._size:
             return False
         return not self._working or (self._waiting > len(self._ready))

@@ -1,9 +1,9 @@
 """Restored appliances that work on one image after another, for images of one owner.
 
-Between two images nothing of the first is mounted or plugged in.  What an appliance
-keeps all the same is its kernel and its daemon: a guest that took those over through
-its filesystem would meet the next image.  An appliance that had to start RAID or LVM,
-or in which anything failed, is not used again.
+Between two images nothing of the first is mounted or attached. But the appliance keeps its
+kernel and its daemon: a guest that took those over through its filesystem would meet the
+next image. An appliance that started RAID or LVM, or in which anything failed, is not used
+again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING
 
-from vmprovision.appliance.session import Appliance, open_appliance
+from vmprovision.appliance.session import Appliance, blaming_the_host, open_appliance
 from vmprovision.appliance.snapshot.host import restore
 from vmprovision.appliance.snapshot.restore import attach_all
 
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 
 class SharedAppliances:
-    """As many appliances as there are threads that use them at once.
+    """As many appliances as threads use them at once.
 
-    Each ends with the thread that has started it, so close them before their threads end.
+    Each ends with the thread that started it, so close them before their threads end.
     """
 
     def __init__(self) -> None:
-        """Have none yet."""
+        """Start with no appliance."""
         self._idle: list[RestoredAppliance] = []
         self._guard = threading.Lock()
         self._closed = False
 
     def close(self) -> None:
-        """End those that are not in use now, and the others as soon as they are not."""
+        """End the idle appliances now, and the others as soon as they are idle."""
         with self._guard:
             self._closed = True
             while self._idle:
@@ -45,7 +45,7 @@ class SharedAppliances:
 
     @contextlib.contextmanager
     def open(self, drives: Sequence[Drive], *, control: Control) -> Iterator[Appliance]:
-        """As ``open_appliance``, with an appliance that others have used before.
+        """Give an appliance that others may have used, as ``open_appliance`` does.
 
         Raises:
             ApplianceError: as there.
@@ -57,27 +57,30 @@ class SharedAppliances:
             with open_appliance(drives, control=control) as appliance:
                 yield appliance
             return
-        appliance = Appliance(restored)
         is_clean = False
         try:
-            with appliance.blaming_the_host():
-                yield appliance
-                appliance.finish()
+            with blaming_the_host(restored):
+                yield restored
+                restored.finish()
             for number in numbers:
                 restored.wait_until_gone(number)
-            is_clean = not appliance.has_volumes
+            is_clean = not restored.has_volumes
         finally:
-            with self._guard:
-                if is_clean and not self._closed:
-                    self._idle.append(restored)
-                    restored = None
-            if restored is not None:
+            if not self._keep(restored, is_clean=is_clean):
                 restored.close()
 
     def _take(self, control: Control) -> RestoredAppliance | None:
         with self._guard:
             if self._idle:
                 restored = self._idle.pop()
-                restored.watchdog.serve(control)
+                restored.serve(control)
                 return restored
         return restore(control)
+
+    def _keep(self, restored: RestoredAppliance, *, is_clean: bool) -> bool:
+        """Return whether an appliance is kept for another image."""
+        with self._guard:
+            if is_clean and not self._closed:
+                self._idle.append(restored)
+                return True
+        return False

@@ -1,9 +1,8 @@
-"""What is known of a mounted guest's files, so that the appliance is asked once.
+"""A cache of file status, so that the appliance is asked once for each file.
 
-An appliance without KVM takes about a millisecond for a question, four for one
-whose answer is an error, and ten where its daemon starts a process.  All paths
-here are without links.  Only ``ApplianceFilesystem`` writes to the guest, and it
-forgets here what it changes there.
+Without KVM the appliance takes about a millisecond for a question, four if the answer is
+an error, and ten if its daemon starts a process. All paths here are free of links. Only
+``ApplianceFilesystem`` writes to the guest, and it forgets here what it changes there.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ class StatusCache:
     """Statuses, names, link targets and contents by guest path.
 
     Attributes:
-        statuses: None where nothing stands.
-        shared: files that have more than one name: what changes one changes the others.
-        names: of the entries of directories.
-        targets: of symbolic links.
-        contents: of small files, whole.
+        statuses: None if the path does not exist.
+        shared: files with several names: a change of one changes the others.
+        names: the entries of directories.
+        targets: the targets of symbolic links.
+        contents: the complete contents of small files.
     """
 
     statuses: dict[PurePosixPath, FileStatus | None] = field(default_factory=dict)
@@ -40,22 +39,22 @@ class StatusCache:
     contents: dict[PurePosixPath, bytes] = field(default_factory=dict)
 
     def keep_content(self, path: PurePosixPath, content: bytes) -> None:
-        """Keep the whole content of a file, if it is small."""
+        """Keep the complete content of a file, if it is small."""
         kept = sum(map(len, self.contents.values()))
         if len(content) <= CONTENT_LIMIT and kept + len(content) <= CONTENTS_LIMIT:
             self.contents[path] = content
 
     def forget(self, path: PurePosixPath) -> None:
-        """Forget a path that changes, and all where that may have changed other paths too."""
+        """Forget a path that changes; forget everything if other paths may change with it."""
         status = self.statuses.pop(path, None)
         self.targets.pop(path, None)
         self.contents.pop(path, None)
-        # chmod(2) goes through a link
+        # chmod(2) follows a link
         if path in self.shared or (status is not None and status.kind == "symlink"):
             self.clear()
 
     def forget_below(self, path: PurePosixPath) -> None:
-        """Forget a directory on which something is mounted now, and what was under it."""
+        """Forget a directory on which something was mounted, and all below it."""
         maps: Iterable[dict[PurePosixPath, object]] = (
             self.statuses,  # type: ignore[assignment]  # only keys are looked at
             self.names,
@@ -76,8 +75,8 @@ class StatusCache:
 
 
 def may_hold(names: set[str], name: str) -> bool:
-    """Whether a directory with these names may have this one.
+    """Return whether a directory with these names may have this one.
 
-    A filesystem may take upper and lower case for the same, as FAT does.
+    Some filesystems, such as FAT, ignore the case of letters.
     """
     return name in names or name.casefold() in {other.casefold() for other in names}

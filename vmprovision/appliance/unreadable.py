@@ -1,10 +1,10 @@
 """Parts of an image that cannot be read, where the guest's real root may be.
 
-An encrypted partition, a pool of ZFS or a filesystem with a feature that the
-appliance's kernel lacks may hold the system that boots, and what can be read beside
-it a rescue system only.  Swap, boot code, FAT and NTFS hold no root of Linux.  What
-the readable root itself opens or mounts elsewhere is its data: fstab(5), crypttab(5),
-mdadm.conf(5) and ZFS's list of pools tell.
+An encrypted partition, a ZFS pool or a filesystem with a feature unknown to the
+appliance's kernel may hold the system that boots; the readable root beside it may be a
+rescue system. Swap, boot code, FAT and NTFS hold no root of Linux. Devices that the
+readable root itself opens or mounts are its data: fstab(5), crypttab(5), mdadm.conf(5)
+and ZFS's list of pools name them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ POOLS = PurePosixPath("/etc/zfs/zpool.cache")
 POOLS_LIMIT = 1 << 20
 LOG_LINES = 60
 ZFS, BCACHE, RAID, LVM = "zfs_member", "bcache", "linux_raid_member", "LVM2_member"
-# Of what is not opened, that in which no root of Linux is.
+# Kinds that are not opened and never hold a root of Linux.
 NO_ROOT = (
     *("BitLocker", "cs_fvault2", "apfs", "ceph_bluestore", "oracleasm", "VMFS_volume_member"),
     *("drbdmanage_control_volume", "DM_snapshot_cow", "DM_verity_hash"),
@@ -55,10 +55,10 @@ class Unreadable:
 
     Attributes:
         kind: what is on it, as blkid(8) names it.
-        why: it cannot be read, as a clause.
-        hint: what helps.
-        name: of its volume group or pool, where it has one.
-        is_closed: whether it is no filesystem but something around one.
+        why: the reason, as a clause.
+        hint: the next step.
+        name: the name of its volume group or pool, if it has one.
+        is_closed: whether it is a layer around a filesystem.
     """
 
     device: str
@@ -74,7 +74,7 @@ class Unreadable:
 
 
 def find_closed(appliance: Appliance, layers: Layers, tag_of: TagOf) -> list[Unreadable]:
-    """Return what is around filesystems, and was not opened, where a root may be inside."""
+    """Return the layers that were not opened and may hold a root."""
     kinds = {**layers.filesystems, **layers.others}
     found = [
         Unreadable(
@@ -100,7 +100,7 @@ def find_closed(appliance: Appliance, layers: Layers, tag_of: TagOf) -> list[Unr
 
 
 def _incomplete_groups(appliance: Appliance) -> list[Unreadable]:
-    """Volume groups of which a disk is missing: no volume of theirs may be the root's alone."""
+    """Return the volume groups that lack a disk: any of their volumes may be incomplete."""
     try:
         groups = appliance.call("vgs_full")
     except ApplianceCallError:  # without LVM
@@ -119,7 +119,7 @@ def _incomplete_groups(appliance: Appliance) -> list[Unreadable]:
 
 
 def unmountable(appliance: Appliance, device: str, kind: str, message: str) -> Unreadable | None:
-    """Return a filesystem that mount(8) refused; None where no root of Linux can be on it."""
+    """Return a filesystem that mount(8) refused; None if no root of Linux can be on it."""
     if kind not in ROOT_KINDS:
         return None
     said = _kernel_log(appliance, device)
@@ -139,14 +139,14 @@ def unmountable(appliance: Appliance, device: str, kind: str, message: str) -> U
 
 
 def unreadable_files(device: str, kind: str, error: InspectionError) -> Unreadable | None:
-    """Return a filesystem that was mounted and whose files cannot be read, where a root may be."""
+    """Return a mounted filesystem whose files cannot be read; None if it holds no root."""
     if kind not in ROOT_KINDS:
         return None
     return Unreadable(device=device, kind=kind, why=error.message, hint=error.hint, is_closed=False)
 
 
 def _kernel_log(appliance: Appliance, device: str) -> str:
-    """The last line of the kernel's log on a device, without its time; empty without one."""
+    """Return the last line of the kernel's log about a device, without its time, or ""."""
     try:
         text = str(appliance.call("debug", "sh", ["dmesg"]))
     except (ApplianceCallError, UnicodeDecodeError):
@@ -159,7 +159,7 @@ def _kernel_log(appliance: Appliance, device: str) -> str:
 def unclaimed(
     unreadable: Iterable[Unreadable], reader: GuestReader, names: DeviceNames
 ) -> list[Unreadable]:
-    """Return those that the root, whose files are read here, does not call its data."""
+    """Return the devices that the readable root does not name as its data."""
     lines = [line for line in read_fstab(reader) if line.mountpoint != "/"]
     return [each for each in unreadable if not _is_claimed(each, reader, names, lines)]
 
@@ -182,14 +182,14 @@ def _is_claimed(
 
 
 def _is_listed_pool(reader: GuestReader, name: str) -> bool:
-    """Whether the guest imports a pool of this name when it boots."""
+    """Return whether the guest imports a pool of this name when it boots."""
     pools = resolved_file(reader, POOLS)
     known = reader.read(pools, limit=POOLS_LIMIT) if pools else b""
     return bool(name) and name.encode("utf-8", "surrogateescape") in known
 
 
 def _crypttab(reader: GuestReader) -> list[str]:
-    """The devices that the guest opens beside its root."""
+    """Return the encrypted devices that the guest opens besides its root."""
     lines = (read_text(reader, CRYPTTAB) or "").split("\n")
     fields = [line.split() for line in lines if not line.lstrip().startswith("#")]
     opened = {words[0]: words[1] for words in fields if len(words) > 1}
@@ -198,7 +198,7 @@ def _crypttab(reader: GuestReader) -> list[str]:
 
 
 def _is_listed_raid(reader: GuestReader, identifier: str) -> bool:
-    """Whether the guest's mdadm.conf names an array by this UUID."""
+    """Return whether the guest's mdadm.conf names an array by this UUID."""
     wanted = identifier.replace("-", "").lower()
     texts = [read_text(reader, path) or "" for path in RAID_FILES]
     named = [re.findall(r"UUID=([0-9a-fA-F:-]{32,40})", text) for text in texts]

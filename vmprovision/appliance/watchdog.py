@@ -21,16 +21,20 @@ WATCH_SECONDS = 0.1
 
 
 class Watchdog:
-    """Ends the appliance's QEMU when a call outlasts its limit or the caller cancels.
+    """Ends the appliance's QEMU when a call exceeds its limit or the caller cancels.
 
-    libguestfs has no time limits, and a call on a handle blocks every other
-    call on it, so the only way out of a stuck call is to end the process that
-    it waits for.  It is known by the unique name on its command line and by
-    being our child.
+    libguestfs has no time limits, and a call on a handle blocks every other call on it.
+    So the only way out of a stuck call is to end the process that it waits for: our child
+    with the unique name on its command line.
     """
 
     def __init__(self, mark: str, control: Control) -> None:
-        """Take the name of QEMU, and who may cancel."""
+        """Start to watch.
+
+        Args:
+            mark: the word behind ``-name`` of QEMU.
+            control: cancels.
+        """
         self._mark = mark.encode()
         self._control = control
         self._deadline = float("inf")
@@ -42,9 +46,17 @@ class Watchdog:
 
     @contextlib.contextmanager
     def limit(self, seconds: float, doing: str) -> Iterator[None]:
-        """Allow the call in this block so many seconds."""
+        """Allow the call in this block so many seconds.
+
+        Args:
+            seconds: the limit.
+            doing: what the call does, for the error if it exceeds the limit.
+
+        Raises:
+            CancelledError: the caller has cancelled.
+        """
         if self._control.cancelled.is_set():
-            raise CancelledError("cancelled", hint="the image is as it was")
+            raise CancelledError("cancelled", hint="the image is unchanged")
         self.raise_cause()
         self._doing = doing
         self._deadline = time.monotonic() + seconds
@@ -54,20 +66,20 @@ class Watchdog:
             self._deadline = float("inf")
 
     def raise_cause(self) -> None:
-        """Raise what made the watchdog end the appliance, if it did."""
+        """Raise the reason for which the watchdog ended the appliance, if it did."""
         if self._cause:
             raise self._cause
 
     def end(self, cause: Exception) -> None:
-        """End the appliance now, for this cause."""
+        """End the appliance for this reason."""
         self._cause = self._cause or cause
 
     def serve(self, control: Control) -> None:
-        """Obey another caller from now on."""
+        """Take cancellation from another caller from now on."""
         self._control = control
 
     def stop(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._stopped.set()
         self._thread.join()
 
@@ -75,11 +87,11 @@ class Watchdog:
         while not self._stopped.wait(WATCH_SECONDS):
             if self._cause is None:
                 if self._control.cancelled.is_set():
-                    self._cause = CancelledError("cancelled", hint="the image is as it was")
+                    self._cause = CancelledError("cancelled", hint="the image is unchanged")
                 elif time.monotonic() > self._deadline:
                     self._cause = ApplianceTimeoutError(
-                        f"the appliance was not done with {self._doing} in time",
-                        hint="the host is overloaded, its disk is full, or the image is damaged",
+                        f"the appliance did not finish {self._doing} in time",
+                        hint="the host may be overloaded, its disk full, or the image damaged",
                     )
             if self._cause is not None:
                 self._end_qemu()

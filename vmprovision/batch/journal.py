@@ -38,7 +38,7 @@ class Journal:
     entries: dict[str, dict[str, Any]]
 
     def holds(self, image: Path, wanted: str) -> bool:
-        """Whether the image is finished with these options, and unchanged since.
+        """Return whether the image is finished with these options, and unchanged since.
 
         Args:
             image: the file.

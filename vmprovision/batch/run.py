@@ -10,52 +10,50 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import hashlib
-import json
 import logging
 import os
 import queue
 import threading
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmprovision.api import DEFAULT_IMAGE, NO_OPTIONS, inject
 from vmprovision.appliance.shared import SharedAppliances
 from vmprovision.appliance.snapshot.host import STOCK_VARIABLE, find_host_appliance
+from vmprovision.batch.jobs import (
+    check_job,
+    digest_of,
+    find_backing_files,
+    plan_jobs,
+    with_absolute_paths,
+)
 from vmprovision.batch.journal import open_journal
 from vmprovision.errors import (
     ApplianceError,
     CancelledError,
     FleetError,
     ImageLockedError,
-    ImageReferenceError,
     PlanError,
     VmprovisionError,
     printable,
     unexpected_error,
 )
 from vmprovision.host.capacity import host_capacity
-from vmprovision.image.chain import open_chain
 from vmprovision.image.disk import is_being_merged
-from vmprovision.image.diskfile import open_disk_file
-from vmprovision.image.header import determine_format
-from vmprovision.planning.injection import InjectOptions, check_options
 from vmprovision.progress import Control, Progress
-from vmprovision.reports import (
-    BatchReport,
-    ChangeReport,
-    ImageOptions,
-    JobResult,
-)
+from vmprovision.reports import BatchReport, JobResult
 from vmprovision.runtime.archive import build_archive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from vmprovision.appliance.session import Appliances
+    from vmprovision.batch.jobs import Job
     from vmprovision.batch.journal import Journal
+    from vmprovision.planning.injection import InjectOptions
+    from vmprovision.reports import ChangeReport, ImageOptions
 
 log = logging.getLogger(__name__)
 
@@ -63,23 +61,6 @@ log = logging.getLogger(__name__)
 STOCK_MEMORY, RESTORED_MEMORY = 600 << 20, 200 << 20
 MERGE_PATIENCE = 600.0
 POLL_SECONDS = 0.2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One image to inject, in the form that a worker on another host receives.
-
-    Attributes:
-        image: a disk image, or a directory with an unpacked root filesystem.
-        options: what to inject.
-        source: how to open the image.
-        output: the new image to write instead of changing this one.
-    """
-
-    image: Path
-    options: InjectOptions
-    source: ImageOptions
-    output: Path | None
 
 
 def inject_many(  # noqa: PLR0913 -- inject's options, and those of a batch
@@ -124,7 +105,7 @@ def inject_many(  # noqa: PLR0913 -- inject's options, and those of a batch
             same VM id or the same new name, if an option is invalid, or if the file is
             not a journal. Later failures are in the results.
     """
-    planned = _plan_jobs([Path(image) for image in images], options, source, output)
+    planned = plan_jobs([Path(image) for image in images], options, source, output)
     if jobs is not None and jobs < 1:
         raise PlanError(f"--jobs must be at least 1, not {jobs}", hint="give 1 or more")
     if together and executor is not None:
@@ -147,7 +128,7 @@ def inject_many(  # noqa: PLR0913 -- inject's options, and those of a batch
                 stack.callback(shared.close)
             batch.work(lambda job: pool.submit(do_job, job, batch.control_of(job), shared))
         else:
-            batch.work(lambda job: executor.submit(do_job_elsewhere, _absolute(job)))
+            batch.work(lambda job: executor.submit(do_job_elsewhere, with_absolute_paths(job)))
         return BatchReport(results=tuple(batch.results[job] for job in planned))
 
 
@@ -242,7 +223,7 @@ class _Batch:
         self._stopped = threading.Event()
         self._one_at_a_time = threading.Lock()
         agent = build_archive().sha256
-        self._wanted = {job: _wanted(job, agent) for job in jobs} if journal else {}
+        self._wanted = {job: digest_of(job, agent) for job in jobs} if journal else {}
 
     def control_of(self, job: Job) -> Control:
         """Return the control of a job that runs in a thread of this process."""
@@ -253,11 +234,11 @@ class _Batch:
 
     def settle(self) -> None:
         """Record the results of jobs that need no work."""
-        backed = _backing_files(self._jobs)
+        backed = find_backing_files(self._jobs)
         for job in self._jobs:
             if self._journal and self._journal.holds(job.output or job.image, self._wanted[job]):
                 self._end(job, JobResult(image=job.image, outcome="skipped"))
-            elif error := _refusal(job, backed):
+            elif error := check_job(job, backed):
                 self._end(job, JobResult(image=job.image, outcome="failed", error=error))
 
     def work(self, submit: Callable[[Job], concurrent.futures.Future[JobResult]]) -> None:
@@ -336,135 +317,3 @@ def _submitted(
         broken: concurrent.futures.Future[JobResult] = concurrent.futures.Future()
         broken.set_exception(exc)
         return broken
-
-
-def _plan_jobs(
-    images: Sequence[Path],
-    options: InjectOptions | Callable[[Path], InjectOptions],
-    source: ImageOptions,
-    output: Path | str | None,
-) -> list[Job]:
-    """Return a job for each image.
-
-    Raises:
-        PlanError: two of them conflict, or the options are invalid.
-    """
-    if isinstance(options, InjectOptions):
-        check_options(options)
-    if source.disks and len(images) > 1:
-        raise PlanError(
-            "--disk names further disks of one guest, but several images are given",
-            hint="inject each guest separately",
-        )
-    folder = Path(output) if output is not None else None
-    if folder is not None and not folder.is_dir():
-        raise PlanError(
-            f"{folder} is not a directory, and several images cannot become one new file",
-            hint="create the directory first",
-        )
-    jobs = [
-        Job(
-            image=image,
-            options=options if isinstance(options, InjectOptions) else options(image),
-            source=source,
-            output=folder / image.name if folder is not None else None,
-        )
-        for image in images
-    ]
-    _refuse_twice(jobs, _identity, "are the same file", "name each image once")
-    _refuse_twice(
-        jobs,
-        lambda job: job.options.vm_id,
-        "would get the same VM id",
-        "give each its own: --vm-id '{name}' uses the image's name",
-    )
-    _refuse_twice(
-        jobs, lambda job: job.output, "would be the same new file", "rename one of the images"
-    )
-    return jobs
-
-
-def _refuse_twice(jobs: Sequence[Job], key: Callable[[Job], object], what: str, hint: str) -> None:
-    seen: dict[object, Job] = {}
-    for job in jobs:
-        value = key(job)
-        if value is not None and seen.setdefault(value, job) is not job:
-            raise PlanError(f"{seen[value].image} and {job.image} {what}", hint=hint)
-
-
-def _identity(job: Job) -> object:
-    """Return the identity of a file or directory, which all its names and links share."""
-    try:
-        status = job.image.stat()
-    except OSError:
-        return job.image.absolute()
-    return status.st_dev, status.st_ino
-
-
-def _backing_files(jobs: Sequence[Job]) -> dict[object, Job]:
-    """Return the backing files of the images of a batch, each with a job that needs it."""
-    return {identity: job for job in jobs for identity in _chain(job)}
-
-
-def _chain(job: Job) -> Iterator[tuple[int, int]]:
-    if not job.image.is_file():
-        return
-    # faults of the image are reported by its own injection
-    with (
-        contextlib.suppress(VmprovisionError, OSError),
-        open_disk_file(job.image.resolve(), write=False) as image,
-    ):
-        disk_format = determine_format(image, job.source.format)
-        outside = job.source.allow_backing
-        with open_chain(image, disk_format, allow_outside=outside, write=False) as base:
-            yield from (file.identity for file in base.files()[1:])
-
-
-def _refusal(job: Job, backed: dict[object, Job]) -> VmprovisionError | None:
-    """Return why this job cannot be done, as far as that is known without an appliance."""
-    above = backed.get(_identity(job))
-    if above is not None and job.output is None:
-        return ImageReferenceError(
-            f"{job.image} is the backing file of {above.image}: "
-            "writing to it would change the content of that image",
-            hint="inject only one of them",
-        )
-    try:
-        check_options(job.options)
-    except PlanError as exc:
-        return PlanError(f"{job.image}: {exc.message}", hint=exc.hint)
-    return None
-
-
-def _absolute(job: Job) -> Job:
-    """Return the job with absolute paths, for a worker in another directory."""
-    runtime = job.options.runtime
-    if isinstance(runtime, Path):
-        job = replace(job, options=replace(job.options, runtime=runtime.absolute()))
-    keys = tuple(replace(key, path=key.path.absolute()) for key in job.source.keys)
-    disks = tuple(disk.absolute() for disk in job.source.disks)
-    job = replace(job, source=replace(job.source, keys=keys, disks=disks))
-    output = job.output.absolute() if job.output else None
-    return replace(job, image=job.image.absolute(), output=output)
-
-
-def _wanted(job: Job, agent: str) -> str:
-    """Return a digest of the agent and of all options of a job."""
-    wanted = {
-        "agent": agent,
-        "options": {**asdict(job.options), "runtime": _runtime(job.options.runtime)},
-        "source": {
-            **asdict(job.source),
-            "keys": (),  # the key that opens the image changes nothing in it
-            "disks": [str(disk) for disk in job.source.disks],
-        },
-    }
-    return hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
-
-
-def _runtime(choice: Path | str) -> str:
-    if not isinstance(choice, Path):
-        return choice
-    with contextlib.suppress(OSError):  # the job itself reports it
-        return hashlib.sha256(choice.read_bytes()).hexdigest()
-    return str(choice)

@@ -1,5 +1,18 @@
 """The command line: the only package that prints and exits."""
 
-from vmprovision.cli.app import run
+from __future__ import annotations
 
-__all__ = ["run"]
+import sys
+
+import vmprovision
+
+
+def run() -> None:
+    """Run the command line; the entry point of the ``vmprovision`` program."""
+    if sys.argv[1:] == ["--version"]:
+        # scripts ask this often, and importing Typer would take most of the time
+        sys.stdout.write(f"vmprovision {vmprovision.__version__}\n")
+        return
+    from vmprovision.cli.app import app
+
+    app()

@@ -12,7 +12,17 @@ from typing import Annotated
 import typer
 
 import vmprovision
-from vmprovision.cli import agent, appliances, guest, host, images, injection, runtimes, seed
+from vmprovision.cli import (
+    agent,
+    appliances,
+    bake,
+    guest,
+    host,
+    images,
+    injection,
+    runtimes,
+    seed,
+)
 
 app = typer.Typer(
     name="vmprovision",
@@ -31,6 +41,7 @@ for command in (
     guest.remove,
     guest.recover,
     guest.prove,
+    bake.bake,
     agent.render,
     host.doctor,
 ):
@@ -39,11 +50,6 @@ app.add_typer(agent.app, name="agent")
 app.add_typer(images.app, name="image")
 app.add_typer(runtimes.app, name="runtime")
 app.add_typer(appliances.app, name="appliance")
-
-
-def run() -> None:
-    """Run the command line; the entry point of the ``vmprovision`` program."""
-    app()
 
 
 def _print_version(value: bool) -> None:  # noqa: FBT001 -- typer's callback

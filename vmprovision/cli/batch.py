@@ -17,8 +17,8 @@ from vmprovision.cli.options import (
     is_named_after_image,
     name_after,
 )
-from vmprovision.cli.running import fail, present, stderr, stdout, work
-from vmprovision.errors import CancelledError, PlanError, VmprovisionError
+from vmprovision.cli.running import fail, present, stderr, stdout, work, write_report
+from vmprovision.errors import CancelledError, PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,7 +69,7 @@ class BatchOptions:
 
     @property
     def any_given(self) -> bool:
-        """Whether any of them is given."""
+        """Return whether any of them is given."""
         return self != BatchOptions()
 
     @classmethod
@@ -101,30 +101,12 @@ def inject_batch(  # noqa: PLR0913 -- the groups of options of one command
             as_json=as_json,
         )
 
-    def injected(control: Control) -> BatchReport:
-        options = wanted.inject_options()
-        with contextlib.ExitStack() as stack:
-            executor = None
-            if batch.scheduler is not None:
-                control.step("connecting to the scheduler")
-                executor = stack.enter_context(api.connect_scheduler(batch.scheduler))
-                _silence_dask()
-            return api.inject_many(
-                images,
-                (lambda image: name_after(options, image))
-                if is_named_after_image(options)
-                else options,
-                source=source.image_options(),
-                output=output,
-                jobs=batch.jobs,
-                together=batch.together,
-                executor=executor,
-                journal=batch.resume,
-                control=control,
-            )
-
     begun = time.monotonic()
-    report = work(injected, as_json=as_json, display=BatchDisplay(stderr(), len(images)))
+    report = work(
+        lambda control: _inject(images, wanted, batch, source, output, control),
+        as_json=as_json,
+        display=BatchDisplay(stderr(), len(images)),
+    )
     code = _exit_code(report)
     if batch.report_junit is not None:
         written = _write_junit(report, batch.report_junit, time.monotonic() - begun)
@@ -136,6 +118,36 @@ def inject_batch(  # noqa: PLR0913 -- the groups of options of one command
     )
     if code:
         raise typer.Exit(code)
+
+
+def _inject(  # noqa: PLR0913, PLR0917 -- as inject_batch
+    images: Sequence[Path],
+    wanted: InjectionOptions,
+    batch: BatchOptions,
+    source: SourceOptions,
+    output: Path | None,
+    control: Control,
+) -> BatchReport:
+    options = wanted.inject_options()
+    with contextlib.ExitStack() as stack:
+        executor = None
+        if batch.scheduler is not None:
+            control.step("connecting to the scheduler")
+            executor = stack.enter_context(api.connect_scheduler(batch.scheduler))
+            _silence_dask()
+        return api.inject_many(
+            images,
+            (lambda image: name_after(options, image))
+            if is_named_after_image(options)
+            else options,
+            source=source.image_options(),
+            output=output,
+            jobs=batch.jobs,
+            together=batch.together,
+            executor=executor,
+            journal=batch.resume,
+            control=control,
+        )
 
 
 def _silence_dask() -> None:
@@ -154,15 +166,9 @@ def _exit_code(report: BatchReport) -> int:
 
 def _write_junit(report: BatchReport, path: Path, seconds: float) -> int:
     """Write the results as JUnit XML; return the exit code."""
-    from vmprovision.cli.junit import junit_xml
-    from vmprovision.host.cache import write_atomically
+    from vmprovision.junit import junit_xml
 
-    try:
-        write_atomically(path.absolute(), junit_xml(report, seconds=seconds))
-    except OSError as exc:
-        stderr().print(f"error: {path} cannot be written: {exc.strerror}")
-        return VmprovisionError.exit_code
-    return 0
+    return write_report(path, junit_xml(report, seconds=seconds))
 
 
 def _with_exit_codes(report: BatchReport) -> dict[str, object]:

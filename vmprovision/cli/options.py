@@ -233,7 +233,7 @@ class InjectionOptions:
 
 
 def is_named_after_image(options: InjectOptions) -> bool:
-    """Whether the VM id depends on the image's name."""
+    """Return whether the VM id depends on the image's name."""
     return NAME in (options.vm_id or "")
 
 

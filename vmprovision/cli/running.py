@@ -17,6 +17,7 @@ from vmprovision import errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from rich.console import Console
 
@@ -93,15 +94,21 @@ def present(document: dict[str, Any], show: Callable[[], None], *, as_json: bool
         show()
 
 
+def write_report(path: Path, content: bytes) -> int:
+    """Write a report into a file; return the exit code, after an error message if it fails."""
+    from vmprovision.host.cache import write_atomically
+
+    try:
+        write_atomically(path.absolute(), content)
+    except OSError as exc:
+        stderr().print(f"error: {path} cannot be written: {exc.strerror}")
+        return errors.VmprovisionError.exit_code
+    return 0
+
+
 def fail(exc: errors.VmprovisionError, *, as_json: bool) -> NoReturn:
     """Print an error with its next step, and end the program with its exit code."""
-    console = stderr()
-    console.print(f"error: {exc.message}")
-    if exc.hint:
-        console.print(f"  next: {exc.hint}")
-    if isinstance(exc, errors.ProofError):
-        for line in exc.console:
-            console.print(f"  console: {line}")
+    show_error(exc, f"error: {exc.message}")
     if as_json:
         document = {"error": exc.as_json(), "exit_code": exc.exit_code}
         sys.stdout.write(json.dumps(document) + "\n")
@@ -109,3 +116,15 @@ def fail(exc: errors.VmprovisionError, *, as_json: bool) -> NoReturn:
         # nothing else is printed there, so a shell can redirect it into a file
         sys.stdout.write(exc.configuration)
     raise typer.Exit(exc.exit_code)
+
+
+def show_error(exc: errors.VmprovisionError, *sentences: str) -> None:
+    """Print the sentences of an error, its next step, and the console of a guest."""
+    console = stderr()
+    for sentence in sentences:
+        console.print(sentence)
+    if exc.hint:
+        console.print(f"  next: {exc.hint}")
+    if isinstance(exc, errors.ProofError):
+        for line in exc.console:
+            console.print(f"  console: {line}")

@@ -222,7 +222,7 @@ def _show_answer(console: Console, name: str, answer: dict[str, Any]) -> None:
 
 
 def _is_flat(value: object) -> bool:
-    """Whether it is a single figure, not a table of processors, disks or interfaces."""
+    """Return whether it is a single figure, not a table of processors, disks or interfaces."""
     return not isinstance(value, dict | list)
 
 

@@ -58,10 +58,10 @@ def _available(root: Path) -> int:
 
 
 def _control_groups(root: Path) -> Iterator[Path]:
-    """The folders of this process's control groups and of all groups that they are in.
+    """Yield the folders of this process's control groups and of the groups above them.
 
-    In a container the path may be one that only the host sees; the groups that
-    are there lie at the mount's own root then.
+    In a container the path may exist on the host only; the container's own groups are
+    then at the root of the mount.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -71,7 +71,7 @@ def _control_groups(root: Path) -> Iterator[Path]:
         _, controllers, path = line.split(":", 2)
         mounts = [root / "sys/fs/cgroup" / controllers] if controllers else []
         if not controllers:
-            # beside version 1, version 2 has a mount of its own below
+            # beside version 1, version 2 is mounted separately below
             mounts = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
         group = PurePosixPath(path.lstrip("/"))
         for mount in mounts:
@@ -80,7 +80,7 @@ def _control_groups(root: Path) -> Iterator[Path]:
 
 
 def _quota(group: Path) -> int | None:
-    """How many cores' worth of time a group has, rounded down, but not to none."""
+    """Return how many cores' worth of time a group has, rounded down, but at least 1."""
     words = (_words(group / "cpu.max") or [])[:2]
     if not words:
         v1 = ("cpu.cfs_quota_us", "cpu.cfs_period_us")

@@ -1,6 +1,6 @@
-"""The host's kernels: libguestfs's appliance is made with one, and KVM is tried with it.
+"""Find the host's kernels: libguestfs's appliance is built with one, and KVM is tried with it.
 
-supermin(1) takes the newest of ``/boot`` whose modules are there, or the one that
+supermin(1) uses the newest one in ``/boot`` whose modules are installed, or the one that
 ``SUPERMIN_KERNEL`` names.
 """
 
@@ -16,7 +16,7 @@ MODULES = Path("/lib/modules")
 
 
 def host_kernels() -> list[Path]:
-    """Return the kernels that an appliance can be made with, the newest last."""
+    """Return the kernels that an appliance can be built with, the newest last."""
     if named := os.environ.get(KERNEL_VARIABLE):
         return [Path(named)]
     kernels = BOOT.glob("vmlinu[xz]-*")
@@ -25,7 +25,7 @@ def host_kernels() -> list[Path]:
 
 
 def appliance_kernel() -> Path | None:
-    """Return the newest kernel that this user can read; None where there is none."""
+    """Return the newest kernel that this user can read; None if there is none."""
     readable = [path for path in host_kernels() if os.access(path, os.R_OK)]
     return readable[-1] if readable else None
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SYSTEMS = PurePosixPath("/ostree/deploy")
 SYSTEMS_LIMIT = 100
+INIT = PurePosixPath("/sbin/init")
 USR = PurePosixPath("/usr")
 LOCAL = PurePosixPath("/usr/local")
 PREPARE_ROOT = ("/etc/ostree/prepare-root.conf", "/usr/lib/ostree/prepare-root.conf")
@@ -99,6 +100,12 @@ def _only_one(disk: GuestReader, systems: list[str]) -> PurePosixPath:
     folders = [SYSTEMS / name / "deploy" for name in systems[:SYSTEMS_LIMIT]]
     found = [folder / name for folder in folders for name in disk.list_directory(folder)]
     deployments = [path for path in found if _DEPLOYMENT.fullmatch(str(path))]
+    if status_of(disk, INIT):
+        raise UnsupportedGuestError(
+            f"the guest has {INIT} and OSTree deployments, and no boot entry that can be read "
+            "here says which of them boots",
+            hint=f"remove {SYSTEMS.parent} if the guest does not use it",
+        )
     if len(deployments) == 1:
         return deployments[0]
     raise UnsupportedGuestError(

@@ -50,6 +50,7 @@ _BY_NAME = {
     "finit": "finit",
     "procd": "procd",
     "sysvinit": "sysvinit",
+    "shepherd": "shepherd",
     "s6-linux-init": "s6",
     "s6-svscan": "s6",
     "minit": "minit",

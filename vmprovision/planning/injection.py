@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from vmprovision.runtime.choice import ChosenRuntime, RuntimeChoice
 
 
+SHEPHERD = "shepherd"  # as process 1, of other distributions than Guix System
+
 # distribution -> the file that its configuration takes in, and what that is called
 GENERATED = {
     "nixos": ("guest-agent.nix", "the imports of its configuration.nix"),
@@ -215,7 +217,14 @@ def refuse_without_service(guest: GuestInfo, options: InjectOptions) -> None:
             f"the guest is {guest.distribution.product_name}, which builds its /etc and its "
             "services from its own configuration: what is put into the image is lost",
             hint=f"add the printed {file} to {where} and build the image anew",
-            configuration=_own_configuration(file, guest, options),
+            configuration=_own_configuration(f"{guest.distribution.id}/{file}.j2", guest, options),
+        )
+    if guest.init.system is None and guest.init.pid1 == SHEPHERD:
+        raise UnsupportedGuestError(
+            "the guest's services are run by the GNU Shepherd, whose configuration is a program",
+            hint="add the printed service to /etc/shepherd.scm in the guest, and put the agent "
+            "there as it says",
+            configuration=_own_configuration("shepherd/guest-agent.scm.j2", guest, options),
         )
     if guest.init.system is None:
         _refuse_unknown(guest.init)
@@ -246,13 +255,12 @@ def _refuse_unknown(verdict: InitVerdict) -> None:
     )
 
 
-def _own_configuration(file: str, guest: GuestInfo, options: InjectOptions) -> str:
+def _own_configuration(template: str, guest: GuestInfo, options: InjectOptions) -> str:
     """What to add to the configuration that such a guest is built from, without any token."""
     settings = parse_configuration(_configuration(guest, options))
     service = replace(_service(settings), user="nobody")
     public = {key: value for key, value in settings.items() if not key.endswith("TOKEN")}
-    folder = "nixos" if file.endswith(".nix") else "guix"
-    return render(f"{folder}/{file}.j2", service=service, settings=public).decode()
+    return render(template, service=service, settings=public).decode()
 
 
 def _refuse_downgrade(guest: GuestInfo, archive: Archive) -> None:

@@ -1,1 +1,1 @@
-"""QEMU as a supervised process: its monitor, its accelerator, and its end with its parent."""
+"""QEMU: start it as a supervised process, speak its monitor's protocol, choose its accelerator."""

@@ -1,13 +1,13 @@
 """Run a program that never outlives the process that wanted it; run as a script.
 
-``lifeline.py FD PROGRAM ARGUMENT...`` starts the program, ends when it ends, and
-kills it when the other end of the pipe ``FD`` closes, as the kernel closes it
-when the process that holds it dies, be it by SIGKILL.
+``lifeline.py FD PROGRAM ARGUMENT...`` starts the program and ends when it ends. It
+kills the program when the other end of the socket ``FD`` closes. The kernel closes
+that end when the process that holds it dies, even by SIGKILL.
 
 ``prctl(PR_SET_PDEATHSIG)`` alone, set between fork and exec in vmprovision itself,
 would not do: the signal comes when the *thread* that forked ends (prctl(2)), and
-vmprovision starts machines from the threads of a pool.  This process has one
-thread, so here it is right, and it covers the case that this process is killed.
+vmprovision starts machines from the threads of a pool. This process has one thread,
+so the call is right here. It covers the case that this process itself is killed.
 """
 
 from __future__ import annotations
@@ -22,13 +22,18 @@ PR_SET_PDEATHSIG = 1
 ISOLATED_PYTHON = ("-S", "-E", "-s")
 
 
-def bound_to(lifeline: int, command: list[str]) -> list[str]:
-    """The command that runs this script for another one, whose lifeline is this descriptor."""
+def supervised(lifeline: int, command: list[str]) -> list[str]:
+    """Return the command that runs another one under this script.
+
+    Args:
+        lifeline: the descriptor whose other end keeps the program alive.
+        command: the program and its arguments.
+    """
     return [sys.executable, *ISOLATED_PYTHON, __file__, str(lifeline), *command]
 
 
 def main(arguments: list[str]) -> int:
-    """The program's exit status, 128 + signal where one ended it."""
+    """Return the program's exit status, 128 + signal if a signal ended it."""
     lifeline, command = int(arguments[0]), arguments[1:]
     os.set_inheritable(lifeline, False)  # noqa: FBT003 -- positional-only
     ended, ended_writer = os.pipe()
@@ -59,7 +64,7 @@ def _start(command: list[str]) -> int:
     if child:
         return child
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the kernel was told
+    if os.getppid() != parent:  # the parent died before prctl
         os._exit(1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:

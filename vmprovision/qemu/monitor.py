@@ -1,7 +1,4 @@
-"""What is said to a running QEMU, over Unix sockets that it connects to.
-
-``Monitor`` speaks the QEMU Machine Protocol (QMP).
-"""
+"""The client of the QEMU Machine Protocol (QMP), and the sockets that QEMU connects to."""
 
 from __future__ import annotations
 
@@ -20,14 +17,18 @@ if TYPE_CHECKING:
 LINE_LIMIT = 1 << 20
 ACCEPT_SECONDS = 0.1
 POLL_SECONDS = 0.002
-UNDERSCORED = ("logical_block_size", "physical_block_size")  # properties of QEMU's that are so
+# QEMU's own names with underscores; all others have hyphens.
+UNDERSCORED = ("logical_block_size", "physical_block_size")
 CATCH_UP_SECONDS = 2.0
 GONE = "the appliance was ended: its QEMU was killed, or crashed"
-GONE_HINT = "the image is as it was; `dmesg` says whether the host had no memory left: try again"
+GONE_HINT = (
+    "the image is unchanged; check `dmesg` for the host running out of memory, then try again"
+)
+GARBLED = "QEMU's monitor sends something other than JSON objects, a line each"
 
 
 class Listener:
-    """A Unix socket that QEMU is to connect to, once."""
+    """A Unix socket to which QEMU connects, once."""
 
     def __init__(self, path: Path) -> None:
         """Listen at a path that does not exist."""
@@ -36,7 +37,7 @@ class Listener:
         self._socket.listen(1)
 
     def accept(self, seconds: float, is_alive: Callable[[], bool]) -> Connection:
-        """QEMU's connection, after which nobody else can connect.
+        """Return QEMU's connection and listen no longer: nobody else can connect.
 
         Raises:
             ApplianceError: QEMU has ended, or did not connect in time.
@@ -53,15 +54,15 @@ class Listener:
         raise ApplianceError("QEMU did not start")
 
     def close(self) -> None:
-        """Listen no longer."""
+        """Stop listening."""
         self._socket.close()
 
 
 class Connection:
-    """Lines to and from QEMU; every wait has a time limit."""
+    """A connection that carries lines; every wait has a time limit."""
 
     def __init__(self, connected: socket.socket) -> None:
-        """Take the connected socket."""
+        """Take a connected socket."""
         self._socket = connected
         self._rest = b""
 
@@ -69,7 +70,7 @@ class Connection:
         """Send one line.
 
         Raises:
-            ApplianceError: QEMU is gone.
+            ApplianceEndedError: QEMU is gone.
         """
         try:
             self._socket.sendall(line.encode() + b"\n")
@@ -80,18 +81,19 @@ class Connection:
         """Send one line with an open file.
 
         Raises:
-            ApplianceError: QEMU is gone.
+            ApplianceEndedError: QEMU is gone.
         """
         try:
             socket.send_fds(self._socket, [line.encode() + b"\n"], [handle])
         except OSError as exc:
-            raise ApplianceError(f"QEMU is gone: {exc.strerror}") from exc
+            raise ApplianceEndedError(GONE, hint=GONE_HINT) from exc
 
     def receive(self, seconds: float) -> str:
-        """The next line.
+        """Return the next line.
 
         Raises:
-            ApplianceError: none came in time, or QEMU is gone.
+            ApplianceTimeoutError: no line came in time.
+            ApplianceEndedError: QEMU is gone.
         """
         line = self.receive_soon(seconds)
         if line is None:
@@ -99,7 +101,7 @@ class Connection:
         return line
 
     def receive_soon(self, seconds: float) -> str | None:
-        """The next line; None where none comes in time.
+        """Return the next line, or None if none comes in time.
 
         Raises:
             ApplianceError: QEMU is gone.
@@ -117,12 +119,12 @@ class Connection:
             if not data:
                 raise ApplianceEndedError(GONE, hint=GONE_HINT)
             if len(self._rest) > LINE_LIMIT:
-                raise ApplianceError("QEMU talks nonsense")
+                raise ApplianceError(GARBLED)
         line, _, self._rest = self._rest.partition(b"\n")
         return line.decode("utf-8", "replace")
 
     def has_data(self) -> bool:
-        """Whether anything can be read now."""
+        """Return whether anything can be read now."""
         self._socket.setblocking(False)  # noqa: FBT003 -- positional-only
         with contextlib.suppress(OSError):
             return bool(self._rest or self._socket.recv(1, socket.MSG_PEEK))
@@ -134,28 +136,38 @@ class Connection:
 
 
 class Monitor:
-    """Commands to one QEMU; one thread at a time uses it.
+    """The monitor of one QEMU; one thread at a time uses it.
 
     Attributes:
         seconds: how long any answer or event may take.
-        disk_failures: what QEMU told of files of the host that it could not read or
-            write, as its event ``BLOCK_IO_ERROR`` has it.
+        disk_failures: the data of each event ``BLOCK_IO_ERROR``: QEMU could not read or
+            write a file of the host.
+        shutdown_reason: why QEMU ends, as its event ``SHUTDOWN`` says; empty before that.
     """
 
     def __init__(self, connection: Connection, seconds: float) -> None:
-        """Take the connection, and how long any answer or event may take."""
+        """Read the greeting and make the monitor ready for commands.
+
+        Args:
+            connection: QEMU's.
+            seconds: how long any answer or event may take.
+
+        Raises:
+            ApplianceError: QEMU does not answer or is gone.
+        """
         self._connection = connection
         self.seconds = seconds
         self._events: list[str] = []
         self.disk_failures: list[dict[str, Any]] = []
+        self.shutdown_reason = ""
         self._next()  # the greeting
         self.ask("qmp_capabilities")
 
     def ask(self, command: str, **arguments: Any) -> Any:  # noqa: ANN401 -- any JSON value
-        """What a command returns; an argument's underscores stand for hyphens, but for a few.
+        """Return the answer to a command. Hyphens in QEMU's names are written as underscores.
 
         Raises:
-            ApplianceError: QEMU refuses it, does not answer or is gone.
+            ApplianceError: QEMU refuses the command, does not answer or is gone.
         """
         named = {
             name if name in UNDERSCORED else name.replace("_", "-"): value
@@ -165,10 +177,10 @@ class Monitor:
         return self._answer(command)
 
     def give_file(self, handle: int) -> int:
-        """Give QEMU an open file; the number of the set by which it is opened there.
+        """Give QEMU an open file; return the number N by which it opens ``/dev/fdset/N``.
 
         Raises:
-            ApplianceError: QEMU refuses it, does not answer or is gone.
+            ApplianceError: QEMU refuses the file, does not answer or is gone.
         """
         self._connection.send_file(json.dumps({"execute": "add-fd"}), handle)
         return int(self._answer("add-fd")["fdset-id"])
@@ -182,54 +194,62 @@ class Monitor:
                 raise ApplianceError(f"QEMU refuses {command}: {message['error'].get('desc')}")
 
     def wait_for(self, event: str) -> None:
-        """Wait for an event, which may have come already.
+        """Wait for an event; one that has come already counts.
 
         Raises:
-            ApplianceError: it does not come in time, or QEMU is gone.
+            ApplianceError: the event does not come in time, or QEMU is gone.
         """
         while event not in self._events:
             self._next()
         self._events.remove(event)
 
     def wait_for_migration(self, seconds: float) -> None:
-        """Wait until a state is saved or loaded as a whole.
+        """Wait until the machine's state is saved or loaded completely.
 
         Raises:
-            ApplianceError: that failed, took longer, or QEMU is gone.
+            ApplianceError: it failed or took longer, or QEMU is gone.
         """
         deadline = time.monotonic() + seconds
         while (status := self.ask("query-migrate").get("status")) != "completed":
             if status == "failed":
-                raise ApplianceError("QEMU cannot save or load the machine's state")
+                raise ApplianceError("QEMU could not save or load the machine's state")
             if time.monotonic() > deadline:
-                raise ApplianceTimeoutError("QEMU does not save or load the machine's state")
+                raise ApplianceTimeoutError("QEMU did not save or load the machine's state in time")
             time.sleep(POLL_SECONDS)
 
     def catch_up(self) -> None:
-        """Take in all that QEMU has said until now, if it still runs; what failed is known."""
+        """Read all events that QEMU has sent until now, so that every failure is known."""
         self.seconds = CATCH_UP_SECONDS
         with contextlib.suppress(ApplianceError):
             self.ask("query-status")
 
+    def drain(self) -> None:
+        """Read the events that have come, without waiting for any."""
+        with contextlib.suppress(ApplianceError):  # QEMU is gone: its process says why
+            while self._connection.has_data():
+                self._next()
+
     def listen_to_the_end(self) -> None:
-        """Take in all that a QEMU says that is about to end."""
+        """Read all events of a QEMU that is about to end."""
         with contextlib.suppress(ApplianceError):
             while True:
                 self._next()
 
     def close(self) -> None:
-        """Talk to it no longer."""
+        """Close the connection."""
         self._connection.close()
 
     def _next(self) -> dict[str, Any]:
         try:
             message = json.loads(self._connection.receive(self.seconds))
         except ValueError as exc:
-            raise ApplianceError("QEMU talks nonsense") from exc
+            raise ApplianceError(GARBLED) from exc
         if not isinstance(message, dict):
-            raise ApplianceError("QEMU talks nonsense")
+            raise ApplianceError(GARBLED)
         if message.get("event") == "BLOCK_IO_ERROR":
             self.disk_failures.append(message["data"])
+        elif message.get("event") == "SHUTDOWN":
+            self.shutdown_reason = str(message["data"].get("reason", "unknown"))
         elif "event" in message:
             self._events.append(str(message["event"]))
         return message

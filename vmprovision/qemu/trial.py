@@ -1,40 +1,40 @@
-"""The trial of KVM: the appliance's kernel is booted on it until it prints its first line.
+"""Try KVM: boot the appliance's kernel on it until the kernel prints its first line.
 
-Less proves nothing.  A ``/dev/kvm`` was seen on which QEMU aborts as soon as a
-processor is set up, and one that runs an instruction and the firmware and then
-hangs for ever.  A kernel that prints has been unpacked and runs in long mode with
-paging; with KVM that takes a fraction of a second, and half a second without.
+Less proves nothing. On one host QEMU aborts as soon as it sets up a processor; on
+another KVM runs the firmware and then hangs for ever. A kernel that prints has
+unpacked itself and runs in long mode with paging. That takes a fraction of a second
+with KVM, and half a second without.
 
-What fails may also be the host's fault: no memory, no process, a damaged QEMU.  So
-KVM is blamed only where the same machine can be set up without it.
+The failure may also be the host's: no memory, no process, a damaged QEMU. So KVM is
+blamed only if the same machine can be set up without it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import selectors
-import signal
-import socket
 import subprocess
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from vmprovision.qemu import lifeline
+from vmprovision.qemu.options import accelerator_options
+from vmprovision.qemu.process import QemuProcess
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from vmprovision.qemu.options import Accelerator
 
 Verdict = Literal["works", "fails", "hangs", "untried"]
 
 TRIAL_SECONDS = 3.0
 CONTROL_SECONDS = 20.0
-KILL_SECONDS = 1.0  # a process that the kernel does not let go is not waited for
+KILL_SECONDS = 1.0  # the kernel may never let go of a process that hangs in KVM
 MEMORY_MB = 256  # what a distribution's kernel needs to unpack itself
 FIRST_LINE = b"Linux version "  # after what firmware and boot stub print
 KEPT_BYTES = 64 << 10
-# The earliest console that a kernel has, with the board that QEMU needs to be given.
+# The board that QEMU needs to be given, and the kernel's earliest console on it.
 CONSOLES = {
     "x86_64": ((), "earlyprintk=ttyS0,115200 console=ttyS0"),
     "i686": ((), "earlyprintk=ttyS0,115200 console=ttyS0"),
@@ -49,12 +49,12 @@ QUIT = '{"execute":"qmp_capabilities"}\n{"execute":"quit"}\n'
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """What came of a trial.
+    """The result of a trial.
 
     Attributes:
-        verdict: whether KVM works, fails or hangs; ``untried`` where the host has
+        verdict: whether KVM works, fails or hangs; ``untried`` if the host has
             another fault.
-        cause: what was seen, for a person.
+        cause: what was seen, in words for a person.
     """
 
     verdict: Verdict
@@ -78,47 +78,40 @@ def try_kvm(qemu: Path, kernel: Path) -> Trial:
 
 
 def _boot(qemu: Path, kernel: Path) -> Trial:
-    ours, theirs = socket.socketpair()
-    # in memory: a full disk is not to spoil what is seen
-    with ours, os.fdopen(os.memfd_create("errors"), "w+b") as errors:
-        with theirs:
-            process = subprocess.Popen(  # noqa: S603 -- an argument list, never a shell
-                lifeline.bound_to(theirs.fileno(), _machine(qemu, kernel, "kvm", "host")),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, "LC_ALL": "C"},
-                start_new_session=True,
-            )
-        assert process.stdout is not None  # noqa: S101 -- for mypy: it is a pipe
+    # in memory, so that a full disk cannot change the result
+    with os.fdopen(os.memfd_create("errors"), "w+b") as errors:
         begun = time.monotonic()
-        with process.stdout:
-            try:
-                has_printed, has_ended = _wait_for_line(process.stdout.fileno())
-            finally:
-                _kill(process)
-        seconds = time.monotonic() - begun
+        machine = _machine(qemu, kernel, "kvm")
+        process = QemuProcess(machine, output=subprocess.PIPE, errors=errors)
+        try:
+            has_printed, has_ended = _wait_for_line(process)
+            seconds = time.monotonic() - begun
+            if has_ended:
+                process.wait(KILL_SECONDS)  # its own exit status says why
+        finally:
+            process.end(KILL_SECONDS)
         if has_printed:
             return Trial(verdict="works", cause=f"{kernel} printed after {seconds:.1f} s")
         if not has_ended:
             cause = f"{kernel} printed nothing within {TRIAL_SECONDS:.0f} s"
             return Trial(verdict="hangs", cause=cause)
         errors.seek(0)
-        return Trial(verdict="fails", cause=_complaint(errors.read(KEPT_BYTES), process.returncode))
+        return Trial(verdict="fails", cause=_complaint(errors.read(KEPT_BYTES), process.status))
 
 
-def _machine(qemu: Path, kernel: Path, accelerator: str, processor: str) -> list[str]:
+def _machine(qemu: Path, kernel: Path, accelerator: Accelerator) -> list[str]:
     board, command_line = CONSOLES.get(os.uname().machine, ((), "console=ttyS0"))
     return [
-        *(str(qemu), "-accel", accelerator, "-cpu", processor, *board, "-m", str(MEMORY_MB)),
+        *(str(qemu), *accelerator_options(accelerator), *board, "-m", str(MEMORY_MB)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-kernel", str(kernel), "-append", f"{command_line} panic=-1", "-serial", "stdio"),
     ]
 
 
-def _wait_for_line(console: int) -> tuple[bool, bool]:
+def _wait_for_line(process: QemuProcess) -> tuple[bool, bool]:
     """Return whether the kernel's line came, and whether the console ended before it did."""
+    assert process.output is not None  # noqa: S101 -- for mypy: it is a pipe
+    console = process.output.fileno()
     deadline = time.monotonic() + TRIAL_SECONDS
     printed = b""
     with selectors.DefaultSelector() as selector:
@@ -135,21 +128,10 @@ def _wait_for_line(console: int) -> tuple[bool, bool]:
     return False, False
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End QEMU with all that it has started, if they still run."""
-    if process.poll() is None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.1)  # one that ends by itself has a status that says why
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(KILL_SECONDS)
-
-
 def _fault_without_kvm(qemu: Path, kernel: Path) -> str:
-    """Return why the machine cannot be set up even without KVM; else an empty string."""
+    """Return why even TCG cannot set up the machine; an empty string if it can."""
     done = subprocess.run(  # noqa: S603 -- an argument list, never a shell
-        [*_machine(qemu, kernel, "tcg", "max")[:-1], "null", "-S", "-qmp", "stdio"],
+        [*_machine(qemu, kernel, "tcg")[:-1], "null", "-S", "-qmp", "stdio"],
         input=QUIT.encode(),
         capture_output=True,
         check=False,

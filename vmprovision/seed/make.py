@@ -25,7 +25,6 @@ from vmprovision.runtime.archive import build_archive
 from vmprovision.runtime.choice import choose_runtime
 from vmprovision.seed import cloudinit, firmware, ignition
 from vmprovision.seed.iso import make_iso
-from vmprovision.selinux.labelling import AUTORELABEL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -219,22 +218,21 @@ def _plan_seed(guest: GuestInfo, options: InjectOptions) -> tuple[str, Plan]:
             hint="tell it who it is by --for smbios, or `vmprovision remove` it first",
         )
     archive = build_archive()
-    running = replace(guest, hidden=(), seals=())
+    running = replace(guest, hidden=(), seals=(), selinux=None)
     runtime = choose_runtime(running, options.runtime)
     plan = plan_injection(running, archive, options, runtime)
     own = {guest.locate(FOLDER), FOLDER}
     # the guest's usual directories are not ours to list in a receipt
     kept = [o for o in plan.operations if not isinstance(o, MakeDirectory) or o.path in own]
-    paths = [*(operation.path for operation in kept), AUTORELABEL, guest.locate(RECEIPT)]
+    paths = [*(operation.path for operation in kept), guest.locate(RECEIPT)]
     plan = with_receipt(
         replace(plan, operations=tuple(kept)),
         running,
         dict.fromkeys(paths, ABSENT),
         archive.version,
     )
-    operations = tuple(o for o in plan.operations if o.path != AUTORELABEL)
-    notes = (*plan.notes, *_notes_on_seals(guest, operations))
-    return archive.version, replace(plan, operations=operations, notes=notes)
+    notes = (*plan.notes, *_notes_on_seals(guest, plan.operations))
+    return archive.version, replace(plan, notes=notes)
 
 
 def _notes_on_seals(guest: GuestInfo, operations: Sequence[Operation]) -> list[str]:

@@ -148,7 +148,8 @@ def folder_of(link):
 
 
 def unmap():
-    run_dmsetup("remove_all")
+    if made:
+        run_dmsetup("remove_all")
     while made:
         path = made.pop()
         if path == folder_of(path[len("/dev/") :]):
@@ -176,8 +177,7 @@ def unescaped(place):
 
 
 def volumes():
-    if made:
-        unmap()
+    unmap()
     return "volumes %d" % run(VOLUMES)
 
 

@@ -1,7 +1,7 @@
-"""Make a saved appliance: libguestfs's own with a lean process 1, booted once and saved.
+"""Build a saved appliance: boot libguestfs's own with a lean process 1, and save it.
 
-All files are made in a folder of another name, which gets its own when they are
-complete; ``saved`` says what they are.
+The caller gives the folder its final name when all files are complete; ``store`` lists
+them.
 """
 
 from __future__ import annotations
@@ -12,64 +12,76 @@ import logging
 import os
 import shlex
 import shutil
-import socket
-import subprocess
 import tarfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmprovision.appliance.snapshot.hardware import (
-    ATTENDANT,
-    CHANNEL,
+from vmprovision.appliance.handle import ATTENDANT, MONITOR
+from vmprovision.appliance.snapshot.machine import (
     COMMAND_LINE,
     IGNORE_SHARED,
-    MONITOR,
     machine_options,
     memory_options,
     root_options,
-    socket_options,
     wrapper_script,
 )
+from vmprovision.appliance.wrapper import CHANNEL, find_binder
 from vmprovision.errors import ApplianceError, ApplianceTimeoutError
 from vmprovision.host.command import run
-from vmprovision.qemu import lifeline
+from vmprovision.host.kernel import KERNEL_VARIABLE, MODULES
 from vmprovision.qemu.monitor import Connection, Listener, Monitor
+from vmprovision.qemu.options import socket_options
+from vmprovision.qemu.process import QemuProcess
 from vmprovision.runtime.store import find_runtime, host_architecture, load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from vmprovision.progress import Control
-    from vmprovision.qemu.accelerator import Accelerator
+    from vmprovision.qemu.options import Accelerator
 
 log = logging.getLogger(__name__)
 
 INSIDE = Path(__file__).parent.with_name("inside")
 STEP = "saving an appliance, once on this host"
-BEGUN, MADE, BOOTED = 0.0, 0.3, 0.9  # how much of it is done, by the time that it takes on TCG
+BEGUN, MADE, BOOTED = 0.0, 0.3, 0.9  # the share of the time on TCG that is over
 WRAPPER = "qemu"
-EARLY = "vmprovision.park=early"  # what tells inside/init not to wait for guestfsd
-README = "An appliance that vmprovision has saved; libguestfs takes the folder for a fixed one.\n"
-BUILD_SECONDS = 300.0  # 4 s on an idle host without KVM; a loaded CI host is far slower
-KVM_BOOT_SECONDS = 20.0  # it takes one; a KVM that passes its trial may still hang
+MODULES_VARIABLE = "SUPERMIN_MODULES"
+EARLY = "vmprovision.park=early"  # has inside/init park before guestfsd starts
+README = "An appliance that vmprovision saved. This file makes it a fixed one for libguestfs.\n"
+BUILD_SECONDS = 300.0  # 4 s on an idle host without KVM; a loaded CI host is much slower
+KVM_BOOT_SECONDS = 20.0  # it takes 1 s; a KVM that passes its trial may still hang
 ANSWER_SECONDS = 120.0
 TAIL = 600
 
 
 class NotParkedError(Exception):
-    """guestfsd was ready to serve before the appliance could be saved."""
+    """guestfsd opened its channel before the appliance could be saved."""
 
 
-def build(
-    workshop: Path, inputs: Path, qemu: Path, accelerator: Accelerator, control: Control
-) -> None:
-    """Make all files of a saved appliance in an empty folder.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """What a saved appliance is built from.
+
+    Attributes:
+        inputs: the supermin inputs of libguestfs's appliance.
+        kernel: the host's kernel for it.
+        qemu: the QEMU that saves it.
+    """
+
+    inputs: Path
+    kernel: Path
+    qemu: Path
+
+
+def build(folder: Path, sources: Sources, accelerator: Accelerator, control: Control) -> None:
+    """Build all files of a saved appliance in an empty folder.
 
     Args:
-        workshop: the folder.
-        inputs: what supermin makes libguestfs's appliance of.
-        qemu: the QEMU to save it with.
+        folder: the build directory.
+        sources: what it is built from.
         accelerator: what it runs on.
         control: progress and cancellation.
 
@@ -78,30 +90,31 @@ def build(
         ApplianceError: the appliance does not come up, or cannot be saved.
     """
     control.step(STEP, BEGUN)
-    _make_root(workshop, inputs)
+    _make_root(folder, sources)
+    qemu = sources.qemu
     try:
-        _boot_and_save(workshop, qemu, accelerator, control, COMMAND_LINE)
+        _boot_and_save(folder, qemu, accelerator, control, COMMAND_LINE)
     except NotParkedError:
-        log.info("this guestfsd does not list the disks as it starts: it is saved before that")
-        _boot_and_save(workshop, qemu, accelerator, control, f"{COMMAND_LINE} {EARLY}")
-    wrapper = workshop / WRAPPER
-    wrapper.write_text(wrapper_script(qemu, accelerator), encoding="utf-8")
+        log.info("this guestfsd does not list the disks when it starts; saving before its start")
+        _boot_and_save(folder, qemu, accelerator, control, f"{COMMAND_LINE} {EARLY}")
+    wrapper = folder / WRAPPER
+    wrapper.write_text(wrapper_script(qemu, accelerator, find_binder()), encoding="utf-8")
     wrapper.chmod(0o700)
-    (workshop / "README.fixed").write_text(README, encoding="ascii")
+    (folder / "README.fixed").write_text(README, encoding="ascii")
 
 
 def inside_files() -> list[Path]:
-    """What of ours is in the appliance."""
+    """Return our own files that are in the appliance."""
     return sorted(
         path for path in INSIDE.rglob("*") if path.is_file() and "__pycache__" not in path.parts
     )
 
 
-def _make_root(workshop: Path, original: Path) -> None:
-    """Make the appliance of libguestfs's inputs, with our process 1 in place of its own."""
-    inputs, made = workshop / "supermin.d", workshop / "made"
+def _make_root(folder: Path, sources: Sources) -> None:
+    """Build libguestfs's appliance with our process 1 instead of its own."""
+    inputs, made = folder / "supermin.d", folder / "made"
     inputs.mkdir()
-    for path in original.iterdir():
+    for path in sources.inputs.iterdir():
         if path.name != "init.tar.gz":
             (inputs / path.name).symlink_to(path)
     (inputs / "init.tar.gz").write_bytes(_archive())
@@ -109,11 +122,21 @@ def _make_root(workshop: Path, original: Path) -> None:
     run(
         [*supermin, "--host-cpu", host_architecture(), inputs, "-o", made],
         timeout=BUILD_SECONDS,
+        environment=_kernel_variables(sources.kernel),
     )
     for name in ("kernel", "initrd", "root"):
-        (made / name).rename(workshop / name)
+        (made / name).rename(folder / name)
     made.rmdir()
     shutil.rmtree(inputs)
+
+
+def _kernel_variables(kernel: Path) -> dict[str, str]:
+    """Return the variables by which supermin(1) takes this kernel and no other."""
+    variables = {KERNEL_VARIABLE: str(kernel)}
+    modules = MODULES / kernel.name.partition("-")[2]
+    if MODULES_VARIABLE not in os.environ and modules != MODULES and modules.is_dir():
+        variables[MODULES_VARIABLE] = str(modules)
+    return variables
 
 
 def _archive() -> bytes:
@@ -134,43 +157,49 @@ def _add(tar: tarfile.TarFile, place: str, content: bytes) -> None:
 
 
 def _boot_and_save(
-    workshop: Path, qemu: Path, accelerator: Accelerator, control: Control, command_line: str
+    folder: Path, qemu: Path, accelerator: Accelerator, control: Control, command_line: str
 ) -> None:
     overlay = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", "root"]
-    run([*overlay, workshop / "root.qcow2"], timeout=60)
-    with contextlib.ExitStack() as s:
+    run([*overlay, folder / "root.qcow2"], timeout=60)
+    with contextlib.ExitStack() as stack:
         # QEMU runs in the folder, and by this name no path is too long for a socket
-        folder = os.open(workshop, os.O_RDONLY | os.O_DIRECTORY)
-        s.callback(os.close, folder)
-        argv, listeners = [str(qemu)], {}
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        stack.callback(os.close, handle)
+        listeners = {}
         for name in (CHANNEL, ATTENDANT, MONITOR):
-            listeners[name] = Listener(Path(f"/proc/self/fd/{folder}") / name)
-            s.callback(listeners[name].close)
-            s.callback((workshop / name).unlink, missing_ok=True)
-            argv += socket_options(name, name)
-        argv += [
-            *machine_options(accelerator),
-            *memory_options(".", share=True),
-            *root_options("root.qcow2"),
-            *("-serial", "file:console"),
-            *("-kernel", "kernel", "-initrd", "initrd", "-append", command_line),
-        ]
-        process = s.enter_context(_started(argv, workshop))
+            listeners[name] = Listener(Path(f"/proc/self/fd/{handle}") / name)
+            stack.callback(listeners[name].close)
+            stack.callback((folder / name).unlink, missing_ok=True)
+        command = [str(qemu), *_booted_machine(accelerator, command_line)]
+        process = stack.enter_context(_running(command, folder))
         connections = {}
         for name, listener in listeners.items():
-            connections[name] = listener.accept(ANSWER_SECONDS, lambda: process.poll() is None)
-            s.callback(connections[name].close)
+            connections[name] = listener.accept(ANSWER_SECONDS, process.is_running)
+            stack.callback(connections[name].close)
         seconds = KVM_BOOT_SECONDS if accelerator == "kvm" else BUILD_SECONDS
         _wait_until_parked(connections, process, control, seconds)
         control.step(STEP, BOOTED)
-        _save(Monitor(connections[MONITOR], ANSWER_SECONDS), workshop / "state")
-        process.wait(ANSWER_SECONDS)
-    (workshop / "console").unlink()
+        _save(Monitor(connections[MONITOR], ANSWER_SECONDS), folder / "state")
+        if not process.wait(ANSWER_SECONDS):
+            raise ApplianceTimeoutError("QEMU did not end after it saved the appliance")
+    (folder / "console").unlink()
+
+
+def _booted_machine(accelerator: Accelerator, command_line: str) -> list[str]:
+    """Return the options of the machine that is saved; it runs in the build directory."""
+    return [
+        *(word for name in (CHANNEL, ATTENDANT, MONITOR) for word in socket_options(name, name)),
+        *machine_options(accelerator),
+        *memory_options(".", share=True),
+        *root_options("root.qcow2"),
+        *("-serial", "file:console"),
+        *("-kernel", "kernel", "-initrd", "initrd", "-append", command_line),
+    ]
 
 
 def _wait_until_parked(
     connections: Mapping[str, Connection],
-    process: subprocess.Popen[bytes],
+    process: QemuProcess,
     control: Control,
     seconds: float,
 ) -> None:
@@ -179,10 +208,10 @@ def _wait_until_parked(
         control.step(STEP, MADE)
         if connections[CHANNEL].has_data():
             raise NotParkedError
-        if process.poll() is not None:
-            raise ApplianceError("it did not come up")
+        if not process.is_running():
+            raise ApplianceError("the appliance did not boot")
         if time.monotonic() > deadline:
-            raise ApplianceTimeoutError(f"it did not come up within {seconds:.0f} s")
+            raise ApplianceTimeoutError(f"the appliance did not boot within {seconds:.0f} s")
 
 
 def _save(monitor: Monitor, state: Path) -> None:
@@ -195,34 +224,21 @@ def _save(monitor: Monitor, state: Path) -> None:
 
 
 @contextlib.contextmanager
-def _started(argv: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A QEMU that ends with this block, or with this process."""
-    ours, theirs = socket.socketpair()
+def _running(command: list[str], folder: Path) -> Iterator[QemuProcess]:
+    """Run QEMU in a folder for the length of the block; add to an error what it printed."""
     errors = folder / "errors"
-    with ours, errors.open("wb") as output:
-        process = subprocess.Popen(  # noqa: S603 -- an argument list, never a shell
-            lifeline.bound_to(theirs.fileno(), argv),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            pass_fds=[theirs.fileno()],
-            cwd=folder,
-            start_new_session=True,
-        )
-        theirs.close()
+    with errors.open("wb") as output:
         try:
-            yield process
+            with QemuProcess(command, output=output, errors=output, folder=folder) as process:
+                yield process
         except ApplianceError as exc:
-            told = [_tail(errors), _tail(folder / "console")]
-            raise type(exc)(" ".join([exc.message, *filter(None, told)])) from exc
-        finally:
-            ours.close()
-            process.wait()
+            printed = [_tail(errors), _tail(folder / "console")]
+            raise type(exc)(" ".join([exc.message, *filter(None, printed)])) from exc
     errors.unlink()
 
 
 def _tail(path: Path) -> str:
-    """The last of what was printed into a file, on one line."""
+    """Return the end of a file of text as one line."""
     try:
         words = path.read_text(encoding="utf-8", errors="replace").split()
     except OSError:

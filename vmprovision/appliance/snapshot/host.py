@@ -1,4 +1,4 @@
-"""The saved appliance that this host uses: on KVM where that works for it, else on TCG."""
+"""The saved appliance that this host uses: on KVM if that works for it, else on TCG."""
 
 from __future__ import annotations
 
@@ -6,22 +6,18 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
+from vmprovision.appliance.handle import SessionFolderError
 from vmprovision.appliance.library import qemu_program
+from vmprovision.appliance.snapshot.ingredients import UnusableApplianceError
 from vmprovision.appliance.snapshot.restore import RestoredAppliance
-from vmprovision.appliance.snapshot.store import (
-    UnusableApplianceError,
-    find_saved,
-    saved_appliance,
-    suspect,
-)
-from vmprovision.errors import ApplianceError, ApplianceTimeoutError
-from vmprovision.qemu.accelerator import choose_accelerator, distrust_kvm
+from vmprovision.appliance.snapshot.store import find_saved, saved_appliance, suspect
+from vmprovision.errors import ApplianceError
+from vmprovision.qemu.accelerator import choose_accelerator, run_accelerated
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from vmprovision.appliance.snapshot.store import SavedAppliance
     from vmprovision.progress import Control
+    from vmprovision.qemu.options import Accelerator
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +25,7 @@ STOCK_VARIABLE = "VMPROVISION_STOCK_APPLIANCE"
 
 
 def host_appliance(control: Control) -> SavedAppliance | None:
-    """This host's saved appliance, made where there is none; None where there can be none.
+    """Return this host's saved appliance, built if there is none; None if there can be none.
 
     Raises:
         ApplianceError: libguestfs or its QEMU is not installed.
@@ -39,25 +35,34 @@ def host_appliance(control: Control) -> SavedAppliance | None:
         return None
     qemu = qemu_program()
     try:
-        return _saved_on_what_works(qemu, control)
+        return run_accelerated(
+            qemu,
+            lambda accelerator: saved_appliance(qemu, accelerator, control),
+            failure_of=_machine_failure,
+        )
     except UnusableApplianceError as exc:
-        log.info("a stock appliance is started: %s", exc.message)
+        log.info("using a stock appliance: %s", exc.message)
         return None
 
 
 def build_host_appliance(control: Control) -> SavedAppliance:
-    """This host's saved appliance, made anew.
+    """Build this host's saved appliance, whether there is one or not.
 
     Raises:
         UnusableApplianceError: there can be none here; the message says why.
         ApplianceError: libguestfs or its QEMU is not installed.
         CancelledError: the caller cancelled.
     """
-    return _saved_on_what_works(qemu_program(), control, refresh=True)
+    qemu = qemu_program()
+    return run_accelerated(
+        qemu,
+        lambda accelerator: saved_appliance(qemu, accelerator, control, refresh=True),
+        failure_of=_machine_failure,
+    )
 
 
 def find_host_appliance() -> SavedAppliance | None:
-    """The saved appliance that would be restored now; None where it is yet to be made.
+    """Return the saved appliance that would be restored now; None if it is yet to be built.
 
     Raises:
         UnusableApplianceError: there can be none here; the message says why.
@@ -74,57 +79,42 @@ def find_host_appliance() -> SavedAppliance | None:
 
 
 def restore(control: Control) -> RestoredAppliance | None:
-    """This host's saved appliance, running without a disk; None where there is none that does.
+    """Restore this host's saved appliance, without a disk; return None if there is none.
 
-    Where KVM passed its trial and the appliance does not come up on it all the same, the
-    one without KVM is taken at once.
+    If it does not restore on KVM, the one for TCG is restored at once.
 
     Raises:
         ApplianceError: libguestfs or its QEMU is not installed.
         CancelledError: the caller cancelled.
     """
-    saved = host_appliance(control)
-    restored = _restored(saved, control) if saved else None
-    if restored or saved is None or saved.accelerator == "tcg":
-        return restored
-    saved = _saved_without_kvm(control)
-    return _restored(saved, control) if saved else None
+    if os.environ.get(STOCK_VARIABLE):
+        return None
+    qemu = qemu_program()
 
+    def attempt(accelerator: Accelerator) -> RestoredAppliance:
+        return _restored(saved_appliance(qemu, accelerator, control), control)
 
-def _restored(saved: SavedAppliance, control: Control) -> RestoredAppliance | None:
     try:
-        return RestoredAppliance(saved, control)
-    except UnusableApplianceError as exc:
-        log.info("the saved appliance is not used: %s", exc.message)
+        return run_accelerated(qemu, attempt, failure_of=_machine_failure)
+    except (UnusableApplianceError, SessionFolderError) as exc:
+        log.info("using a stock appliance: %s", exc.message)
     except ApplianceError as exc:
-        suspect(saved)
-        if saved.accelerator == "tcg":
-            log.warning("the saved appliance failed, a stock one is started: %s", exc.message)
-        elif isinstance(exc, ApplianceTimeoutError):
-            distrust_kvm(qemu_program(), exc.message)
-        else:
-            log.warning("the saved appliance failed on KVM, TCG is used: %s", exc.message)
+        log.warning("the saved appliance failed, starting a stock one: %s", exc.message)
     return None
 
 
-def _saved_on_what_works(qemu: Path, control: Control, *, refresh: bool = False) -> SavedAppliance:
-    """The saved appliance on KVM, where that works for it too, else on TCG."""
-    accelerator = choose_accelerator(qemu).accelerator
+def _restored(saved: SavedAppliance, control: Control) -> RestoredAppliance:
     try:
-        return saved_appliance(qemu, accelerator, control, refresh=refresh)
-    except UnusableApplianceError as exc:
-        # what a program or the host's disk refuses is no fault of the accelerator's
-        if accelerator == "tcg" or not isinstance(exc.__cause__, (ApplianceError, type(None))):
-            raise
-        saved = saved_appliance(qemu, "tcg", control, refresh=refresh)
-        if isinstance(exc.__cause__, ApplianceTimeoutError):
-            distrust_kvm(qemu, exc.message)
-        return saved
+        return RestoredAppliance(saved, control)
+    except SessionFolderError:
+        raise
+    except ApplianceError:
+        suspect(saved)
+        raise
 
 
-def _saved_without_kvm(control: Control) -> SavedAppliance | None:
-    try:
-        return saved_appliance(qemu_program(), "tcg", control)
-    except UnusableApplianceError as exc:
-        log.info("a stock appliance is started: %s", exc.message)
-        return None
+def _machine_failure(exc: ApplianceError) -> ApplianceError | None:
+    """Return the failure that another accelerator may avoid; None if there is none in an error."""
+    if isinstance(exc, UnusableApplianceError):
+        return exc.machine
+    return None if isinstance(exc, SessionFolderError) else exc

@@ -1,10 +1,9 @@
-"""A saved appliance that runs again, from one image to the next.
+"""The saved appliance, restored: it runs again, and its disks come and go.
 
-libguestfs starts the saved appliance's own program in place of QEMU; that connects
-to a monitor and an attendant's socket in a folder of this session.  While libguestfs
-waits for its daemon, a thread loads the state, lets the machine run, sets its clock
-and its random generator, and plugs in the disks.  Nothing of libguestfs's protocol
-is touched.
+libguestfs starts the saved appliance's own script in place of QEMU. QEMU connects to a
+monitor's and an attendant's socket in the session's folder. While libguestfs waits for
+its daemon, a thread loads the state, lets the machine run, and sets its clock and its
+random generator. libguestfs's own protocol stays untouched.
 """
 
 from __future__ import annotations
@@ -28,24 +27,26 @@ from vmprovision.appliance.drives import (
     require_disk,
     throwaway,
 )
-from vmprovision.appliance.library import Handle, launch_failure
-from vmprovision.appliance.snapshot.hardware import (
+from vmprovision.appliance.handle import (
     ATTENDANT,
-    IGNORE_SHARED,
+    CALL_SECONDS,
     MONITOR,
-    SPECIAL,
+    ApplianceCallError,
+    Handle,
 )
-from vmprovision.appliance.snapshot.store import UnusableApplianceError
-from vmprovision.appliance.watchdog import Watchdog
-from vmprovision.errors import ApplianceError, CommandError
-from vmprovision.host import workspace
-from vmprovision.host.workspace import Workspace, make_workspace
+from vmprovision.appliance.snapshot.machine import IGNORE_SHARED
+from vmprovision.errors import (
+    ApplianceEndedError,
+    ApplianceError,
+    ApplianceTimeoutError,
+    CommandError,
+)
 from vmprovision.image.diskfile import name_of
 from vmprovision.image.header import FORMATS
 from vmprovision.qemu.monitor import Connection, Listener, Monitor
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from vmprovision.appliance.drives import Drive
     from vmprovision.appliance.snapshot.store import SavedAppliance
@@ -55,44 +56,43 @@ log = logging.getLogger(__name__)
 
 RESTORE_SECONDS = 20.0  # 0.4 s on an idle host without KVM
 KVM_RESTORE_SECONDS = 10.0  # a KVM that passes its trial may still hang
-WORK_SECONDS = 240.0  # a journal to replay or to flush, on a slow disk of a loaded host
-ENTROPY_BYTES = 16 + 64  # a machine-id, and what the random generator gets
-SESSION = "session"
-PREFIX = f"{workspace.PREFIX}{SESSION}-"
-SOCKET_PATH_LIMIT = 107  # unix(7)
+WORK_SECONDS = 240.0  # to replay or flush a journal, on the slow disk of a loaded host
+ENTROPY_BYTES = 16 + 64  # a machine-id, and a seed for the random generator
 
 
 class RestoredAppliance:
     """One machine that was restored; its disks come and go while it runs.
 
+    It meets the Protocol ``Appliance``, and can be used for one set of disks after
+    another.
+
     Attributes:
-        handle: libguestfs's own object, launched.
         monitor: QEMU's.
-        watchdog: the time limits of its calls.
+        has_volumes: whether udev, RAID and LVM run in it.
     """
 
     def __init__(self, saved: SavedAppliance, control: Control) -> None:
         """Restore it, without any disk.
 
         Raises:
-            UnusableApplianceError: the paths here cannot be told to QEMU.
+            SessionFolderError: no folder for the session can be made.
             ApplianceError: it did not restore, or not in time.
             CancelledError: the caller cancelled.
         """
         begun = time.monotonic()
-        self._workspace = session_folder()
-        self._folder = self._workspace.path
         self._connections: list[Connection] = []
+        self._closings: list[Callable[[], None]] = []
         self._serials: dict[int, str] = {}
         self._files: dict[int, Path] = {}
         self._given: dict[int, list[int]] = {}
         self._next = 0
         self._seconds = RESTORE_SECONDS if saved.accelerator == "tcg" else KVM_RESTORE_SECONDS
-        self.watchdog = Watchdog(str(self._folder), control)
-        self._handle = Handle(str(self._folder))
-        self.handle = self._handle.guestfs
+        self.has_volumes = False
+        self._has_mapped = False
+        self._handle = Handle(control)
+        self._watchdog = self._handle.watchdog
+        self._folder = self._handle.folder
         try:
-            self.handle.set_tmpdir(str(self._folder))
             self._listeners = {name: Listener(self._folder / name) for name in (MONITOR, ATTENDANT)}
             self._start(saved)
         except BaseException:
@@ -100,11 +100,19 @@ class RestoredAppliance:
             raise
         log.debug("appliance restored in %.2f s", time.monotonic() - begun)
 
+    def serve(self, control: Control) -> None:
+        """Take progress and cancellation from another caller from now on."""
+        self._watchdog.serve(control)
+
+    def call(self, name: str, *arguments: Any, limit: float = CALL_SECONDS, **options: Any) -> Any:  # noqa: ANN401 -- untyped library
+        """As the Protocol has it."""
+        return self._handle.call(name, *arguments, limit=limit, **options)
+
     def attach(self, drive: Drive) -> int:
-        """Plug in a disk that is seen to be this drive; its number.
+        """Attach a disk and check that it is this drive; return its number.
 
         Raises:
-            WrongDiskError: the appliance's new disk is another one.
+            WrongDiskError: the appliance's new disk is a different one.
             ApplianceError: QEMU cannot open it, or it does not appear.
         """
         number, serial = self._next, new_serial()
@@ -140,109 +148,101 @@ class RestoredAppliance:
         self._serials[number] = serial
         return number
 
-    def finish(self) -> None:
-        """Unplug the disks, of which nothing is mounted; what was written is in their files then.
-
-        Raises:
-            ApplianceError: one of them does not go.
-        """
-        for number in list(self._serials):
-            self._tell("device_del", id=f"scsi{number}")
-            with self._explained():
-                self.monitor.wait_for("DEVICE_DELETED")
-            self._tell("blockdev-del", node_name=f"disk{number}")
-            for given in self._given.pop(number, ()):
-                self._tell("remove-fd", fdset_id=given)
-            del self._serials[number]
-        raise_disk_failure(self.monitor.disk_failures, self._files)
-
-    def raise_disk_failure(self, cause: Exception) -> None:
-        """Raise what the host's disk did, where that is why something failed in the guest.
-
-        Raises:
-            ImageError: QEMU could not read or write a file of the host.
-        """
-        self.monitor.catch_up()
-        raise_disk_failure(self.monitor.disk_failures, self._files, cause)
-
-    def wait_until_gone(self, number: int) -> None:
-        """Wait until the appliance's kernel, too, has let go of a disk that was unplugged.
-
-        Raises:
-            ApplianceError: it does not.
-        """
-        self.ask("gone", f"detach {number}")
-
     def mount(
         self, device: str, driver: str, place: str, *, readonly: bool, options: str = ""
     ) -> None:
-        """Let the kernel mount a disk or partition of the guest; no program is started for it.
-
-        Args:
-            device: its node in the appliance.
-            driver: the kernel's filesystem.
-            place: a directory of the guest, free of links.
-            readonly: do not write to it.
-            options: of the filesystem's own.
-
-        Raises:
-            ApplianceError: the kernel does not.
-        """
+        """Mount as the Protocol has it; the attendant does so without starting a program."""
         words = [device, driver, "ro" if readonly else "rw", place.encode().hex()]
-        self.ask("mounted", " ".join(["mount", *words, options.encode().hex()]), WORK_SECONDS)
+        self._ask_to("mounted", "mount", *words, options.encode().hex())
 
-    def look(self, device: str, driver: str, names: Iterable[str], options: str) -> set[str]:
-        """Return which names are in the root directory of a filesystem that is not mounted.
-
-        Raises:
-            ApplianceError: the kernel does not mount or read it.
-        """
-        words = [device, driver, options.encode().hex() or "-", *names]
-        return set(self.ask("seen", " ".join(["look", *words]), WORK_SECONDS))
+    def look(
+        self, device: str, driver: str, names: Iterable[str], options: str = ""
+    ) -> set[str] | None:
+        """As the Protocol has it."""
+        words = [device, driver, options.encode().hex() or "-"]
+        return set(self._ask_to("seen", "look", *words, *names))
 
     def unmount(self, place: str | None = None) -> None:
-        """Unmount what is at a place of the guest, or all of the guest.
-
-        Raises:
-            ApplianceError: something is still in use.
-        """
-        self.ask("unmounted", f"unmount {(place or '').encode().hex()}", WORK_SECONDS)
+        """As the Protocol has it."""
+        if place is not None:
+            self.ask("unmounted", f"unmount {place.encode().hex()}", WORK_SECONDS)
+        elif self.has_volumes:  # perhaps more mounts than the attendant reads at once
+            self.call("umount_all")
+        else:
+            self.ask("unmounted", "unmount", WORK_SECONDS)
 
     def map_devices(self, table: str, links: Sequence[str]) -> None:
-        """Make devices of device-mapper, without udev.
+        """As the Protocol has it."""
+        if not self.has_volumes and not self._has_mapped:
+            self._ask_to("mapped", "map", table.encode().hex(), *links)
+            self._has_mapped = True
+            self.before_detaching(self._unmap_devices)
 
-        Args:
-            table: in the concise form of dmsetup(8).
-            links: for each device of the table its name below ``/dev``.
-
-        Raises:
-            ApplianceError: one cannot be made.
-        """
-        self.ask("mapped", " ".join(["map", table.encode().hex(), *links]), WORK_SECONDS)
-
-    def unmap_devices(self) -> None:
-        """Remove the devices of device-mapper, none of which is mounted.
-
-        Raises:
-            ApplianceError: one is still in use.
-        """
+    def _unmap_devices(self) -> None:
         self.ask("unmapped", "unmap", WORK_SECONDS)
+        self._has_mapped = False
+
+    def _ask_to(self, answer: str, *question: str) -> list[str]:
+        """Ask the attendant for what may fail because of the guest.
+
+        Raises:
+            ApplianceCallError: the attendant cannot do it.
+        """
+        try:
+            return self.ask(answer, " ".join(question), WORK_SECONDS)
+        except (ApplianceEndedError, ApplianceTimeoutError):
+            raise
+        except ApplianceError as exc:
+            raise ApplianceCallError(exc.message, number=0) from exc
 
     def activate_volumes(self) -> None:
-        """Do with the disks what a stock appliance does as it starts: udev, RAID, LVM.
+        """As the Protocol has it: do with the disks what a stock appliance does at its start."""
+        if not self.has_volumes:
+            self.ask("volumes", "volumes", WORK_SECONDS)
+            self.has_volumes = True
+
+    def before_detaching(self, close: Callable[[], None]) -> None:
+        """As the Protocol has it."""
+        self._closings.append(close)
+
+    def finish(self) -> None:
+        """As the Protocol has it; the machine runs on and can get other disks."""
+        self.call("set_autosync", False)  # noqa: FBT003 -- libguestfs's; nothing is left to sync
+        self.unmount()
+        while self._closings:
+            self._closings.pop(0)()
+        for number in list(self._serials):
+            self._detach(number)
+        raise_disk_failure(self.monitor.disk_failures, self._files)
+
+    def _detach(self, number: int) -> None:
+        self._tell("device_del", id=f"scsi{number}")
+        with self._explained():
+            self.monitor.wait_for("DEVICE_DELETED")
+        self._tell("blockdev-del", node_name=f"disk{number}")
+        for given in self._given.pop(number, ()):
+            self._tell("remove-fd", fdset_id=given)
+        del self._serials[number]
+
+    def raise_host_fault(self, exc: Exception) -> None:
+        """As the Protocol has it."""
+        self._watchdog.raise_cause()
+        self.monitor.catch_up()
+        raise_disk_failure(self.monitor.disk_failures, self._files, exc)
+
+    def wait_until_gone(self, number: int) -> None:
+        """Wait until the appliance's kernel has let go of a detached disk as well.
 
         Raises:
-            ApplianceError: it is not done in time.
+            ApplianceError: it has not in time.
         """
-        self.ask("volumes", "volumes", WORK_SECONDS)
+        self.ask("gone", f"detach {number}")
 
     def close(self) -> None:
-        """End the machine and remove what it left."""
-        self.watchdog.stop()
-        self.handle.close()
+        """As the Protocol has it."""
+        self._handle.close()
         for connection in self._connections:
             connection.close()
-        self._workspace.remove()
 
     def _start(self, saved: SavedAppliance) -> None:
         failures: list[ApplianceError] = []
@@ -252,16 +252,13 @@ class RestoredAppliance:
         )
         guide.start()
         try:
-            self.handle.set_path(str(saved.folder))
-            self.handle.set_hv(str(saved.wrapper))
-            # libguestfs wants a disk before it launches; the wrapper leaves it out
-            self.handle.add_drive_opts(str(saved.wrapper), format="raw")
-            with self.watchdog.limit(self._seconds, "the restoring"):
-                self.handle.launch()
+            guestfs = self._handle.guestfs
+            guestfs.set_path(str(saved.folder))
+            guestfs.set_hv(str(saved.wrapper))
+            # libguestfs requires a disk before it launches; the script leaves it out
+            guestfs.add_drive_opts(str(saved.wrapper), format="raw")
+            self._handle.launch(self._seconds, "restoring")
             guide.join()
-        except RuntimeError as exc:
-            self.watchdog.raise_cause()
-            raise launch_failure(exc, self._handle.messages) from exc
         finally:
             ended.set()
             guide.join()
@@ -273,7 +270,7 @@ class RestoredAppliance:
     def _bring_up(
         self, saved: SavedAppliance, ended: threading.Event, failures: list[ApplianceError]
     ) -> None:
-        """Load the state and let the machine run; in a thread, while libguestfs waits for it."""
+        """Load the state and let the machine run, in a thread while libguestfs waits for it."""
         try:
             for name, listener in self._listeners.items():
                 connection = listener.accept(RESTORE_SECONDS, lambda: not ended.is_set())
@@ -294,10 +291,10 @@ class RestoredAppliance:
             self.ask("resumed", f"resume {time.time():.0f} {entropy}")
         except ApplianceError as exc:
             failures.append(exc)
-            self.watchdog.end(exc)
+            self._watchdog.end(exc)
 
     def ask(self, answer: str, question: str, seconds: float = RESTORE_SECONDS) -> list[str]:
-        """The words with which the attendant answers a question, behind the first, known one.
+        """Ask the attendant; return the words of its answer behind the first, expected one.
 
         Raises:
             ApplianceError: it answers something else, or not in time.
@@ -317,18 +314,18 @@ class RestoredAppliance:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Raise why the watchdog has ended QEMU, where it has, instead of that it is gone."""
+        """Raise the watchdog's reason, if it has ended QEMU, not the loss of the connection."""
         try:
             yield
         except ApplianceError:
-            self.watchdog.raise_cause()
+            self._watchdog.raise_cause()
             raise
 
     def _give_files(self, drive: Drive, number: int) -> dict[int, str]:
-        """Give QEMU the open files of a drive; the names that it has for them, by our handles."""
+        """Give QEMU the open files of a drive; return its names for them, by our descriptors."""
         names: dict[int, str] = {}
         for file in drive.layer.files() if drive.layer else ():
-            access = os.O_RDONLY if names else os.O_RDWR  # the first is the one that is written
+            access = os.O_RDONLY if names else os.O_RDWR  # only the first is written to
             handle = os.open(name_of(file.handle), access | os.O_CLOEXEC)
             try:
                 with self._explained():
@@ -340,16 +337,16 @@ class RestoredAppliance:
         return names
 
     def _opened(self) -> dict[str, Any]:
-        """QEMU's block nodes by their names."""
+        """Return QEMU's block nodes by their names."""
         nodes = self._tell("query-named-block-nodes", flat=True)
         return {node["node-name"]: node for node in nodes}
 
 
 def _require_expected(drive: Drive, names: Collection[str], nodes: Sequence[Any]) -> None:
-    """Refuse a disk for which QEMU has opened a file that we have not given it.
+    """Refuse a disk for which QEMU opened a file that it was not given.
 
     Raises:
-        WrongDiskError: it has: a header was changed after it was checked.
+        WrongDiskError: a header was changed after it was checked.
     """
     chain = drive.layer.chain() if drive.layer else ()
     links = [layer.descriptor.parent for layer in chain if layer.descriptor]
@@ -358,35 +355,17 @@ def _require_expected(drive: Drive, names: Collection[str], nodes: Sequence[Any]
         is_linked = any(Path(file).is_relative_to(folder) for folder in links)
         if node["drv"] not in FORMATS and file not in names and not is_linked:
             raise WrongDiskError(
-                f"{drive.path} refers to {file}, as it did not when it was checked",
-                hint="nothing was written; keep others from the image and try again",
+                f"{drive.path} was changed after it was checked: it now refers to {file}",
+                hint="nothing was written; keep other users from the image and try again",
             )
 
 
-def session_folder() -> Workspace:
-    """Return a private folder of one session, whose path QEMU can take.
-
-    Raises:
-        UnusableApplianceError: none can be made.
-    """
-    try:
-        return make_workspace(SESSION, _suits)
-    except OSError as exc:
-        raise UnusableApplianceError(f"no session can have a folder: {exc}") from exc
-
-
-def _suits(folder: Path) -> bool:
-    """Whether a path can stand in an option of QEMU, and hold a socket."""
-    is_short = len(os.fsencode(folder / ATTENDANT)) <= SOCKET_PATH_LIMIT
-    return is_short and not SPECIAL & {*str(folder)}
-
-
 def attach_all(restored: RestoredAppliance, drives: Sequence[Drive]) -> list[int] | None:
-    """The numbers of the drives; None, and the appliance is gone, where one is not plugged in."""
+    """Attach drives; return their numbers, or close the appliance and return None."""
     try:
         return [restored.attach(drive) for drive in drives]
     except (ApplianceError, CommandError) as exc:
-        log.warning("a disk cannot be plugged in, another appliance is started: %s", exc.message)
+        log.warning("a disk cannot be attached, starting another appliance: %s", exc.message)
         restored.close()
         return None
     except BaseException:

@@ -1,57 +1,50 @@
-"""The saved appliance: booted once on this host, and restored for every image after that.
+"""The saved appliances of this user in the cache: what is trusted, found, made and removed.
 
-libguestfs's own appliance is built again from its supermin inputs, with a lean
-process 1 (``inside/init``), and booted by QEMU with its memory in a file.  As soon
-as guestfsd is about to serve, the machine is stopped and its state is saved.  All
-of it stands in one folder of the cache, whose name says what it was made of:
+libguestfs's own appliance is built again from its supermin inputs, with a lean process 1
+(``inside/init``), and booted by QEMU with its memory in a file. As soon as guestfsd is
+about to serve, the machine is stopped and its state is saved. All files are in one folder,
+whose name is a hash of what the appliance was made of:
 
 ``kernel``, ``initrd``, ``root``
-    what supermin made.
+    what supermin built.
 ``root.qcow2``
     what was written to the root until then.
 ``ram``, ``state``
-    the memory, sparse, and all else of the machine.
+    the memory, sparse, and everything else of the machine.
 ``qemu``
-    the program that libguestfs starts in place of QEMU: it restores the machine.
+    the script that libguestfs starts in place of QEMU: it restores the machine.
 ``saved.json``
-    what it was made of, and what the files looked like when they were complete.
+    what it was made of, and the status of every file when it was complete.
 
-The memory holds programs that will work on everybody's images, so the folder is
-for its owner alone, and files that are not as they were left are not used.
+The memory holds programs that work on everybody's images. So the folder is for its owner
+alone, and a file that has changed is not used.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib.util
 import json
 import logging
 import os
-import platform
 import shutil
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmprovision.appliance.library import guestfs_module
-from vmprovision.appliance.snapshot.build import (
-    INSIDE,
-    STEP,
-    WRAPPER,
-    build,
-    inside_files,
+from vmprovision.appliance.handle import SPECIAL
+from vmprovision.appliance.snapshot.build import STEP, WRAPPER, Sources, build
+from vmprovision.appliance.snapshot.identity import digest
+from vmprovision.appliance.snapshot.ingredients import (
+    UnusableApplianceError,
+    ingredients,
+    supermin_inputs,
+    supermin_kernel,
 )
-from vmprovision.appliance.snapshot.hardware import (
-    COMMAND_LINE,
-    SPECIAL,
-    bound_script,
-    machine_options,
-    wrapper_script,
-)
+from vmprovision.appliance.snapshot.packages import package_lists, versions_inside
+from vmprovision.appliance.wrapper import booting_script, find_binder
 from vmprovision.errors import (
     ApplianceError,
+    ApplianceTimeoutError,
     BundledRuntimeError,
     CommandError,
     VmprovisionError,
@@ -63,39 +56,31 @@ from vmprovision.host.cache import (
     require_private,
     write_atomically,
 )
-from vmprovision.host.kernel import host_kernels
-from vmprovision.runtime.store import find_runtime, host_architecture
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vmprovision.progress import Control
-    from vmprovision.qemu.accelerator import Accelerator
+    from vmprovision.qemu.options import Accelerator
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1
 MANIFEST = "saved.json"
 SUSPECT = "failed-once"
+# How a machine failed that could not be saved; another accelerator may avoid that.
+FAILURES = {"hung": ApplianceTimeoutError, "failed": ApplianceError}
 FILES = ("kernel", "initrd", "root", "root.qcow2", "ram", "state", WRAPPER)
 KEPT = 3  # of different QEMUs or versions of vmprovision, side by side
-RETRY_SECONDS = 3600.0  # what failed is not tried again for so long
-MACHINES = ("x86_64",)
-# Where packages are listed: the appliance is made of the host's own programs.
-PACKAGE_LISTS = (
-    "/var/lib/dpkg/status",
-    "/usr/lib/sysimage/rpm/rpmdb.sqlite",
-    "/var/lib/rpm/rpmdb.sqlite",
-    "/var/lib/rpm/Packages",
-    "/var/lib/pacman/local",
-)
+RETRY_SECONDS = 3600.0  # a build that failed is not tried again for so long
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedAppliance:
-    """An appliance that is complete and as it was left.
+    """An appliance that is complete and unchanged.
 
     Attributes:
         folder: where its files are.
-        wrapper: the program to start in place of QEMU.
+        wrapper: the script to start in place of QEMU.
         made_of: what it was made of, as ``saved.json`` has it.
         made: when, in seconds since the epoch.
         size: bytes that its files take on the host's disk.
@@ -109,11 +94,11 @@ class SavedAppliance:
 
     @property
     def accelerator(self) -> Accelerator:
-        """What it was saved on, and is restored on."""
+        """The accelerator on which it was saved, and is restored."""
         return "kvm" if self.made_of["accelerator"] == "kvm" else "tcg"
 
     def as_json(self) -> dict[str, Any]:
-        """The appliance as ``vmprovision appliance status --json`` prints it."""
+        """Return the appliance as ``vmprovision appliance status --json`` prints it."""
         return {
             "folder": str(self.folder),
             "made": int(self.made),
@@ -122,29 +107,16 @@ class SavedAppliance:
         }
 
 
-class UnusableApplianceError(ApplianceError):
-    """There is no saved appliance, for a reason that does not concern a stock one.
-
-    Attributes:
-        command: the command that may change that, or an empty string.
-    """
-
-    def __init__(self, message: str, *, hint: str = "", command: str = "") -> None:
-        """Keep the command beside the message."""
-        super().__init__(message, hint=hint)
-        self.command = command
-
-
 def saved_appliance(
     qemu: Path, accelerator: Accelerator, control: Control, *, refresh: bool = False
 ) -> SavedAppliance:
-    """The saved appliance of this host and QEMU; made now where there is none.
+    """Return the saved appliance of this host and QEMU; build it if there is none.
 
     Args:
         qemu: the QEMU that runs it.
-        accelerator: what it is saved and restored on.
+        accelerator: the one on which it is saved and restored.
         control: progress and cancellation.
-        refresh: make it anew, whatever is there, and though it failed a while ago.
+        refresh: build it even if there is one, or a build failed a while ago.
 
     Raises:
         UnusableApplianceError: there can be none here; the message says why.
@@ -154,7 +126,10 @@ def saved_appliance(
     folder = _folder(made_of)
     _require_own_cache()
     if SPECIAL & {*str(folder)}:
-        raise UnusableApplianceError(f"{folder} has characters that QEMU would misread")
+        raise UnusableApplianceError(
+            f"{folder} has characters that QEMU would misread",
+            hint="set VMPROVISION_CACHE to a plain path",
+        )
     if not refresh:
         if found := _read(folder, made_of):
             return found
@@ -164,26 +139,21 @@ def saved_appliance(
             if not refresh and (found := _read(folder, made_of)):
                 return found
             control.step(STEP)
-            build(directory, supermin_inputs(), qemu, accelerator, control)
-            document = {"made_of": made_of, "files": _look(directory), "made": time.time()}
-            write_atomically(directory / MANIFEST, json.dumps(document).encode())
+            _build(directory, made_of, qemu, accelerator, control)
             shutil.rmtree(folder, ignore_errors=True)
             directory.rename(folder)
     except (OSError, CommandError, ApplianceError, BundledRuntimeError) as exc:
-        cause = exc.message if isinstance(exc, VmprovisionError) else str(exc)
-        with contextlib.suppress(OSError):
-            write_atomically(_failure(folder), json.dumps({"cause": cause}).encode())
-        raise UnusableApplianceError(f"no appliance can be saved: {cause}") from exc
+        raise _remember_failure(folder, exc) from exc
     _failure(folder).unlink(missing_ok=True)
     found = _read(folder, made_of)
     if found is None:
-        raise UnusableApplianceError("the saved appliance was changed as soon as it was made")
+        raise UnusableApplianceError("another program changed the saved appliance after its build")
     _remove_old(folder)
     return found
 
 
 def find_saved(qemu: Path, accelerator: Accelerator) -> SavedAppliance | None:
-    """The saved appliance that would be used now; None where it is yet to be made.
+    """Return the saved appliance that would be used now; None if it is yet to be built.
 
     Raises:
         UnusableApplianceError: there can be none here; the message says why.
@@ -198,22 +168,22 @@ def find_saved(qemu: Path, accelerator: Accelerator) -> SavedAppliance | None:
 
 
 def bound_qemu(qemu: Path, accelerator: Accelerator) -> Path:
-    """A program of the cache that is QEMU, and ends with whoever starts it; else QEMU itself."""
-    content = bound_script(qemu, accelerator).encode()
-    path = _parent() / f"{_digest(content)[:16]}.qemu"
+    """Return a script in the cache that runs QEMU and ends with its caller; else QEMU itself."""
+    content = booting_script(qemu, accelerator, find_binder()).encode()
+    path = _parent() / f"{digest(content)[:16]}.qemu"
     try:
         _require_own_cache()
-        if not path.exists():  # its age is part of what libguestfs remembers of it
+        if not path.exists():  # libguestfs keeps what it knows of QEMU by the file's age
             write_atomically(path, content)
             path.chmod(0o700)
     except (OSError, UnusableApplianceError) as exc:
-        log.info("QEMU is started as it is: %s", exc)
+        log.info("starting QEMU without a script: %s", exc)
         return qemu
     return path
 
 
 def clear_saved() -> int:
-    """Remove every saved appliance of this user; how many there were.
+    """Remove every saved appliance of this user; return their number.
 
     Raises:
         ApplianceError: one cannot be removed.
@@ -229,66 +199,30 @@ def clear_saved() -> int:
 
 
 def suspect(saved: SavedAppliance) -> None:
-    """Let another one be made the second time that one does not restore."""
+    """Note that an appliance did not restore; after the second time another is built."""
     mark = saved.folder / SUSPECT
     with contextlib.suppress(OSError):
         if mark.exists():
-            log.warning("the saved appliance failed twice and is made anew the next time")
+            log.warning("the saved appliance failed twice; the next command builds another")
             (saved.folder / MANIFEST).unlink()
         mark.touch()
 
 
-def ingredients(qemu: Path, accelerator: Accelerator) -> dict[str, Any]:
-    """All that a saved appliance depends on, as JSON has it.
-
-    Raises:
-        UnusableApplianceError: this host lacks one of them.
-    """
-    machine = host_architecture()
-    if machine not in MACHINES:
-        raise UnusableApplianceError(f"appliances are saved on {', '.join(MACHINES)} only")
-    try:
-        runtime = find_runtime(machine)
-    except BundledRuntimeError as exc:
-        raise UnusableApplianceError(
-            exc.message, hint=exc.hint, command=f"vmprovision runtime build {machine}"
-        ) from exc
-    binding = importlib.util.find_spec("libguestfsmod")
-    packages = [Path(name) for name in PACKAGE_LISTS]
-    try:
-        return {
-            "schema": SCHEMA,
-            "accelerator": accelerator,
-            "qemu": _identity(qemu),
-            "libguestfs": _version(),
-            "binding": _identity(Path(binding.origin)) if binding and binding.origin else None,
-            "inputs": [_identity(path) for path in sorted(supermin_inputs().iterdir())],
-            "kernels": [_identity(path) for path in host_kernels() if path.exists()],
-            "packages": [_identity(path) for path in packages if path.exists()],
-            "inside": {
-                str(path.relative_to(INSIDE)): _digest(path.read_bytes()) for path in inside_files()
-            },
-            "runtime": runtime.sha256,
-            "machine": [*machine_options(accelerator), COMMAND_LINE],
-            "wrapper": _digest(wrapper_script(qemu, accelerator).encode()),
-            # the processor's features are in the state
-            "processor": [_processor(), platform.release()] if accelerator == "kvm" else None,
-        }
-    except OSError as exc:
-        raise UnusableApplianceError(f"{exc.filename}: {exc.strerror}") from exc
-
-
-def supermin_inputs() -> Path:
-    """The folder that libguestfs's appliance is made from.
-
-    Raises:
-        UnusableApplianceError: libguestfs has a fixed appliance, or none.
-    """
-    path = str(guestfs_module().GuestFS(python_return_dict=True).get_path())
-    for folder in path.split(":"):
-        if (found := Path(folder) / "supermin.d").is_dir():
-            return found
-    raise UnusableApplianceError(f"libguestfs's path {path} has no supermin.d")
+def _build(
+    directory: Path, made_of: dict[str, Any], qemu: Path, accelerator: Accelerator, control: Control
+) -> None:
+    """Build all files of an appliance in a build directory."""
+    inputs = supermin_inputs()
+    packages = {"lists": package_lists(), "versions": versions_inside(inputs)}
+    sources = Sources(inputs=inputs, kernel=supermin_kernel(), qemu=qemu)
+    build(directory, sources, accelerator, control)
+    document = {
+        "made_of": made_of,
+        "packages": packages,
+        "files": _statuses(directory),
+        "made": time.time(),
+    }
+    write_atomically(directory / MANIFEST, json.dumps(document).encode())
 
 
 def _parent() -> Path:
@@ -296,7 +230,7 @@ def _parent() -> Path:
 
 
 def _folder(made_of: dict[str, Any]) -> Path:
-    return _parent() / _digest(json.dumps(made_of, sort_keys=True).encode())[:16]
+    return _parent() / digest(json.dumps(made_of, sort_keys=True).encode())[:16]
 
 
 def _failure(folder: Path) -> Path:
@@ -304,7 +238,7 @@ def _failure(folder: Path) -> Path:
 
 
 def _require_own_cache() -> None:
-    """Refuse a cache that somebody else could write to: what is in it will be run."""
+    """Refuse a cache to which others can write: programs are run from it."""
     try:
         make_private(_parent())
         require_private(cache_directory(), _parent())
@@ -313,27 +247,45 @@ def _require_own_cache() -> None:
 
 
 def _raise_known_failure(folder: Path) -> None:
-    """Do not try again what failed a while ago."""
+    """Raise the error of a build that failed a while ago, instead of another build."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         failure = _failure(folder)
         if failure.stat().st_mtime + RETRY_SECONDS > time.time():
-            cause = json.loads(failure.read_text(encoding="utf-8"))["cause"]
+            known = json.loads(failure.read_text(encoding="utf-8"))
+            kind = FAILURES.get(known["machine"])
             raise UnusableApplianceError(
-                f"no appliance could be saved: {cause}",
+                f"no appliance could be saved: {known['cause']}",
                 hint="`vmprovision appliance build` tries again",
                 command="vmprovision appliance build",
+                machine=kind(str(known["cause"])) if kind else None,
             )
 
 
+def _remember_failure(folder: Path, exc: Exception) -> UnusableApplianceError:
+    """Keep why a build failed; return the error to raise."""
+    cause = exc.message if isinstance(exc, VmprovisionError) else str(exc)
+    kinds = [name for name, kind in FAILURES.items() if isinstance(exc, kind)]
+    document = {"cause": cause, "machine": kinds[0] if kinds else ""}
+    with contextlib.suppress(OSError):
+        write_atomically(_failure(folder), json.dumps(document).encode())
+    return UnusableApplianceError(
+        f"no appliance can be saved: {cause}",
+        machine=exc if isinstance(exc, ApplianceError) else None,
+    )
+
+
 def _read(folder: Path, made_of: dict[str, Any]) -> SavedAppliance | None:
-    """The appliance in a folder, if it is this user's, complete and untouched."""
+    """Return the appliance in a folder, if it is this user's, complete and up to date."""
     try:
         status = folder.lstat()
         if status.st_uid != os.geteuid() or status.st_mode & 0o077:
             return None
         document = json.loads((folder / MANIFEST).read_bytes())
-        if document["made_of"] != made_of or document["files"] != _look(folder):
-            log.info("%s is not as it was left", folder)
+        if document["made_of"] != made_of or document["files"] != _statuses(folder):
+            log.info("%s has changed", folder)
+            return None
+        if not _has_current_packages(folder, document):
+            log.info("a package inside %s was upgraded", folder)
             return None
         return SavedAppliance(
             folder=folder,
@@ -346,8 +298,27 @@ def _read(folder: Path, made_of: dict[str, Any]) -> SavedAppliance | None:
         return None
 
 
-def _look(folder: Path) -> dict[str, list[int]]:
-    """What each file looks like: no content can be changed and leave all of it the same."""
+def _has_current_packages(folder: Path, document: dict[str, Any]) -> bool:
+    """Return whether the host's packages inside are the ones it was built with.
+
+    They are compared only after the host's list of packages has changed.
+    """
+    lists, known = package_lists(), document["packages"]
+    if known["lists"] == lists:
+        return True
+    versions = versions_inside(supermin_inputs())
+    if versions is None or versions != known["versions"]:
+        return False
+    current = {**document, "packages": {"lists": lists, "versions": versions}}
+    with contextlib.suppress(OSError):  # then they are compared the next time as well
+        made = folder.with_suffix(".packages")
+        write_atomically(made, json.dumps(current).encode())
+        made.replace(folder / MANIFEST)  # fails if another process has removed the folder
+    return True
+
+
+def _statuses(folder: Path) -> dict[str, list[int]]:
+    """Return the status of each file: no change of a content leaves all of it the same."""
     found = {}
     for name in FILES:
         status = (folder / name).lstat()
@@ -357,31 +328,11 @@ def _look(folder: Path) -> dict[str, list[int]]:
 
 
 def _remove_old(newest: Path) -> None:
-    """Keep the last few; whoever runs one that goes has all of its files open."""
-    for leftover in _parent().glob("*.building"):  # of a killed process, but for a lately begun one
+    """Remove all but the last few; processes that run a removed one have its files open."""
+    for leftover in _parent().glob("*.building"):  # by a killed process, unless it is recent
         if leftover.stat().st_mtime + RETRY_SECONDS < time.time():
             shutil.rmtree(leftover, ignore_errors=True)
     folders = [path for path in _parent().iterdir() if (path / MANIFEST).exists()]
     for old in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT:]:
         if old != newest:
             shutil.rmtree(old, ignore_errors=True)
-
-
-def _version() -> str:
-    version = guestfs_module().GuestFS(python_return_dict=True).version()
-    return f"{version['major']}.{version['minor']}.{version['release']}{version['extra']}"
-
-
-def _processor() -> str:
-    first = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split("\n\n")[0]
-    kept = ("vendor_id", "cpu family", "model", "stepping", "microcode", "flags")
-    return "\n".join(line for line in first.splitlines() if line.startswith(kept))
-
-
-def _identity(path: Path) -> list[str | int]:
-    status = path.stat()
-    return [str(path), status.st_size, status.st_mtime_ns, status.st_ino]
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

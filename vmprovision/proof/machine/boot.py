@@ -1,4 +1,4 @@
-"""One throwaway boot of a guest, and what it answers."""
+"""Boot a guest once, on an overlay to throw away, and ask what it answers."""
 
 from __future__ import annotations
 
@@ -27,12 +27,7 @@ from vmprovision.proof.machine.options import (
     find_qemu,
     network_options,
 )
-from vmprovision.proof.machine.watch import (
-    Watch,
-    channel_options,
-    open_channels,
-    start_qemu,
-)
+from vmprovision.proof.machine.watch import Watch, open_channels
 from vmprovision.qemu.accelerator import choose_accelerator
 
 if TYPE_CHECKING:
@@ -45,7 +40,7 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.3
 REQUEST_SECONDS = 3.0
 ANSWER_BYTES = 64 << 10
-CONSOLE_TOLD = 40  # lines of the console that an error carries
+CONSOLE_LINES = 40  # lines of the console that an error carries
 
 _ESCAPE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[()][0-9A-Za-z]|[@-Z\\-_])")
 _FORWARDED = re.compile(r"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)")
@@ -55,27 +50,27 @@ class Machine:
     """A running machine; made by ``boot``."""
 
     def __init__(self, watch: Watch, agent_url: str) -> None:
-        """Take what watches QEMU, and the forwarded port's URL."""
+        """Take the running QEMU, and the URL of its forwarded port."""
         self._watch = watch
         self.agent_url = agent_url
         self.manager_url = MANAGER_URL
 
     def console_tail(self, count: int) -> list[str]:
-        """The last lines of the console that are not blank, safe to print."""
+        """Return the last lines of the console that are not blank, safe to print."""
         text = _ESCAPE.sub("", self._watch.console().decode("utf-8", "replace"))
         lines = [printable(line.rstrip()) for line in re.split(r"[\r\n]+", text)]
         return [line for line in lines if line.strip()][-count:] if count > 0 else []
 
     def is_running(self) -> bool:
-        """Whether QEMU runs; a guest that halted may still be in it."""
+        """Return whether QEMU runs; its guest may have halted."""
         return self._watch.is_running()
 
     def exit_reason(self) -> str:
-        """Why the machine does not run or cannot do so much longer, in words; else empty."""
+        """Return why the guest cannot come up any more, in words; empty while it can."""
         return self._watch.exit_reason()
 
     def check(self) -> None:
-        """Return when the guest may still come up.
+        """Return if the guest may still come up.
 
         Raises:
             ProofError: the machine has ended, or the guest's kernel has panicked.
@@ -85,7 +80,7 @@ class Machine:
         reason = self.exit_reason()
         if reason:
             raise ProofError(
-                f"the guest did not come up: {reason}", console=self.console_tail(CONSOLE_TOLD)
+                f"the guest did not come up: {reason}", console=self.console_tail(CONSOLE_LINES)
             )
 
 
@@ -103,10 +98,10 @@ def boot(  # noqa: PLR0913 -- all but the disk by name
     console_log: Path | None = None,
     firmware: Sequence[str] = (),
 ) -> Iterator[Machine]:
-    """A machine that boots the disk; ended with the block.
+    """Give a machine that boots the disk, and end it with the block.
 
     Args:
-        disk: what the guest may write: an overlay to throw away.
+        disk: what the guest writes to: an overlay to throw away.
         source: the boot loader of the disk, or a kernel.
         agent_port: the guest's port that ``Machine.agent_url`` leads to; the guest
             must take its address by DHCP.
@@ -115,10 +110,10 @@ def boot(  # noqa: PLR0913 -- all but the disk by name
         control: progress and cancelling, which ends the machine.
         arch: the guest's architecture, as uname(1) has it.
         memory_mb: the guest's memory in MiB.
-        seconds: how long the machine may run, whatever happens.
-        console_log: a file that gets the console's first 16 MiB as it is.
-        firmware: options of qemu-system(1) by which the machine tells the guest who it
-            is: ``-uuid``, ``-smbios``, ``-fw_cfg``.
+        seconds: how long the machine may run.
+        console_log: a file that gets the console's first 16 MiB unchanged.
+        firmware: options of qemu-system(1) that identify the machine to the guest:
+            ``-uuid``, ``-smbios``, ``-fw_cfg``.
 
     Raises:
         ProofError: QEMU is missing or did not start.
@@ -128,7 +123,7 @@ def boot(  # noqa: PLR0913 -- all but the disk by name
     control.step("starting the machine")
     hardware = HARDWARE.get(arch)
     if hardware is None:
-        raise UnsupportedGuestError(f"guests for {arch} cannot be booted by this version")
+        raise UnsupportedGuestError(f"this version cannot boot guests for {arch}")
     qemu = find_qemu(arch, hardware)
     native = platform.machine() in hardware.natively
     accelerator = choose_accelerator(qemu).accelerator if native else "tcg"
@@ -137,19 +132,25 @@ def boot(  # noqa: PLR0913 -- all but the disk by name
         open_channels() as channels,
         _open_source(source) as (opened, files),
     ):
-        options = [
+        command = [
+            str(qemu),
             *board_options(hardware, accelerator, memory_mb),
             *boot_options(opened),
             *firmware,
             *disk_options(disk.describe(name_of), disk.sectors),
             *network_options(agent_port, manager),
-            *channel_options(channels),
+            *channels.options(),
         ]
-        watch = Watch(channels, control, seconds, console_log)
         disk_files = disk.layer.files() if disk.layer else ()
-        inherited = [*files, *(file.handle for file in disk_files)]
-        process = start_qemu(qemu, options, channels, errors, inherited)
-        watch.start(process, errors)
+        watch = Watch(
+            command,
+            channels,
+            errors,
+            control,
+            files=[*files, *(file.handle for file in disk_files)],
+            seconds=seconds,
+            console_log=console_log,
+        )
         try:
             yield Machine(watch, f"http://127.0.0.1:{_forwarded_port(watch)}")
         finally:
@@ -158,7 +159,7 @@ def boot(  # noqa: PLR0913 -- all but the disk by name
 
 @contextlib.contextmanager
 def _open_source(source: BootSource) -> Iterator[tuple[BootSource, list[int]]]:
-    """The files that boot the guest, opened once, under the names by which QEMU inherits them."""
+    """Open the files that boot the guest; give the source with the names that QEMU opens."""
     with contextlib.ExitStack() as stack:
         files: list[int] = []
 
@@ -184,7 +185,9 @@ def _open_regular(path: Path, stack: contextlib.ExitStack) -> int:
         raise ProofError(f"{path} cannot be read: {exc.strerror}", hint="check the path") from exc
     stack.callback(os.close, handle)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
-        raise ProofError(f"{path} is no regular file", hint="give a kernel's or an initrd's file")
+        raise ProofError(
+            f"{path} is not a regular file", hint="give the file of a kernel or an initrd"
+        )
     return handle
 
 
@@ -195,12 +198,12 @@ def wait_for_http(
     *,
     headers: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The JSON object that the guest answers a GET with, once it does so with status 200.
+    """Return the JSON object that the guest sends, once it answers a GET with status 200.
 
     Args:
         url: below ``machine.agent_url``.
-        deadline: as ``time.monotonic()`` counts.
-        machine: asked between the tries whether there is still hope.
+        deadline: in the seconds of ``time.monotonic()``.
+        machine: checked between the attempts.
         headers: sent with each request.
 
     Raises:
@@ -218,8 +221,8 @@ def wait_for_http(
         if time.monotonic() > deadline:
             raise ProofError(
                 f"the guest did not answer {url} in time: {last}",
-                console=machine.console_tail(CONSOLE_TOLD),
-                hint="the console's last lines may tell why; without KVM guests boot slowly",
+                console=machine.console_tail(CONSOLE_LINES),
+                hint="read the console's last lines; without KVM guests boot slowly",
             )
         time.sleep(POLL_SECONDS)
 
@@ -242,14 +245,14 @@ def _get_json(url: str, headers: Mapping[str, str]) -> dict[str, Any]:
     except RecursionError:
         answer = None
     if not isinstance(answer, dict):
-        raise ValueError("the answer is no JSON object")  # noqa: TRY004 -- a value from the wire
+        raise ValueError("the answer is not a JSON object")  # noqa: TRY004 -- a value from the wire
     return answer
 
 
 def _forwarded_port(watch: Watch) -> int:
-    """The port that QEMU chose: asking afterwards leaves no gap for another program to take it."""
-    printed = watch.ask("human-monitor-command", {"command-line": "info usernet"})
+    """Return the port that QEMU chose; no other program can take it in between."""
+    printed = watch.ask("human-monitor-command", command_line="info usernet")
     found = _FORWARDED.search(str(printed))
     if found is None:
-        raise ProofError(f"QEMU does not say which port it forwards: {printed}")
+        raise ProofError(f"QEMU does not name the port that it forwards: {printed}")
     return int(found[1])

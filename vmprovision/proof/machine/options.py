@@ -15,13 +15,14 @@ from typing import Any
 from vmprovision.errors import ProofError
 from vmprovision.proof.machine import relay
 from vmprovision.qemu.lifeline import ISOLATED_PYTHON
+from vmprovision.qemu.options import Accelerator, accelerator_options
 
 MANAGER_URL = "http://10.0.2.100:8081"  # as the guest sees it; any address inside 10.0.2.0/24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """What QEMU's program and board are called for an architecture."""
+    """The names of QEMU's program and board for an architecture."""
 
     programs: tuple[str, ...]
     machine: str
@@ -52,10 +53,10 @@ class BootSource:
     """Where the guest's kernel comes from: the disk's own boot loader, or files of the host.
 
     Attributes:
-        firmware: UEFI code as a flash image; else the board's own (a PC's BIOS).
-        kernel: the kernel to load; None starts the disk's boot loader.
-        initrd: what the kernel gets as its initial RAM disk.
-        command_line: the kernel's, with ``kernel`` only; ``panic=-1`` is added.
+        firmware: UEFI code as a flash image; if None, the board's own (a PC's BIOS).
+        kernel: the kernel to load; if None, the disk's boot loader starts.
+        initrd: the kernel's initial RAM disk.
+        command_line: the kernel's, without ``panic=-1``, which is added.
     """
 
     firmware: Path | None = None
@@ -65,7 +66,11 @@ class BootSource:
 
 
 def find_qemu(arch: str, hardware: Hardware) -> Path:
-    """The QEMU of an architecture on this host; raises ``ProofError`` where there is none."""
+    """Return the QEMU of an architecture on this host.
+
+    Raises:
+        ProofError: it is not installed.
+    """
     for program in hardware.programs:
         found = shutil.which(program)
         if found:
@@ -77,20 +82,18 @@ def find_qemu(arch: str, hardware: Hardware) -> Path:
     )
 
 
-def board_options(hardware: Hardware, accelerator: str, memory_mb: int) -> list[str]:
-    """Processor, memory and source of random numbers."""
+def board_options(hardware: Hardware, accelerator: Accelerator, memory_mb: int) -> list[str]:
+    """Return the board, its processor, memory and source of random numbers."""
     return [
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        *("-machine", hardware.machine, "-accel", accelerator),
-        # qemu64 lacks x86-64-v2, which today's distributions ask for
-        *("-cpu", "host" if accelerator == "kvm" else "max"),
+        *("-machine", hardware.machine, *accelerator_options(accelerator)),
         *("-m", str(memory_mb)),
         *("-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng"),
     ]
 
 
 def boot_options(source: BootSource) -> list[str]:
-    """What the machine starts first."""
+    """Return what the machine starts first."""
     options: list[str] = []
     if source.firmware is not None:
         file = {"driver": "file", "filename": str(source.firmware.absolute())}
@@ -106,7 +109,7 @@ def boot_options(source: BootSource) -> list[str]:
 
 
 def disk_options(disk: dict[str, Any], sectors: int) -> list[str]:
-    """The guest's only disk, by its block node and the size of its sectors."""
+    """Return the guest's only disk, given its block node and the size of its sectors."""
     size = f"logical_block_size={sectors},physical_block_size={sectors}"
     return [
         *("-blockdev", _node("root", disk, readonly=False)),
@@ -115,7 +118,7 @@ def disk_options(disk: dict[str, Any], sectors: int) -> list[str]:
 
 
 def _node(name: str, disk: dict[str, Any], *, readonly: bool) -> str:
-    """A block node as JSON, in which a path needs no quoting; nothing is flushed to the disk."""
+    """Return a block node as JSON, which needs no quoting of paths; nothing is flushed to disk."""
     cache = {"direct": False, "no-flush": True}
     return json.dumps(
         {
@@ -129,7 +132,7 @@ def _node(name: str, disk: dict[str, Any], *, readonly: bool) -> str:
 
 
 def network_options(agent_port: int, manager: str) -> list[str]:
-    """The guest's network card, and the two ways out of its network."""
+    """Return the guest's network card, and the two ways out of its network."""
     host, _, port = manager.rpartition(":")
     host = host.strip("[]")
     if not ipaddress.ip_address(host).is_loopback:

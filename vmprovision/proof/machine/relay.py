@@ -1,9 +1,9 @@
-"""Join standard input, a socket, to a TCP address; run as a script by QEMU.
+"""Join standard input, a socket, to a TCP address; QEMU runs this as a script.
 
-QEMU's user network starts ``relay.py HOST PORT`` for every connection that the
-guest makes to the forwarded address (``guestfwd=...-cmd:``).  Its other form, a
-character device, is one connection for the whole life of the machine: a guest
-that reports twice would be heard once.
+QEMU's user network starts ``relay.py HOST PORT`` for every connection of the guest to
+the forwarded address (``guestfwd=...-cmd:``). The other form of ``guestfwd``, a
+character device, is one connection for the whole life of the machine, so only the
+first report of a guest would arrive.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ IDLE_SECONDS = 120.0
 
 
 def main(arguments: list[str]) -> int:
-    """0 when both sides have said all; 1 when nobody listens, and the guest sees a close."""
+    """Return 0 once both sides are done; 1 if nobody listens, so that the guest sees a close."""
     guest = socket.socket(fileno=0)
     try:
         manager = socket.create_connection((arguments[0], int(arguments[1])), CONNECT_SECONDS)

@@ -1,39 +1,28 @@
-"""QEMU as a process: started so that it cannot be left behind, and listened to.
-
-The monitor speaks the QEMU Machine Protocol.
-"""
+"""Watch one QEMU: its console, its monitor, its time limit and its end."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import select
 import socket
-import subprocess
-import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from vmprovision.errors import CancelledError, ProofError
-from vmprovision.qemu import lifeline
+from vmprovision.errors import ApplianceEndedError, ApplianceError, CancelledError, ProofError
+from vmprovision.proof.machine.console import Console
+from vmprovision.qemu.monitor import Connection, Monitor
+from vmprovision.qemu.process import QemuProcess
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from vmprovision.progress import Control
 
-MONITOR_SECONDS = 30.0
+ANSWER_SECONDS = 30.0
 QUIT_SECONDS = 5.0
-WATCH_SECONDS = 0.2
-STDERR_BYTES = 64 << 10
-CONSOLE_BYTES = 256 << 10
-CONSOLE_LOG_BYTES = 16 << 20
-MONITOR_LINE_BYTES = 1 << 20
+ERROR_BYTES = 64 << 10
 
-PANIC = b"Kernel panic - not syncing"
 SHUTDOWN_REASONS = {
     "guest-shutdown": "it powered itself off",
     "guest-reset": "it reset itself",
@@ -43,231 +32,153 @@ SHUTDOWN_REASONS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Channels:
-    """Our ends and QEMU's of the console, the monitor, and the lifeline."""
+    """The console and the monitor: our ends, and QEMU's."""
 
     console: socket.socket
     console_end: socket.socket
     monitor: socket.socket
     monitor_end: socket.socket
-    lifeline: socket.socket
-    lifeline_end: socket.socket
+
+    def options(self) -> list[str]:
+        """Return the options that connect QEMU's serial port and monitor to its ends."""
+        return [
+            *("-chardev", f"socket,id=console,fd={self.console_end.fileno()}"),
+            *("-serial", "chardev:console"),
+            *("-chardev", f"socket,id=monitor,fd={self.monitor_end.fileno()}"),
+            *("-mon", "chardev=monitor,mode=control"),
+        ]
+
+    def far_ends(self) -> list[int]:
+        """Return the descriptors that QEMU inherits."""
+        return [self.console_end.fileno(), self.monitor_end.fileno()]
 
     def close_far_ends(self) -> None:
-        """Leave QEMU's ends to QEMU, so that its death is seen here."""
-        for end in (self.console_end, self.monitor_end, self.lifeline_end):
-            end.close()
+        """Leave QEMU's ends to QEMU alone, so that its death is an end of file here."""
+        self.console_end.close()
+        self.monitor_end.close()
 
 
 @contextlib.contextmanager
 def open_channels() -> Iterator[Channels]:
-    """Make the channels; they are closed at the end."""
+    """Make the channels, and close them at the end of the block."""
     with contextlib.ExitStack() as stack:
-        pairs = [socket.socketpair() for _ in range(3)]
+        pairs = [socket.socketpair() for _ in range(2)]
         for pair in pairs:
             for end in pair:
                 stack.callback(end.close)
-        (console, console_end), (monitor, monitor_end), (line, line_end) = pairs
+        (console, console_end), (monitor, monitor_end) = pairs
         yield Channels(
-            console=console,
-            console_end=console_end,
-            monitor=monitor,
-            monitor_end=monitor_end,
-            lifeline=line,
-            lifeline_end=line_end,
+            console=console, console_end=console_end, monitor=monitor, monitor_end=monitor_end
         )
 
 
-def channel_options(channels: Channels) -> list[str]:
-    """Join QEMU's serial port and monitor to its ends of the channels."""
-    return [
-        *("-chardev", f"socket,id=console,fd={channels.console_end.fileno()}"),
-        *("-serial", "chardev:console"),
-        *("-chardev", f"socket,id=monitor,fd={channels.monitor_end.fileno()}"),
-        *("-mon", "chardev=monitor,mode=control"),
-    ]
-
-
-def start_qemu(
-    qemu: Path,
-    options: Sequence[str],
-    channels: Channels,
-    errors: Any,  # noqa: ANN401 -- a temporary file has no public type
-    files: Sequence[int] = (),
-) -> subprocess.Popen[bytes]:
-    """Start QEMU under its watcher; both write their complaints into ``errors``.
-
-    QEMU inherits the open ``files``.
-    """
-    line = channels.lifeline_end.fileno()
-    process = subprocess.Popen(  # noqa: S603 -- an argument list, never a shell
-        lifeline.bound_to(line, [str(qemu), *options]),
-        stdin=subprocess.DEVNULL,
-        stdout=errors,
-        stderr=errors,
-        pass_fds=[
-            line,
-            channels.console_end.fileno(),
-            channels.monitor_end.fileno(),
-            *files,
-        ],
-        env={**os.environ, "LC_ALL": "C"},
-        start_new_session=True,  # Ctrl-C is for us: QEMU is ended in order
-    )
-    channels.close_far_ends()
-    return process
-
-
 class Watch:
-    """Listens to the console and the monitor of one QEMU in a thread of its own.
+    """A running QEMU. One thread uses it, beside that of its console."""
 
-    A QEMU whose console nobody reads stands still, so reading cannot wait for
-    the caller.
-    """
-
-    def __init__(
-        self, channels: Channels, control: Control, seconds: float, console_log: Path | None
+    def __init__(  # noqa: PLR0913 -- a machine's command and its limits
+        self,
+        command: Sequence[str],
+        channels: Channels,
+        errors: IO[bytes],
+        control: Control,
+        *,
+        files: Sequence[int],
+        seconds: float,
+        console_log: Path | None,
     ) -> None:
-        """Take our ends of the channels, and when to end the machine by itself."""
-        self._channels = channels
-        self._control = control
-        self._ends = time.monotonic() + seconds
-        self._log = console_log
-        self._log_left = CONSOLE_LOG_BYTES
-        self._console = bytearray()
-        self._guard = threading.Condition()
-        self._answers: list[dict[str, Any]] = []
-        self._monitor_rest = b""
-        self._shutdown = ""
-        self._own_reason = ""
-        self._panicked = False
-        self._process: subprocess.Popen[bytes] | None = None
-        self._errors: Any = None
-        self._thread = threading.Thread(target=self._listen, name="machine", daemon=True)
+        """Start QEMU.
 
-    def start(self, process: subprocess.Popen[bytes], errors: Any) -> None:  # noqa: ANN401 -- as above
-        """Begin to listen."""
-        self._process = process
+        Args:
+            command: QEMU and its options, with those of the channels.
+            channels: the machine's.
+            errors: gets what QEMU prints.
+            control: cancels.
+            files: open files that QEMU inherits.
+            seconds: how long the machine may run.
+            console_log: a file that gets what the console prints.
+        """
         self._errors = errors
-        self._thread.start()
+        self._control = control
+        self._deadline = time.monotonic() + seconds
+        self._own_reason = ""
+        self._connection = Connection(channels.monitor)
+        self._monitor: Monitor | None = None
+        self._console = Console(channels.console, console_log, self._end_when_due)
+        self._process = QemuProcess(
+            command, output=errors, errors=errors, keep=[*channels.far_ends(), *files]
+        )
+        channels.close_far_ends()
+        self._console.start()
 
     def stop(self) -> None:
-        """End QEMU: asked first, then killed through its lifeline; nothing of it remains."""
-        assert self._process is not None  # noqa: S101 -- for mypy: set by start()
-        with contextlib.suppress(OSError):
-            self._send("quit", {})
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        """End QEMU: ask it first, then kill it. Nothing of it remains."""
+        if self._monitor is not None:
+            self._monitor.seconds = QUIT_SECONDS
+            with contextlib.suppress(ApplianceError):
+                self._monitor.ask("quit")
             self._process.wait(QUIT_SECONDS)
-        self._channels.lifeline.close()
-        self._process.wait()
-        self._thread.join()
+        self._process.end()
+        self._console.join()
 
-    def ask(self, command: str, arguments: Mapping[str, Any]) -> Any:  # noqa: ANN401 -- any JSON value
-        """What QEMU's monitor answers; used by one thread, before the guest is waited for."""
-        for name, details in (("qmp_capabilities", {}), (command, arguments)):
-            with contextlib.suppress(OSError):  # it has ended: told below
-                self._send(name, details)
-            answer = self._next_answer()
-        if "return" not in answer:
-            raise ProofError(f"QEMU's monitor refuses {command}: {answer}")
-        return answer["return"]
+    def ask(self, command: str, **arguments: Any) -> Any:  # noqa: ANN401 -- any JSON value
+        """Return what QEMU's monitor answers to a command.
+
+        Raises:
+            ProofError: QEMU refuses the command, does not answer, or has ended.
+            CancelledError: the caller cancelled.
+        """
+        try:
+            if self._monitor is None:
+                self._monitor = Monitor(self._connection, ANSWER_SECONDS)
+            return self._monitor.ask(command, **arguments)
+        except ApplianceError as exc:
+            self.raise_cancelled()
+            if isinstance(exc, ApplianceEndedError):
+                self._process.wait(QUIT_SECONDS)
+            reason = self.exit_reason() or exc.message
+            raise ProofError(f"the machine did not start: {reason}") from exc
 
     def console(self) -> bytes:
-        """The last of what the console printed."""
-        with self._guard:
-            return bytes(self._console)
+        """Return the last bytes that the console printed."""
+        return self._console.tail()
 
     def is_running(self) -> bool:
-        """Whether QEMU is there."""
-        return self._process is not None and self._process.poll() is None
+        """Return whether QEMU runs."""
+        return self._process.is_running()
 
     def exit_reason(self) -> str:
-        """Why there is no hope for the machine, in words; else empty."""
+        """Return why the guest cannot come up any more, in words; empty while it can."""
         if self._own_reason:
             return self._own_reason
-        if self._panicked:
+        if self._console.has_panicked:
             return "its kernel panicked"
-        if self.is_running():
+        is_running = self.is_running()
+        if self._monitor is not None:
+            self._monitor.drain()  # also keeps QEMU from collecting events for us
+        if is_running:
             return ""
-        if self._shutdown:
-            return SHUTDOWN_REASONS.get(self._shutdown, f"QEMU ended ({self._shutdown})")
+        if self._monitor is not None and self._monitor.shutdown_reason:
+            shutdown = self._monitor.shutdown_reason
+            return SHUTDOWN_REASONS.get(shutdown, f"QEMU ended ({shutdown})")
         return f"QEMU ended: {self._stderr() or 'it was killed'}"
 
     def raise_cancelled(self) -> None:
         """Raise ``CancelledError`` if the caller cancelled."""
         if self._control.cancelled.is_set():
-            raise CancelledError("cancelled", hint="the image is as it was")
-
-    def _send(self, command: str, arguments: Mapping[str, Any]) -> None:
-        line = json.dumps({"execute": command, "arguments": arguments}) + "\n"
-        self._channels.monitor.sendall(line.encode())
-
-    def _next_answer(self) -> dict[str, Any]:
-        deadline = time.monotonic() + MONITOR_SECONDS
-        with self._guard:
-            while not self._answers:
-                self.raise_cancelled()
-                if not self._thread.is_alive() or time.monotonic() > deadline:
-                    reason = self.exit_reason() or "its monitor does not answer"
-                    raise ProofError(f"the machine did not start: {reason}")
-                self._guard.wait(WATCH_SECONDS)
-            return self._answers.pop(0)
+            raise CancelledError("cancelled", hint="the image is unchanged")
 
     def _stderr(self) -> str:
         self._errors.seek(0)
-        lines = self._errors.read(STDERR_BYTES).decode("utf-8", "replace").split("\n")
+        lines = self._errors.read(ERROR_BYTES).decode("utf-8", "replace").split("\n")
         return "; ".join(line.strip() for line in lines if line.strip())[-600:]
 
-    def _listen(self) -> None:
-        with contextlib.ExitStack() as stack:
-            log = stack.enter_context(self._log.open("wb")) if self._log else None
-            readers = {
-                self._channels.console: lambda data: self._hear_console(data, log),
-                self._channels.monitor: self._hear_monitor,
-            }
-            while readers:
-                readable, _, _ = select.select(list(readers), [], [], WATCH_SECONDS)
-                for channel in readable:
-                    try:
-                        data = channel.recv(1 << 16)
-                    except OSError:
-                        data = b""
-                    if data:
-                        readers[channel](data)
-                    else:
-                        del readers[channel]
-                self._end_when_due()
-
     def _end_when_due(self) -> None:
+        """End QEMU if the caller has cancelled or the time is up, in the console's thread."""
         if self._own_reason:
             return
         if self._control.cancelled.is_set():
             self._own_reason = "it was cancelled"
-        elif time.monotonic() > self._ends:
-            self._own_reason = "its time was over"
+        elif time.monotonic() > self._deadline:
+            self._own_reason = "it reached its time limit"
         if self._own_reason:
-            with contextlib.suppress(OSError):  # the watcher of QEMU sees the end of file
-                self._channels.lifeline.shutdown(socket.SHUT_RDWR)
-
-    def _hear_console(self, data: bytes, log: Any) -> None:  # noqa: ANN401 -- as above
-        if log is not None and self._log_left > 0:
-            log.write(data[: self._log_left])
-            log.flush()
-            self._log_left -= len(data)
-        with self._guard:
-            since = max(0, len(self._console) - len(PANIC))
-            self._console += data
-            self._panicked = self._panicked or PANIC in self._console[since:]
-            if len(self._console) > 2 * CONSOLE_BYTES:
-                del self._console[:-CONSOLE_BYTES]
-
-    def _hear_monitor(self, data: bytes) -> None:
-        *lines, rest = (self._monitor_rest + data).split(b"\n")
-        self._monitor_rest = rest[-MONITOR_LINE_BYTES:]
-        for line in lines:
-            message = json.loads(line) if line.strip() else {}
-            if message.get("event") == "SHUTDOWN":
-                self._shutdown = str(message["data"].get("reason", "unknown"))
-            elif "return" in message or "error" in message:
-                with self._guard:
-                    self._answers.append(message)
-                    self._guard.notify_all()
+            self._process.cut()

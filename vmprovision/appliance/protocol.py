@@ -1,0 +1,114 @@
+"""What every appliance offers, restored or stock."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vmprovision.appliance.handle import CALL_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from contextlib import AbstractContextManager
+
+    from vmprovision.appliance.drives import Drive
+    from vmprovision.progress import Control
+
+
+class Appliance(Protocol):
+    """A running appliance with disks; every call has a time limit and can be cancelled.
+
+    One thread at a time uses an appliance; many appliances run side by side.
+    """
+
+    @property
+    def has_volumes(self) -> bool:
+        """Whether udev, RAID and LVM run in it."""
+
+    def call(self, name: str, *arguments: Any, limit: float = CALL_SECONDS, **options: Any) -> Any:  # noqa: ANN401 -- untyped library
+        """Return the result of one libguestfs API call; see ``Handle.call``."""
+
+    def mount(
+        self, device: str, driver: str, place: str, *, readonly: bool, options: str = ""
+    ) -> None:
+        """Mount a filesystem of the guest without writing access times.
+
+        Args:
+            device: its node in the appliance.
+            driver: the kernel's filesystem.
+            place: a directory of the guest, free of links.
+            readonly: do not write to it.
+            options: of the filesystem's own.
+
+        Raises:
+            ApplianceCallError: it cannot be mounted.
+        """
+
+    def look(
+        self, device: str, driver: str, names: Iterable[str], options: str = ""
+    ) -> set[str] | None:
+        """Return which names are in the root directory of a filesystem that is not mounted.
+
+        None if this appliance cannot tell.
+
+        Raises:
+            ApplianceCallError: the filesystem cannot be mounted or read.
+        """
+
+    def unmount(self, place: str | None = None) -> None:
+        """Unmount what is at a place of the guest, or all of the guest.
+
+        Raises:
+            ApplianceError: something is still in use.
+        """
+
+    def map_devices(self, table: str, links: Sequence[str]) -> None:
+        """Make the guest's logical volumes, unless LVM has made them.
+
+        Args:
+            table: of device-mapper, in the concise form of dmsetup(8).
+            links: for each device of the table its name below ``/dev``.
+
+        Raises:
+            ApplianceCallError: one cannot be made.
+        """
+
+    def activate_volumes(self) -> None:
+        """Start udev, RAID, LVM and dynamic disks, unless they run.
+
+        Raises:
+            ApplianceError: they cannot be started.
+        """
+
+    def before_detaching(self, close: Callable[[], None]) -> None:
+        """Register a call for the time when the guest is unmounted and its disks are attached."""
+
+    def finish(self) -> None:
+        """Unmount the guest and detach the disks; afterwards the files hold all that was written.
+
+        Raises:
+            ApplianceError: a write did not reach its disk.
+        """
+
+    def raise_host_fault(self, exc: Exception) -> None:
+        """Raise the host's fault, if one made the guest's operation fail.
+
+        Args:
+            exc: what failed.
+
+        Raises:
+            ImageError: QEMU could not read or write a file of the host.
+            ApplianceTimeoutError: the watchdog ended QEMU.
+            CancelledError: the caller cancelled.
+        """
+
+    def close(self) -> None:
+        """End the machine and remove what it left on the host."""
+
+
+class Appliances(Protocol):
+    """A source of appliances; ``open_appliance`` is the simplest."""
+
+    def open(
+        self, drives: Sequence[Drive], *, control: Control
+    ) -> AbstractContextManager[Appliance]:
+        """Give a running appliance with these drives, in their order."""

@@ -1,0 +1,446 @@
+"""The straight line of a bake: fetch, check, inject, verify, prove, convert, describe.
+
+All work is done in a private folder beside the output folder, which gets its name when
+everything in it is finished; so a bake that fails leaves no output, and the output of
+an earlier one as it was.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import logging
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vmprovision.api import inject, list_contents, plan
+from vmprovision.bake.convert import write_output
+from vmprovision.bake.describe import Bake, describe_bake
+from vmprovision.bake.fetch import check_source, obtain_source
+from vmprovision.bake.files import put_in_place, sync_tree, writing
+from vmprovision.bake.loading import load_bake_file
+from vmprovision.bake.store import (
+    copy_folder,
+    find_cached,
+    holds_bake,
+    keep,
+    key_in,
+    lock_of,
+    make_key,
+)
+from vmprovision.errors import (
+    BakeFileError,
+    CancelledError,
+    ImageError,
+    PlanError,
+    VerificationError,
+    VmprovisionError,
+    unexpected_error,
+)
+from vmprovision.host.cache import locked
+from vmprovision.host.capacity import host_capacity
+from vmprovision.host.workspace import make_workspace_in
+from vmprovision.planning.injection import InjectOptions, check_options
+from vmprovision.progress import Control, Progress
+from vmprovision.proof.prove import ProofOptions, prove
+from vmprovision.reports import ImageOptions
+from vmprovision.runtime.archive import build_archive
+from vmprovision.runtime.choice import NAMES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vmprovision.bake.loading import LoadedBakeFile
+    from vmprovision.runtime.archive import Archive
+
+log = logging.getLogger(__name__)
+
+BakeOutcome = Literal["baked", "cached", "current", "outdated", "failed", "cancelled"]
+TOKEN_LIMIT = 4096
+MEMORY = 800 << 20  # that a bake takes at its peak, when the guest boots
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BakeOptions:
+    """How bake files are to be baked.
+
+    Attributes:
+        output: where the output folders are made; beside each bake file, if left out.
+        check: make nothing; say whether the output would change.
+        refresh: bake anew, whatever the cache and the output folder hold.
+    """
+
+    output: Path | None = None
+    check: bool = False
+    refresh: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One step of a bake, and how long it took."""
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BakeResult:
+    """How the bake of one file ended.
+
+    Attributes:
+        file: the bake file.
+        outcome: ``baked``; ``cached``, taken from the cache; ``current``, the output folder
+            already held it; ``outdated``, by ``check``: it does not; ``failed``; ``cancelled``.
+        folder: the output folder, if it is known.
+        key: of all that the bake is made from, if it is known.
+        steps: what was done.
+        seconds: all of it.
+        proof: of the booted guest's agent: seconds from power-on to its first answer.
+        images: the names of the images.
+        error: why it failed.
+        line: of the bake file that the error is about.
+    """
+
+    file: Path
+    outcome: BakeOutcome
+    folder: Path | None = None
+    key: str | None = None
+    steps: tuple[Step, ...] = ()
+    seconds: float = 0.0
+    proof: float | None = None
+    images: tuple[str, ...] = ()
+    error: VmprovisionError | None = None
+    line: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the result as ``vmprovision bake --json`` prints it."""
+        return {
+            "file": str(self.file),
+            "outcome": self.outcome,
+            "folder": str(self.folder) if self.folder else None,
+            "key": self.key,
+            "steps": {step.name: round(step.seconds, 3) for step in self.steps},
+            "seconds": round(self.seconds, 3),
+            "proof_seconds": self.proof,
+            "images": list(self.images),
+            "error": self.error.as_json() if self.error else None,
+            "line": self.line,
+        }
+
+
+@dataclass(slots=True, kw_only=True)
+class _Course:
+    """How far a bake is, so that an error can say what it is about."""
+
+    control: Control
+    loaded: LoadedBakeFile | None = None
+    folder: Path | None = None
+    key: str | None = None
+    at: tuple[str | int, ...] = ()
+    proof: float | None = None
+    steps: list[Step] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def step(self, name: str, *about: str | int) -> Iterator[None]:
+        """Time a step; an error in it is about this key of the bake file."""
+        self.at = about
+        self.control.step(name)
+        begun = time.monotonic()
+        yield
+        self.steps.append(Step(name=name, seconds=time.monotonic() - begun))
+
+    def result(self, file: Path, outcome: BakeOutcome) -> BakeResult:
+        """Return the result that it has come to."""
+        loaded = self.loaded
+        return BakeResult(
+            file=file,
+            outcome=outcome,
+            folder=self.folder,
+            key=self.key,
+            steps=tuple(self.steps),
+            proof=self.proof,
+            images=tuple(each.file_name(loaded.name) for each in loaded.bake.output)
+            if loaded
+            else (),
+        )
+
+    def line(self) -> int | None:
+        """Return the line that the current step is about."""
+        return self.loaded.line_of(*self.at) if self.loaded else None
+
+
+def bake(
+    file: Path | str, options: BakeOptions | None = None, *, control: Control | None = None
+) -> BakeResult:
+    """Return how the bake of one file ended; nothing is raised, whatever happens in it."""
+    path, course = Path(file), _Course(control=control or Control())
+    begun = time.monotonic()
+    outcome: BakeOutcome = "failed"
+    error: VmprovisionError | None = None
+    try:
+        outcome = _bake(path, options or BakeOptions(), course)
+    except CancelledError as exc:
+        outcome, error = "cancelled", exc
+    except VmprovisionError as exc:
+        error = exc
+    except Exception as exc:  # one file's fault must not stop the others
+        log.debug("%s: unexpected", path, exc_info=exc)
+        error = unexpected_error(exc)
+    line = course.line()
+    if isinstance(error, BakeFileError) and error.problems:
+        line = error.problems[0][0]
+    return replace(
+        course.result(path, outcome),
+        error=error,
+        line=line if error else None,
+        seconds=time.monotonic() - begun,
+    )
+
+
+def bake_many(
+    files: Sequence[Path],
+    options: BakeOptions | None = None,
+    *,
+    jobs: int | None = None,
+    control: Control | None = None,
+) -> tuple[BakeResult, ...]:
+    """Bake several files side by side, none of them stopping another.
+
+    Args:
+        files: bake files; the outputs of two of them cannot be one folder.
+        options: for all of them.
+        jobs: how many at once; by this host's cores and free memory, if left out.
+        control: progress, with ``Progress.image``, one call at a time; and cancelling.
+
+    Raises:
+        PlanError: two of the files have one output folder, or ``jobs`` is not positive.
+    """
+    options, control = options or BakeOptions(), control or Control()
+    if jobs is not None and jobs < 1:
+        raise PlanError(f"{jobs} is not a number of jobs", hint="give 1 or more")
+    folders: dict[Path, Path] = {}
+    for file in files:
+        folder = _output_folder(file, options)
+        if folder in folders:
+            raise PlanError(
+                f"{folders[folder]} and {file} have the same output folder {folder}",
+                hint="rename one of them",
+            )
+        folders[folder] = file
+    one_at_a_time = threading.Lock()
+
+    def report(progress: Progress) -> None:
+        with one_at_a_time:
+            control.report(progress)
+
+    def work(file: Path) -> BakeResult:
+        own = Control(
+            report=lambda progress: report(replace(progress, image=file)),
+            cancelled=control.cancelled,
+        )
+        result = bake(file, options, control=own)
+        outcome = result.outcome
+        report(Progress(step=outcome, fraction=1.0, image=file, outcome=outcome))
+        return result
+
+    workers = jobs or host_capacity().workers(MEMORY)
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        return tuple(pool.map(work, files))
+
+
+def find_bake_files(paths: Sequence[Path]) -> tuple[Path, ...]:
+    """Return the bake files that are named, and those in the directories that are named.
+
+    Raises:
+        BakeFileError: a directory has none.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(path.glob("*.toml"))
+            if not inside:
+                raise BakeFileError(f"the directory {path} holds no bake file (*.toml)")
+            found += inside
+        else:
+            found.append(path)
+    return tuple(dict.fromkeys(found))
+
+
+def _output_folder(file: Path, options: BakeOptions) -> Path:
+    place = options.output.absolute() if options.output else file.absolute().parent
+    return place / file.stem
+
+
+def _bake(path: Path, options: BakeOptions, course: _Course) -> BakeOutcome:
+    control = course.control
+    control.step("reading the bake file")
+    course.loaded = loaded = load_bake_file(path)
+    course.folder = folder = _output_folder(path, options)
+    course.at = ("agent",)
+    wanted = _inject_options(loaded)
+    archive = build_archive()
+    course.at = ("source",)
+    course.key = key = make_key(loaded, wanted, archive)
+    course.at = ("output",)
+    _require_replaceable(folder)
+    if not options.refresh and holds_bake(folder, key, control):
+        return "current"
+    if options.check:
+        return "outdated"
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        waiting = "waiting for another bake of the same"
+        with (
+            locked(lock_of(key), lambda: control.step(waiting)),
+            _private_folder(folder) as private,
+        ):
+            finished = private / "finished"
+            cached = None if options.refresh else find_cached(key, control)
+            if cached is not None:
+                copy_folder(cached, finished)
+            else:
+                finished.mkdir()
+                _make(loaded, wanted, archive, private, course)
+                control.step("keeping the bake in the cache")
+                sync_tree(finished)
+                keep(finished, key)
+            put_in_place(finished, folder)
+            return "cached" if cached is not None else "baked"
+
+
+@contextlib.contextmanager
+def _private_folder(folder: Path) -> Iterator[Path]:
+    workspace = make_workspace_in(folder.parent, f".vmprovision-bake-{folder.name}-")
+    try:
+        yield workspace.path
+    finally:
+        workspace.remove()
+
+
+def _require_replaceable(folder: Path) -> None:
+    """Refuse to replace what no bake has made.
+
+    Raises:
+        ImageError: something else is at the place of the output folder.
+    """
+    if (folder.exists() or folder.is_symlink()) and (folder.is_symlink() or key_in(folder) is None):
+        raise ImageError(
+            f"{folder} exists and was not made by a bake",
+            hint="remove it, or give another place with --output",
+        )
+
+
+def _make(
+    loaded: LoadedBakeFile,
+    wanted: InjectOptions,
+    archive: Archive,
+    private: Path,
+    course: _Course,
+) -> None:
+    """Make all that belongs into the output folder."""
+    bake_file, control = loaded.bake, course.control
+    source = ImageOptions(format=bake_file.source.format, root=bake_file.source.root)
+    begun = datetime.now(timezone.utc)
+    origin = "recipe" if bake_file.source.recipe else "url" if bake_file.source.url else "image"
+    with course.step("fetch", "source", origin):
+        image = obtain_source(loaded, private, control)
+    with course.step("check", "source", "sha256"):
+        sha256 = check_source(loaded, image, control)
+        course.at = ("source",)
+        planned = plan(image, wanted, source=source, control=control)
+    with course.step("inject", "agent"):
+        changed = inject(image, wanted, source=source, control=control)
+    with course.step("verify", "agent"):
+        contents = list_contents(image, source=source, control=control)
+        if mismatches := contents.verification.mismatches:
+            raise VerificationError(
+                f"the image of {loaded.path} does not hold what was injected: {mismatches[0]}",
+                mismatches=mismatches,
+            )
+    has_secret = wanted.token is not None or wanted.read_token is not None
+    proof = None
+    if bake_file.prove is not None:
+        with course.step("prove", "prove"):
+            proof = prove(image, _proof_options(loaded), source=source, control=control)
+            course.proof = round(proof.seconds, 1)
+    finished = private / "finished"
+    with course.step("convert", "output"):
+        for number, output in enumerate(bake_file.output):
+            course.at = ("output", number)
+            write_output(
+                image,
+                source.format,
+                output,
+                finished / output.file_name(loaded.name),
+                architecture=contents.guest.arch,
+                control=control,
+            )
+    with course.step("describe"):
+        describe_bake(
+            Bake(
+                loaded=loaded,
+                key=str(course.key),
+                source_sha256=sha256,
+                archive=archive,
+                planned=planned,
+                changed=changed,
+                contents=contents,
+                proof=proof,
+                begun=begun,
+                seconds={step.name: step.seconds for step in course.steps},
+                mode=0o600 if has_secret else image.stat().st_mode & 0o777,
+            ),
+            finished,
+            control,
+        )
+
+
+def _proof_options(loaded: LoadedBakeFile) -> ProofOptions:
+    said = loaded.bake.prove
+    if said is None:
+        return ProofOptions()
+    return ProofOptions(
+        kernel=loaded.beside(said.kernel) if said.kernel else None,
+        initrd=loaded.beside(said.initrd) if said.initrd else None,
+        timeout=said.timeout,
+    )
+
+
+def _inject_options(loaded: LoadedBakeFile) -> InjectOptions:
+    """Return the options of the injection, checked.
+
+    Raises:
+        PlanError: a token file cannot be read, or a setting has a value that cannot be used.
+    """
+    said = loaded.bake.agent
+    options = InjectOptions(
+        manager_url=said.manager_url,
+        port=said.port,
+        token=_read_token(loaded, said.token_file),
+        read_token=_read_token(loaded, said.read_token_file),
+        listen=said.listen,
+        allow=said.allow,
+        allow_configure=said.allow_configure,
+        init=said.init,
+        runtime=NAMES.get(said.runtime) or loaded.beside(said.runtime),
+    )
+    check_options(options)
+    return options
+
+
+def _read_token(loaded: LoadedBakeFile, name: str | None) -> str | None:
+    if name is None:
+        return None
+    path = loaded.beside(name)
+    try:
+        with path.open(encoding="ascii") as file:
+            return file.read(TOKEN_LIMIT).strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise PlanError(
+            f"the token file {path} cannot be read: {exc}",
+            hint="in CI, write the secret into the file before the bake",
+        ) from exc
