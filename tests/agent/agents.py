@@ -27,14 +27,14 @@ START_SECONDS = 20.0
 
 
 def build_program(folder: Path) -> Path:
-    """The agent's file, as it is put into guests."""
+    """Return the agent's file, as it is put into guests."""
     path = folder / "guest-agent"
     path.write_bytes(build_archive().content)
     return path
 
 
 def free_port() -> int:
-    """A TCP port on which nothing listened a moment ago."""
+    """Return a TCP port on which nothing listened a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -51,26 +51,26 @@ class Agent:
     started: float
 
     def connect(self) -> socket.socket:
-        """A connection to it; every operation on it has a time limit."""
+        """Return a connection to it; every operation on it has a time limit."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=10)
 
     def get(self, path: str, *, accept: str = "*/*") -> Response:
-        """What it answers to one GET."""
+        """Return what it answers to one GET."""
         lines = [f"GET {path} HTTP/1.1", "Host: guest", "Connection: close", f"Accept: {accept}"]
         return parse_response(self.exchange("\r\n".join([*lines, "", ""]).encode()))
 
     def exchange(self, request: bytes) -> bytes:
-        """All that it sends on a connection of its own until it closes it."""
+        """Send bytes on a new connection and return what arrives until the agent closes it."""
         with self.connect() as sock:
             sock.sendall(request)
             return receive_all(sock)
 
     def log_text(self) -> str:
-        """What it has logged."""
+        """Return what it has logged."""
         return self.log.read_text()
 
     def await_log(self, pattern: str, seconds: float = 15.0) -> str:
-        """The log, once the pattern is found in it."""
+        """Wait until the log contains the pattern, and return the log."""
         deadline = time.monotonic() + seconds
         while not re.search(pattern, self.log_text()):
             assert time.monotonic() < deadline, f"no {pattern!r} in:\n{self.log_text()}"
@@ -88,7 +88,7 @@ class Response:
 
 
 def receive_all(sock: socket.socket) -> bytes:
-    """What arrives until the peer closes the connection, by a reset, too."""
+    """Return what arrives until the peer closes or resets the connection."""
     received = b""
     try:
         while data := sock.recv(65536):
@@ -99,7 +99,7 @@ def receive_all(sock: socket.socket) -> bytes:
 
 
 def take_response(data: bytes, *, has_body: bool = True) -> tuple[Response, bytes] | None:
-    """The first complete response in the data and what follows it."""
+    """Return the first complete response in the data and what follows it."""
     head, separator, rest = data.partition(b"\r\n\r\n")
     if not separator:
         return None
@@ -120,7 +120,7 @@ def take_response(data: bytes, *, has_body: bool = True) -> tuple[Response, byte
 
 
 def take_chunks(data: bytes) -> tuple[bytes, bytes] | None:
-    """A body in chunks (RFC 9112, section 7.1), once it has ended, and what follows it."""
+    """Return a body in chunks (RFC 9112, section 7.1), once it has ended, and what follows it."""
     body = b""
     while True:
         size, separator, rest = data.partition(b"\r\n")
@@ -135,7 +135,7 @@ def take_chunks(data: bytes) -> tuple[bytes, bytes] | None:
 
 
 def parse_response(data: bytes) -> Response:
-    """The response that the data is, neither more nor less."""
+    """Return the one response that is all of the data."""
     taken = take_response(data)
     assert taken is not None, data[-300:]
     assert taken[1] == b"", data[-300:]
@@ -153,7 +153,7 @@ def running_agent(  # noqa: PLR0913 -- everything but the first three has a defa
     arguments: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Agent]:
-    """An agent that already answers; it is ended by its own process number."""
+    """Yield an agent that already answers; end it by its process number."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "agent.conf").write_text(config)
     port = free_port()
@@ -179,7 +179,7 @@ def running_agent(  # noqa: PLR0913 -- everything but the first three has a defa
 
 
 def await_answer(agent: Agent) -> None:
-    """Returns when the agent accepts connections."""
+    """Wait until the agent accepts connections."""
     deadline = time.monotonic() + START_SECONDS
     while True:
         assert agent.run.poll() is None, agent.log_text()
@@ -193,7 +193,7 @@ def await_answer(agent: Agent) -> None:
 
 
 def stop(run: subprocess.Popen[bytes]) -> None:
-    """Ends a process, by force if it takes more than three seconds."""
+    """End a process, by force if it takes more than three seconds."""
     if run.poll() is None:
         run.terminate()
     try:
@@ -223,7 +223,7 @@ class Manager:
     port: int = 0
 
     def await_reports(self, count: int, seconds: float = 20.0) -> list[Report]:
-        """The reports, once there are that many."""
+        """Return the reports, once there are that many."""
         deadline = time.monotonic() + seconds
         while len(self.reports) < count:
             assert time.monotonic() < deadline, self.reports
@@ -233,7 +233,7 @@ class Manager:
 
 @contextmanager
 def running_manager(*statuses: int) -> Iterator[Manager]:
-    """A manager on loopback."""
+    """Yield a manager on loopback."""
     manager = Manager(statuses=list(statuses))
 
     class Answer(BaseHTTPRequestHandler):
@@ -256,7 +256,7 @@ def running_manager(*statuses: int) -> Iterator[Manager]:
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Keeps the test output quiet."""
+            """Keep the test output quiet."""
 
     with HTTPServer(("127.0.0.1", 0), Answer) as server:
         manager.port = server.server_port
@@ -271,7 +271,7 @@ def running_manager(*statuses: int) -> Iterator[Manager]:
 
 @contextmanager
 def black_hole() -> Iterator[int]:
-    """A port on loopback that swallows connection attempts: its queue is full and stays full."""
+    """Return a loopback port that swallows connection attempts: its queue stays full."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session", params=interpreter_names())
 def interpreter(request: pytest.FixtureRequest) -> Interpreter:
-    """Every interpreter in turn."""
+    """Return every interpreter in turn."""
     return get_interpreter(request.param)
 
 
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The agent's file; all interpreters run the same."""
+    """Return the agent's file; all interpreters run the same one."""
     return build_program(tmp_path_factory.mktemp("program"))
 
 
@@ -30,6 +30,6 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def agent(
     interpreter: Interpreter, program: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Agent]:
-    """An agent without a manager that lives as long as its interpreter's turn."""
+    """Yield an agent without a manager, for all tests of one interpreter."""
     with running_agent(interpreter, program, tmp_path_factory.mktemp("agent")) as running:
         yield running

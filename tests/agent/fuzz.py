@@ -81,7 +81,7 @@ BODIES = (
 
 
 def compose(rng: random.Random) -> bytes:
-    """A request put together from right and wrong parts."""
+    """Return a request made of valid and invalid parts."""
     out = [rng.choice(METHODS), b" ", rng.choice(TARGETS), b" ", rng.choice(VERSIONS)]
     for _ in range(rng.randrange(6)):
         out += [rng.choice(ENDS), rng.choice(NAMES), rng.choice((b":", b": ", b"", b" : "))]
@@ -90,7 +90,7 @@ def compose(rng: random.Random) -> bytes:
 
 
 def mutate(rng: random.Random) -> bytes:
-    """A right request with bytes changed, left out, doubled, or cut off."""
+    """Return a valid request with bytes changed, removed, doubled, or cut off."""
     lines = (b"POST /configure-interface HTTP/1.1", b"GET /metrics HTTP/1.1", b"GET /info HTTP/1.0")
     head = [rng.choice(lines), b"Host: guest", b"Accept: text/plain;version=0.0.4;q=0.5,*/*;q=0.1"]
     head += [b"Content-Length: 2", b"Authorization: Bearer wrong"]
@@ -112,12 +112,12 @@ def mutate(rng: random.Random) -> bytes:
 
 
 def noise(rng: random.Random) -> bytes:
-    """Bytes that mean nothing, in the end lines of them."""
+    """Return random bytes, or lines of them."""
     return rng.randbytes(rng.randint(1, 600)) + rng.choice((b"", b"\r\n\r\n", b"\n\n"))
 
 
 def bomb(rng: random.Random) -> bytes:
-    """Too much of something: of header fields, of a line, of a body, of empty lines."""
+    """Return too much of something: of header fields, of a line, of a body, of empty lines."""
     start = b"GET /health HTTP/1.1\r\nHost: a\r\n"
     return rng.choice(
         (
@@ -133,7 +133,7 @@ def bomb(rng: random.Random) -> bytes:
 
 
 def pipeline(rng: random.Random) -> bytes:
-    """Many requests in one piece, with garbage among them."""
+    """Return many requests in one piece, with garbage among them."""
     good = b"GET /metrics HTTP/1.1\r\nHost: a\r\nAccept: text/plain\r\n\r\n"
     parts = [rng.choice((good, good, compose(rng), mutate(rng))) for _ in range(rng.randint(2, 12))]
     return b"".join(parts)
@@ -186,12 +186,12 @@ class Campaign:
             sock.close()
 
     def resident(self) -> int:
-        """Kilobytes of memory that the agent holds."""
+        """Return the memory of the agent in kilobytes."""
         status = Path(f"/proc/{self.agent.run.pid}/status").read_text()
         return int(status.split("VmRSS:")[1].split()[0])
 
     def _send_some(self) -> None:
-        """A request on each of some connections at the same time."""
+        """Send a request on each of some connections at the same time."""
         weights = [weight for _, weight in KINDS]
         waiting = []
         for make, _ in self.rng.choices(KINDS, weights, k=AT_ONCE):
@@ -209,7 +209,7 @@ class Campaign:
             sock.close()
 
     def _connect(self) -> socket.socket:
-        """A connection, now and then over TCP."""
+        """Return a connection, sometimes over TCP."""
         if self.rng.randrange(20) == 0:
             return self.agent.connect()
         sock = socket.socket(socket.AF_UNIX)
@@ -218,7 +218,7 @@ class Campaign:
         return sock
 
     def _leave_open(self, sock: socket.socket) -> None:
-        """A client that never finishes; an earlier one goes away."""
+        """Open a client that never finishes; close an earlier one."""
         self.dawdlers.append(sock)
         if len(self.dawdlers) > DAWDLERS:
             self.dawdlers.popleft().close()
@@ -231,7 +231,7 @@ class Campaign:
         self.silent += not data
 
     def _crowd(self, size: int) -> None:
-        """Many who begin and never finish keep nobody out for long."""
+        """Check that many unfinished requests keep nobody out for long."""
         crowd = [self.agent.connect() for _ in range(size)]
         for sock in crowd:
             with suppress(BrokenPipeError, ConnectionResetError):
@@ -244,7 +244,7 @@ class Campaign:
             sock.close()
 
     def _look(self) -> None:
-        """It still serves, in the time that a manager gives it, and has had no trouble."""
+        """Check that the agent still answers in a manager's time limit and has logged no fault."""
         started = time.monotonic()
         response = self.agent.get("/health")
         assert response.status == 200
@@ -272,7 +272,7 @@ def attack(name: str, program: Path, folder: Path, count: int, seed: int) -> Cam
 
 
 def families() -> list[str]:
-    """An interpreter of each family: CPython 2, CPython 3, the runtime."""
+    """Return an interpreter of each family: CPython 2, CPython 3, the runtime."""
     pythons = list(find_cpythons())
     second = [name for name in pythons if name.startswith(("cpython-2.", "python2"))][:1]
     third = [name for name in pythons if name not in second and "-2." not in name][-1:]
@@ -280,7 +280,7 @@ def families() -> list[str]:
 
 
 def main() -> None:
-    """Attack an agent of each family and say what came of it."""
+    """Attack an agent of each family and print the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=REQUESTS, help="to each of them")
     parser.add_argument("--seed", type=int, default=SEED)

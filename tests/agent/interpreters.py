@@ -30,12 +30,12 @@ class Interpreter:
 
     @property
     def is_micropython(self) -> bool:
-        """Whether it is the bundled runtime."""
+        """Return whether it is the bundled runtime."""
         return self.name == MICROPYTHON
 
 
 def find_cpythons() -> dict[str, Interpreter]:
-    """The CPythons of this host by name: those of pyenv, and those on the usual paths."""
+    """Return the CPythons of this host by name: those of pyenv, and those on the usual paths."""
     found: dict[str, Interpreter] = {}
     seen: set[Path] = set()
     pyenv = sorted(Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/*"))
@@ -50,17 +50,17 @@ def find_cpythons() -> dict[str, Interpreter]:
 
 
 def interpreter_names() -> list[str]:
-    """The names of all interpreters to test on, the runtime's included, built or not."""
+    """Return the names of all interpreters to test on, the runtime's included, built or not."""
     return [*find_cpythons(), MICROPYTHON]
 
 
 def one_of_each() -> list[str]:
-    """One CPython and MicroPython, for tests that take seconds."""
+    """Return one CPython and MicroPython, for tests that take seconds."""
     return [*list(find_cpythons())[-1:], MICROPYTHON]
 
 
 def get_interpreter(name: str) -> Interpreter:
-    """The interpreter of that name.
+    """Return the interpreter of that name.
 
     Skips the test if the runtime cannot be built; with CI set, fails it.
     """

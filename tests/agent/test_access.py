@@ -1,4 +1,4 @@
-"""Who may ask the agent, and through which doors."""
+"""Who may ask the agent, and on which listen addresses."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
 
 def ask(agent: Agent, *fields: str) -> Response:
-    """What the agent answers to GET /metrics with these header fields."""
+    """Return what the agent answers to GET /metrics with these header fields."""
     lines = ["GET /metrics HTTP/1.1", "Host: guest", "Connection: close", *fields]
     return parse_response(agent.exchange("\r\n".join([*lines, "", ""]).encode()))
 
 
 def ask_on_path(path: Path) -> Response:
-    """What the agent answers on a Unix socket."""
+    """Return what the agent answers on a Unix socket."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(10)
         sock.connect(str(path))
@@ -135,7 +135,7 @@ class Neighbours:
     other: int
 
     def ask(self, address: str, source: str, *, from_guest: bool = False) -> str:
-        """What an agent answers to a client with this address; nothing if it turns it away."""
+        """Return what an agent answers to a client with this address; empty if it refuses."""
         argv = ["nsenter", "-n", "-t", str(self.guest if from_guest else self.other)]
         argv += [sys.executable, "-c", CLIENT, address, source]
         return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout
@@ -145,7 +145,7 @@ class Neighbours:
 def neighbours(
     interpreter: Interpreter, program: Path, folder: Path, config: str
 ) -> Iterator[Neighbours]:
-    """An agent on port 8080 of a guest that is cabled to another machine."""
+    """Yield an agent on port 8080 of a guest that is connected to another machine."""
     require(os.geteuid() == 0 and may_make_namespaces(), "only root can make namespaces")
     (folder / "agent.conf").write_text(config)
     agent = [*interpreter.argv, str(program), "--config", str(folder / "agent.conf")]
@@ -235,7 +235,7 @@ def test_sighup_changes_who_may_ask(
         assert ask(agent).status == 401
 
 
-# --- doors --------------------------------------------------------------------------------------
+# --- listen addresses ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -246,10 +246,10 @@ def test_sighup_changes_who_may_ask(
         *("a/b", "127.0.0.1,http://x"),
     ],
 )
-def test_doors_that_are_none(value: str) -> None:
+def test_invalid_listen_addresses(value: str) -> None:
     """A list with one wrong door is refused as a whole."""
     with pytest.raises(ValueError, match=r"has a|is not"):
-        config.parse_doors(value)
+        config.parse_listen(value)
 
 
 def test_a_unix_socket_is_a_door(interpreter: Interpreter, program: Path, tmp_path: Path) -> None:
@@ -314,7 +314,7 @@ def test_an_old_python_says_what_vsock_needs(
 
 
 @pytest.mark.parametrize("interpreter", list(find_cpythons())[-1:], indirect=True)
-def test_doors_stay_open_after_root_is_given_up(
+def test_listeners_stay_open_after_dropping_root(
     interpreter: Interpreter, program: Path, tmp_path: Path
 ) -> None:
     """curl, as root, gets through a Unix socket that root opened for an agent that is nobody."""

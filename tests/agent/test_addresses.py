@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def card(name: str, *addresses: str) -> str:
-    """The commands that make an interface with a carrier."""
+    """Return the commands that make an interface with a carrier."""
     made = f"ip link add {name} type veth peer name p-{name}; ip link set p-{name} up\n"
     made += f"ip link set {name} up\n"
     return made + "".join(f"ip addr add {address} dev {name}\n" for address in addresses)
@@ -77,7 +77,7 @@ SITUATIONS = {
 
 
 def addresses_in(interpreter: Interpreter, program: Path, folder: Path, situation: str) -> str:
-    """The addresses that an agent logs in a network namespace that these commands prepare."""
+    """Return the addresses that an agent logs in a namespace prepared by these commands."""
     for name in ("ip", "ifconfig"):
         write_command(folder / "bin", name, f"touch {folder}/started; exit 1\n")
     start = (
@@ -101,7 +101,7 @@ def addresses_in(interpreter: Interpreter, program: Path, folder: Path, situatio
 
 
 def may_make_namespaces() -> bool:
-    """Whether this user may make network namespaces."""
+    """Return whether this user may make network namespaces."""
     return subprocess.run(["unshare", "-n", "true"], check=False).returncode == 0
 
 

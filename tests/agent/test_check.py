@@ -31,7 +31,7 @@ def test_once_prints_metrics(interpreter: Interpreter, program: Path, tmp_path: 
 def findings(
     interpreter: Interpreter, program: Path, *arguments: str
 ) -> tuple[int, dict[str, str]]:
-    """The status of `check` and what it says of each subject, the kind of finding first."""
+    """Return the status of `check` and what it says of each subject, the kind of finding first."""
     run = run_to_end(interpreter, program, "check", *arguments)
     assert run.stderr == ""
     lines = [line.split(None, 2) for line in run.stdout.splitlines()]
@@ -74,7 +74,7 @@ def test_check_finds_what_is_wrong(interpreter: Interpreter, program: Path, tmp_
 def test_check_of_what_is_not_the_agent(
     interpreter: Interpreter, program: Path, tmp_path: Path
 ) -> None:
-    """Another server on the port, and one that says nothing, are told from the agent."""
+    """Another server on the port, and one that sends nothing, are distinguished from the agent."""
     config = ("--config", str(tmp_path / "none"))
     with running_manager(200) as other:
         status, found = findings(interpreter, program, *config, "--port", str(other.port))

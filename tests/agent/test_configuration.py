@@ -39,7 +39,7 @@ CONFIGURATIONS = st.one_of(st.lists(WORDS, max_size=20).map(b"".join), st.binary
 
 @pytest.fixture(scope="module")
 def load_env_file() -> Callable[[Path], dict[bytes, bytes]]:
-    """The function of systemd's that reads an EnvironmentFile=, out of systemd's own library."""
+    """Return systemd's function that reads an EnvironmentFile=, from its library."""
     require(SYSTEMD, "systemd's libsystemd-shared is not installed")
     library = ctypes.CDLL(str(SYSTEMD[-1]))
 
@@ -57,7 +57,7 @@ def load_env_file() -> Callable[[Path], dict[bytes, bytes]]:
 
 
 def pairs(content: bytes) -> list[tuple[str, str]]:
-    """What the agent reads."""
+    """Return what the agent reads."""
     return list(config.parse_pairs(content, Collect()))
 
 
@@ -145,7 +145,7 @@ def test_an_agent_that_may_not_read_has_the_same_settings(
 
 
 def unable_to_read(interpreter: Interpreter) -> Interpreter:
-    """The interpreter without root's right to read everybody's files, and not as their owner."""
+    """Return the interpreter, run without root's right to read files of other users."""
     if os.geteuid() != 0:
         return interpreter
     dropped = "-dac_override,-dac_read_search"

@@ -41,7 +41,7 @@ SETUP = (
 
 
 def exchange(path: Path, body: str, token: str | None = TOKEN) -> tuple[int, dict[str, Any]]:
-    """The status and the answer to an order that goes through a Unix socket."""
+    """Return the status and the answer to an order that goes through a Unix socket."""
     lines = ["POST /configure-interface HTTP/1.1", "Host: guest", "Connection: close"]
     lines += [f"Authorization: Bearer {token}"] if token else []
     lines += [f"Content-Length: {len(body)}", "", body]
@@ -58,18 +58,18 @@ class Guest:
     """An agent in a network namespace of its own."""
 
     def __init__(self, folder: Path, pid: int) -> None:
-        """Takes the process that holds the namespace."""
+        """Keep the process that holds the namespace."""
         self.path = folder / "agent.sock"
         self._enter = ("nsenter", f"--target={pid}", "--net")
 
     def order(self, **wanted: str | None) -> dict[str, Any]:
-        """The answer to an order that is allowed."""
+        """Return the answer to an order that is allowed."""
         status, answer = exchange(self.path, json.dumps(wanted))
         assert status == 200
         return answer
 
     def run(self, *argv: str) -> str:
-        """What a program says in the namespace."""
+        """Return what a program says in the namespace."""
         command = [*self._enter, *argv]
         return subprocess.run(
             command, capture_output=True, check=True, text=True, timeout=20
@@ -92,7 +92,7 @@ def running_guest(
     config: str = ENABLED,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Guest]:
-    """An agent in a network namespace with an interface; reached through a Unix socket."""
+    """Return an agent in a network namespace with an interface; reached through a Unix socket."""
     require_root()
     probe = ["unshare", "-nm", "sh", "-c", SETUP + "true"]
     tried = subprocess.run(probe, check=False, capture_output=True)
@@ -407,7 +407,7 @@ def test_json_is_what_the_standard_library_takes() -> None:
 
 
 def refuse(constant: str) -> None:
-    """NaN and the infinities, which Python takes and JSON does not have."""
+    """Fail for NaN and infinities, which Python accepts and JSON does not have."""
     raise ValueError(constant)
 
 

@@ -29,17 +29,17 @@ IP_HANGS = "exec sleep 60\n"
 
 
 def open_files(agent: Agent) -> int:
-    """The number of descriptors that the agent holds."""
+    """Return the number of descriptors that the agent holds."""
     return len(list(Path(f"/proc/{agent.run.pid}/fd").iterdir()))
 
 
 def children(agent: Agent) -> list[str]:
-    """The agent's children, zombies included."""
+    """Return the agent's children, zombies included."""
     return Path(f"/proc/{agent.run.pid}/task/{agent.run.pid}/children").read_text().split()
 
 
 def under(interpreter: Interpreter, *prefix: str) -> Interpreter:
-    """The interpreter, started by another program."""
+    """Return the interpreter, started by another program."""
     return Interpreter(name=interpreter.name, argv=(*prefix, *interpreter.argv))
 
 
@@ -76,7 +76,7 @@ def test_nobody_else_may_read_what_the_agent_makes(
 
 @pytest.fixture
 def loose_umask() -> Iterator[None]:
-    """Files are everybody's."""
+    """Let every user read the files."""
     former = os.umask(0)
     yield
     os.umask(former)
@@ -115,7 +115,7 @@ def test_a_refused_process_leaks_nothing(
         assert "Traceback" not in agent.log_text()
 
 
-def test_a_refused_process_is_a_failure_that_is_told() -> None:
+def test_a_refused_process_is_reported() -> None:
     """The reason reaches whoever wanted the program, and no descriptor stays open."""
     before = len(list(Path("/proc/self/fd").iterdir()))
     outcome = Outcome()
@@ -290,7 +290,7 @@ def test_a_family_that_is_off_is_one_target_less(families: list[int]) -> None:
 
 
 def test_a_reports_failure_names_the_reason() -> None:
-    """A manager that is down is told by the system's own words."""
+    """A manager that is down is reported in the system's own words."""
     settings, _ = parse(f"VM_ID=a\nMANAGER_URL=http://127.0.0.1:{free_port()}\n")
     outcome, clock = Outcome(), compat.Clock()
     assert settings.manager is not None

@@ -27,7 +27,7 @@ SYSTEM = (1, b"\x01\x02\x00\x00" + bytes(16), ("QEMU", "Standard PC"))
 
 
 def smbios(*structures: tuple[int, bytes, tuple[str, ...]]) -> bytes:
-    """SMBIOS tables: type, formatted area and strings of each structure, and the end's mark."""
+    """Return SMBIOS tables from type, formatted area and strings of each structure."""
     tables = b""
     for handle, (kind, area, strings) in enumerate((*structures, (127, b"", ()))):
         tables += struct.pack("<BBH", kind, 4 + len(area), handle) + area
@@ -37,12 +37,12 @@ def smbios(*structures: tuple[int, bytes, tuple[str, ...]]) -> bytes:
 
 
 def oem(*strings: str) -> tuple[int, bytes, tuple[str, ...]]:
-    """An OEM Strings structure."""
+    """Return an OEM Strings structure."""
     return 11, bytes([len(strings)]), strings
 
 
 def write_root(folder: Path, files: Mapping[str, bytes | str]) -> Path:
-    """A folder that looks like a guest's root."""
+    """Return a folder that looks like a guest's root."""
     (folder / "proc").mkdir(parents=True, exist_ok=True)
     (folder / "run").mkdir(exist_ok=True)
     for name, content in files.items():
@@ -65,7 +65,7 @@ PRODUCT = {"sys/class/dmi/id/product_uuid": UUID.upper() + "\n"}
 
 
 def identify(root: Path, text: str = "") -> tuple[dict[str, Any], list[str]]:
-    """What the agent knows of itself on such a machine with such a configuration, and its log."""
+    """Return the agent's identity on such a machine with such a configuration, and its log."""
     collect = Collect()
     settings = config.parse_settings(config.parse_pairs(text.encode(), collect), collect)
     known = identity.Identity(str(root), f"{root}/proc", collect)

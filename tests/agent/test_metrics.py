@@ -25,7 +25,7 @@ MODERN, OLD, ODD = (str(HERE / f"proc-{name}") for name in ("6.1", "2.6.18", "od
 
 
 def figures(proc: str, root: str = "/nowhere") -> dict[str, Any]:
-    """What `GET /metrics` answers."""
+    """Return what `GET /metrics` answers."""
     measured = metrics.Metrics(proc, root, lambda: 0.0)
     measured.tick(0.0)
     answer: dict[str, Any] = json.loads(jsonio.dumps(measured.read()))

@@ -56,7 +56,7 @@ SAMPLE = re.compile(r'[a-zA-Z_:][\w:]*(?:\{(?:\w+="(?:[^"\\\n]|\\.)*",?)*\})? (\
 
 
 def lay_out(folder: Path) -> Path:
-    """A copy of a modern kernel's files, with network tables."""
+    """Return a copy of a modern kernel's files, with network tables."""
     proc = folder / "proc"
     shutil.copytree(HERE / "proc-6.1", proc)
     for name, content in NETWORK.items():
@@ -65,7 +65,7 @@ def lay_out(folder: Path) -> Path:
 
 
 def spoil(rng: random.Random, content: bytes) -> bytes:
-    """The content with some words, lines or bytes that do not belong there."""
+    """Return the content with some invalid words, lines or bytes."""
     for _ in range(rng.randint(1, 6)):
         words = re.split(rb"([ \t\n]+)", content)
         at = rng.randrange(len(words))
@@ -86,7 +86,7 @@ def refuse(name: str) -> NoReturn:
 
 
 def check_exposition(text: str) -> None:
-    """Fail where a line is no sample of finite value in Prometheus' format."""
+    """Fail if a line is no sample of finite value in Prometheus' format."""
     for line in text.splitlines():
         if not line.startswith("#"):
             sample = SAMPLE.fullmatch(line)
@@ -128,7 +128,7 @@ def test_an_agent_stays_on_its_feet(
 
 
 def ask(agent: Agent, accept: str) -> bytes:
-    """The body of /metrics in a form."""
+    """Return the body of /metrics in a form."""
     lines = ("GET /metrics HTTP/1.1", "Host: guest", "Connection: close", f"Accept: {accept}")
     answer = parse_response(agent.exchange("\r\n".join([*lines, "", ""]).encode()))
     assert answer.status == 200, answer.body

@@ -25,7 +25,7 @@ SERVICE = {"LC_ALL": "C", "PORTABLE": "w\xe9b", "PORTABLE_BAD": "w\udce9b"}
 
 
 def run_script(argv: tuple[str, ...], folder: Path) -> str:
-    """What the script prints under an interpreter."""
+    """Return what the script prints under an interpreter."""
     names = sorted(sample.name for sample in SAMPLES.iterdir())
     run = subprocess.run(
         [*argv, str(SCRIPT), str(folder), str(SAMPLES), *names],

@@ -33,7 +33,7 @@ STAT = "cpu  100 0 100 700 100 0 0 0\ncpu0 100 0 100 700 100 0 0 0\n"
 def run_to_end(
     interpreter: Interpreter, program: Path, *arguments: str
 ) -> subprocess.CompletedProcess[str]:
-    """An agent that is expected to end by itself."""
+    """Return an agent that is expected to end by itself."""
     return subprocess.run(
         [*interpreter.argv, str(program), *arguments],
         stdin=subprocess.DEVNULL,
@@ -45,7 +45,7 @@ def run_to_end(
 
 
 def write_command(folder: Path, name: str, script: str) -> None:
-    """A shell script that stands where a command would be found first."""
+    """Make a shell script that is found before the real command."""
     folder.mkdir(exist_ok=True)
     path = folder / name
     path.write_text("#!/bin/sh\n" + script)
@@ -53,7 +53,7 @@ def write_command(folder: Path, name: str, script: str) -> None:
 
 
 def await_addresses(agent: Agent, seconds: float = 8.0) -> list[str]:
-    """The addresses in /info, once there are any."""
+    """Return the addresses in /info, once there are any."""
     deadline = time.monotonic() + seconds
     while True:
         addresses: list[str] = json.loads(agent.get("/info").body)["addresses"]
@@ -108,7 +108,7 @@ def test_a_busy_port_is_one_clear_line(
 def test_a_name_that_is_not_known_is_one_clear_line(
     interpreter: Interpreter, program: Path, tmp_path: Path
 ) -> None:
-    """A resolver's error has numbers of its own, which are told as it calls them."""
+    """A resolver's error has its own numbers, and is reported in the resolver's words."""
     arguments = ("--listen", "no-such-host.invalid", "--config", str(tmp_path / "none"))
     run = run_to_end(interpreter, program, *arguments)
     assert run.returncode == 1
@@ -199,7 +199,7 @@ def test_the_environment_stands_in_for_an_unreadable_file(
 
 
 def write_proc(folder: Path, files: Mapping[str, str]) -> Path:
-    """A folder that looks like /proc."""
+    """Return a folder that looks like /proc."""
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)
@@ -275,7 +275,7 @@ def test_the_processor_is_sampled_while_idle(
 
 
 def without_tables(folder: Path) -> list[str]:
-    """The option by which an agent has no tables of the kernel's, so that it asks programs."""
+    """Return the option that hides the kernel's tables, so that the agent asks programs."""
     (folder / "no-proc").mkdir(parents=True)
     return ["--proc", str(folder / "no-proc")]
 
@@ -454,7 +454,7 @@ def test_running_out_of_descriptors_is_survived(
 
 
 def processor_seconds(agent: Agent) -> float:
-    """The processor time that the agent has used."""
+    """Return the processor time that the agent has used."""
     fields = Path(f"/proc/{agent.run.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

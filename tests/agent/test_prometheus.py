@@ -87,13 +87,13 @@ def test_the_kind_that_is_liked_best(accept: str | None, expected: str) -> None:
 
 @pytest.fixture(scope="module")
 def prometheus() -> Path:
-    """The folder with Debian's Prometheus and promtool."""
+    """Return the folder with Debian's Prometheus and promtool."""
     return unpacked("prometheus") / "usr/bin"
 
 
 @contextmanager
 def running(argv: list[str | Path], folder: Path, port: int) -> Iterator[None]:
-    """A server that answers on its port; it is ended by its own process number."""
+    """Yield the port of a server that answers; end it by its process number."""
     with (folder / f"log-{port}").open("wb") as log:
         run = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, env={}
@@ -114,7 +114,7 @@ def running(argv: list[str | Path], folder: Path, port: int) -> Iterator[None]:
 
 
 def fetch(port: int, path: str) -> bytes:
-    """The body of an answer from loopback."""
+    """Return the body of an answer from loopback."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
         content: bytes = answer.read()
@@ -122,7 +122,7 @@ def fetch(port: int, path: str) -> bytes:
 
 
 def exposition(agent: Agent) -> str:
-    """What the agent tells Prometheus."""
+    """Return what the agent tells Prometheus."""
     response = agent.get("/metrics", accept=PROMETHEUS_2)
     assert response.status == 200
     assert response.headers["content-type"] == http.EXPOSITION
@@ -130,12 +130,12 @@ def exposition(agent: Agent) -> str:
 
 
 def parse_types(text: str) -> dict[str, str]:
-    """The type of each metric."""
+    """Return the type of each metric."""
     return dict(re.findall(r"(?m)^# TYPE (\S+) (\S+)$", text))
 
 
 def parse_samples(text: str) -> Samples:
-    """The value of each sample by its name and labels; no two may be the same."""
+    """Return the value of each sample by its name and labels; no two may be the same."""
     found: Samples = {}
     for line in text.splitlines():
         if line and not line.startswith("#"):
@@ -199,7 +199,7 @@ def test_pieces_do_not_wait_for_each_other(agent: Agent) -> None:
 
 
 def criticise(prometheus: Path, text: str) -> set[str]:
-    """What `promtool check metrics` has to say about an exposition."""
+    """Return the output of `promtool check metrics` for an exposition."""
     argv: list[str | Path] = [prometheus / "promtool", "check", "metrics"]
     done = subprocess.run(argv, input=text, capture_output=True, text=True, timeout=60, check=False)
     assert "error" not in done.stderr, done.stderr
@@ -243,7 +243,7 @@ def test_prometheus_scrapes_it_unconfigured(
 
 
 def query(port: int, expression: str) -> list[dict[str, Any]]:
-    """What Prometheus answers to a query."""
+    """Return what Prometheus answers to a query."""
     answer = json.loads(fetch(port, f"/api/v1/query?query={quote(expression)}"))
     result: list[dict[str, Any]] = answer["data"]["result"]
     return result
@@ -251,7 +251,7 @@ def query(port: int, expression: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def exporter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The port of Debian's node_exporter."""
+    """Return the port of Debian's node_exporter."""
     program = unpacked("prometheus-node-exporter") / "usr/bin/prometheus-node-exporter"
     port = free_port()
     argv: list[str | Path] = [program, f"--web.listen-address=127.0.0.1:{port}"]
@@ -295,7 +295,7 @@ def test_figures_are_those_of_node_exporter(agent: Agent, exporter: int) -> None
 
 
 def is_between(kind: str, before: float, value: float, after: float) -> bool:
-    """Whether a value fits between two others, loosely where it goes up and down."""
+    """Return whether a value fits between two others, loosely where it goes up and down."""
     room = 1e-9 * abs(value) if kind == "counter" else 0.05 * abs(value) + 5
     return min(before, after) - room <= value <= max(before, after) + room
 

@@ -33,7 +33,7 @@ SAMPLES = Path(__file__).parent / "samples"
 
 
 def sample(name: str) -> str:
-    """The text of a sample file."""
+    """Return the text of a sample file."""
     return (SAMPLES / name).read_text()
 
 
@@ -53,7 +53,7 @@ class Collect(log.Log):
 
 
 def random_value(rng: random.Random, depth: int = 0) -> object:
-    """Some JSON value."""
+    """Return some JSON value."""
     kind = rng.randrange(8 if depth < 3 else 6)
     if kind == 0:
         return rng.choice([None, True, False])
@@ -104,7 +104,7 @@ def test_json_keeps_integers_and_floats_apart(value: object, text: str) -> None:
 
 
 def found(candidates: list[addresses.Candidate]) -> list[tuple[str, str | None]]:
-    """Addresses and interfaces of candidates."""
+    """Return addresses and interfaces of candidates."""
     return [(each.address, each.interface) for each in candidates]
 
 
@@ -244,7 +244,7 @@ def test_names_that_ifconfig_has_cut(tmp_path: Path) -> None:
 
 
 def candidates(*pairs: tuple[str, str | None]) -> list[addresses.Candidate]:
-    """Candidates from addresses and interfaces."""
+    """Return candidates from addresses and interfaces."""
     return [addresses.Candidate(address, interface) for address, interface in pairs]
 
 
@@ -354,7 +354,7 @@ fd000000000000000000000000000003 04 40 00 c0     ens3
 
 
 def make_proc_net(folder: Path) -> str:
-    """A /proc with network tables."""
+    """Return a /proc with network tables."""
     (folder / "net").mkdir()
     for name, text in (
         ("route", ROUTES),
@@ -498,7 +498,7 @@ def test_the_cgroup_that_says_most(text: str, path: str | None) -> None:
 
 
 def parse(text: str) -> tuple[config.Settings, list[str]]:
-    """Settings and log lines from a configuration text."""
+    """Return settings and log lines from a configuration text."""
     collect = Collect()
     settings = config.parse_settings(config.parse_pairs(text.encode(), collect), collect)
     return settings, collect.lines
@@ -626,7 +626,7 @@ def test_random_heads_raise_nothing_else() -> None:
 
 
 def make_settings(text: str) -> config.Settings:
-    """Settings from a configuration that has no faults."""
+    """Return settings from a configuration that has no faults."""
     settings, lines = parse(text)
     assert lines == []
     return settings
@@ -648,7 +648,7 @@ def make_settings(text: str) -> config.Settings:
     ],
 )
 def test_a_managers_answer(answer: bytes, status: int | None) -> None:
-    """The final status is found, interim answers are passed over, other protocols are told."""
+    """The final status is found, interim answers are skipped, other protocols are recognised."""
     assert delivery.parse_status(answer) == status
 
 
@@ -716,7 +716,7 @@ def test_pauses_end_in_time() -> None:
 
 
 def run_now(argv: tuple[str, ...], seconds: float = 5.0, stdin: bytes = b"") -> tasks.Outcome:
-    """The outcome of a program, waited for."""
+    """Return the outcome of a program, waited for."""
     outcome = tasks.Outcome()
     for pause in tasks.run_program(argv, seconds, outcome, compat.Clock(), stdin):
         time.sleep(pause)

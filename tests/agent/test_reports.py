@@ -40,7 +40,7 @@ class Reporting:
 
 @contextmanager
 def fake_address(folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:
-    """A file whose content is the guest's address, and the environment that makes it so."""
+    """Return a file that holds the guest's address, and the environment that applies it."""
     folder.mkdir(parents=True, exist_ok=True)
     address = folder / "address"
     address.write_text("10.9.0.1")
@@ -52,7 +52,7 @@ def fake_address(folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:
 def reporting_agent(
     interpreter: Interpreter, program: Path, folder: Path, manager: Manager
 ) -> Iterator[Reporting]:
-    """An agent that reports to the manager, whose /proc/net is a folder of ours."""
+    """Return an agent that reports to the manager, whose /proc/net is a folder of ours."""
     with fake_address(folder) as (address, environment):
         (folder / "proc" / "net").mkdir(parents=True)
         config = f"VM_ID=web 1/ü\nTOKEN=t0k3n\nMANAGER_URL=http://127.0.0.1:{manager.port}/base/\n"
@@ -70,7 +70,7 @@ def reporting_agent(
 def fleet(
     tmp_path_factory: pytest.TempPathFactory, program: Path
 ) -> Iterator[dict[str, Reporting]]:
-    """Reporting agents of all interpreters, started together so that their waits overlap.
+    """Return reporting agents of all interpreters, started together so that their waits overlap.
 
     Their managers answer 404, then 500, then 200.
     """
@@ -91,7 +91,7 @@ def fleet(
 
 @pytest.fixture
 def reporting(interpreter: Interpreter, fleet: dict[str, Reporting]) -> Reporting:
-    """The fleet's agent of this interpreter."""
+    """Return the fleet's agent of this interpreter."""
     return fleet[interpreter.name]
 
 
@@ -120,7 +120,7 @@ def test_refused_reports_are_repeated(reporting: Reporting) -> None:
 
 @pytest.fixture(scope="session")
 def moved(fleet: dict[str, Reporting]) -> float:
-    """When the addresses of the whole fleet changed, after everyone had reported the first one."""
+    """Change the fleet's addresses once all have reported the first one; return when."""
     for reporting in fleet.values():
         reporting.agent.await_log("reported 10.9.0.1", seconds=30)
     for reporting in fleet.values():
@@ -141,7 +141,7 @@ def test_a_new_address_is_reported_soon(reporting: Reporting, moved: float) -> N
 def black_holed(
     tmp_path_factory: pytest.TempPathFactory, program: Path
 ) -> Iterator[dict[str, tuple[Agent, float]]]:
-    """Agents whose manager swallows packets, and the slowest answer of each meanwhile.
+    """Return agents whose manager swallows packets, and the slowest answer of each meanwhile.
 
     A second client of each stops in the middle of its request; the fixture
     lasts until the agents have put up with that for long enough.
@@ -222,7 +222,7 @@ def test_https_goes_through_curl(interpreter: Interpreter, program: Path, tmp_pa
     ids=["curl", "wget", "busybox-wget", "nc", "busybox-nc"],
 )
 def test_real_programs_deliver(program: str, place: int, prefix: tuple[str, ...]) -> None:
-    """What curl, wget, nc and those of busybox are told makes them send a valid report."""
+    """The arguments for curl, wget, nc and those of busybox make them send a valid report."""
     require(shutil.which(program), f"{program} is not installed")
     token = "" if place == 2 else "TOKEN=t0k3n\n"
     with running_manager(200) as manager:

@@ -28,7 +28,7 @@ C_LOCALE = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 
 @pytest.fixture
 def busy(tmp_path: Path) -> Iterator[Path]:
-    """A /proc whose processor was nearly idle since boot, and is busy now."""
+    """Return a /proc whose processor was nearly idle since boot, and is busy now."""
     ended = threading.Event()
 
     def work() -> None:

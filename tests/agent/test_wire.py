@@ -26,7 +26,7 @@ HEALTH = b"GET /health HTTP/1.1\r\nHost: guest\r\n\r\n"
 
 
 def read_responses(sock: socket.socket, count: int) -> list[Response]:
-    """That many responses from a connection that stays open."""
+    """Return that many responses from a connection that stays open."""
     responses: list[Response] = []
     data = b""
     while len(responses) < count:
@@ -97,7 +97,7 @@ def test_metrics_move_while_it_sleeps(agent: Agent) -> None:
 
 
 def voluntary_switches(agent: Agent) -> int:
-    """How often the agent has gone to sleep so far."""
+    """Return how often the agent has gone to sleep so far."""
     status = Path(f"/proc/{agent.run.pid}/status").read_text()
     return int(status.split("\nvoluntary_ctxt_switches:")[1].split()[0])
 
@@ -409,6 +409,6 @@ def test_a_thousand_requests_leave_no_memory_behind(agent: Agent, interpreter: I
 
 
 def resident_kilobytes(agent: Agent) -> int:
-    """The memory that the agent's process holds."""
+    """Return the memory that the agent's process holds."""
     status = Path(f"/proc/{agent.run.pid}/status").read_text()
     return int(status.split("VmRSS:")[1].split()[0])

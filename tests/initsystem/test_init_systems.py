@@ -1,4 +1,4 @@
-"""What each init system gets: exact operations, and scripts that shells and tools accept."""
+"""Exact operations for each init system, and scripts that shells and tools accept."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHELLS = (["dash"], ["bash", "--posix"], ["busybox", "ash"])
 
 
 def operations(name: str, dialect: str = "", hook: str | None = None) -> list[Operation]:
-    """What a guest of this kind gets."""
+    """Return the operations for a guest of this kind."""
     verdict = InitVerdict(
         system=definition_of(name).name,
         pid1=name,
@@ -39,7 +39,7 @@ def operations(name: str, dialect: str = "", hook: str | None = None) -> list[Op
 
 
 def shape(found: list[Operation]) -> list[str]:
-    """Each operation as one line."""
+    """Return each operation as one line."""
     return [
         f"{o.path} -> {o.target}"
         if isinstance(o, Symlink)
@@ -132,18 +132,18 @@ SYSV_LINKS = [
     ],
 )
 def test_exactly_these_operations(name: str, dialect: str, expected: list[str]) -> None:
-    """Files first, what enables the service last."""
+    """Files come first, the operation that enables the service last."""
     assert shape(operations(name, dialect)) == expected
 
 
 def test_every_name_has_a_module_that_is_asked() -> None:
-    """The names of the public type and the modules are the same."""
+    """The names of the public type and of the definitions are the same."""
     assert {definition.name for definition in DEFINITIONS} == set(INIT_SYSTEMS)
 
 
 @pytest.mark.parametrize("name", INIT_SYSTEMS)
 def test_the_agent_does_not_stay_root(name: str) -> None:
-    """By systemd's own means, or by the agent's --user."""
+    """Systemd's dynamic user or the agent's --user drops root."""
     definition = definition_of(name)
     for verdict in definition.without_guest():
         found = definition.service_operations(Service(), verdict)
@@ -152,7 +152,7 @@ def test_the_agent_does_not_stay_root(name: str) -> None:
 
 
 def script_of(name: str, dialect: str) -> bytes:
-    """The script that is the first of a system's operations."""
+    """Return the script in the first operation of an init system."""
     first = operations(name, dialect)[0]
     assert isinstance(first, WriteFile)
     return first.content
@@ -175,7 +175,7 @@ SCRIPTS = [
 def test_shells_parse_the_scripts(
     name: str, dialect: str, shell: list[str], tmp_path: Path
 ) -> None:
-    """Dash, bash and BusyBox's shell take what runs as a script."""
+    """Dash, bash and BusyBox's shell accept every script."""
     require(shutil.which(shell[0]), f"{shell[0]} is not installed")
     script = tmp_path / "script"
     script.write_bytes(script_of(name, dialect))
@@ -183,7 +183,7 @@ def test_shells_parse_the_scripts(
 
 
 def test_shellcheck_finds_nothing_in_the_sysv_script(tmp_path: Path) -> None:
-    """It is run by whatever /bin/sh is there."""
+    """Any /bin/sh may run it."""
     require(shutil.which("shellcheck"), "shellcheck is not installed")
     script = tmp_path / "script"
     script.write_bytes(script_of("sysv", "debian"))
@@ -192,7 +192,7 @@ def test_shellcheck_finds_nothing_in_the_sysv_script(tmp_path: Path) -> None:
 
 @pytest.fixture
 def sysv_script(tmp_path: Path) -> Path:
-    """The script with its files in a folder of the test, for an agent that only waits."""
+    """Return the script, changed to use a folder of the test and an agent that only waits."""
     agent = tmp_path / "bin" / "guest-agent"
     agent.parent.mkdir()
     agent.write_text(
@@ -211,7 +211,7 @@ def sysv_script(tmp_path: Path) -> Path:
 
 
 def ask(shell: list[str], script: Path, action: str) -> int:
-    """The exit status of the script for an action."""
+    """Return the exit status of the script for an action."""
     path = shutil.which(shell[0])
     assert path
     body = script.read_text().partition("\n")[2]
@@ -221,7 +221,7 @@ def ask(shell: list[str], script: Path, action: str) -> int:
 
 
 def runs_of(script: Path, count: int) -> list[int]:
-    """The process numbers of the agents so far, once there are as many."""
+    """Return the process numbers of the agents, once there are so many."""
     runs = script.parent / "runs"
     deadline = time.monotonic() + 15
     while True:
@@ -234,7 +234,7 @@ def runs_of(script: Path, count: int) -> list[int]:
 
 @pytest.mark.parametrize("shell", SHELLS, ids=" ".join)
 def test_the_sysv_script_does_what_lsb_asks(shell: list[str], sysv_script: Path) -> None:
-    """Start twice, status, start again after a crash, stop: with LSB's exit statuses."""
+    """Start twice, status, restart after a crash, stop: with LSB's exit statuses."""
     require(shutil.which(shell[0]), f"{shell[0]} is not installed")
     lock = sysv_script.parent / "subsys" / "guest-agent"
     assert ask(shell, sysv_script, "status") == 3

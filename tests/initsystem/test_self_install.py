@@ -1,6 +1,6 @@
-"""``guest-agent install`` and ``uninstall``, in namespaces with a process 1 and files of their own.
+"""``guest-agent install`` and ``uninstall``, in namespaces with their own process 1 and files.
 
-The guests that boot, in ``tests/proof``, try it under systemd and sysvinit.
+``tests/proof`` boots guests that do it under systemd and sysvinit.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def run_under(  # noqa: PLR0913 -- all but two have a default
     mode: str = "0700",
     foreign: str = "",
 ) -> str:
-    """What the orders say where this is process 1."""
+    """Run the commands under this process 1 and return their output."""
     prepare = PREPARE.format(end=end, mode=mode, foreign=foreign)
     agent = folder / "guest-agent"
     agent.write_bytes(build_archive().content)
@@ -122,8 +122,8 @@ def require_namespaces() -> None:
 
 
 @pytest.mark.parametrize("init", ["busybox", "standalone"])
-def test_an_agent_installs_itself_and_goes_again(init: str, tmp_path: Path) -> None:
-    """It answers after install, is there once after a second one, and leaves nothing behind."""
+def test_an_agent_installs_and_uninstalls_itself(init: str, tmp_path: Path) -> None:
+    """It answers after install, a second install changes nothing, and uninstall leaves nothing."""
     require_namespaces()
     require(init != "busybox" or shutil.which("busybox"), "busybox is not installed")
     said = run_under(init, tmp_path).splitlines()
@@ -131,7 +131,7 @@ def test_an_agent_installs_itself_and_goes_again(init: str, tmp_path: Path) -> N
         f"guest-agent: installed ({init}), settings in /etc/guest-agent.conf",
         f"guest-agent: installed ({init}), settings in /etc/guest-agent.conf",
         f"guest-agent: uninstalled ({init})",
-        "guest-agent: nothing was installed here: there is no /usr/local/lib/guest-agent/installed",
+        "guest-agent: nothing is installed here: there is no /usr/local/lib/guest-agent/installed",
     ]
     assert [line for line in said if line.startswith("status: ")] == [
         *["status: 0"] * 3,
@@ -181,7 +181,7 @@ cmp rc.local /etc/rc.local && echo the same
 
 @pytest.mark.parametrize(("end", "mode"), [(" # done", "0644"), ("; # x", "0755")])
 def test_what_was_there_is_kept(end: str, mode: str, tmp_path: Path) -> None:
-    """A foreign file in the agent's place and rc.local come back as they were, with their modes."""
+    """A foreign file at the agent's path and rc.local are restored, with their modes."""
     require_namespaces()
     said = run_under(
         "standalone", tmp_path, wanted=FOREIGN_ORDERS, end=end, mode=mode, foreign=FOREIGN
@@ -210,14 +210,14 @@ find /usr/local -type f
 """
 
 
-def test_an_agent_that_does_not_run_is_told(tmp_path: Path) -> None:
-    """A port that is taken changes nothing; what does not start is status 1, and can go again."""
+def test_an_agent_that_does_not_run_is_reported(tmp_path: Path) -> None:
+    """A port in use changes nothing; an agent that does not start gives status 1."""
     require_namespaces()
     said = run_under("standalone", tmp_path, wanted=NOT_RUNNING).splitlines()
     assert said == [
         (
-            "guest-agent: the agent could not listen on port 8080 (Address already in use): "
-            "end what does, or set PORT in /etc/guest-agent.conf"
+            "guest-agent: the agent cannot listen on port 8080 (Address already in use): "
+            "stop what does, or set PORT in /etc/guest-agent.conf"
         ),
         "status: 1",
         "guest-agent: installed, but it does not run: see its log, /var/log/guest-agent.log",

@@ -1,4 +1,4 @@
-"""What is rendered, judged by the programs that will read it."""
+"""Rendered files, checked by the programs that will read them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXPOSURE_LIMIT = 2.0  # systemd-analyze's scale goes to 10; a service without op
 
 
 def rendered(init: str, name: str, port: int | None = None) -> bytes:
-    """The content of the file of this name that an init system gets."""
+    """Return the content of one file of an init system."""
     return next(
         content for operation, content in render_service(init, port) if operation.path.name == name
     )
@@ -30,7 +30,7 @@ def rendered(init: str, name: str, port: int | None = None) -> bytes:
 
 @pytest.fixture(params=["nobody", "root", "nobody, old systemd"])
 def unit(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """The rendered unit, its program being one that exists on this host."""
+    """Return the path of a rendered unit whose program exists on this host."""
     user, _, old = request.param.partition(", ")
     content = render(
         "systemd/guest-agent.service.j2",
@@ -44,7 +44,7 @@ def unit(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def test_systemd_finds_nothing_wrong_with_the_unit(unit: Path) -> None:
-    """`systemd-analyze verify` says nothing at all."""
+    """`systemd-analyze verify` reports nothing."""
     require(shutil.which("systemd-analyze"), "systemd-analyze is not installed")
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", unit],
@@ -58,7 +58,7 @@ def test_systemd_finds_nothing_wrong_with_the_unit(unit: Path) -> None:
 
 
 def test_systemd_finds_the_unit_well_confined(unit: Path) -> None:
-    """`systemd-analyze security`: exposed at most 2 of 10; 5 where it starts as root."""
+    """`systemd-analyze security` gives at most 2 of 10; 5 if it starts as root."""
     require(shutil.which("systemd-analyze"), "systemd-analyze is not installed")
     done = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", "--no-pager", unit],
@@ -73,7 +73,7 @@ def test_systemd_finds_the_unit_well_confined(unit: Path) -> None:
 
 
 def test_the_sandbox_does_not_hide_what_is_reported() -> None:
-    """A filesystem on /home has its size in /metrics, and a changed host name is seen."""
+    """/metrics has the size of a filesystem on /home, and a changed host name is visible."""
     lines = rendered("systemd", "guest-agent.service").decode().splitlines()
     assert "ProtectHome=read-only" in lines
     assert not [line for line in lines if line.startswith("ProtectHostname")]
@@ -96,7 +96,7 @@ def test_busybox_understands_the_inittab_line() -> None:
 
 @pytest.mark.parametrize("shell", SHELLS, ids=" ".join)
 def test_shells_parse_what_they_are_given(shell: list[str], tmp_path: Path) -> None:
-    """The launcher and the rc.local block are POSIX shell to every shell of guests."""
+    """Every shell of guests accepts the launcher and the rc.local block."""
     require(shutil.which(shell[0]), f"{shell[0]} is not installed")
     script = tmp_path / "script"
     launcher = build_archive().content.split(b"PK\x03\x04")[0]
@@ -106,7 +106,7 @@ def test_shells_parse_what_they_are_given(shell: list[str], tmp_path: Path) -> N
 
 
 def test_shellcheck_finds_nothing(tmp_path: Path) -> None:
-    """Neither in the launcher nor in the rc.local block."""
+    """Shellcheck accepts the launcher and the rc.local block."""
     require(shutil.which("shellcheck"), "shellcheck is not installed")
     launcher = build_archive().content.split(b"PK\x03\x04")[0]
     for content in (launcher, b"#!/bin/sh\n" + rendered("standalone", "rc.local")):
@@ -119,7 +119,7 @@ def test_shellcheck_finds_nothing(tmp_path: Path) -> None:
 def test_the_loop_starts_a_failed_agent_again_and_ends_with_a_clean_one(
     shell: list[str], tmp_path: Path
 ) -> None:
-    """rc.local returns at once; the agent is started until it ends with status 0."""
+    """rc.local returns at once; the loop restarts the agent until it exits with status 0."""
     require(shutil.which(shell[0]), f"{shell[0]} is not installed")
     runs = tmp_path / "runs"
     agent = tmp_path / "agent"
@@ -170,7 +170,7 @@ PYTHON = '#!/bin/sh\nexec /usr/bin/python3 "$@"\n'
 def test_the_launcher_takes_the_first_python_that_works(
     launch_with: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    """A python3 that lacks a module is passed over, and python2 is found."""
+    """It skips a python3 that lacks a module, and finds python2."""
     broken = "#!/bin/sh\nexit 1\n"
     done = launch_with(python3=broken, python=broken, python2=PYTHON)
     assert (done.returncode, done.stderr) == (0, "")
@@ -180,7 +180,7 @@ def test_the_launcher_takes_the_first_python_that_works(
 def test_the_launcher_says_that_there_is_no_python(
     launch_with: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    """Without any Python it ends with one sentence and the shell's status for that."""
+    """Without any Python it prints one sentence and exits with 127."""
     done = launch_with()
     assert done.returncode == 127
     assert done.stderr == "guest-agent: no usable Python found\n"

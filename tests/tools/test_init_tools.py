@@ -35,9 +35,9 @@ ask() {
 import socket, sys, time
 for attempt in range(300):
     try:
-        with socket.create_connection(("127.0.0.1", PORT), 5) as door:
-            door.sendall(b"GET /info HTTP/1.0\\r\\n\\r\\n")
-            answer = b"".join(iter(lambda: door.recv(65536), b""))
+        with socket.create_connection(("127.0.0.1", PORT), 5) as sock:
+            sock.sendall(b"GET /info HTTP/1.0\\r\\n\\r\\n")
+            answer = b"".join(iter(lambda: sock.recv(65536), b""))
         break
     except OSError:
         time.sleep(0.1)
@@ -78,9 +78,9 @@ def operations(init: str, dialect: str) -> list[Operation]:
 @pytest.fixture
 def port(tools: ToolsRoot) -> int:
     """Return a free port of this host, and set it in the agent's settings."""
-    with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
-        number = int(door.getsockname()[1])
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        number = int(sock.getsockname()[1])
     tools.write("/etc/guest-agent.conf", f"PORT={number}\nLISTEN=127.0.0.1\n".encode())
     return number
 

@@ -1,4 +1,4 @@
-"""Runs the agent: ``python -m vmprovision.agent``."""
+"""Run the agent: ``python -m vmprovision.agent``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Decides who may ask: by the address a connection comes from, and by the bearer token shown."""
+"""Decide who may ask, by the peer's address and by the bearer token of the request."""
 
 from . import addresses, compat
 
@@ -6,7 +6,7 @@ _MAPPED = b"\0" * 10 + b"\xff\xff"  # before an IPv4 address on an IPv6 socket (
 
 
 def parse_allow(value):
-    """The networks in a list of addresses and CIDRs: pairs of packed address and prefix length.
+    """Return the networks in a list of addresses and CIDRs, as (packed address, prefix length).
 
     Raises ValueError.
     """
@@ -26,7 +26,7 @@ def parse_allow(value):
 
 
 def is_in(network, packed):
-    """Whether a packed address is in a network, as ``parse_allow`` gives it."""
+    """Return whether a packed address is in a network, in the form that ``parse_allow`` returns."""
     base, bits = network
     whole, rest = divmod(bits, 8)
     if len(base) != len(packed) or base[:whole] != packed[:whole]:
@@ -38,25 +38,24 @@ _SELF = parse_allow("127.0.0.0/8 ::1")
 
 
 def is_allowed(allow, packed):
-    """Whether a peer may connect; the guest itself always may, as may who has no IP address."""
+    """Return whether a peer may connect; the guest itself and peers without an IP address may."""
     if allow is None or packed is None:
         return True
     if packed.startswith(_MAPPED):
         packed = packed[12:]
     if [network for network in _SELF + allow if is_in(network, packed)]:
         return True
-    # A connection that others make from an address of ours cannot come about: our answer to it
-    # stays here.
+    # Nobody else can connect from an address of ours: our answer would not leave this machine.
     return addresses.is_own(packed)
 
 
 def shows(values, token):
-    """Whether the Authorization fields of a request are one that has this token (RFC 6750)."""
+    """Return whether a request has one Authorization field, with this token (RFC 6750)."""
     if not token or len(values) != 1 or values[0][:7].lower() != b"bearer ":
         return False
     shown = bytearray(values[0][7:].strip())
     wanted = bytearray(compat.to_bytes(token))
-    # As long for a wrong token as for the right one, whatever it has in common with that.
+    # This takes as long for a wrong token as for the right one, however much they share.
     difference = len(shown) ^ len(wanted)
     for place, byte in enumerate(shown):
         difference |= byte ^ wanted[place % len(wanted)]

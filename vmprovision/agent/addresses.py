@@ -1,8 +1,8 @@
-"""Finds the guest's own address, whatever its interfaces are called.
+"""Find the guest's own address, whatever its interfaces are called.
 
 The kernel is asked first, without starting a program: by rtnetlink(7), else by
-its tables in /proc/net. Where neither tells an address worth reporting come the
-ways of the specification, each only if those before it found none: ``ip addr
+its tables in /proc/net. If neither has an address worth reporting, the programs that
+the specification names follow, each only if those before it found none: ``ip addr
 show`` (ip-address(8), busybox), ``ifconfig`` (ifconfig(8) of old and new
 net-tools, busybox) and ``ip route get 1``.
 """
@@ -44,7 +44,7 @@ class Candidate(object):
 
 
 def is_ipv4(text):
-    """Whether the text is an IPv4 address in dotted decimal."""
+    """Return whether the text is an IPv4 address in dotted decimal."""
     parts = text.split(".")
     return len(parts) == 4 and not [
         part for part in parts if not compat.is_digits(part) or len(part) > 3 or int(part) > 255
@@ -66,7 +66,7 @@ def format_address(packed):
 
 
 def parse_ip_address(text):
-    """Candidates from ``ip addr show``, with or without ``-o``."""
+    """Return candidates from ``ip addr show``, with or without ``-o``."""
     found = []
     interface = None
     idle = False
@@ -89,7 +89,7 @@ def parse_ip_address(text):
 
 
 def parse_ifconfig(text):
-    """Candidates from ``ifconfig`` in the dialects of old and new net-tools and of busybox."""
+    """Return candidates from ``ifconfig`` of old and new net-tools and of busybox."""
     found = []
     first = 0  # of the addresses on this interface
     interface = None
@@ -121,7 +121,7 @@ def parse_ifconfig(text):
 def complete_names(candidates, proc):
     """Give interfaces their whole names, of which old net-tools print nine characters.
 
-    A beginning that several have in common says nothing.
+    A prefix that several names share is dropped.
     """
     lines = compat.to_text(read_bounded(proc + "/net/dev")).split("\n")
     names = [line.split(":")[0].strip() for line in lines if ":" in line]
@@ -133,17 +133,17 @@ def complete_names(candidates, proc):
 
 
 def parse_route_get(text):
-    """The candidate that ``ip route get`` names as the source address, as a list."""
-    told = {}
+    """Return the candidate that ``ip route get`` names as the source address, as a list."""
+    named = {}
     key = None
     for word in text.split():
         if key is None and word in ("via", "dev", "src"):
             key = word
         else:
-            told.setdefault(key, word)
+            named.setdefault(key, word)
             key = None
-    address = _address(told.get("src", ""))
-    return [Candidate(address, told.get("dev"))] if address else []
+    address = _address(named.get("src", ""))
+    return [Candidate(address, named.get("dev"))] if address else []
 
 
 PARSERS = (parse_ip_address, parse_ifconfig, parse_route_get)
@@ -226,7 +226,7 @@ def read_netlink():
 
 
 def is_own(packed):
-    """Whether the kernel delivers to this machine itself what is sent to a packed address."""
+    """Return whether the kernel delivers packets for a packed address to this machine."""
     bits = len(packed) * 8
     # struct rtmsg, and RTA_DST
     body = bytes(bytearray([2 if bits == 32 else 10, bits] + [0] * 10))
@@ -254,7 +254,7 @@ def _routes(proc):
 
 
 def default_interfaces(proc):
-    """The interfaces of the IPv4 and the IPv6 default route, each None if there is no such route.
+    """Return the interfaces of the IPv4 and the IPv6 default route, None if there is no such route.
 
     Of several routes the one with the lowest metric counts.
     """
@@ -298,7 +298,7 @@ def _route_number(word):
 
 
 def read_kernel_tables(proc):
-    """Candidates from /proc/net/fib_trie and /proc/net/if_inet6."""
+    """Return candidates from /proc/net/fib_trie and /proc/net/if_inet6."""
     networks = [
         (mask, network, name)
         for name, network, gateway, _flags, _metric, mask in _routes(proc)
@@ -338,12 +338,12 @@ def read_kernel(proc):
 
 
 def is_loopback(address):
-    """Whether the address only ever reaches the guest itself, or nobody."""
+    """Return whether the address only ever reaches the guest itself, or nobody."""
     return address.startswith("127.") or address in ("::1", "0:0:0:0:0:0:0:1", "::", "0.0.0.0")
 
 
 def is_link_local(address):
-    """Whether the address is one a host gives itself (RFC 3927, RFC 4291)."""
+    """Return whether the address is one a host gives itself (RFC 3927, RFC 4291)."""
     return address.startswith("169.254.") or address[:3] in ("fe8", "fe9", "fea", "feb")
 
 
@@ -368,7 +368,7 @@ def _rank(candidate, default4, default6):  # noqa: PLR0911 -- one for each kind
 
 
 def choose(candidates, defaults, interface=None):
-    """The addresses worth reporting, best first, and whether the best is a good one.
+    """Return the addresses worth reporting, best first, and whether the best is a good one.
 
     IPv4 comes before IPv6, and what is on the default route's interface before
     the rest. Link-local addresses count only if there is nothing else, loopback
@@ -390,6 +390,6 @@ def choose(candidates, defaults, interface=None):
 
 
 def fingerprint(proc):
-    """Something that differs when addresses or routes have changed; cheap enough to ask often."""
+    """Return a value that changes with addresses and routes; it is cheap to compute."""
     names = ("/net/fib_trie", "/net/if_inet6", "/net/route")
     return hash(b"".join([read_bounded(proc + name) for name in names]))

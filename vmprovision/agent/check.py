@@ -1,4 +1,4 @@
-"""Looks at the agent from beside it: ``guest-agent check`` and ``guest-agent once``."""
+"""Examine the agent from another process: ``guest-agent check`` and ``guest-agent once``."""
 
 import time
 
@@ -26,14 +26,14 @@ def once(proc, root):
 
 
 class _Findings(Log):
-    """Prints findings, and takes what the agent would log about its settings for faults."""
+    """Prints findings; what the agent would log about its settings is a fault."""
 
     def __init__(self):
         Log.__init__(self)
         self.faults = 0
 
     def tell(self, subject, fault, text):
-        """One line; a fault counts unless it is None, which is for what may well be so."""
+        """Print a line and count a fault; None marks a note, which is neither right nor wrong."""
         self.faults += bool(fault)
         kind = "fault" if fault else "ok" if fault is False else "note"
         compat.print_text("%-5s  %-13s  %s\n" % (kind, subject, printable(text)))
@@ -44,7 +44,7 @@ class _Findings(Log):
 
 
 def check(path, settings_of, proc, root):
-    """Says whether all that the agent needs is as it should be; gives the exit status."""
+    """Print whether all that the agent needs is right; return the exit status."""
     found = _Findings()
     found.tell("agent", False, "version %s on %s" % (__version__, compat.runtime_name()))
     if config.is_out_of_reach(path):
@@ -66,7 +66,7 @@ def check(path, settings_of, proc, root):
 
 
 def _ask(target, request):
-    """The outcome of an HTTP request."""
+    """Return the outcome of an HTTP request."""
     outcome, clock = Outcome(), compat.Clock()
     _wait(delivery.post(target, compat.to_bytes(request), SECONDS, outcome, clock))
     return outcome
@@ -75,10 +75,10 @@ def _ask(target, request):
 def look_at_port(settings):
     """Return whether something is wrong with the port, and a text; None where it is not used."""
     place = "port %d" % settings.port
-    doors = tcp_doors(settings)
-    if settings.listen and not doors:
+    hosts = tcp_addresses(settings)
+    if settings.listen and not hosts:
         return None, "listens on %s only" % ", ".join(settings.listen)
-    host = doors[0].strip("[]") if doors else "127.0.0.1"
+    host = hosts[0].strip("[]") if hosts else "127.0.0.1"
     request = "GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     token = settings.read_token or settings.token
     if token:
@@ -94,17 +94,17 @@ def look_at_port(settings):
     return True, "no agent answers on %s (%s)" % (place, outcome.failure)
 
 
-def tcp_doors(settings):
-    """Return the addresses among what it listens on."""
-    return [door for door in settings.listen if door[:5] != "unix:" and door[:6] != "vsock:"]
+def tcp_addresses(settings):
+    """Return those listen addresses that are TCP addresses."""
+    return [each for each in settings.listen if each[:5] != "unix:" and each[:6] != "vsock:"]
 
 
 def why_not_listen(settings):
     """Return why nobody can listen on the port now, or None."""
-    doors = tcp_doors(settings)
+    hosts = tcp_addresses(settings)
     try:
-        if doors or not settings.listen:
-            for listener in server.open_listeners(doors, settings.port):
+        if hosts or not settings.listen:
+            for listener in server.open_listeners(hosts, settings.port):
                 listener.close()
     except Exception as error:
         return compat.describe_error(error)
@@ -208,7 +208,7 @@ def _check_manager(manager, found):
 
 
 def _check_https(manager, found):
-    """HTTPS is for curl and wget, as it is when addresses are reported."""
+    """Check a manager over HTTPS with curl or wget, which also send reports over HTTPS."""
     url = "https://%s%s/" % (manager.authority(), manager.prefix)
     failure = "reports over HTTPS need curl or wget, and there is neither"
     for argv in (

@@ -91,7 +91,7 @@ def load(name):
 
 
 def runtime_name():
-    """The interpreter and its version, such as ``MicroPython 1.25.0``."""
+    """Return the interpreter and its version, such as ``MicroPython 1.25.0``."""
     implementation = getattr(sys, "implementation", None)
     name = getattr(implementation, "name", "cpython")
     if IS_MICROPYTHON:
@@ -101,7 +101,7 @@ def runtime_name():
 
 
 def errno_of(error):
-    """The error number an OSError, IOError, socket.error or select.error carries, or None."""
+    """Return the number in an OSError, IOError, socket.error or select.error, or None."""
     if error.args and isinstance(error.args[0], INTEGERS):
         return error.args[0]
     return None
@@ -123,7 +123,7 @@ def describe_error(error):
 
 
 def to_text(data):
-    """Bytes as the interpreter's own ``str``; undecodable bytes become question marks."""
+    """Return bytes as the interpreter's own ``str``; undecodable bytes become question marks."""
     if not isinstance(data, bytes):
         return data
     try:
@@ -134,7 +134,7 @@ def to_text(data):
 
 
 def to_bytes(text):
-    """Text as UTF-8 bytes; what is bytes already stays as it is."""
+    """Return text as UTF-8 bytes, and bytes unchanged."""
     if isinstance(text, bytes):
         return text
     if IS_MICROPYTHON:
@@ -154,19 +154,19 @@ def to_path(text):
 
 
 def is_digits(text):
-    """Whether the text is ASCII digits only: Python 3's own isdigit() takes other scripts', too."""
+    """Return whether the text is ASCII digits only; Python 3's isdigit() accepts other scripts."""
     return bool(text) and not text.strip("0123456789")
 
 
 def code_points(text):
-    """The Unicode code points (or UTF-16 units on a narrow build) of a ``str`` of any kind."""
+    """Return the code points (UTF-16 units on a narrow build) of a ``str`` of any kind."""
     if not isinstance(text, UNICODE):
         text = text.decode("utf-8", "replace")
     return [ord(character) for character in text]
 
 
 def machine():
-    """The kernel's name for this kind of machine, such as ``x86_64``."""
+    """Return the kernel's name for this kind of machine, such as ``x86_64``."""
     return os.uname()[4]
 
 
@@ -204,7 +204,7 @@ class Clock(object):
 
 
 def chance(proc):
-    """A number from 0 to below 1 that differs from call to call and from machine to machine."""
+    """Return a number from 0 to below 1 that differs between calls and between machines."""
     try:
         source = open(proc + "/sys/kernel/random/uuid", "rb")
         try:
@@ -223,7 +223,7 @@ class PrivilegeError(Exception):
 
 
 def is_root():
-    """Whether this process is root."""
+    """Return whether this process is root."""
     return os.geteuid() == 0
 
 
@@ -253,7 +253,7 @@ def keep_to_itself():
 
 
 def list_names(path):
-    """The names in a directory, one at a time where the interpreter can."""
+    """Return the names in a directory, one at a time where the interpreter can."""
     if hasattr(os, "ilistdir"):
         return (entry[0] for entry in os.ilistdir(path))
     return iter(os.listdir(path))
@@ -296,7 +296,7 @@ def print_text(text, descriptor=1):
 
 
 def exists(path):
-    """Whether there is something at the path."""
+    """Return whether there is something at the path."""
     try:
         os.stat(to_path(path))
     except OSError:
@@ -305,7 +305,7 @@ def exists(path):
 
 
 def read_link(path):
-    """Where a symbolic link points, or None where that cannot be told."""
+    """Return the target of a symbolic link, or None if it cannot be read."""
     try:
         return to_text(os.readlink(to_path(path)))
     except (OSError, UnicodeError):
@@ -313,7 +313,7 @@ def read_link(path):
 
 
 def accept(listener):
-    """The next connection's socket and its peer's packed IP address, None where it has none."""
+    """Return the next connection's socket and the peer's packed IP address, or None for it."""
     if hasattr(listener, "_accept"):  # Python 3's bare sockets give a descriptor
         descriptor, peer = listener._accept()  # noqa: SLF001 -- see the import
         sock = socket.socket(fileno=descriptor)
@@ -329,7 +329,7 @@ def accept(listener):
 
 
 def pack_address(text):
-    """An IPv4 or IPv6 address as four or sixteen bytes, or None if it is none."""
+    """Return an IPv4 or IPv6 address as four or sixteen bytes, or None if it is invalid."""
     try:
         return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
     except SOCKET_ERRORS + (ValueError, UnicodeError):
@@ -337,14 +337,14 @@ def pack_address(text):
 
 
 def unix_address(path):
-    """What ``bind`` and ``connect`` take for a Unix socket, by unix(7)."""
+    """Return what ``bind`` and ``connect`` take for a Unix socket, by unix(7)."""
     if not IS_MICROPYTHON:
         return to_path(path)
     return (1).to_bytes(2, sys.byteorder) + to_bytes(path) + b"\0"  # novermin
 
 
 def vsock_address(cid, port):
-    """What ``bind`` takes for vsock(7). Raises ValueError where this interpreter knows none."""
+    """Return what ``bind`` takes for vsock(7). Raises ValueError if the interpreter has none."""
     if IS_MICROPYTHON:
         numbers = (port).to_bytes(4, sys.byteorder) + (cid).to_bytes(4, sys.byteorder)  # novermin
         family = (AF_VSOCK).to_bytes(2, sys.byteorder)  # novermin
@@ -355,13 +355,13 @@ def vsock_address(cid, port):
 
 
 def close_on_exec(sock):
-    """Keeps a socket out of the programs the agent starts."""
+    """Keep programs that the agent starts from inheriting a socket."""
     flags = fcntl.fcntl(sock.fileno(), fcntl.F_GETFD)
     fcntl.fcntl(sock.fileno(), fcntl.F_SETFD, flags | fcntl.FD_CLOEXEC)
 
 
 def send_at_once(sock):
-    """Lets what is written in pieces go before the last piece has been acknowledged (RFC 896)."""
+    """Send pieces without waiting for the last one's acknowledgement (RFC 896)."""
     try:
         sock.setsockopt(6, 1, 1)  # IPPROTO_TCP, TCP_NODELAY
     except SOCKET_ERRORS:
@@ -511,7 +511,7 @@ def program_environment(environment):
 
 
 def resolve(host, port):
-    """The TCP addresses of a host: a list of ``(family, socket address)``.
+    """Return the TCP addresses of a host: a list of ``(family, socket address)``.
 
     Blocks while a name is looked up; numeric addresses never block. The host
     goes in as bytes because CPython would import its idna codec for text.
@@ -521,7 +521,7 @@ def resolve(host, port):
 
 
 def lookup_function(host, port):
-    """A function for Child that looks a host up; ``parse_lookup`` reads what it gives."""
+    """Return a function for Child that looks up a host; ``parse_lookup`` reads its output."""
 
     def look_up():
         return to_bytes("".join([numeric_host(each) + "\n" for each in resolve(host, port)]))
@@ -530,7 +530,7 @@ def lookup_function(host, port):
 
 
 def numeric_host(target):
-    """The numeric address in what ``resolve`` gave."""
+    """Return the numeric address in an item of ``resolve``."""
     family, address = target
     if IS_MICROPYTHON:
         return socket.inet_ntop(family, socket.sockaddr(address)[1])
@@ -538,12 +538,12 @@ def numeric_host(target):
 
 
 def parse_lookup(output, port):
-    """The ``(family, socket address)`` list that a ``lookup_function`` gave."""
+    """Return the ``(family, socket address)`` list in the output of a ``lookup_function``."""
     return [found for host in to_text(output).split() for found in resolve(host, port)]
 
 
 def stop_sending(sock):
-    """Tells the peer that nothing more will come."""
+    """Tell the peer that no more data follows."""
     try:
         if _guest:
             _guest.shutdown(sock.fileno(), 1)
@@ -579,7 +579,7 @@ class Signals(object):
             self.stopped = True
 
     def clear(self):
-        """Empties the pipe behind ``fileno``."""
+        """Empty the pipe behind ``fileno``."""
         try:
             numbers = os.read(self.fileno, 512)
         except OSError:

@@ -17,7 +17,7 @@ SOURCE = "configuration"  # what /info calls this file
 
 
 class Settings(object):
-    """What the configuration says; None where it says nothing.
+    """The configuration; None for what it does not set.
 
     ``identity`` has the text of VM_ID and MANAGER_URL, by their names in lower
     case, and where each comes from.
@@ -48,14 +48,14 @@ class Url(object):
         self.prefix = prefix
 
     def authority(self):
-        """The host and port as a Host header and a URL show them."""
+        """Return the host and port as a Host header and a URL show them."""
         host = "[%s]" % self.host.split("%")[0] if ":" in self.host else self.host
         default = {"http": 80, "https": 443}[self.scheme]
         return host if self.port == default else "%s:%d" % (host, self.port)
 
 
 def is_out_of_reach(path):
-    """Whether the file is there and this process may not read it."""
+    """Return whether the file is there and this process may not read it."""
     return _fault(path) == compat.EACCES
 
 
@@ -69,7 +69,7 @@ def _fault(path):
 
 
 def find_user(name):
-    """The (uid, gid) of a user by passwd(5); 65534, which is nobody's, where there is none."""
+    """Return the (uid, gid) of a user by passwd(5); 65534 (nobody) if there is no such user."""
     for line in compat.to_text(read_bounded("/etc/passwd", SIZE_LIMIT)).split("\n"):
         fields = line.split(":")
         if len(fields) > 3 and fields[0] == name:
@@ -184,13 +184,13 @@ _CLOSED = {"ALLOW": [], "READ_TOKEN": ""}  # nobody is in it, and nothing is equ
 
 
 def parse_settings(pairs, log):
-    """Settings from pairs; the last value of a key counts, an empty one is as none."""
+    """Return settings from pairs; the last value of a key counts, an empty one counts as unset."""
     settings = Settings()
     parsers = {
         "VM_ID": ("vm_id", parse_vm_id),
         "MANAGER_URL": ("manager", parse_url),
         "PORT": ("port", parse_port),
-        "LISTEN": ("listen", parse_doors),
+        "LISTEN": ("listen", parse_listen),
         "TOKEN": ("token", parse_token),
         "READ_TOKEN": ("read_token", parse_token),
         "ALLOW": ("allow", access.parse_allow),
@@ -220,21 +220,21 @@ def parse_settings(pairs, log):
 
 
 def parse_word(value):
-    """The text, if it has no control characters."""
+    """Return the text, if it has no control characters."""
     if not value or min(compat.code_points(value)) < 32:
         raise ValueError("is empty or has control characters")
     return value
 
 
 def parse_token(value):
-    """The text, if it is printable ASCII without spaces."""
+    """Return the text, if it is printable ASCII without spaces."""
     if [code for code in compat.code_points(value) if not 33 <= code <= 126]:
         raise ValueError("is not printable ASCII without spaces")
     return value
 
 
 def parse_flag(value):
-    """True for yes, False for no."""
+    """Return True for yes, False for no."""
     if value not in ("yes", "no"):
         raise ValueError("is neither yes nor no")
     return value == "yes"
@@ -262,14 +262,14 @@ def parse_vm_id(value):
 
 
 def parse_port(value):
-    """A TCP port from 0 (let the kernel choose) to 65535."""
+    """Return a TCP port from 0 (let the kernel choose) to 65535."""
     if not compat.is_digits(value) or len(value) > 5 or int(value) > 65535:
         raise ValueError("is not a port number")
     return int(value)
 
 
 def parse_host(value):
-    """A host name or address, without the brackets of an IPv6 literal."""
+    """Return a host name or address, without the brackets of an IPv6 literal."""
     if value.startswith("[") and value.endswith("]"):
         value = value[1:-1]
     if not value or value.startswith("-") or [c for c in "/?#@[]\"'\\<>" if c in value]:
@@ -277,24 +277,24 @@ def parse_host(value):
     return parse_token(value)
 
 
-def parse_doors(value):
-    """The list of where to listen: addresses, ``unix:PATH`` and ``vsock:[CID:]PORT``."""
-    doors = value.replace(",", " ").split()
-    for door in doors:
-        if door.startswith("unix:"):
-            path, mode = parse_unix(door)
+def parse_listen(value):
+    """Return the listen addresses: addresses, ``unix:PATH`` and ``vsock:[CID:]PORT``."""
+    addresses = value.replace(",", " ").split()
+    for address in addresses:
+        if address.startswith("unix:"):
+            path, mode = parse_unix(address)
             if path[:1] != "/" or len(compat.to_path(path)) > 107 or not 0 <= mode <= 511:
                 raise ValueError("has a Unix socket without an absolute path")
-        elif door.startswith("vsock:"):
-            parse_vsock(door)
+        elif address.startswith("vsock:"):
+            parse_vsock(address)
         else:
-            parse_host(door)
-    return doors
+            parse_host(address)
+    return addresses
 
 
-def parse_unix(door):
-    """The path and the mode of ``unix:PATH`` or ``unix:PATH:MODE``, which is octal."""
-    path, colon, mode = door[5:].rpartition(":")
+def parse_unix(address):
+    """Return the path and the mode of ``unix:PATH`` or ``unix:PATH:MODE``, which is octal."""
+    path, colon, mode = address[5:].rpartition(":")
     if not colon:
         return mode, 432  # 0660
     if not mode or mode.strip("01234567"):
@@ -302,11 +302,11 @@ def parse_unix(door):
     return path, int(mode, 8)
 
 
-def parse_vsock(door):
-    """The context identifier and the port of ``vsock:PORT`` or ``vsock:CID:PORT``."""
-    numbers = door.split(":")[1:]
+def parse_vsock(address):
+    """Return the context identifier and the port of ``vsock:PORT`` or ``vsock:CID:PORT``."""
+    numbers = address.split(":")[1:]
     if len(numbers) > 2 or [n for n in numbers if not compat.is_digits(n) or len(n) > 10]:
-        raise ValueError("has a vsock door without a port number")
+        raise ValueError("has a vsock address without a port number")
     cid = int(numbers[0]) if len(numbers) > 1 else ANY_CID
     if max(cid, int(numbers[-1])) > ANY_CID:
         raise ValueError("has a vsock number beyond 32 bits")
@@ -314,7 +314,7 @@ def parse_vsock(door):
 
 
 def parse_url(value):
-    """A manager's URL: http or https, a host, optionally a port and a path."""
+    """Return a manager's URL: http or https, a host, optionally a port and a path."""
     scheme, mark, rest = parse_token(value).partition("://")
     scheme = scheme.lower()
     if not mark or scheme not in ("http", "https"):

@@ -1,4 +1,4 @@
-"""Configures a network interface: what ``POST /configure-interface`` does.
+"""Configure a network interface: ``POST /configure-interface``.
 
 It changes the guest, so it is there only with ALLOW_CONFIGURE=yes, and only for
 who shows TOKEN. It needs CAP_NET_ADMIN, and root for DHCP clients. What is
@@ -20,7 +20,7 @@ DHCP_CLIENTS = (
 
 
 class RefusalError(Exception):
-    """What was asked for cannot be done; the argument says why."""
+    """Raised when the request cannot be fulfilled; the argument says why."""
 
 
 def parse_object(text):
@@ -117,7 +117,7 @@ def _string(text, at):
 
 
 def parse_interface(name, root):
-    """The name of an interface that this guest has. Raises RefusalError."""
+    """Return the name of an interface that this guest has. Raises RefusalError."""
     if not name or len(name) > 15 or name[0] in "-." or [c for c in name if c not in _NAME]:
         raise RefusalError("interface is not the name of one")
     if not compat.exists("%s/sys/class/net/%s" % (root, name)):
@@ -129,7 +129,7 @@ _NAME = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
 
 
 def parse_cidr(text):
-    """An address and its prefix length, such as ``("192.0.2.7", 24)``. Raises RefusalError."""
+    """Return an address and its prefix length: ``("192.0.2.7", 24)``. Raises RefusalError."""
     address, _slash, length = text.partition("/")
     packed = compat.pack_address(address)
     if packed is None or not compat.is_digits(length) or not 0 < int(length) <= len(packed) * 8:
@@ -196,7 +196,7 @@ def _set_static(wanted, answer, clock):
 
 
 def _set_by_ip(name, cidr, gateway, clock):
-    """Let new things be before old ones go, so that a refusal by the kernel changes nothing."""
+    """Add the new before removing the old, so that a refusal by the kernel changes nothing."""
     ip = ("ip", "-6" if ":" in cidr else "-4")
     device = ("dev", name)
     before = Addresses(ip, name)

@@ -1,4 +1,4 @@
-"""Delivers one address report to the manager: over a socket, or by curl, wget or nc."""
+"""Deliver one address report to the manager, over a socket or with curl, wget or nc."""
 
 from . import __version__, compat, jsonio
 from .compat import socket
@@ -10,7 +10,7 @@ _UNRESERVED = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._
 
 
 def quote(text):
-    """The text percent-encoded as one segment of a path (RFC 3986)."""
+    """Return the text percent-encoded as one segment of a path (RFC 3986)."""
     if text in (".", ".."):  # would be removed as segments
         return text.replace(".", "%2E")
     out = [
@@ -21,12 +21,12 @@ def quote(text):
 
 
 def report_path(settings):
-    """The path a report goes to, with the manager's prefix."""
+    """Return the path a report goes to, with the manager's prefix."""
     return "%s/v1/vms/%s/guest-ip" % (settings.manager.prefix, quote(settings.vm_id))
 
 
 def render_report(settings, address):
-    """The bytes of the HTTP request that reports an address."""
+    """Return the bytes of the HTTP request that reports an address."""
     body = jsonio.dumps({"guest_ip": address})
     lines = [
         "POST %s HTTP/1.1" % report_path(settings),
@@ -42,7 +42,7 @@ def render_report(settings, address):
 
 
 def parse_status(data):
-    """The final status of an HTTP answer, None while it is incomplete, 0 if it is not HTTP."""
+    """Return the final status of an HTTP answer; None while incomplete, 0 if it is not HTTP."""
     while data:
         line, newline, rest = data.partition(b"\n")
         if not newline:
@@ -64,7 +64,7 @@ def parse_status(data):
 
 
 def deliver_by_socket(settings, address, targets, outcome, clock):
-    """Posts the report to the first of the targets that takes the connection.
+    """Post the report to the first of the targets that takes the connection.
 
     All of them together have five seconds. ``outcome.hopeless`` then tells whether a program
     would fare no better: the manager has answered, or nothing at its address does.
@@ -90,7 +90,7 @@ def _judge(status):
 
 
 def post(target, request, seconds, outcome, clock):  # noqa: C901 -- one exchange, to its end
-    """Sends one request and waits for the answer's status, by trying again after each rest.
+    """Send one request and wait for the answer's status.
 
     The output is what has arrived by then.
     """
@@ -138,7 +138,7 @@ def _quoted(text):
 
 
 def programs(settings, address):
-    """The ``(argv, input)`` pairs to try, in order; nc for http only.
+    """Return the ``(argv, input)`` pairs to try, in order; nc for http only.
 
     What is secret goes through the input: arguments are visible to every
     user of the guest. The wget of busybox takes only arguments, so it is
@@ -177,7 +177,7 @@ def _lines(lines):
 
 
 def deliver_by_program(settings, address, outcome, clock):
-    """Posts the report with the first of curl, wget and nc that gets an answer.
+    """Post the report with the first of curl, wget and nc that gets an answer.
 
     A failure that the outcome already has stays if none of them does.
     """
@@ -207,7 +207,7 @@ def deliver_by_program(settings, address, outcome, clock):
 
 
 def _status_from(program, ran):
-    """The HTTP status that a program got, or None where it did not say."""
+    """Return the HTTP status that a program received, or None if it did not print one."""
     if program == "curl":
         code = ran.output.strip()
         return int(code) or None if code.isdigit() else None

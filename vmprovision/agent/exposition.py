@@ -60,7 +60,7 @@ def _labels(pairs):
 
 
 def _begin(name, source, kind=None):
-    """The lines before the samples of a metric."""
+    """Return the lines before the samples of a metric."""
     kind = kind or ("counter" if name.endswith("_total") else "gauge")
     words = name.partition("_")[2].replace("_", " ")
     return "# HELP %s %s, from %s.\n# TYPE %s %s\n" % (name, words, source, name, kind)
@@ -75,7 +75,7 @@ def _information(name, source, pairs):
 
 
 def _fraction(number, unit, digits):
-    """A count of hundredths, thousandths or millionths as a decimal."""
+    """Return a count of hundredths, thousandths or millionths as a decimal."""
     return "%d.%0*d" % (number // unit, digits, number % unit)
 
 
@@ -125,7 +125,7 @@ def _memory(proc, _):
 
 
 def _is_new(name, seen):
-    """Whether a name of the kernel's makes one for a metric: a wrong one spoils the whole text."""
+    """Return whether a kernel's name is valid for a metric; a wrong one spoils the whole text."""
     if name in seen or name.strip(_LETTERS):
         return False
     seen.add(name)
@@ -141,7 +141,7 @@ def _load(proc, _):
 
 
 def _table(prefix, names, rows, source, render):
-    """A metric for each column of a table, a sample in it for each row that is long enough."""
+    """Return a metric for each column of a table, with a sample for each long enough row."""
     rows = [row for row, _ in zip(rows, range(compat.ROW_LIMIT))]
     seen = set()
     rows = [row for row in rows if not (row[0] in seen or seen.add(row[0]))]
@@ -262,7 +262,7 @@ _COLLECTORS += (_pressure, _vmstat, _sockets, _numbers)
 
 
 def render(proc, root, vm_id):
-    """Yields the text, a piece of some kilobytes at a time: all of it may be more than fits.
+    """Yield the text in pieces of some kilobytes; all of it may not fit into memory.
 
     What cannot be read or understood is left out.
     """

@@ -1,4 +1,4 @@
-"""Reads files without trusting their size or their kind."""
+"""Read files without trusting their size or their kind."""
 
 import os
 

@@ -1,11 +1,11 @@
-"""Describes the guest and the agent in it: what ``GET /info`` answers."""
+"""Describe the guest and the agent in it: ``GET /info``."""
 
 from . import __version__, compat, kernel
 from .files import read_bounded, read_text
 
 
 def parse_process(stat):
-    """A process's number, name and parent from /proc/PID/stat, or None.
+    """Return a process's number, name and parent from /proc/PID/stat, or None.
 
     The name stands in parentheses and may itself hold spaces and parentheses.
     """
@@ -21,7 +21,7 @@ def parse_process(stat):
 
 
 def parse_cgroup(cgroup):
-    """This process's path in systemd's own or the unified hierarchy, or None.
+    """Return this process's path in systemd's own or the unified hierarchy, or None.
 
     The root of one says nothing if the other knows better.
     """
@@ -36,7 +36,7 @@ def parse_cgroup(cgroup):
 
 
 def describe(proc, root, addresses, settings):
-    """What ``GET /info`` answers; what is not told is None."""
+    """Return what ``GET /info`` answers; a fact that nothing states is None."""
 
     def process(name):
         return parse_process(read_bounded("%s/%s/stat" % (proc, name))) or {}

@@ -111,7 +111,7 @@ class Chunks(object):
 
 
 def take_head(data):
-    """The first request head in the data and the rest, or ``(None, data)`` if it is incomplete.
+    """Return the first request head in the data and the rest; ``(None, data)`` if incomplete.
 
     Line ends may be a bare LF, and empty lines before the request line are
     dropped (RFC 9112, section 2.2). Raises RequestError beyond the limits.
@@ -167,7 +167,7 @@ def _list_of(fields, name):
 
 
 def _is_host(value):
-    """Whether it is an authority without a user (RFC 3986, section 3.2); it may be empty."""
+    """Return whether it is an authority without a user (RFC 3986, section 3.2); it may be empty."""
     name, port = value, b""
     if value[:1] == b"[":
         name, closing, port = value[1:].partition(b"]")
@@ -230,7 +230,7 @@ def _body_length(values):
 
 
 def _path_of(target):
-    """The path of a target in origin form, or in the absolute form that proxies send."""
+    """Return the path of a target in origin form, or in the absolute form that proxies send."""
     target = target.split(b"?")[0].split(b"#")[0]
     lowered = target.lower()
     for scheme in (b"http://", b"https://"):
@@ -240,7 +240,7 @@ def _path_of(target):
 
 
 def likes_exposition(values):
-    """Whether the fields of an Accept header like Prometheus' text better than JSON.
+    """Return whether an Accept header prefers Prometheus' text to JSON.
 
     By RFC 9110, section 12.5.1. What fits none of the ranges is unwanted; without a header,
     and where both are as welcome, it is JSON. But who names a kind that only Prometheus and
@@ -297,7 +297,7 @@ class Stream(object):
 
 
 def chunk(data):
-    """A piece of a body whose length was not announced; an empty one ends it."""
+    """Return a piece of a body whose length was not announced; an empty one ends it."""
     return compat.to_bytes("%x\r\n" % len(data)) + data + b"\r\n"
 
 

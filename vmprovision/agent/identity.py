@@ -84,7 +84,7 @@ def pick(words, key):
 
 
 def parse_uuid(text):
-    """A system UUID in lower case, or None if other machines may have the same."""
+    """Return a system UUID in lower case, or None if other machines may have the same."""
     uuid = text.strip().lower()
     digits = uuid.replace("-", "")
     if len(uuid) != 36 or len(digits) != 32 or digits.strip("0123456789abcdef"):
@@ -148,7 +148,7 @@ class Identity(object):
             self._protected.setdefault(name, compat.getenv(VARIABLE + name))
 
     def complete(self, settings):
-        """Sets what the configuration left open, each from the first source that has it."""
+        """Set what the configuration does not, each value from the first source that has it."""
         for key, name, parse in _PARTS:
             if settings.identity[key.lower()]["source"] == config.SOURCE:
                 continue
@@ -187,6 +187,6 @@ class Identity(object):
         return None if compat.to_text(name) in _SHARED_NAMES else name
 
     def _is_being_named(self):
-        """Whether cloud-init has begun and not ended: the machine may yet get a name from it."""
+        """Return whether cloud-init is still running: the machine may yet get a name from it."""
         run = self._root + "/run/cloud-init/"
         return compat.exists(run + "enabled") and not compat.exists(run + "result.json")

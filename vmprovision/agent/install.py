@@ -1,8 +1,7 @@
-"""Puts the agent into the running system, and takes it out again: install and uninstall.
+"""Installs the agent in the running system, and uninstalls it.
 
-What each init system gets is in ``services``, a module that is made from the
-templates when the archive is built. Programs of the system do what not every
-interpreter can: ``ln``, ``chmod``, ``rm``.
+``services`` says what each init system needs. Some interpreters cannot make links or
+change modes, so programs of the system do it: ``ln``, ``chmod``, ``rm``.
 """
 
 import sys
@@ -18,63 +17,25 @@ services = compat.load("services")
 
 AGENT = "/usr/local/bin/guest-agent"
 FOLDER = "/usr/local/lib/guest-agent"
-RECEIPT = FOLDER + "/receipt.json"  # of an agent that was injected
+RECEIPT = FOLDER + "/receipt.json"  # an injected agent has it
 MANIFEST = FOLDER + "/installed"
-RC_LOCAL = ("/etc/rc.d/rc.local", "/etc/rc.local")
 SECONDS = 60.0
 
 _NAME = "guest-agent"
 _NEW = ".guest-agent-new"
 _KEPT = FOLDER + "/set-aside/"
-# What the agent and its scripts make, wherever they run.
-_TRACES = ("/var/log/guest-agent.log", "/var/log/guest-agent.log.1", "/run/guest-agent.identity")
-_TRACES += ("/var/run/guest-agent.pid", "/var/run/guest-agent.child.pid")
+# Files that the agent and its scripts make while they run.
+_LEFT = ("/var/log/guest-agent.log", "/var/log/guest-agent.log.1", "/run/guest-agent.identity")
+_LEFT += ("/var/run/guest-agent.pid", "/var/run/guest-agent.child.pid")
 ANSWER_SECONDS = 30.0
-_SCRIPT = "/etc/init.d/" + _NAME
-# What is run to start and to stop, and after the files have gone. Whatever is not there, or was
-# not running, fails without harm: at the end the agent itself is asked whether it answers.
-_START = {
-    "systemd": (("systemctl", "daemon-reload"), ("systemctl", "restart", _NAME)),
-    "openrc": (("rc-service", _NAME, "restart"),),
-    "sysv": (
-        ("update-rc.d", _NAME, "defaults"),
-        ("chkconfig", "--add", _NAME),
-        (_SCRIPT, "restart"),
-    ),
-    "upstart": (
-        ("initctl", "reload-configuration"),
-        ("initctl", "stop", _NAME),
-        ("initctl", "start", _NAME),
-    ),
-    "runit": (("sv", "restart", _NAME),),
-    "dinit": (("dinitctl", "restart", _NAME), ("dinitctl", "start", _NAME)),
-    "finit": (("initctl", "reload"), ("initctl", "restart", _NAME)),
-    "busybox": (("kill", "-HUP", "1"),),
-}
-_STOP = {
-    "systemd": (("systemctl", "stop", _NAME),),
-    "openrc": (("rc-service", _NAME, "stop"),),
-    "sysv": ((_SCRIPT, "stop"), ("chkconfig", "--del", _NAME)),
-    "upstart": (("initctl", "stop", _NAME),),
-    "runit": (("sv", "force-stop", _NAME),),
-    "dinit": (("dinitctl", "stop", _NAME),),
-    "finit": (("initctl", "stop", _NAME),),
-}
-_AFTERWARDS = {
-    "systemd": (("systemctl", "daemon-reload"),),
-    "sysv": (("update-rc.d", _NAME, "remove"),),
-    "upstart": (("initctl", "reload-configuration"),),
-    "finit": (("initctl", "reload"),),
-    "busybox": (("kill", "-HUP", "1"),),
-}
 
 
 class InstallError(Exception):
-    """What was asked for cannot be done; the argument says why."""
+    """Raised when the request cannot be fulfilled; the argument says why."""
 
 
 def _run(argv):
-    """The outcome of a program; its status is 127 where there is none of that name."""
+    """Run a program and return its outcome; the status is 127 if there is no such program."""
     outcome = Outcome()
     for pause in run_program(argv, SECONDS, outcome, compat.Clock()):
         time.sleep(pause)
@@ -88,7 +49,7 @@ def _must(*argv):
 
 
 def _write(path, content, mode):
-    """Write beside the file and rename: who runs or reads it has the old one or the new."""
+    """Write a new file and rename it, so that readers see the old content or the new."""
     new = path + _NEW
     target = open(new, "wb")
     try:
@@ -106,77 +67,81 @@ def _put(new, path, mode):
     _must("mv", "-f", new, path)
 
 
-def find_variant():  # noqa: C901, PLR0911 -- one table of questions
-    """The key of ``services.SERVICES`` for the init system that runs this machine."""
-    process = guest.parse_process(read_bounded("/proc/1/stat")) or {}
-    name = process.get("comm")
-    if compat.exists("/run/systemd/system"):  # sd_booted(3)
-        return "systemd"
-    if name == "runit":
-        return "runit artix" if compat.exists("/etc/runit/sv") else "runit usual"
-    if name in ("dinit", "finit"):
-        return name
-    if compat.exists("/run/openrc") or compat.exists("/lib/rc/init.d/softlevel"):
-        if compat.exists("/sbin/supervise-daemon") or compat.exists("/usr/sbin/supervise-daemon"):
-            return "openrc supervise-daemon"
-        return "openrc openrc-run" if compat.exists("/sbin/openrc-run") else "openrc runscript"
-    is_upstart = b"upstart" in _run(("initctl", "version")).output
-    if is_upstart and not compat.exists("/etc/rc.d/init.d"):
-        return "upstart"
+class _Variant(object):
+    """One way to run the service: an entry of ``services.VARIANTS``.
+
+    ``Live`` in ``initsystem/definition.py`` describes all but the name, and the operations:
+    tuples of kind, path, mode, and content or link target.
+    """
+
+    def __init__(self, parts):
+        self.name, self.processes, self.files = parts[:3]
+        self.start, self.stop, self.afterwards, self.operations = parts[3:]
+
+    def find_files(self):
+        """Return the first path of each group that exists, None for a group without one."""
+        return [
+            ([path for path in group if compat.exists(path)] + [None])[0] for group in self.files
+        ]
+
+
+def find_variant():
+    """Return the variant for the init system that runs this machine. Raises InstallError."""
+    process = _identify_process_1()
+    for variant in [_Variant(parts) for parts in services.VARIANTS]:
+        if process in (variant.processes or [process]) and None not in variant.find_files():
+            return variant
+    raise InstallError("process 1 is %s, and there is no service for it here" % process)
+
+
+def _identify_process_1():
+    """Return what process 1 is: BusyBox and Upstart are both called init."""
     if b"busybox" in _run(("readlink", "-f", "/proc/1/exe")).output:
-        if compat.exists("/etc/inittab"):
-            return "busybox"
-    elif name == "init" or is_upstart:
-        if compat.exists("/etc/rc.d/init.d"):
-            return "sysv redhat"
-        if compat.exists("/etc/init.d") and compat.exists("/etc/rc2.d"):
-            return "sysv debian"
-    if _rc_local():
-        return "standalone"
-    raise InstallError("process 1 is %s, for which there is no service here" % name)
+        return "busybox"
+    if b"upstart" in _run(("initctl", "version")).output:
+        return "upstart"
+    return (guest.parse_process(read_bounded("/proc/1/stat")) or {}).get("comm")
 
 
-def _rc_local():
-    found = [path for path in RC_LOCAL if compat.exists(path)]
-    return found[0] if found else None
+def with_block(source, block):
+    """Return a file's content with a block before its last ``exit``, or at its end; None: without.
 
-
-def _strip_block(lines):
-    """The lines of a file without those between our marks, and the marks."""
-    kept = []
-    inside = False
-    for line in lines:
+    A marker whose other one is missing is not the edge of a block: the lines stay.
+    """
+    lines = []
+    begin = None
+    for line in source.split(b"\n"):
         if line == services.BEGIN:
-            inside = True
-        elif line == services.END and inside:
-            inside = False
-        elif not inside:
-            kept.append(line)
-    return kept
-
-
-def _is_end(line):
-    """Return whether a script ends with this line: an ``exit`` that no block is around."""
-    words = line.split(b"#")[0].replace(b";", b" ").split()
-    return words[:1] == [b"exit"] and len(words) < 3 and line[:1] == b"e"
-
-
-def _edit(path, block, mode):
-    """Put a block before the last ``exit`` of a file, or at its end; none takes it out."""
-    source = read_bounded(path, 1048577)
-    if len(source) > 1048576:
-        raise InstallError(path + " is too long to be edited")
-    lines = _strip_block(source.split(b"\n"))
+            begin = len(lines)
+        elif line == services.END and begin is not None:
+            del lines[begin:]
+            begin = None
+        else:
+            lines.append(line)
     if block:
         last = len(lines) - 1 if lines[-1:] == [b""] else len(lines)
         ends = [at for at, line in enumerate(lines) if _is_end(line)]
         at = ends[-1] if ends else last
         lines[at:at] = [services.BEGIN] + block.split(b"\n")[:-1] + [services.END]
+    return b"\n".join(lines)
+
+
+def _is_end(line):
+    """Return whether a script ends at this line: an ``exit`` that is not indented."""
+    words = line.split(b"#")[0].replace(b";", b" ").split()
+    return words[:1] == [b"exit"] and len(words) < 3 and line[:1] == b"e"
+
+
+def _edit(path, block, mode):
+    """Put a block into a file; None removes it."""
+    source = read_bounded(path, 1048577)
+    if len(source) > 1048576:
+        raise InstallError("%s is larger than 1 MiB: edit it by hand" % path)
     new = path + _NEW
     _must("cp", "-p", path, new)
     target = open(new, "wb")
     try:
-        target.write(b"\n".join(lines))
+        target.write(with_block(source, block))
     finally:
         target.close()
     if mode:
@@ -185,7 +150,7 @@ def _edit(path, block, mode):
 
 
 def _folders(path):
-    """The folders above a path that are not there, outermost first."""
+    """Return the folders above a path that do not exist, outermost first."""
     missing = []
     folder = path.rpartition("/")[0]
     while folder and not compat.exists(folder):
@@ -196,16 +161,16 @@ def _folders(path):
 
 def _check():
     if not compat.is_root():
-        raise InstallError("only root can do this")
+        raise InstallError("only root can do this: run it as root")
     if compat.exists(RECEIPT):
-        raise InstallError("this agent was injected; `vmprovision remove` takes it out")
+        raise InstallError("this agent was injected: remove it with `vmprovision remove`")
 
 
 class _Manifest(object):
-    """What was put in, line by line: whatever happens, uninstall finds all that was begun.
+    """A list of all that install makes, written before each step, so that uninstall finds it.
 
-    A path is a file, link or folder that is ours; behind ``# `` is one with our block,
-    and behind ``< `` one whose former content is kept.
+    A line is the path of a file, link or folder of ours. ``# `` marks a file with our
+    block, ``< `` one whose earlier content is kept.
     """
 
     def __init__(self, variant, lines):
@@ -224,7 +189,7 @@ class _Manifest(object):
                 target.close()
 
     def add(self, path):
-        """Make the folders above a path that is going to be written, and keep what is there."""
+        """Record a path that will be written; make the folders above it and keep what is there."""
         for folder in _folders(path):
             _must("mkdir", folder)
             self.record(folder)
@@ -234,7 +199,7 @@ class _Manifest(object):
         return path
 
     def keep(self, path):
-        """Set aside a copy of what somebody else has at a path."""
+        """Keep a copy of what somebody else has at a path."""
         if not compat.exists(path) and compat.read_link(path) is None:
             return
         if _KEPT[:-1] not in self.lines:
@@ -249,17 +214,19 @@ def _kept(path):
 
 
 def install(own_path):
-    """Copy the agent, and make the init system start it now and at every boot."""
+    """Copy the agent, and have the init system start it now and at every boot."""
     _check()
     if read_bounded(own_path, 4) not in (b"#!/b", b"\x7fELF"):
-        raise InstallError("%s is not the agent as one file" % own_path)
+        raise InstallError(
+            "%s is not the agent's archive: make one with `vmprovision agent build`" % own_path
+        )
     variant = find_variant()
     settings = config.read_settings(config.DEFAULT_PATH, Log("/dev/null"))
     fault = check.why_not_listen(settings)
     if fault and not check.agent_processes("/proc"):
-        text = "the agent could not listen on port %d (%s): end what does, or set PORT in %s"
+        text = "the agent cannot listen on port %d (%s): stop what does, or set PORT in %s"
         raise InstallError(text % (settings.port, fault, config.DEFAULT_PATH))
-    manifest = _Manifest(variant, _take_manifest(variant, own_path))
+    manifest = _Manifest(variant.name, _take_manifest(variant.name, own_path))
     manifest.add(MANIFEST)
     if own_path != AGENT:
         manifest.add(AGENT)
@@ -267,24 +234,24 @@ def install(own_path):
         _put(AGENT + _NEW, AGENT, 0o755)
     if not compat.exists(config.DEFAULT_PATH):
         _write(manifest.add(config.DEFAULT_PATH), services.CONFIGURATION, 0o644)
-    for operation in services.SERVICES[variant]:
-        _perform(operation, manifest)
+    places = variant.find_files()
+    for operation in variant.operations:
+        _perform(operation, manifest, places)
     _must("chmod", "644", MANIFEST)
-    for argv in _START.get(variant.split()[0], ()):
-        _run(argv)
-    if variant == "standalone":
-        _kill_agents()
-        _run(("sh", "-c", compat.to_text(services.SERVICES[variant][0][3])))
+    for command in variant.start:
+        _run(command.split())
+    if not variant.start:
+        _kill_agents(variant)
+        _run(("sh", "-c", compat.to_text(variant.operations[0][3])))
     _await_answer(settings)
-    return variant
+    return variant.name
 
 
-def _perform(operation, manifest):
-    """Write a file, make a link or edit a block."""
+def _perform(operation, manifest, places):
+    """Write a file, make a link or edit a block, which goes into the last of the places."""
     kind, path, mode, content = operation
     if kind == "block":
-        if path in RC_LOCAL:
-            path = _rc_local()
+        path = places[-1]
         if "# " + path not in manifest.lines:
             manifest.keep(path)
             manifest.record("# " + path)
@@ -296,7 +263,7 @@ def _perform(operation, manifest):
 
 
 def _await_answer(settings):
-    """Return when the agent that was installed answers. Raises InstallError: it does not."""
+    """Wait until the installed agent answers. Raises InstallError if it does not."""
     clock = compat.Clock()
     while True:
         fault, text = check.look_at_port(settings)
@@ -306,36 +273,38 @@ def _await_answer(settings):
         if clock() > ANSWER_SECONDS:
             if not running:
                 text = "it does not run"
-            raise InstallError("installed, but %s: see its log, %s" % (text, _TRACES[0]))
+            raise InstallError("installed, but %s: see its log, %s" % (text, _LEFT[0]))
         time.sleep(0.5)
 
 
-def _take_manifest(variant, own_path):
-    """Return what an earlier install made; another init system's service goes first."""
+def _take_manifest(name, own_path):
+    """Return what an earlier install made, after removing another init system's service."""
     lines = compat.to_text(read_bounded(MANIFEST)).split("\n")[:-1]
-    if lines and lines[0] != variant:
+    if lines and lines[0] != name:
         uninstall(own_path)
         return [AGENT] if own_path == AGENT and AGENT in lines else []
     return lines[1:]
 
 
 def uninstall(spared=None):
-    """Stop the agent and take away what install made, and nothing else; put back what was kept."""
+    """Stop the agent, remove what install made and nothing else, and put back what was kept."""
     _check()
     lines = compat.to_text(read_bounded(MANIFEST)).split("\n")[:-1]
     if not lines:
-        raise InstallError("nothing was installed here: there is no " + MANIFEST)
-    system = lines[0].split()[0]
-    for argv in _STOP.get(system, ()):
-        _run(argv)
+        raise InstallError("nothing is installed here: there is no " + MANIFEST)
+    known = [_Variant(parts) for parts in services.VARIANTS if parts[0] == lines[0]]
+    for variant in known:  # else another version has installed it
+        for command in variant.stop:
+            _run(command.split())
     for line in lines[:0:-1]:
         if line != spared:
             _take_out(line)
-    for argv in _AFTERWARDS.get(system, ()):
-        _run(argv)
-    if system in ("busybox", "standalone"):
-        _kill_agents()
-    _run(("rm", "-f") + _TRACES)
+    for variant in known:
+        for command in variant.afterwards:
+            _run(command.split())
+        if not variant.stop:
+            _kill_agents(variant)
+    _run(("rm", "-f") + _LEFT)
     return lines[0]
 
 
@@ -346,37 +315,38 @@ def _take_out(line):
         if read_bounded(path, 1048577) == read_bounded(_kept(path), 1048577):
             _run(("mv", "-f", _kept(path), path))  # with its mode and owner
     elif line[:2] == "< ":
-        if compat.exists(path):  # a file that is edited, and has other lines by now
+        if compat.exists(path):  # it was edited and has other lines by now
             _run(("rm", "-f", _kept(path)))
         else:
             _run(("mv", "-f", _kept(path), path))
     elif path == config.DEFAULT_PATH:
-        if read_bounded(path) == services.CONFIGURATION:  # else somebody has written in it
+        if read_bounded(path) == services.CONFIGURATION:  # else somebody has changed it
             _run(("rm", "-f", path))
     else:
-        # what is a folder goes only if nobody else has put something into it
+        # a folder goes only if it is empty
         path = check.find_renamed(path) or path
         _run(("sh", "-c", 'rm -f "$1" 2>/dev/null || rmdir "$1"', "sh", path))
 
 
-def _kill_agents():
-    """End the agents that run, and the loops that would start them again."""
+def _kill_agents(variant):
+    """End the running agents, and the loops that would restart them."""
+    scripts = variant.files[-1]
     for name in check.agent_processes("/proc"):
         found = guest.parse_process(read_bounded("/proc/%s/stat" % name)) or {}
         parent = found.get("ppid", 0)
-        if parent > 1 and _is_loop(check.command_line("/proc", parent)):
+        if parent > 1 and _is_loop(check.command_line("/proc", parent), scripts):
             _run(("kill", "%d" % parent))
         _run(("kill", name))
 
 
-def _is_loop(words):
-    """Return whether a shell runs the loop that we start, or that of rc.local."""
+def _is_loop(words, scripts):
+    """Return whether a shell runs our loop, or a script that has it."""
     texts = [compat.to_text(word) for word in words]
-    return [text for text in texts if text in RC_LOCAL or "until " + AGENT in text] != []
+    return [text for text in texts if text in scripts or "until " + AGENT in text] != []
 
 
 def main(word, argv):
-    """Does it and says so; gives the exit status."""
+    """Install or uninstall, print a line, and return the exit status."""
     try:
         if word == "uninstall":
             text = "uninstalled (%s)" % uninstall()

@@ -17,7 +17,7 @@ class Written(object):
 
 
 def dumps(value):  # noqa: PLR0911 -- one return for each kind
-    """The JSON text of None, booleans, numbers, text, bytes (UTF-8), lists, tuples, dicts, Written.
+    """Return JSON of None, booleans, numbers, text, UTF-8 bytes, lists, tuples, dicts, Written.
 
     Dict keys are written in sorted order. Floats are written with at most
     three decimals; infinities and NaN, which JSON lacks, become null.

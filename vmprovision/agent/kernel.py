@@ -44,7 +44,7 @@ def numbers(words):
 
 
 def is_disk(name):
-    """Whether a block device is a disk of its own, by its name.
+    """Return whether a block device is a disk of its own, by its name.
 
     The kernel puts a partition's number behind a name that ends with a letter, and behind
     one that ends with a digit a p and the number.
@@ -60,7 +60,7 @@ def is_disk(name):
 
 
 def disks(proc):
-    """Yields name and counters of every disk, as the kernel's iostats.rst numbers them."""
+    """Yield name and counters of every disk, as the kernel's iostats.rst numbers them."""
     for line in read_lines(proc + "/diskstats"):
         words = line.split()
         counters = numbers(words[3:])
@@ -71,7 +71,7 @@ def disks(proc):
 
 
 def networks(proc):
-    """Yields name and sixteen counters, those of receiving first, of every interface."""
+    """Yield name and sixteen counters, those of receiving first, of every interface."""
     for line in read_lines(proc + "/net/dev"):
         # before Linux 2.6.39 a large counter stands right behind the colon
         name, colon, rest = line.rpartition(b":")
@@ -137,7 +137,7 @@ def _is_at(point, folder):
 
 
 def _is_sandbox(mount, mounts):
-    """Whether only a service sees it, or what is there would be the same without it.
+    """Return whether only one service sees a mount, or the same files are there without it.
 
     systemd mounts the folders that a service may only read, or alone may write to, upon
     themselves.
@@ -157,7 +157,7 @@ def _is_sandbox(mount, mounts):
 
 
 def _is_covered(mount, mounts):
-    """Whether its mount point leads to another device that was mounted there later."""
+    """Return whether its mount point leads to another device that was mounted there later."""
     top = mount
     for _ in mounts:
         upper = [
@@ -209,7 +209,7 @@ def pressure(proc, name):
 
 
 def os_release(root):
-    """What os-release(5) says, by its keys in lower case; older systems' own files, else {}."""
+    """Return os-release(5) by its keys in lower case, or what older systems have; else {}."""
     values = {}
     for name in ("/etc/os-release", "/usr/lib/os-release"):
         for line in read_lines(root + name, 16384):

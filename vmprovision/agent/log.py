@@ -40,7 +40,7 @@ class Log(object):
         self._clock = compat.Clock()
 
     def send_to(self, path):
-        """Continue in another file, or on stderr when it cannot be opened."""
+        """Continue in another file, or on stderr if it cannot be opened."""
         path = compat.to_path(path)
         try:
             os.close(os.open(path, _APPEND, 0o666))
@@ -52,7 +52,7 @@ class Log(object):
         self._path = path
 
     def give_to(self, uid, gid):
-        """Lets a user write to the file after this process has become that user."""
+        """Let a user write to the file after this process has become that user."""
         try:
             if self._path:
                 os.chown(self._path, uid, gid)
@@ -69,13 +69,13 @@ class Log(object):
         self._write("error", text)
 
     def changed(self, subject, text, write=None):
-        """Logs only if this is not what was last said about the subject."""
+        """Log only if the last line about the subject was another one."""
         if self._seen.get(subject) != text:
             self._seen[subject] = text
             (write or self.info)(text)
 
     def limited(self, text):
-        """Logs a warning that a client can provoke: at most 20 of those a minute."""
+        """Log a warning that a client can provoke, at most 20 of those a minute."""
         now = self._clock()
         if self._window is None or now - self._window >= BURST_SECONDS:
             if self._count > BURST:
@@ -114,7 +114,7 @@ class Log(object):
 
 
 def _has_room(descriptor):
-    """Whether a line can be written without waiting: others may share the file's flags."""
+    """Return whether a line can be written without waiting: others may share the file's flags."""
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
     return bool([event for event in poll.poll(0) if event[1] & select.POLLOUT])

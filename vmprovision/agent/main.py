@@ -14,13 +14,13 @@ usage: guest-agent install | uninstall
 Answers /health, /metrics and /info over HTTP and reports this guest's address
 to its manager. Runs in the foreground.
 
-  install          put the agent into this system: the file, settings, a service
-  uninstall        stop it and take away what install put there
-  once             print what /metrics answers, and end
-  check            say whether settings, port, service and manager are right; the
-                   status is 1 where one is not
-  identify         leave what only root may read of this machine's identity in
-                   /run/guest-agent.identity for an agent that is not root
+  install          install the agent in this system: the file, settings, a service
+  uninstall        stop it and remove what install made
+  once             print what /metrics answers, and exit
+  check            check settings, port, service and manager; the status is 1 if
+                   one of them is wrong
+  identify         write what only root may read of this machine's identity to
+                   /run/guest-agent.identity, for an agent that is not root
   --config FILE    read settings from FILE (default: /etc/guest-agent.conf)
   --port N         listen on port N (default: PORT in the settings, or 8080)
   --listen WHERE   listen on addresses, unix:PATH or vsock:PORT, separated by
@@ -36,7 +36,7 @@ to its manager. Runs in the foreground.
 _OPTIONS = {
     "--config": config.parse_word,
     "--port": config.parse_port,
-    "--listen": config.parse_doors,
+    "--listen": config.parse_listen,
     "--allow": access.parse_allow,
     "--log-file": config.parse_word,
     "--user": config.parse_word,
@@ -46,11 +46,11 @@ _OPTIONS = {
 
 
 class UsageError(Exception):
-    """A command line that cannot be followed; the argument says why."""
+    """Raised for an invalid command line; the argument says why."""
 
 
 def parse_arguments(words):
-    """The options given, such as ``{"--port": 80}``.
+    """Return the options given, such as ``{"--port": 80}``.
 
     Raises UsageError.
     """
@@ -75,7 +75,7 @@ def parse_arguments(words):
 
 
 def main(argv):
-    """Runs the agent until it is told to stop; gives the exit status.
+    """Run the agent until a signal stops it; return the exit status.
 
     0 after a clean stop, 1 if it cannot listen, 2 for a wrong command line.
     """
@@ -147,7 +147,7 @@ _WORDS["install"] = _WORDS["uninstall"] = _refuse
 
 
 def _places(options):
-    """Where /proc is, and the folder before all other paths."""
+    """Return the path of /proc, and the folder that precedes all other paths."""
     root = options.get("--root", "")
     return options.get("--proc", root + "/proc"), root
 
@@ -171,8 +171,8 @@ def _run(options):
     proc, root = _places(options)
     known = identity.Identity(root, proc, log)
     known.complete(settings)
-    doors = ", ".join(settings.listen) or "all addresses"
-    where = "%s port %d" % (doors, settings.port)
+    listening = ", ".join(settings.listen) or "all addresses"
+    where = "%s port %d" % (listening, settings.port)
     try:
         listeners = server.open_listeners(settings.listen, settings.port)
     except Exception as error:  # gaierror is not one of SOCKET_ERRORS everywhere
@@ -234,14 +234,14 @@ def _health():
 
 
 def _metrics(request, metrics, proc, root, settings):
-    """The figures as JSON, or for Prometheus if the client likes that better."""
+    """Return the figures as JSON, or for Prometheus if the client prefers that."""
     if http.likes_exposition(request.fields.get(b"accept", ())):
         return http.Stream(http.EXPOSITION, exposition.render(proc, root, settings.vm_id))
     return metrics.read()
 
 
 def _loop(parts, clock, signals, reload, log):
-    """Lets every part do what is due, and the last one, the server, wait for clients until then."""
+    """Call every part when it is due; the last one, the server, waits for clients in between."""
     while not signals.stopped:
         try:
             now = clock()

@@ -19,7 +19,7 @@ _SECTORS = ("read_bytes", "written_bytes")
 
 
 def parse_cpus(stat):
-    """The tick counters of every processor by name, "cpu" being all of them, from /proc/stat.
+    """Return the tick counters in /proc/stat of every processor by name, "cpu" being their sum.
 
     Lists of 4 to 8. Counters beyond the eighth (guest, guest_nice) are part of the first two.
     """
@@ -34,7 +34,7 @@ def parse_cpus(stat):
 
 
 def cpu_usage(before, after):
-    """The percentage of time between two readings that was not idle.
+    """Return the percentage of time between two readings that was not idle.
 
     Idle is the fourth counter plus, where the kernel has it, iowait. Steal
     counts as busy: the guest wanted to run. A counter that went back (iowait
@@ -47,7 +47,7 @@ def cpu_usage(before, after):
 
 
 def parse_memory(meminfo):
-    """Total and available memory, total and used swap in KiB from /proc/meminfo.
+    """Return total and available memory, total and used swap in KiB from /proc/meminfo.
 
     None for what is not there. Before MemAvailable (Linux 3.14) the free, buffer
     and page cache memory stands for it; shared memory sits in the page cache but
@@ -145,7 +145,7 @@ class Metrics(object):
         self._due = clock()
 
     def tick(self, now):
-        """Takes a sample if one is due; gives the time of the next."""
+        """Take a sample if one is due; return the time of the next."""
         if now >= self._due:
             sample = read_bounded(self._proc + "/stat", STAT_LIMIT)
             sample = sample[: sample.rfind(b"\n") + 1].split(b"\nintr")[0]
@@ -156,7 +156,7 @@ class Metrics(object):
         return self._due
 
     def read(self):
-        """What ``GET /metrics`` answers, as a jsonio.Written.
+        """Return what ``GET /metrics`` answers, as a jsonio.Written.
 
         The processor figures cover the last five seconds; before the second
         sample they cover the time since the guest booted. Those beyond the
@@ -187,7 +187,7 @@ class Metrics(object):
         return jsonio.Written(jsonio.dumps(answer)[:-1] + "," + self._more)
 
     def _read_more(self, more):
-        """Adds the figures that are dear to a dict."""
+        """Add the expensive figures to a dict."""
         ways = {
             "cpus": lambda: dict([pair for pair in self._usage.items() if pair[0] != "cpu"]),
             "file_systems": lambda: _file_systems(self._proc, self._root),

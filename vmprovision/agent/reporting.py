@@ -28,12 +28,12 @@ class Retries(object):
         self._pause = RETRY_SECONDS
 
     def begin(self):
-        """Begins anew: something has changed, or all went well."""
+        """Start again with short pauses, after a change or a success."""
         self._since = None
         self._pause = RETRY_SECONDS
 
     def next(self, now):
-        """The pause after a failure at this time."""
+        """Return the pause after a failure at this time."""
         if self._since is None:
             self._since = now
         elif now - self._since > EAGER_SECONDS:
@@ -67,7 +67,7 @@ class Reporter(object):
         self._due = clock()
 
     def tick(self, now):
-        """Goes on if it is time; gives the time of the next call."""
+        """Go on if it is time; return the time of the next call."""
         if now < self._due:
             return self._due
         try:
@@ -80,11 +80,11 @@ class Reporter(object):
         return self._due
 
     def close(self):
-        """Ends what is under way."""
+        """Cancel the report that is being sent."""
         self._flow.close()
 
     def reconfigure(self, settings):
-        """Starts again with other settings."""
+        """Start again with other settings."""
         self.settings = settings
         self._accepted = None
         self._targets = []
@@ -108,7 +108,7 @@ class Reporter(object):
             yield self._rest(seconds * (1 - JITTER * compat.chance(self._proc)))
 
     def _is_wanted(self):
-        """Whether this guest has a name and a manager; looked for until it has been accepted."""
+        """Return whether guest name and manager are known; repeated until a report is accepted."""
         if self._accepted is None:
             self._identity.complete(self.settings)
         if self.settings.vm_id and self.settings.manager:
@@ -117,7 +117,7 @@ class Reporter(object):
         return False
 
     def _rest(self, seconds):
-        """Waits, but only until the kernel's tables show a change."""
+        """Wait, but only until the kernel's tables change."""
         end = self._clock() + seconds
         while self._clock() < end:
             yield min(WATCH_SECONDS, end - self._clock())
@@ -185,7 +185,7 @@ class Reporter(object):
             outcome.failure = "%s could not be looked up" % host
 
     def _tell_failure(self, text):
-        """Logs a failure when it is new, and every ten minutes while it stays the same."""
+        """Log a failure if it is new, and every ten minutes while it stays the same."""
         last, since = self._failure
         now = self._clock()
         if text != last or now - since >= REPEAT_FAILURE_SECONDS:

@@ -38,7 +38,6 @@ class _Connection(object):
         # connection and could destroy the answer before it is read (RFC 9112,
         # section 9.6), so what arrives is thrown away for a moment.
         self.lingering = False
-        self.served = False
         self.since = now
         self.deadline = now + REQUEST_SECONDS
 
@@ -47,15 +46,15 @@ class _Connection(object):
         return not (busy or self.stream)
 
 
-def open_listeners(doors, port):
-    """Listening sockets, one for each door, or one for all addresses where none is given.
+def open_listeners(listen, port):
+    """Return listening sockets, one for each listen address, or one for all addresses.
 
     Raises OSError (socket.error on Python 2) or ValueError if one cannot be had.
     """
     listeners = []
     try:
-        for door in doors or [""]:
-            listeners += [_open(door, port)]
+        for where in listen or [""]:
+            listeners += [_open(where, port)]
         for listener in listeners:  # who is accepted on one may ask on all
             listener.listen(64)
     except Exception:
@@ -65,13 +64,13 @@ def open_listeners(doors, port):
     return listeners
 
 
-def _open(door, port):
-    if door.startswith("unix:"):
-        return _listen_on_path(*config.parse_unix(door))
-    if door.startswith("vsock:"):
-        return _bind(compat.AF_VSOCK, compat.vsock_address(*config.parse_vsock(door)))
-    if door:
-        family, address = compat.resolve(config.parse_host(door), port)[0]
+def _open(where, port):
+    if where.startswith("unix:"):
+        return _listen_on_path(*config.parse_unix(where))
+    if where.startswith("vsock:"):
+        return _bind(compat.AF_VSOCK, compat.vsock_address(*config.parse_vsock(where)))
+    if where:
+        family, address = compat.resolve(config.parse_host(where), port)[0]
         return _bind(family, address)
     try:  # IPv6 and IPv4
         return _bind(socket.AF_INET6, compat.resolve("::", port)[0][1], dual=True)
@@ -83,7 +82,7 @@ def _open(door, port):
 
 
 def _listen_on_path(path, mode):
-    """A Unix socket in the place of one that nobody listens on any more, but of nothing else."""
+    """Return a Unix socket that replaces one nobody listens on any more, and nothing else."""
     path, address = compat.to_path(path), compat.unix_address(path)
     probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -137,7 +136,6 @@ class Server(object):
         self._task_due = 0.0
         self._log = log
         self._clock = clock
-        self._wake = wake
         self._connections = {}
         self._poll = select.poll()
         self._accept_at = None  # when to go on accepting after the system ran out of something
@@ -146,7 +144,7 @@ class Server(object):
             self._poll.register(wake, select.POLLIN)
 
     def wait(self, seconds):
-        """Serves what arrives within the time; comes back early when anything did."""
+        """Serve what arrives within the time; return early if anything did."""
         try:
             events = self._poll.poll(int(max(0.0, seconds) * 1000) + 1)
         except compat.SOCKET_ERRORS as error:
@@ -163,7 +161,7 @@ class Server(object):
             self._accept(listener)
 
     def tick(self, now):
-        """Closes what is overdue; gives the time of the next call that is needed."""
+        """Close what is overdue; return the time of the next call that is needed."""
         for connection in list(self._connections.values()):
             if now >= connection.deadline:
                 self._drop(connection)
@@ -180,7 +178,7 @@ class Server(object):
         return min(times) if times else now + IDLE_SECONDS
 
     def close(self):
-        """Closes every connection and the listening socket."""
+        """Close every connection and the listening socket."""
         for connection in list(self._connections.values()):
             self._drop(connection)
         for listener in self._listeners.values():
@@ -228,7 +226,7 @@ class Server(object):
         self._accept_at = self._clock() + ACCEPT_PAUSE_SECONDS
 
     def _make_room(self):
-        """Closes the connection that has been idle longest, else a request that dawdles."""
+        """Close the connection that has been idle longest, else that of the slowest request."""
         now = self._clock()
         waiting = [each for each in self._connections.values() if each.is_idle()]
         if not waiting:
@@ -270,7 +268,7 @@ class Server(object):
                 self._answer(connection)
 
     def _answer(self, connection):
-        """Answers the requests received, as long as the client takes the answers."""
+        """Answer the requests received, as long as the client takes the answers."""
         while not (connection.closing or connection.stream) and (
             len(connection.pending) < ANSWERS_LIMIT
         ):
@@ -357,7 +355,7 @@ class Server(object):
         return False
 
     def _refusal(self, request):
-        """The status and the answer for a request that may not change the guest, else None."""
+        """Return the status and answer that refuse a change of the guest, else None."""
         if request.method != b"POST":
             return 405, {"error": "method not allowed"}
         if not self.settings.configure or not self.settings.token:
@@ -373,7 +371,7 @@ class Server(object):
         connection.closing = not request.keep_alive
 
     def _advance(self, now):
-        """Goes on with the action that is under way, even if who asked for it has gone."""
+        """Go on with the current action, even if its client has gone."""
         connection, flow, outcome = self._task
         try:
             pause = next(flow)
@@ -392,7 +390,7 @@ class Server(object):
             self._serve(connection)
 
     def _respond(self, request):
-        """The status, the answer and what an Allow header says, if there is one."""
+        """Return the status, the answer and the value of an Allow header, if any."""
         route = self._routes.get(request.path)
         status, allow = 200, None
         if not self._may_read(request.fields.get(b"authorization", ())):
@@ -442,7 +440,7 @@ class Server(object):
                 self._answer(connection)
 
     def _continue(self, connection):
-        """Takes the next piece of a stream; it is sent when others have had their turn."""
+        """Take the next piece of a stream; it is sent after other clients had their turn."""
         piece = next(connection.stream, None)
         if piece is None:
             connection.stream = None

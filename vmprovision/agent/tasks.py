@@ -1,15 +1,15 @@
-"""Waiting without blocking: generators that yield how long they want to rest.
+"""Wait without blocking: generators that yield how long they want to pause.
 
-They may also yield another one, to wait for what that does: ``flow`` runs such.
+They may also yield another generator, to wait for it; ``flow`` runs those.
 """
 
 from . import compat
 
 
 class Outcome(object):
-    """What a task leaves for its caller; ``failure`` is None if it went well.
+    """The result of a task; ``failure`` is None if it succeeded.
 
-    ``hopeless`` is set where another way would fail likewise.
+    ``hopeless`` is set if another way would fail too.
     """
 
     def __init__(self):
@@ -20,7 +20,7 @@ class Outcome(object):
 
 
 def pauses(seconds, clock):
-    """Rests, short ones first, until the time is up."""
+    """Yield pauses, short ones first, until the time is up."""
     end = clock() + seconds
     pause = 0.01
     while clock() < end:

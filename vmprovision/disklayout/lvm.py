@@ -93,7 +93,7 @@ def parse_group(text: str) -> VolumeGroup:
     extent = _number(group, "extent_size", 1)
     places, sizes = _physical_volumes(_section(group.get("physical_volumes", {})), extent)
     volumes = [
-        _logical_volume(_joined(group["id"]), volume, _section(described), places, extent)
+        _logical_volume(_joined(group.get("id")), volume, _section(described), places, extent)
         for volume, described in _section(group.get("logical_volumes", {})).items()
     ]
     _require_apart(volumes, sizes)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 INITTAB = PurePosixPath("/etc/inittab")
 RCS = PurePosixPath("/etc/init.d/rcS")
-RELOAD = (("kill", "-HUP", "1"),)
+RELOAD = ("kill -HUP 1",)
 VARIANTS = (
     Variant(
         hook=INITTAB,

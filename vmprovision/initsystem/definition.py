@@ -79,17 +79,18 @@ class Live:
             else its name; empty for any.
         files: groups of paths; at least one path of each group exists.  A block of lines goes
             into the one that exists of the last group.
-        start: programs that start the service.  One that is missing or fails does no harm; the
-            agent is asked afterwards whether it answers.  Empty: the block is run as a script.
-        stop: programs that stop the service.  Empty: the agent's processes are ended.
-        afterwards: programs to run once the files are gone.
+        start: commands that start the service, their words separated by spaces; no shell
+            reads them.  One that is missing or fails does no harm: afterwards the agent is asked
+            whether it answers.  Empty: the block is run as a script.
+        stop: commands that stop the service.  Empty: the agent's processes are ended.
+        afterwards: commands to run once the files are gone.
     """
 
     processes: tuple[str, ...] = ()
     files: tuple[tuple[str, ...], ...] = ()
-    start: tuple[tuple[str, ...], ...] = ()
-    stop: tuple[tuple[str, ...], ...] = ()
-    afterwards: tuple[tuple[str, ...], ...] = ()
+    start: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()
+    afterwards: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

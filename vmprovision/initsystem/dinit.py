@@ -76,8 +76,8 @@ DEFINITION = Definition(
             supervisor=Supervisor(parents=(1, "dinit")),
             live=Live(
                 processes=("dinit",),
-                start=(("dinitctl", "restart", NAME), ("dinitctl", "start", NAME)),
-                stop=(("dinitctl", "stop", NAME),),
+                start=(f"dinitctl restart {NAME}", f"dinitctl start {NAME}"),
+                stop=(f"dinitctl stop {NAME}",),
             ),
         ),
     ),

@@ -54,9 +54,9 @@ DEFINITION = Definition(
             supervisor=Supervisor(parents=(1,)),
             live=Live(
                 processes=("finit",),
-                start=(("initctl", "reload"), ("initctl", "restart", NAME)),
-                stop=(("initctl", "stop", NAME),),
-                afterwards=(("initctl", "reload"),),
+                start=("initctl reload", f"initctl restart {NAME}"),
+                stop=(f"initctl stop {NAME}",),
+                afterwards=("initctl reload",),
             ),
         ),
     ),

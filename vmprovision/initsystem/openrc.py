@@ -102,8 +102,8 @@ STATE = ("/run/openrc", "/lib/rc/init.d/softlevel")  # a running OpenRC has one 
 def _live(*files: str) -> Live:
     return Live(
         files=(STATE, files) if files else (STATE,),
-        start=(("rc-service", NAME, "restart"),),
-        stop=(("rc-service", NAME, "stop"),),
+        start=(f"rc-service {NAME} restart",),
+        stop=(f"rc-service {NAME} stop",),
     )
 
 

@@ -62,8 +62,8 @@ def _variant(dialect: str, *files: tuple[str, ...]) -> Variant:
         live=Live(
             processes=("runit",),
             files=files,
-            start=(("sv", "restart", NAME),),
-            stop=(("sv", "force-stop", NAME),),
+            start=(f"sv restart {NAME}",),
+            stop=(f"sv force-stop {NAME}",),
         ),
     )
 

@@ -140,7 +140,7 @@ def service_operations(service: Service, verdict: InitVerdict) -> list[Operation
 
 
 SUPERVISOR = Supervisor(pid1="systemd", in_unit=True)
-RELOAD = ("systemctl", "daemon-reload")
+RELOAD = "systemctl daemon-reload"
 DEFINITION = Definition(
     name="systemd",
     variants=(
@@ -148,8 +148,8 @@ DEFINITION = Definition(
             supervisor=SUPERVISOR,
             live=Live(
                 files=(("/run/systemd/system",),),  # sd_booted(3)
-                start=(RELOAD, ("systemctl", "restart", NAME)),
-                stop=(("systemctl", "stop", NAME),),
+                start=(RELOAD, f"systemctl restart {NAME}"),
+                stop=(f"systemctl stop {NAME}",),
                 afterwards=(RELOAD,),
             ),
         ),

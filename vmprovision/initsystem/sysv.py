@@ -149,12 +149,12 @@ def _live(processes: tuple[str, ...], *folders: str) -> Live:
         processes=processes,
         files=tuple((folder,) for folder in folders),
         start=(
-            ("update-rc.d", NAME, "defaults"),
-            ("chkconfig", "--add", NAME),
-            (SCRIPT, "restart"),
+            f"update-rc.d {NAME} defaults",
+            f"chkconfig --add {NAME}",
+            f"{SCRIPT} restart",
         ),
-        stop=((SCRIPT, "stop"), ("chkconfig", "--del", NAME)),
-        afterwards=(("update-rc.d", NAME, "remove"),),
+        stop=(f"{SCRIPT} stop", f"chkconfig --del {NAME}"),
+        afterwards=(f"update-rc.d {NAME} remove",),
     )
 
 

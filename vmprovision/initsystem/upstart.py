@@ -45,7 +45,7 @@ def service_operations(service: Service, _verdict: InitVerdict) -> list[Operatio
     ]
 
 
-RELOAD = ("initctl", "reload-configuration")
+RELOAD = "initctl reload-configuration"
 DEFINITION = Definition(
     name="upstart",
     variants=(
@@ -53,8 +53,8 @@ DEFINITION = Definition(
             supervisor=Supervisor(pid1="init", parents=(1,)),
             live=Live(
                 processes=("upstart",),
-                start=(RELOAD, ("initctl", "stop", NAME), ("initctl", "start", NAME)),
-                stop=(("initctl", "stop", NAME),),
+                start=(RELOAD, f"initctl stop {NAME}", f"initctl start {NAME}"),
+                stop=(f"initctl stop {NAME}",),
                 afterwards=(RELOAD,),
             ),
         ),

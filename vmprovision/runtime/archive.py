@@ -1,12 +1,11 @@
-"""The agent as one file: a zip archive of its source behind a few lines of POSIX shell.
+"""Build the agent as one file: a zip archive of its source after a few lines of POSIX shell.
 
-The kernel starts the shell, the shell finds an interpreter, and Python runs the
-same file as a zip archive (zipapp, PEP 441): what stands before the archive does
-not disturb it.  Its ``__main__`` makes modules out of one member, which is deflated
-smaller than many: those that are always needed at once, and one of the rest when the
-agent asks for it, as a small heap has no room for what is not needed.  Comments,
-docstrings and the space that is for the eye, a third of it all, stay at home.  The same
-source gives the same bytes.
+The kernel starts the shell, the shell finds an interpreter, and Python runs the same
+file as a zip archive (zipapp, PEP 441), which may follow other content.  The source of
+all modules is one member, since one member compresses better than many.  ``__main__``
+loads from it the modules that are always needed, and each other module when the agent
+asks for it: the heap of a small guest has no room for more.  Comments, docstrings and
+needless space, a third of the source, are left out.  Equal sources give equal bytes.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ from vmprovision.changes.operations import (
 )
 from vmprovision.changes.receipt import RUNTIME
 from vmprovision.guest.configuration import DEFAULT_PORT
-from vmprovision.guest.facts import InitVerdict
 from vmprovision.host.cache import cached_content
 from vmprovision.host.data import data_directory
 from vmprovision.initsystem import DEFINITIONS
@@ -40,15 +38,15 @@ from vmprovision.runtime.condensing import condense, rename
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import PurePosixPath
 
     from vmprovision.changes.operations import Operation
-    from vmprovision.guest.facts import InitSystem
+    from vmprovision.guest.facts import InitVerdict
+    from vmprovision.initsystem.definition import Definition, Live, Variant
 
 PACKAGE = "guest_agent"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can hold
-# Python 2.6 to 3.14 and MicroPython run it. A module of theirs that is made by hand needs no
-# finder, which would be another one for each generation of them.
+# Python 2.6 to 3.14 and MicroPython run it. Making modules by hand needs no import finder, which
+# would differ between these.
 ENTRY_POINT = b"""\
 import gc
 import sys
@@ -61,7 +59,7 @@ except ImportError:
     new_module = type(sys)
 
 def unpack(wanted):
-    gc.collect()  # the room of what was unpacked before is used again
+    gc.collect()  # frees what the last call unpacked
     if hasattr(guest_agent, "__loader__"):
         source = guest_agent.__loader__.get_data("guest_agent/modules")
     else:
@@ -88,22 +86,23 @@ sys.exit(guest_agent.main.main(sys.argv))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Archive:
-    """The agent, ready to be put into a guest: its bytes and its version."""
+    """The agent as it goes into a guest: its bytes and its version."""
 
     content: bytes
     version: str
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the content, in hexadecimal."""
+        """Return the SHA-256 of the content, in hexadecimal."""
         return digest(self.content)
 
 
 def build_archive(runtime: bytes | None = None) -> Archive:
-    """The agent that belongs to this vmprovision; equal sources give equal bytes.
+    """Return the agent of this vmprovision; equal sources give equal bytes.
 
     Args:
-        runtime: what runs it; without, the first lines of the file find a Python.
+        runtime: the interpreter that the file begins with; without one, the first lines of
+            the file find a Python.
     """
     version: str = agent.__version__
     launcher = runtime or render("agent/launcher.sh.j2", version=version, runtime=RUNTIME)
@@ -117,7 +116,7 @@ def _zip() -> bytes:
 
 
 def _sources_digest() -> str:
-    """Return a digest of all that the archive is made from: any module may have a part in it."""
+    """Return a digest of all modules and templates, since any may affect the archive."""
     inputs = hashlib.sha256(sys.version.encode())
     package = Path(agent.__file__).parents[1]
     for folder, pattern in ((package, "*.py"), (data_directory("templates"), "*")):
@@ -134,7 +133,7 @@ def _build_zip() -> bytes:
         for path in sorted(Path(agent.__file__).parent.glob("*.py"))
         if path.stem not in {"__main__", "__init__"}
     }
-    sources["services"] = _services()
+    sources["services"] = render_services()
     core = _in_order(sources, "main")
     sources = rename(sources)
     members = {
@@ -150,7 +149,7 @@ def _build_zip() -> bytes:
 
 
 def _in_order(sources: Mapping[str, str], name: str) -> list[str]:
-    """Return the modules that this one imports at its head, each after those that it needs."""
+    """Return a module and those that it imports at its head, each after those that it needs."""
     found: list[str] = []
     for names, module in _IMPORT.findall(sources[name]):
         for needed in [module] if module else names.split(","):
@@ -163,51 +162,47 @@ _IMPORT = re.compile(r"^from\.(?:import ([\w,]+)|(\w+) import )", re.MULTILINE)
 
 
 def _bundle(sources: Mapping[str, str], names: Iterable[str]) -> bytes:
-    """Return modules in one piece: a line with the name and the size of each, and its source."""
+    """Return modules in one piece: for each a line with name and size, then its source."""
     return b"".join(f"{name} {len(sources[name])}\n{sources[name]}".encode() for name in names)
 
 
-# what find_variant() of the agent's install can give
-INSTALLABLE = frozenset({
-    *("systemd", "openrc supervise-daemon", "openrc openrc-run", "openrc runscript"),
-    *("sysv redhat", "sysv debian", "upstart", "runit usual", "runit artix"),
-    *("dinit", "finit", "busybox", "standalone"),
-})  # fmt: skip
-
-
-def _services() -> str:
-    """A module with what each init system gets, for ``guest-agent install``.
-
-    Only what ``find_variant`` of the agent's ``install`` can choose.  s6 may need its
-    compiler, startpar's makefiles are made by Debian's own ``update-rc.d``, and on
-    Slackware, OpenWrt and a BusyBox without an inittab it takes ``rc.local``.
-    """
+def render_services() -> str:
+    """Return the agent's module ``services``: every variant that a running system can install."""
     begin, end = (line.encode() for line in marked(Service().name, b"").decode().splitlines())
-    services = {
-        f"{definition.name} {verdict.dialect}".strip(): [
-            _as_tuple(operation) for operation in definition.service_operations(Service(), verdict)
-        ]
-        for definition in DEFINITIONS
-        for verdict in definition.without_guest()
-        if f"{definition.name} {verdict.dialect}".strip() in INSTALLABLE
-    }
     names = {
         "CONFIGURATION": render("agent/guest-agent.conf.j2", settings={"PORT": DEFAULT_PORT}),
         "BEGIN": begin,
         "END": end,
-        "SERVICES": services,
+        "VARIANTS": tuple(
+            _as_parts(definition, variant, verdict, variant.live)
+            for definition in DEFINITIONS
+            for variant, verdict in zip(
+                definition.variants, definition.without_guest(), strict=True
+            )
+            if variant.live
+        ),
     }
-    return "".join(f"{name} = {value!r}\n" for name, value in names.items())
+    return condense("".join(f"{name} = {value!r}\n" for name, value in names.items()))
 
 
-def _verdict(system: InitSystem, dialect: str, hook: PurePosixPath | None) -> InitVerdict:
-    return InitVerdict(
-        system=system, pid1="", confidence="told", evidence=(), hook=hook, dialect=dialect
+def _as_parts(
+    definition: Definition, variant: Variant, verdict: InitVerdict, live: Live
+) -> tuple[object, ...]:
+    """Return the parts of the agent's ``install._Variant``, in their order."""
+    operations = definition.service_operations(Service(), verdict)
+    return (
+        f"{definition.name} {variant.dialect}".strip(),
+        live.processes,
+        live.files,
+        live.start,
+        live.stop,
+        live.afterwards,
+        tuple(_as_tuple(operation) for operation in operations),
     )
 
 
 def _as_tuple(operation: Operation) -> tuple[str, str, int, bytes | str]:
-    """Kind, path, mode, and the content or the link's target."""
+    """Return an operation as kind, path, mode, and the content or the link's target."""
     path = str(operation.path)
     if isinstance(operation, WriteFile):
         return "file", path, operation.mode, operation.content
@@ -215,7 +210,7 @@ def _as_tuple(operation: Operation) -> tuple[str, str, int, bytes | str]:
         return "block", path, operation.mode, operation.content
     if isinstance(operation, Symlink):
         return "link", path, 0, operation.target
-    raise TypeError(f"no service needs {operation}")
+    raise TypeError(f"the agent cannot perform {operation}")
 
 
 def _member(name: str) -> zipfile.ZipInfo:

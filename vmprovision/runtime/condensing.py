@@ -1,7 +1,7 @@
-"""Python source made smaller without another meaning, for the agent's archive.
+"""Make Python source smaller without changing its meaning, for the agent's archive.
 
-By tokens alone: parsing in one thread disturbs parsing in another (CPython 3.11).
-What has been condensed has no comments, so a pattern can tell its strings from its names.
+Only the tokenizer is used: parsing in one thread disturbs parsing in another (CPython
+3.11).  Condensed source has no comments, so patterns can tell strings from names.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-SHORT = 3  # letters of a name that is not worth another one
-# what a module defines for others, and what is private to it or to a class
+SHORT = 3  # letters; shorter names stay as they are
+# names that a module defines for others, and those private to it or to a class
 _DEFINED = re.compile(
     r"^(?:def|class) (\w+)|^([A-Z_]{4,})=|(?:\bdef |\bclass |\bself\.|^)(_(?!_)[A-Za-z]\w+)\b",
     re.MULTILINE,
 )
-# a string as a whole, which is no name, or a word
+# a whole string, which is never renamed, or a word
 _TOKEN = re.compile(r'''"""(?:.|\n)*?"""|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|[A-Za-z_]\w*''')
 _FOREIGN_IMPORT = re.compile(r"^ *import (\w+)", re.MULTILINE)
 _STRING = re.compile(r"[\"'](\w+)[\"']")
-_ATTRIBUTE = re.compile(r"(\w*)\.(\w+)")  # of nothing: of what a call or an index gives
+_ATTRIBUTE = re.compile(r"(\w*)\.(\w+)")  # no owner: that of a call's or an index's result
 _KEYWORD = re.compile(r"[(,](\w+)=(?!=)")  # may be an argument of another's function
 
 
 def rename(sources: Mapping[str, str]) -> dict[str, str]:
-    """Condensed modules with short names for the functions, classes and constants of theirs.
+    """Return condensed modules with short names for their functions, classes and constants.
 
-    A name stays that is a module's, is written in a string (for ``getattr``), is a
-    builtin's, is a keyword of a call, or is also asked of something that is none of
-    these modules.  ``main`` is what the archive starts.
+    Some names stay: those of modules and builtins, those in a string (for ``getattr``),
+    keywords of calls, attributes of anything but these modules, and ``main``, which the
+    archive starts.
     """
     together = "\n".join(sources[name] for name in sorted(sources))
     defined = {name for found in _DEFINED.findall(together) for name in found if name[SHORT:]}
@@ -58,17 +58,17 @@ def rename(sources: Mapping[str, str]) -> dict[str, str]:
 
 
 def _short_names() -> Iterator[str]:
-    """A, B, ... Z, AA, AB and so on."""
+    """Yield A, B, ... Z, AA, AB and so on."""
     for length in itertools.count(1):
         for letters in itertools.product(string.ascii_uppercase, repeat=length):
             yield "".join(letters)
 
 
 def condense(source: str) -> str:
-    """Python source that does the same without comments, docstrings and needless space."""
+    """Return source that does the same without comments, docstrings and needless space."""
     lines = []
     depth = 0
-    docstring = None  # the depth of one that may have to be replaced: nothing has followed yet
+    docstring = None  # the depth of one that no statement has followed yet
     statement: list[tokenize.TokenInfo] = []
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.INDENT:
@@ -95,7 +95,7 @@ _WORDS = {tokenize.NAME, tokenize.NUMBER, tokenize.STRING}
 
 
 def _join(statement: list[tokenize.TokenInfo]) -> str:
-    """A statement in one line, with spaces only where words would run together."""
+    """Return a statement as one line, with spaces only between words."""
     text = ""
     last = tokenize.OP
     for token in statement:
