@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmprovision.bake import BakeResult
-from vmprovision.bake.run import Step
+from vmprovision.bake.results import Step
 from vmprovision.cli.workflow import fault_commands, summary
 from vmprovision.errors import BakeFileError, ProofError
 

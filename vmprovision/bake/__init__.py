@@ -4,13 +4,8 @@ This room needs the extra ``vmprovision[bake]``; nothing below it imports it.
 """
 
 from vmprovision.bake.loading import load_bake_file
-from vmprovision.bake.run import (
-    BakeOptions,
-    BakeResult,
-    bake,
-    bake_many,
-    find_bake_files,
-)
+from vmprovision.bake.results import BakeOptions, BakeResult
+from vmprovision.bake.run import bake, bake_many, find_bake_files
 from vmprovision.bake.schema import schema_text
 
 __all__ = [

@@ -68,7 +68,7 @@ def write_sums(folder: Path, control: Control) -> dict[str, str]:
 
 
 def has_right_sums(folder: Path, control: Control) -> bool:
-    """Whether a folder holds exactly the regular files that its ``SHA256SUMS`` names."""
+    """Return whether a folder holds exactly the regular files that its ``SHA256SUMS`` names."""
     try:
         with (folder / SUMS).open(encoding="utf-8") as file:
             lines = file.read(SUMS_LIMIT).splitlines()

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from vmprovision.api import inject, list_contents, plan
 from vmprovision.bake.convert import write_output
@@ -23,6 +23,8 @@ from vmprovision.bake.describe import Bake, describe_bake
 from vmprovision.bake.fetch import check_source, obtain_source
 from vmprovision.bake.files import put_in_place, sync_tree, writing
 from vmprovision.bake.loading import load_bake_file
+from vmprovision.bake.options import inject_options, proof_options
+from vmprovision.bake.results import BakeOptions, BakeOutcome, BakeResult, Step
 from vmprovision.bake.store import (
     copy_folder,
     find_cached,
@@ -44,92 +46,21 @@ from vmprovision.errors import (
 from vmprovision.host.cache import locked
 from vmprovision.host.capacity import host_capacity
 from vmprovision.host.workspace import make_workspace_in
-from vmprovision.planning.injection import InjectOptions, check_options
 from vmprovision.progress import Control, Progress
-from vmprovision.proof.prove import ProofOptions, prove
+from vmprovision.proof.prove import prove
 from vmprovision.reports import ImageOptions
 from vmprovision.runtime.archive import build_archive
-from vmprovision.runtime.choice import NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from vmprovision.bake.loading import LoadedBakeFile
+    from vmprovision.planning.injection import InjectOptions
     from vmprovision.runtime.archive import Archive
 
 log = logging.getLogger(__name__)
 
-BakeOutcome = Literal["baked", "cached", "current", "outdated", "failed", "cancelled"]
-TOKEN_LIMIT = 4096
 MEMORY = 800 << 20  # that a bake takes at its peak, when the guest boots
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BakeOptions:
-    """How bake files are to be baked.
-
-    Attributes:
-        output: where the output folders are made; beside each bake file, if left out.
-        check: make nothing; say whether the output would change.
-        refresh: bake anew, whatever the cache and the output folder hold.
-    """
-
-    output: Path | None = None
-    check: bool = False
-    refresh: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """One step of a bake, and how long it took."""
-
-    name: str
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BakeResult:
-    """How the bake of one file ended.
-
-    Attributes:
-        file: the bake file.
-        outcome: ``baked``; ``cached``, taken from the cache; ``current``, the output folder
-            already held it; ``outdated``, by ``check``: it does not; ``failed``; ``cancelled``.
-        folder: the output folder, if it is known.
-        key: of all that the bake is made from, if it is known.
-        steps: what was done.
-        seconds: all of it.
-        proof: of the booted guest's agent: seconds from power-on to its first answer.
-        images: the names of the images.
-        error: why it failed.
-        line: of the bake file that the error is about.
-    """
-
-    file: Path
-    outcome: BakeOutcome
-    folder: Path | None = None
-    key: str | None = None
-    steps: tuple[Step, ...] = ()
-    seconds: float = 0.0
-    proof: float | None = None
-    images: tuple[str, ...] = ()
-    error: VmprovisionError | None = None
-    line: int | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the result as ``vmprovision bake --json`` prints it."""
-        return {
-            "file": str(self.file),
-            "outcome": self.outcome,
-            "folder": str(self.folder) if self.folder else None,
-            "key": self.key,
-            "steps": {step.name: round(step.seconds, 3) for step in self.steps},
-            "seconds": round(self.seconds, 3),
-            "proof_seconds": self.proof,
-            "images": list(self.images),
-            "error": self.error.as_json() if self.error else None,
-            "line": self.line,
-        }
 
 
 @dataclass(slots=True, kw_only=True)
@@ -281,7 +212,7 @@ def _bake(path: Path, options: BakeOptions, course: _Course) -> BakeOutcome:
     course.loaded = loaded = load_bake_file(path)
     course.folder = folder = _output_folder(path, options)
     course.at = ("agent",)
-    wanted = _inject_options(loaded)
+    wanted = inject_options(loaded)
     archive = build_archive()
     course.at = ("source",)
     course.key = key = make_key(loaded, wanted, archive)
@@ -365,7 +296,7 @@ def _make(
     proof = None
     if bake_file.prove is not None:
         with course.step("prove", "prove"):
-            proof = prove(image, _proof_options(loaded), source=source, control=control)
+            proof = prove(image, proof_options(loaded), source=source, control=control)
             course.proof = round(proof.seconds, 1)
     finished = private / "finished"
     with course.step("convert", "output"):
@@ -397,50 +328,3 @@ def _make(
             finished,
             control,
         )
-
-
-def _proof_options(loaded: LoadedBakeFile) -> ProofOptions:
-    said = loaded.bake.prove
-    if said is None:
-        return ProofOptions()
-    return ProofOptions(
-        kernel=loaded.beside(said.kernel) if said.kernel else None,
-        initrd=loaded.beside(said.initrd) if said.initrd else None,
-        timeout=said.timeout,
-    )
-
-
-def _inject_options(loaded: LoadedBakeFile) -> InjectOptions:
-    """Return the options of the injection, checked.
-
-    Raises:
-        PlanError: a token file cannot be read, or a setting has a value that cannot be used.
-    """
-    said = loaded.bake.agent
-    options = InjectOptions(
-        manager_url=said.manager_url,
-        port=said.port,
-        token=_read_token(loaded, said.token_file),
-        read_token=_read_token(loaded, said.read_token_file),
-        listen=said.listen,
-        allow=said.allow,
-        allow_configure=said.allow_configure,
-        init=said.init,
-        runtime=NAMES.get(said.runtime) or loaded.beside(said.runtime),
-    )
-    check_options(options)
-    return options
-
-
-def _read_token(loaded: LoadedBakeFile, name: str | None) -> str | None:
-    if name is None:
-        return None
-    path = loaded.beside(name)
-    try:
-        with path.open(encoding="ascii") as file:
-            return file.read(TOKEN_LIMIT).strip()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise PlanError(
-            f"the token file {path} cannot be read: {exc}",
-            hint="in CI, write the secret into the file before the bake",
-        ) from exc

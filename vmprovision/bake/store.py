@@ -95,7 +95,7 @@ def _runtime(options: InjectOptions) -> Any:  # noqa: ANN401 -- any JSON value
 
 
 def holds_bake(folder: Path, key: str, control: Control) -> bool:
-    """Whether a folder is the finished bake of this key; every file in it is hashed."""
+    """Return whether a folder is the finished bake of this key; every file in it is hashed."""
     return key_in(folder) == key and has_right_sums(folder, control)
 
 

@@ -20,7 +20,7 @@ STEPS = ("fetch", "check", "inject", "verify", "prove", "convert", "describe")
 
 
 def wants_annotations() -> bool:
-    """Whether the runner of this job understands workflow commands."""
+    """Return whether the runner of this job understands workflow commands."""
     return os.environ.get("GITHUB_ACTIONS") == "true"
 
 
