@@ -120,7 +120,7 @@ def _start_commands(operations: Sequence[Operation], init: InitVerdict) -> list[
             f"cloud-init is not known to install services for {init.system}",
             hint="write to the image with `vmprovision inject`",
         )
-    return [list(command) for command in live.start]
+    return [command.split() for command in live.start]
 
 
 def _joined(user_data: bytes, own: bytes) -> bytes:
