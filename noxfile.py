@@ -61,6 +61,7 @@ def bench(session: nox.Session) -> None:
     session.run(sys.executable, "-m", "pip", "install", "--quiet", "--editable", ".[bench]")
     _run(session, "python", "-m", "tests.bench.agent")
     _run(session, "python", "-m", "tests.bench.injection", *session.posargs)
+    _run(session, "python", "-m", "tests.bench.layouts")
 
 
 @nox.session

@@ -7,15 +7,17 @@ cause that a caller can treat in its own way.  Each class has the exit code that
 
 from __future__ import annotations
 
+import contextlib
 import unicodedata
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
 
 def printable(text: str) -> str:
-    """Text of a guest that a terminal or a log can show: no control or format characters.
+    """Return text that a terminal or a log can show: no control or format characters.
 
     Guests are hostile: their file names, release files and consoles may hold
     escape sequences.  Line breaks are escaped as well.
@@ -31,24 +33,35 @@ def _escaped(char: str) -> str:
 
 
 class VmprovisionError(Exception):
-    """What went wrong, in one sentence that names the image or guest path, and what to do next.
+    """What went wrong, in one sentence that names the image or guest path, and the next step.
 
     Attributes:
-        message: the sentence, without control characters.
+        sentence: what is wrong, without the image and without control characters.
         hint: the next step, or an empty string.
-        exit_code: how the command line ends with this error; docs/exit-codes.md.
+        image: the image or directory that was worked on, once that is known.
+        exit_code: the exit code of the command line; docs/exit-codes.md.
+        names_file: whether the sentence of this class itself names the file at fault.
     """
 
     exit_code: ClassVar[int] = 1
+    names_file: ClassVar[bool] = False
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         """Keep the message and the hint in a form that is safe to print."""
-        self.message = printable(message)
+        self.sentence = printable(message)
         self.hint = printable(hint)
-        super().__init__(self.message)
+        self.image: Path | None = None
+        super().__init__(self.sentence)
+
+    @property
+    def message(self) -> str:
+        """The sentence, behind the image where one is known and not named in it."""
+        if self.image is None or self.names_file:
+            return self.sentence
+        return printable(f"{self.image}: ") + self.sentence
 
     def __str__(self) -> str:
-        """Give the message, with the hint behind it."""
+        """Return the message, with the hint behind it."""
         return f"{self.message} ({self.hint})" if self.hint else self.message
 
     def __reduce__(self) -> tuple[Callable[..., VmprovisionError], tuple[Any, ...], dict[str, Any]]:
@@ -58,7 +71,23 @@ class VmprovisionError(Exception):
     def as_json(self) -> dict[str, Any]:
         """Return the error as ``--json`` prints it; its kind is one of docs/exit-codes.md."""
         kind = next(each for each in type(self).__mro__ if each.__module__ == __name__)
-        return {"kind": kind.__name__, "message": self.message, "hint": self.hint}
+        return {
+            "kind": kind.__name__,
+            "image": str(self.image) if self.image is not None else None,
+            "message": self.message,
+            "hint": self.hint,
+        }
+
+
+@contextlib.contextmanager
+def about_image(path: Path) -> Iterator[None]:
+    """Give the errors that are raised in the block the image that they are about."""
+    try:
+        yield
+    except VmprovisionError as exc:
+        if exc.image is None:
+            exc.image = path
+        raise
 
 
 def _revived(kind: type[VmprovisionError], arguments: tuple[Any, ...]) -> VmprovisionError:
@@ -74,9 +103,14 @@ def unexpected_error(exc: Exception) -> VmprovisionError:
 
 
 class ImageError(VmprovisionError):
-    """The image file itself cannot be worked on."""
+    """The image file itself cannot be worked on.
+
+    The sentence names the file at fault: the image, another disk of the guest, or a
+    file that one of them refers to.
+    """
 
     exit_code: ClassVar[int] = 10
+    names_file: ClassVar[bool] = True
 
 
 class ImageNotFoundError(ImageError):
@@ -210,7 +244,7 @@ class UnsupportedGuestError(VmprovisionError):
         self.configuration = configuration
 
     def as_json(self) -> dict[str, Any]:
-        """The error as ``--json`` prints it, with the configuration where there is one."""
+        """Return the error as ``--json`` prints it, with the configuration where there is one."""
         more = {"configuration": self.configuration} if self.configuration else {}
         return {**super().as_json(), **more}
 
@@ -248,7 +282,7 @@ class VerificationError(VmprovisionError):
         self.mismatches = tuple(printable(mismatch) for mismatch in mismatches)
 
     def as_json(self) -> dict[str, Any]:
-        """The error as ``--json`` prints it, every mismatch in it."""
+        """Return the error as ``--json`` prints it, every mismatch in it."""
         return {**super().as_json(), "mismatches": list(self.mismatches)}
 
 
@@ -267,7 +301,7 @@ class ProofError(VmprovisionError):
         self.console = tuple(printable(line) for line in console)
 
     def as_json(self) -> dict[str, Any]:
-        """The error as ``--json`` prints it, with the console's tail."""
+        """Return the error as ``--json`` prints it, with the console's tail."""
         return {**super().as_json(), "console": list(self.console)}
 
 

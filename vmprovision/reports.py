@@ -49,7 +49,7 @@ class PlannedOperation:
     satisfied: bool
 
     def as_json(self) -> dict[str, Any]:
-        """The operation as ``vmprovision plan --json`` prints it."""
+        """Return the operation as ``vmprovision plan --json`` prints it."""
         return {**describe(self.operation), "satisfied": self.satisfied}
 
 
@@ -64,7 +64,7 @@ class PlanReport:
     disks: tuple[Path, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """The report as ``vmprovision plan --json`` prints it."""
+        """Return the report as ``vmprovision plan --json`` prints it."""
         return {
             "image": str(self.image),
             "disks": [str(disk) for disk in self.disks],
@@ -95,7 +95,7 @@ class ChangeReport:
     disks: tuple[Path, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """The report as ``vmprovision inject --json`` prints it."""
+        """Return the report as ``vmprovision inject --json`` prints it."""
         return {
             "image": str(self.image),
             "disks": [str(disk) for disk in self.disks],
@@ -124,7 +124,7 @@ class VerifyReport:
     disks: tuple[Path, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """The report as ``vmprovision verify --json`` prints it."""
+        """Return the report as ``vmprovision verify --json`` prints it."""
         return {
             "image": str(self.image),
             "disks": [str(disk) for disk in self.disks],
@@ -181,7 +181,7 @@ class JobResult:
         return self.error.exit_code if self.error else 0
 
     def as_json(self) -> dict[str, Any]:
-        """The result as ``vmprovision inject --json`` prints it of several images."""
+        """Return the result as ``vmprovision inject --json`` prints it for several images."""
         return {
             "image": str(self.image),
             "outcome": self.outcome,
@@ -203,11 +203,11 @@ class BatchReport:
         return not self.count("failed", "cancelled")
 
     def count(self, *outcomes: Outcome) -> int:
-        """How many images ended so."""
+        """Return how many images ended with these outcomes."""
         return sum(result.outcome in outcomes for result in self.results)
 
     def as_json(self) -> dict[str, Any]:
-        """The report as ``vmprovision inject --json`` prints it of several images."""
+        """Return the report as ``vmprovision inject --json`` prints it for several images."""
         return {
             "ok": self.ok,
             "counts": {outcome: self.count(outcome) for outcome in get_args(Outcome)},

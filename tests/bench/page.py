@@ -62,7 +62,7 @@ def write_page(
     """Put the table between the markers of the page, and the plot beside it."""
     rows = rows_of(costs)
     text = PAGE.read_text(encoding="utf-8")
-    table = "\n".join([_machine(rounds), "", *table_of(rows, obstacles)])
+    table = "\n".join([describe_machine(rounds), "", *table_of(rows, obstacles)])
     marked = f"{BEGIN}\n{table}\n\n![The same as a plot]({PLOT.name})\n{END}"
     pattern = re.compile(re.escape(BEGIN) + ".*" + re.escape(END), re.DOTALL)
     text, replaced = pattern.subn(lambda _: marked, text)
@@ -72,7 +72,7 @@ def write_page(
     PAGE.chmod(0o644)
 
 
-def _machine(rounds: int) -> str:
+def describe_machine(rounds: int) -> str:
     """Return the machine and the versions of the measurement."""
     described = Path("/proc/cpuinfo").read_text("utf-8")
     cpu = re.search(r"^model name\s*: (.*)$", described, re.MULTILINE)

@@ -8,13 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmprovision.changes.operations import (
-    EditBlock,
-    find_blocks,
-    insert_block,
-    marked,
-    strip_blocks,
-)
+from vmprovision.changes.blocks import find_blocks, insert_block, marked, strip_blocks
+from vmprovision.changes.operations import EditBlock
 
 PATH = PurePosixPath("/etc/rc.local")
 LINES = b"( agent ) &\n"
@@ -22,7 +17,7 @@ BLOCK = marked("guest-agent", LINES)
 
 
 def edit(content: bytes = LINES, before: str | None = "exit") -> EditBlock:
-    """The operation as rc.local gets it."""
+    """Return the operation as rc.local gets it."""
     return EditBlock(path=PATH, name="guest-agent", content=content, before=before)
 
 

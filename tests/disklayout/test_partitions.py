@@ -16,6 +16,7 @@ from tests.image.composed import MB, run_tool
 from vmprovision.disklayout.partitions import (
     BOOT_CODE_TYPES,
     HEAD_SIZE,
+    LOGICAL_LIMIT,
     EndlessTableError,
     Partition,
     UnclearLayoutError,
@@ -142,19 +143,76 @@ def test_a_chain_that_leads_back_ends(link: int, tmp_path: Path) -> None:
     "script",
     [
         MBR + "size=8MiB, type=5\n",
-        MBR + "size=8MiB, type=8e\n",
-        MBR + "size=8MiB, type=fd\n",
         MBR + "size=8MiB, type=a5\n",
         MBR,
         GPT,
         GPT + "table-length: 256\nsize=4MiB\n",
     ],
-    ids=["extended", "lvm", "raid", "bsd", "empty-mbr", "empty-gpt", "long-gpt"],
+    ids=["extended", "bsd", "empty-mbr", "empty-gpt", "long-gpt"],
 )
 def test_other_tables_are_unclear(script: str, tmp_path: Path) -> None:
     """They are the appliance's own tools' affair."""
     with pytest.raises(UnclearLayoutError):
         parse_partitions(head_of(disk(tmp_path, script)))
+
+
+WORD = st.integers(0, 0xFFFFFFFF) | st.integers(0, 40)
+LINK = st.tuples(st.sampled_from([0, 5, 0x0F, 0x83, 0xA5]), WORD, WORD)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(LINK, LINK), min_size=1, max_size=9), st.integers(0, 8))
+def test_any_chain_of_logical_partitions_ends(
+    tables: list[tuple[tuple[int, int, int], ...]], back: int
+) -> None:
+    """Whatever the tables say, and also where every place has one of them."""
+    head = bytearray(HEAD_SIZE)
+    head[510:512] = b"\x55\xaa"
+    head[446:462] = struct.pack("<B3xB3xII", 0, 5, 64, 0xFFFFFFFF)
+    asked: list[int] = []
+
+    def read(place: int, _size: int) -> bytes:
+        asked.append(place)
+        entries = tables[min(len(asked), back + len(tables)) % len(tables)]
+        packed = b"".join(struct.pack("<B3xB3xII", 0, *entry) for entry in entries)
+        return (bytes(446) + packed).ljust(510, b"\0") + b"\x55\xaa"
+
+    with contextlib.suppress(UnclearLayoutError):
+        parse_partitions(bytes(head), read)
+    assert len(asked) <= LOGICAL_LIMIT
+
+
+@pytest.mark.parametrize("length", [128, 256, 1024])
+def test_a_gpt_of_any_length(length: int, tmp_path: Path) -> None:
+    """Entries behind the first bytes are read too, and count with the table's checksum."""
+    lines = "size=1MiB\n" * 40
+    image = disk(tmp_path, f"{GPT}first-lba: 2048\ntable-length: {length}\n{lines}")
+    assert [each.number for each in all_of(image)] == list(range(1, 41))
+    content = bytearray(image.read_bytes())
+    content[1024 + 128 * (length - 1)] = 1
+    image.write_bytes(content)
+    with pytest.raises(UnclearLayoutError, match="checksum"):
+        all_of(image)
+
+
+@pytest.mark.parametrize("code", ["8e", "fd"])
+def test_partitions_of_volumes_and_arrays(code: str, tmp_path: Path) -> None:
+    """Those of LVM and RAID are partitions as others; what is on them says the rest."""
+    (found,) = parse_partitions(head_of(disk(tmp_path, f"{MBR}size=8MiB, type={code}\n")))
+    assert found.kind == code
+
+
+def test_a_volume_group_on_the_whole_disk(tmp_path: Path) -> None:
+    """LVM's label is in the second sector, and the first one is empty."""
+    image = disk(tmp_path, "")
+    content = bytearray(image.read_bytes())
+    content[512:520] = b"LABELONE"
+    image.write_bytes(content)
+    assert parse_partitions(head_of(image)) == (Partition(number=0, start=0, size=0),)
+    content[0] = 1
+    image.write_bytes(content)
+    with pytest.raises(UnclearLayoutError):
+        parse_partitions(head_of(image))
 
 
 def test_a_hybrid_mbr_is_unclear(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ DISK_SIZE = "64M"
 
 @pytest.fixture(scope="module")
 def appliance_guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApplianceFilesystem]:
-    """An empty ext4 filesystem, mounted in an appliance that the module's tests share."""
+    """Return an empty ext4 filesystem, mounted in an appliance that the module's tests share."""
     folder = tmp_path_factory.mktemp("contract")
     disks = [folder / "disk.qcow2", folder / "another.qcow2"]
     for disk in disks:
@@ -55,7 +55,7 @@ def appliance_guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Applia
 def guest(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[GuestFilesystem, PurePosixPath]]:
-    """A filesystem and an empty directory in it; links are seen from the guest's own root."""
+    """Return a filesystem and an empty directory in it; links resolve in the guest's root."""
     if request.param in ("local", "walk"):
         if request.param == "walk":  # an older kernel
             monkeypatch.setattr(inroot, "_openat2", _not_implemented)

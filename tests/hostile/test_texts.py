@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.hostile.texts import BEGIN
-from vmprovision.changes.operations import find_blocks, marked, strip_blocks
+from vmprovision.changes.blocks import find_blocks, marked, strip_blocks
 from vmprovision.guest.shelltext import VALUE_LIMIT, assigned_value
 
 

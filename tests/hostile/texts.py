@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tests.hostile.guests import MB
 from tests.trees import BUSYBOX_TREE, OS_RELEASE, SYSTEMD_TREE, Link, Program, Tree, elf
-from vmprovision.changes.operations import marked
+from vmprovision.changes.blocks import marked
 
 SYSV: Tree = {
     "/etc/os-release": OS_RELEASE,

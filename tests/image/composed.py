@@ -41,13 +41,13 @@ class Part:
 
 
 def ext4(line: str = "", *options: str, files: object = None, size_mb: int = 16) -> Part:
-    """An ext4 partition that holds these files."""
+    """Return an ext4 partition that holds these files."""
     maker = ("mke2fs", "-q", "-F", "-t", "ext4", "-E", "root_owner=0:0", *options)
     return Part(line=line, maker=maker, files=files, size_mb=size_mb)  # type: ignore[arg-type]  # a mapping, as Part has it
 
 
 def compose_disk(image: Path, label: str, parts: Sequence[Part]) -> Path:
-    """A raw disk with this kind of table and these partitions."""
+    """Return a raw disk with this kind of table and these partitions."""
     size = sum(part.size_mb for part in parts) + 4
     with image.open("wb") as file:
         file.truncate(size * MB)
@@ -64,7 +64,7 @@ def compose_disk(image: Path, label: str, parts: Sequence[Part]) -> Path:
 
 
 def starts_of(image: Path) -> list[int]:
-    """Where a disk's partitions begin, in bytes and in the table's order, by sfdisk itself."""
+    """Return where a disk's partitions begin by sfdisk: in bytes, in the table's order."""
     table = json.loads(run_tool("sfdisk", "--json", str(image)))["partitiontable"]
     return [part["start"] * 512 for part in table["partitions"]]
 
@@ -84,7 +84,7 @@ def _make(part: Part, folder: Path) -> bytes:
 
 
 def run_tool(name: str, *options: str, stdin: str = "") -> str:
-    """What a tool of the host prints; the test is skipped where it is missing."""
+    """Return what a tool of the host prints; the test is skipped where it is missing."""
     program = shutil.which(name, path=PATH)
     require(program, f"{name} is not installed")
     done = subprocess.run(

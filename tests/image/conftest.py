@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def disks() -> Disks:
-    """The disks of ``layouts.py``; the first time they are made, which takes some minutes."""
+    """Return the disks of ``layouts.py``; making them the first time takes some minutes."""
     require(shutil.which("mmdebstrap"), "mmdebstrap is not installed")
     return build_disks()
 
@@ -33,12 +33,12 @@ class Refuse(Protocol):
     def __call__(
         self, image: Path, code: int, *options: str | Path, command: str = "inject"
     ) -> dict[str, Any]:
-        """The error as ``--json`` has it, after all that every refusal owes was checked."""
+        """Return the error as ``--json`` has it, after ``check_refusal``."""
 
 
 @pytest.fixture
 def refuse(run_cli: RunCli) -> Iterator[Refuse]:
-    """A function that runs a command and expects this exit code and an untouched image."""
+    """Return a function that runs a command and expects an exit code and an untouched image."""
 
     def run(
         image: Path, code: int, *options: str | Path, command: str = "inject"
@@ -54,7 +54,7 @@ def refuse(run_cli: RunCli) -> Iterator[Refuse]:
 
 
 def check_refusal(returncode: int, stdout: str, stderr: str, image: Path, code: int) -> None:
-    """What every refusal owes: the code, one clear message, one JSON object, no traceback."""
+    """Check that a refusal has its code, one clear message, one JSON object and no traceback."""
     assert "Traceback" not in stderr + stdout, stderr
     assert returncode == code, f"exit code {returncode}, should be {code}: {stderr}"
     assert "\x1b" not in stderr + stdout
@@ -68,7 +68,7 @@ def check_refusal(returncode: int, stdout: str, stderr: str, image: Path, code: 
 
 
 def state_of(image: Path) -> dict[str, tuple[str, int, int]]:
-    """Content, mode and time of the image and of everything beside it."""
+    """Return content, mode and time of the image and of everything beside it."""
     return {
         path.name: (file_hash(path), path.stat().st_mode, path.stat().st_mtime_ns)
         for path in sorted(image.parent.iterdir())
@@ -77,7 +77,7 @@ def state_of(image: Path) -> dict[str, tuple[str, int, int]]:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file of the host."""
+    """Return SHA-256 of a file of the host."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while part := file.read(1 << 20):

@@ -80,15 +80,15 @@ class Making:
     tars: Mapping[str, Path]
 
     def device(self, part: str = "") -> str:
-        """The appliance's name of a partition, or of the whole disk."""
+        """Return the appliance's name of a partition, or of the whole disk."""
         return on_drive(self.drive, part)
 
     def call(self, name: str, *arguments: object, **options: Any) -> str:  # noqa: ANN401 -- of the API
-        """One call into the appliance."""
+        """Call into the appliance."""
         return str(self.appliance.call(name, *arguments, **options))
 
     def partition(self, kind: str, *sizes_mb: int) -> None:
-        """Primary partitions of these sizes, the last one as large as the disk allows."""
+        """Make primary partitions of these sizes, the last one as large as the disk allows."""
         self.call("part_init", self.device(), kind)
         start = MB
         for size in sizes_mb:
@@ -118,7 +118,7 @@ class Making:
 
 
 def _mbr_logical(making: Making) -> None:
-    """Root in a logical partition, behind a swap partition."""
+    """Put the root into a logical partition, behind a swap partition."""
     device = making.device()
     making.call("part_init", device, "mbr")
     making.call("part_add", device, "primary", MB, 9 * MB - 1)
@@ -132,7 +132,7 @@ def _mbr_logical(making: Making) -> None:
 
 
 def _gpt_split(making: Making) -> None:
-    """A GPT with /boot and /usr of their own, named in fstab by UUID, LABEL and PARTUUID."""
+    """Make a GPT with separate /boot and /usr, named in fstab by UUID, LABEL and PARTUUID."""
     making.partition("gpt", 32, 200)
     uuids = [making.mkfs("ext4", str(number)) for number in (1, 2, 3)]
     making.call("set_label", making.device("1"), "boot-part")
@@ -153,7 +153,7 @@ def _gpt_split(making: Making) -> None:
 
 
 def _lvm(making: Making) -> None:
-    """Root and /var as logical volumes."""
+    """Make root and /var logical volumes."""
     making.partition("mbr")
     making.call("pvcreate", making.device("1"))
     making.call("vgcreate", "guest-vg", [making.device("1")])
@@ -172,7 +172,7 @@ def _lvm(making: Making) -> None:
 
 
 def _whole(making: Making) -> None:
-    """No partition table, and an fstab that names the disk as a hypervisor did."""
+    """Make a disk without a partition table, and an fstab with a hypervisor's name of the disk."""
     making.mkfs("ext4", "")
     making.call("mount", making.device(), "/")
     making.unpack()
@@ -180,7 +180,7 @@ def _whole(making: Making) -> None:
 
 
 def _btrfs(making: Making) -> None:
-    """Subvolumes as Ubuntu has them; @ came back from a snapshot, and the old root is there."""
+    """Make subvolumes as Ubuntu has them; @ is a restored snapshot, and the old root is there."""
     making.partition("gpt")
     uuid = making.mkfs("btrfs", "1")
     making.call("mount", making.device("1"), "/")
@@ -203,7 +203,7 @@ def _btrfs(making: Making) -> None:
 
 
 def _xfs(making: Making) -> None:
-    """XFS on a GPT."""
+    """Make XFS on a GPT."""
     making.partition("gpt")
     uuid = making.mkfs("xfs", "1")
     making.call("mount", making.device("1"), "/")
@@ -212,7 +212,7 @@ def _xfs(making: Making) -> None:
 
 
 def _two_systems(making: Making) -> None:
-    """Two other releases of Debian beside each other."""
+    """Put two releases of Debian beside each other."""
     making.partition("gpt", 240)
     for part, suite in (("1", "bullseye"), ("2", "trixie")):
         making.mkfs("ext4", part)
@@ -222,7 +222,7 @@ def _two_systems(making: Making) -> None:
 
 
 def _odd_links(making: Making) -> None:
-    """Absolute links for everything, /etc and /usr/local too; only the vendor's os-release."""
+    """Make all absolute links, even /etc and /usr/local; keep only the vendor's os-release."""
     _whole(making)
     making.call("mkdir", "/data")
     for place, real in (("/etc", "/data/etc"), ("/usr/local", "/var/usrlocal")):
@@ -235,7 +235,7 @@ def _odd_links(making: Making) -> None:
 
 
 def _in_the_way(making: Making) -> None:
-    """Where we want to put something there is something; its names and modes are odd."""
+    """Put files with odd names and modes where an injection wants to write."""
     _whole(making)
     making.write("/usr/local/bin/guest-agent", OWN_AGENT, mode=0o711, owner=1234)
     making.call("ln_s", "../opt/own.conf", "/etc/guest-agent.conf")
@@ -246,7 +246,7 @@ def _in_the_way(making: Making) -> None:
 
 
 def _full(making: Making) -> None:
-    """Not one free block."""
+    """Fill the filesystem to the last block."""
     _whole(making)
     for size in (1 << 20, 1 << 12):
         path = f"/opt/ballast-{size}"
@@ -260,7 +260,7 @@ def _full(making: Making) -> None:
 
 
 def _hibernated(making: Making) -> None:
-    """A swap partition that holds a sleeping system's memory."""
+    """Make a swap partition that holds a hibernated system."""
     making.partition("mbr", 8)
     making.mkfs("ext4", "2")
     making.call("mount", making.device("2"), "/")
@@ -272,7 +272,7 @@ def _hibernated(making: Making) -> None:
 
 
 def _windows(making: Making) -> None:
-    """What libguestfs sees of a Windows disk."""
+    """Make what libguestfs recognises as a Windows disk."""
     making.partition("mbr")
     making.call("part_set_mbr_id", making.device(), 1, 7)
     making.mkfs("ntfs", "1")
@@ -282,13 +282,13 @@ def _windows(making: Making) -> None:
 
 
 def _bsd(making: Making) -> None:
-    """A slice of FreeBSD's type, whose filesystem Linux cannot read."""
+    """Make a slice of FreeBSD's type, whose filesystem Linux cannot read."""
     making.partition("mbr")
     making.call("part_set_mbr_id", making.device(), 1, 0xA5)
 
 
 def _nothing(_making: Making) -> None:
-    """Not even a partition table."""
+    """Leave the disk empty."""
 
 
 GOOD: dict[str, Layout] = {
@@ -341,28 +341,28 @@ class Disks:
     layouts: Mapping[str, Layout] = field(default_factory=lambda: {**GOOD, **BAD})
 
     def path(self, name: str) -> Path:
-        """The disk of this name."""
+        """Return the disk of this name."""
         return self.folder / f"{name}.{self.layouts[name].format}"
 
     def tree(self, name: str) -> Tree:
-        """What the disk held when it was made."""
+        """Return what the disk held when it was made."""
         return from_json(json.loads((self.folder / f"{name}.json").read_text("ascii")))
 
     def copy(self, name: str, folder: Path) -> Path:
-        """A copy of the disk that a test may write to."""
+        """Return a copy of the disk that a test may write to."""
         target = folder / self.path(name).name
         subprocess.run(["cp", "--sparse=always", self.path(name), target], check=True)
         target.chmod(0o644)
         return target
 
     def sight(self, name: str, path: Path) -> Sight:
-        """How to look into a copy of this disk."""
+        """Return how to look into a copy of this disk."""
         layout = self.layouts[name]
         return Sight(path=path, format=layout.format, mounts=layout.mounts)
 
 
 def build_disks() -> Disks:
-    """All disks, from the cache or made now, which takes some minutes."""
+    """Return all disks from the cache, or make them, which takes some minutes."""
     key = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
     cache = cache_directory() / "tests"
     folder = cache / f"disks-{key}"
@@ -380,7 +380,7 @@ def build_disks() -> Disks:
 
 
 def guest_tar(suite: str) -> Path:
-    """A release of Debian as a small tar archive, from the cache or this host's mirrors."""
+    """Return a release of Debian as a small tar archive, from the cache or this host's mirrors."""
     key = hashlib.sha256(f"{RECIPE}{LARGEST}{NEEDED}".encode()).hexdigest()[:16]
     folder = cache_directory() / "tests" / f"debian-{suite}-{key}"
     small = folder / "small.tar"

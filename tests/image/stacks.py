@@ -64,7 +64,7 @@ class Stack:
 
 
 def build_stack(folder: Path, stack: Stack) -> list[Path]:
-    """The raw disks of a stack, in a folder that is there."""
+    """Return the raw disks of a stack, in a folder that is there."""
     letters = string.ascii_lowercase[: len(stack.sizes_mb)]
     disks = [folder / f"disk{letter}.raw" for letter in letters]
     for disk, size in zip(disks, stack.sizes_mb, strict=True):
@@ -89,7 +89,7 @@ def build_stack(folder: Path, stack: Stack) -> list[Path]:
 
 
 def look(disks: list[Path], script: str) -> str:
-    """What a script prints that looks at the disks, none of which it can change."""
+    """Return what a script prints that looks at the disks and can change none."""
     drives = [Drive(path=disk, format="raw", readonly=True) for disk in disks]
     with open_appliance(drives, control=Control()) as appliance:
         appliance.activate_volumes()

@@ -31,7 +31,7 @@ END
 
 @pytest.fixture(scope="module")
 def mirror(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The two disks of a guest on RAID 1."""
+    """Return the two disks of a guest on RAID 1."""
     script = MIRROR.format(metadata="1.2", members="$A $B")
     return build_stack(tmp_path_factory.mktemp("mirror"), Stack(script=script, sizes_mb=(32, 32)))
 

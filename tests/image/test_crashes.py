@@ -40,7 +40,7 @@ OPEN, SEALED, MERGING = ".vmprovision-open", ".vmprovision-sealed", ".vmprovisio
 
 @pytest.fixture(scope="session")
 def tiny_qcow2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small guest, for reading only."""
+    """Return a small guest, for reading only."""
     folder = tmp_path_factory.mktemp("tiny")
     raw, made = tiny_disk(folder / "tiny.raw", {}), folder / "tiny.qcow2"
     subprocess.run(["qemu-img", "convert", "-O", "qcow2", raw, made], check=True)
@@ -49,14 +49,14 @@ def tiny_qcow2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def image(tiny_qcow2: Path, tmp_path: Path) -> Path:
-    """A copy of the small guest, alone in a folder."""
+    """Return a copy of the small guest, alone in a folder."""
     (tmp_path / "images").mkdir()
     return Path(shutil.copy(tiny_qcow2, tmp_path / "images" / "guest.qcow2"))
 
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """A function that starts ``vmprovision`` as the leader of a process group, as a shell does."""
+    """Return a function that starts ``vmprovision`` in a process group, as a shell does."""
     started: list[subprocess.Popen[str]] = []
 
     def begin(*words: str | Path, path: Path | None = None) -> subprocess.Popen[str]:
@@ -81,7 +81,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 def beside(image: Path, suffix: str) -> Path:
-    """The file beside an image whose name goes on with this suffix."""
+    """Return the file beside an image whose name goes on with this suffix."""
     return image.with_name(image.name + suffix)
 
 
@@ -94,7 +94,7 @@ def wait_until(condition: Callable[[], object], seconds: float = PATIENCE) -> No
 
 
 def machines_on(image: Path) -> list[int]:
-    """The other processes that have the image, or what stands beside it, open or in a command."""
+    """Return other processes with the image, or a file beside it, open or in their command."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -107,7 +107,7 @@ def machines_on(image: Path) -> list[int]:
 
 
 def has_open(process: Path, image: Path) -> bool:
-    """Whether a process, by its folder in /proc, has the image or what is beside it open."""
+    """Return whether a process, by its folder in /proc, has the image or what is beside it open."""
     for handle in (process / "fd").iterdir():
         with contextlib.suppress(OSError):
             if str(handle.readlink()).startswith(str(image)):
@@ -116,7 +116,7 @@ def has_open(process: Path, image: Path) -> bool:
 
 
 def machine_runs(image: Path) -> bool:
-    """Whether QEMU has the redo log open."""
+    """Return whether QEMU has the redo log open."""
     for process in machines_on(image):
         with contextlib.suppress(OSError):
             if b"qemu-system" in Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")[0]:
@@ -134,22 +134,22 @@ def told(process: subprocess.Popen[str], step: str) -> None:
 
 
 def blocks_of(path: Path) -> int:
-    """How much of a file is on the disk."""
+    """Return how much of a file is on the disk."""
     return path.stat().st_blocks if path.exists() else 0
 
 
 def launching(_process: subprocess.Popen[str], image: Path) -> None:
-    """The appliance has just been started."""
+    """Wait until the appliance has been started."""
     wait_until(lambda: machine_runs(image))
 
 
 def inspecting(process: subprocess.Popen[str], _image: Path) -> None:
-    """The guest is being mounted and read."""
+    """Wait until the guest is being mounted and read."""
     told(process, "inspecting")
 
 
 def writing(process: subprocess.Popen[str], image: Path) -> None:
-    """The first guest files have reached the redo log."""
+    """Wait until the first guest files have reached the redo log."""
     told(process, "writing")
     before = blocks_of(beside(image, OPEN))
     wait_until(lambda: process.poll() is not None or blocks_of(beside(image, OPEN)) > before)
@@ -210,7 +210,7 @@ def test_interrupted(
 
 
 def wrapper(folder: Path, on_commit: str) -> Path:
-    """A folder with a ``qemu-img`` that does this for ``commit``; ``$real`` is the real one."""
+    """Make a folder with a ``qemu-img`` that does this for ``commit``; ``$real`` is the real."""
     folder.mkdir()
     program = folder / "qemu-img"
     real = shutil.which("qemu-img")
@@ -250,7 +250,7 @@ def test_merge_holds_the_image_when_its_starter_dies(
 def half_merged(
     tiny_qcow2: Path, tmp_path_factory: pytest.TempPathFactory, run_cli: RunCli
 ) -> Path:
-    """A folder with an image whose merge was killed before it wrote anything; copy it."""
+    """Return a folder with an image whose merge was killed before it wrote; tests copy it."""
     folder = tmp_path_factory.mktemp("half") / "images"
     folder.mkdir()
     image = Path(shutil.copy(tiny_qcow2, folder / "guest.qcow2"))
@@ -262,7 +262,7 @@ def half_merged(
 
 
 def interrupted_copy(half_merged: Path, folder: Path) -> Path:
-    """A copy of the interrupted image and its redo log, both in the same folder."""
+    """Return a copy of the interrupted image and its redo log, both in the same folder."""
     target = folder / "images"
     shutil.copytree(half_merged, target)
     return target / "guest.qcow2"
@@ -362,7 +362,7 @@ def test_image_is_held_while_it_is_written(
 
 
 def qemu_command(image: Path) -> list[str]:
-    """A QEMU that has the image and does not run."""
+    """Return a QEMU that has the image and does not run."""
     disk = f"file={image},format=qcow2,if=virtio"
     options = ["-S", "-nodefaults", "-display", "none", "-accel", "tcg", "-m", "64"]
     return ["qemu-system-x86_64", *options, "-drive", disk, "-monitor", "none", "-no-user-config"]
@@ -397,7 +397,7 @@ def test_image_whose_backing_file_is_in_use(image: Path, refuse: Refuse) -> None
 
 
 def is_held(image: Path) -> bool:
-    """Whether QEMU holds the image; only asked, as a lock of ours could keep it from starting."""
+    """Return whether QEMU holds the image: a query, since a lock could keep QEMU from starting."""
     wanted = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, *QEMU_LOCK_BYTES, 0)
     with image.open("rb") as file:
         answer = fcntl.fcntl(file, fcntl.F_OFD_GETLK, wanted)

@@ -111,7 +111,7 @@ echo "cvar UUID=$(cryptsetup luksUUID /dev/vg/var) /etc/keys/var luks" >>/sysroo
 
 
 def key_files(folder: Path, keys: Mapping[str, bytes]) -> tuple[KeyFile, ...]:
-    """The keys in files of their owner's."""
+    """Write the keys to files that only their owner can read."""
     files = []
     for number, (volume, content) in enumerate(keys.items()):
         path = folder / f"key-{number}"
@@ -146,7 +146,7 @@ def test_an_encrypted_guest_is_injected_with_its_keys(name: str, tmp_path: Path)
 
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An encrypted guest that nothing is written to."""
+    """Return an encrypted guest that no test writes to."""
     folder = tmp_path_factory.mktemp("locked")
     (image,) = build_stack(folder, CASES["luks1"].stack)
     return image
@@ -191,7 +191,7 @@ def test_a_key_is_seen_nowhere(locked: Path, tmp_path: Path) -> None:
 
 
 def processes() -> set[bytes]:
-    """The arguments and the environment of every process of this user."""
+    """Return the arguments and the environment of every process of this user."""
     found = set()
     for path in (*Path("/proc").glob("[0-9]*/cmdline"), *Path("/proc").glob("[0-9]*/environ")):
         with contextlib.suppress(OSError):  # gone, or somebody else's

@@ -37,7 +37,7 @@ def qemu_img(*words: str | Path, cwd: Path | None = None) -> None:
 
 
 def make(path: Path, disk_format: str, *options: str) -> Path:
-    """An image with 4 MiB of data in it."""
+    """Return an image with 4 MiB of data in it."""
     qemu_img("create", "-f", disk_format, *options, path, "64M")
     write: list[str | Path] = ["qemu-io", "-f", disk_format, "-c", "write -q -P 7 1M 4M", path]
     subprocess.run(write, check=True, capture_output=True)
@@ -61,7 +61,7 @@ def forge_qcow2(
     data_file: bytes | None = None,
     at: int = 1024,
 ) -> Path:
-    """A qcow2 whose header names what it likes, the backing file's name at this offset."""
+    """Make a qcow2 with any names in its header, the backing file's at this offset."""
     make(path, "qcow2", "-o", "cluster_size=2M")
     extensions = b""
     if backing_format:
@@ -360,7 +360,7 @@ def test_name_too_long_for_a_redo_log(refuse: Refuse, tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_filesystem() -> Iterator[list[str]]:
-    """A command prefix that gives what it runs a filesystem of 48 MiB at ``/mnt``."""
+    """Return a command prefix that gives a command a filesystem of 48 MiB at ``/mnt``."""
     probe = ["unshare", "-m", "sh", "-c", "mount -t tmpfs none /mnt"]
     usable = os.geteuid() == 0 and shutil.which("unshare")
     worked = usable and subprocess.run(probe, check=False, capture_output=True).returncode == 0
@@ -492,7 +492,7 @@ def test_vmdk_whose_piece_has_a_winding_name(tmp_path: Path, name: str) -> None:
 
 
 def unclean_qcow2(path: Path) -> Path:
-    """A qcow2 with lazy refcounts whose writer was killed."""
+    """Return a qcow2 with lazy refcounts whose writer was killed."""
     qemu_img("create", "-f", "qcow2", "-o", "lazy_refcounts=on", path, "64M")
     write = ["qemu-io", "-f", "qcow2", "-c", "write -P 7 1M 256k", "-c", "abort", str(path)]
     subprocess.run(write, check=False, capture_output=True)

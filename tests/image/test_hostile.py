@@ -39,7 +39,7 @@ FILES: dict[str, str | bytes | Link | Program | None] = {
 
 
 def _hostile(root: Path) -> None:
-    """What a mapping cannot say: names that are no text, and a folder that is a link."""
+    """Add what a mapping cannot hold: names that are not text, and a folder that is a link."""
     for name in (b"python3\xff\xfe", b"\x1b[2Jname", b"a\nb"):
         Path(os.fsdecode(os.fsencode(root / "usr/bin") + b"/" + name)).write_bytes(b"")
     shutil.rmtree(root / "usr/local/bin", ignore_errors=True)
@@ -51,7 +51,7 @@ def _hostile(root: Path) -> None:
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Path:
-    """The disk of a hostile guest."""
+    """Return the disk of a hostile guest."""
     (tmp_path / "images").mkdir()
     return tiny_disk(tmp_path / "images" / "hostile.raw", FILES, finish=_hostile)
 

@@ -14,7 +14,8 @@ import vmprovision
 from tests.image.conftest import file_hash, state_of
 from tests.image.layouts import GOOD, OWN_AGENT, OWN_RC_LOCAL
 from tests.image.trees import differences, look_into
-from vmprovision.changes.operations import Remove, digest
+from vmprovision.changes.conditions import digest
+from vmprovision.changes.operations import Remove
 from vmprovision.runtime.archive import build_archive
 
 if TYPE_CHECKING:
@@ -44,19 +45,19 @@ class Injected:
 
 
 def source_of(disks: Disks, name: str) -> vmprovision.ImageOptions:
-    """How a disk is opened: of two systems, the second."""
+    """Return how a disk is opened: of two systems, the second."""
     root = "/dev/sda2" if name == "two-systems" else None
     return vmprovision.ImageOptions(format=disks.layouts[name].format, root=root)
 
 
 def options_of(name: str, vm_id: str = "vm-1") -> vmprovision.InjectOptions:
-    """What is injected."""
+    """Return the options of the injection."""
     init = "standalone" if name == "in-the-way" else None
     return vmprovision.InjectOptions(vm_id=vm_id, init=init)  # type: ignore[arg-type]  # one of its names
 
 
 def in_parallel(names: Iterable[str], job: Callable[[str], object]) -> dict[str, object]:
-    """What the job gives for each name, two at a time; an exception in place of a result."""
+    """Run the job for each name, two at a time; return results, or exceptions in their place."""
 
     def guarded(name: str) -> object:
         try:
@@ -70,7 +71,7 @@ def in_parallel(names: Iterable[str], job: Callable[[str], object]) -> dict[str,
 
 @pytest.fixture(scope="session")
 def names(request: pytest.FixtureRequest) -> list[str]:
-    """The disks that the tests of this run ask for."""
+    """Return the disks that the tests of this run ask for."""
     found = {
         str(item.callspec.params["name"])
         for item in request.session.items
@@ -83,7 +84,7 @@ def names(request: pytest.FixtureRequest) -> list[str]:
 def injected(
     disks: Disks, names: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, object]:
-    """Every disk after an injection, each in a folder of its own."""
+    """Inject into every disk, each in a folder of its own."""
 
     def work(name: str) -> Injected:
         path = disks.copy(name, tmp_path_factory.mktemp(name))
@@ -100,7 +101,7 @@ def injected(
 
 
 def the(name: str, found: dict[str, object]) -> Injected:
-    """The disk of this name; what hindered it is raised now."""
+    """Return the disk of this name; raise what made it fail."""
     result = found[name]
     if isinstance(result, Exception):
         raise result
@@ -112,7 +113,7 @@ def the(name: str, found: dict[str, object]) -> Injected:
 def trees_after_injection(
     disks: Disks, injected: dict[str, object], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Tree]:
-    """What every disk holds after the injection, read in one appliance."""
+    """Return what every disk holds after the injection, read in one appliance."""
     good = {name: disk for name, disk in injected.items() if isinstance(disk, Injected)}
     sights = {name: disks.sight(name, disk.path) for name, disk in good.items()}
     return look_into(sights, tmp_path_factory.mktemp("trees"))
@@ -122,7 +123,7 @@ def trees_after_injection(
 def injected_again(
     disks: Disks, injected: dict[str, object], trees_after_injection: dict[str, Tree]
 ) -> dict[str, object]:
-    """Whether every disk is byte for byte the same after one more injection that wants the same."""
+    """Inject the same again; return whether every disk stays the same, byte for byte."""
     assert trees_after_injection
 
     def work(name: str) -> tuple[vmprovision.ChangeReport, bool]:
@@ -141,7 +142,7 @@ def trees_after_removal(
     injected_again: dict[str, object],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Tree]:
-    """What every disk holds after the agent was removed."""
+    """Return what every disk holds after the agent was removed."""
     assert injected_again
 
     def work(name: str) -> vmprovision.ChangeReport:

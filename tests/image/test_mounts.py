@@ -25,7 +25,7 @@ BACKUP = {"/2026/file": "x"}
 
 
 def root(*fstab: str) -> Part:
-    """A root whose /usr/local is an empty directory, and whose fstab has these lines."""
+    """Return a root whose /usr/local is an empty directory, and whose fstab has these lines."""
     tree = {name: what for name, what in SYSTEMD_TREE.items() if name != "/usr/local/bin"}
     text = "".join(f"{line}\n" for line in fstab)
     return ext4("name=root", "-U", UUID, files={**tree, "/usr/local": None, "/etc/fstab": text})

@@ -44,23 +44,23 @@ class Case:
 
 
 def disk(name: str) -> Callable[[Disks, Path], Path]:
-    """A copy of one of the disks of ``layouts.py``."""
+    """Return a copy of one of the disks of ``layouts.py``."""
     return lambda disks, folder: disks.copy(name, folder)
 
 
 def tiny(**files: Any) -> Callable[[Disks, Path], Path]:  # noqa: ANN401 -- as make_tree takes it
-    """A tiny guest with these files; ``__`` stands for a slash."""
+    """Return a tiny guest with these files; ``__`` stands for a slash."""
     named = {"/" + name.replace("__", "/"): content for name, content in files.items()}
     return lambda _disks, folder: tiny_disk(folder / "tiny.raw", named)
 
 
 def finished(finish: Callable[[Path], None]) -> Callable[[Disks, Path], Path]:
-    """A tiny guest of which a function makes what it likes."""
+    """Make a tiny guest, finished by a function."""
     return lambda _disks, folder: tiny_disk(folder / "tiny.raw", {}, finish=finish)
 
 
 def receipt(content: bytes) -> Callable[[Disks, Path], Path]:
-    """A tiny guest with this receipt."""
+    """Return a tiny guest with this receipt."""
     return lambda _disks, folder: tiny_disk(folder / "tiny.raw", {RECEIPT: content})
 
 
@@ -110,7 +110,7 @@ def _bcache(_disks: Disks, folder: Path) -> Path:
 
 
 def _zfs(_disks: Disks, folder: Path) -> Path:
-    """The first label of a pool: what its list of names begins with, and its uberblocks."""
+    """Write the first label of a pool: the start of its list of names, and its uberblocks."""
     ring = {
         (128 + number << 10): struct.pack("<QQQ", 0x00BAB10C, 5000, number) for number in range(16)
     }
@@ -208,7 +208,7 @@ def outcomes(
     tmp_path_factory: pytest.TempPathFactory,
     request: pytest.FixtureRequest,
 ) -> dict[str, concurrent.futures.Future[Outcome]]:
-    """Every case that was asked for, two appliances at a time."""
+    """Run every selected case, two appliances at a time; return the outcomes."""
 
     def see(name: str, case: Case) -> Outcome:
         image = case.make(disks, tmp_path_factory.mktemp(name))

@@ -41,7 +41,7 @@ PLANTED = {"data file", "backing", "no json", "network", "plain", "pipe"}
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One small guest in two formats, for reading only."""
+    """Return one small guest in two formats, for reading only."""
     folder = tmp_path_factory.mktemp("tiny")
     raw = tiny_disk(folder / "guest.raw", {})
     qcow2 = folder / "guest.qcow2"
@@ -51,14 +51,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(params=["raw", "qcow2"])
 def image(request: pytest.FixtureRequest, tiny: dict[str, Path], tmp_path: Path) -> Path:
-    """A copy of the small guest, alone in a folder."""
+    """Return a copy of the small guest, alone in a folder."""
     (tmp_path / "images").mkdir()
     kind = request.param
     return Path(shutil.copy(tiny[kind], tmp_path / "images" / f"disk.{kind}"))
 
 
 def at_step(wanted: str, act: Callable[[], object]) -> vmprovision.Control:
-    """A control that does something once, when a step begins."""
+    """Return a control that does something once, when a step begins."""
     done: list[str] = []
 
     def report(progress: vmprovision.Progress) -> None:
@@ -142,7 +142,7 @@ def test_image_that_is_replaced_while_it_is_merged(image: Path, tmp_path: Path) 
 
 
 def overlay(path: Path, size: str, *options: str) -> Path:
-    """A qcow2 that anybody can make."""
+    """Return a qcow2 that anybody can make."""
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *options, path, size], check=True)
     return path
 
@@ -185,7 +185,7 @@ def test_planted_redo_log(  # noqa: PLR0913, PLR0917 -- three parameters and wha
 
 
 def sealed_copy(tiny: dict[str, Path], folder: Path) -> Path:
-    """An image with a real sealed redo log beside it."""
+    """Return an image with a real sealed redo log beside it."""
     image = Path(shutil.copy(tiny["raw"], folder / "disk.raw"))
     program = folder / "bin" / "qemu-img"
     program.parent.mkdir()

@@ -28,7 +28,7 @@ LINUX = uuid.UUID("0fc63daf-8483-4772-8e79-3d69d8477de4")
 
 
 def gpt(sector: int, first: int, last: int, end: int) -> bytes:
-    """The first sectors of a disk with one partition, counted in sectors of this size."""
+    """Return the first sectors of a disk with one partition, counted in sectors of this size."""
     entry = struct.pack("<16s16sQQQ72s", LINUX.bytes_le, uuid.uuid4().bytes, first, last, 0, b"")
     entries = entry.ljust(128 * 128, b"\0")
     fields = [b"EFI PART", 1 << 16, 92, 0, 0, 1, end, 6, end - 6, uuid.uuid4().bytes]

@@ -29,7 +29,7 @@ SOURCE = vmprovision.ImageOptions(format="raw")
 
 
 def label_in(stands: Stands) -> str:
-    """The label of what stands at a guest path; libselinux ends it with a NUL, we need not."""
+    """Return the label of a guest path; libselinux ends it with a NUL, we need not."""
     (xattr,) = [x for x in stands.xattrs.split("\n") if x.startswith("security.selinux=")]
     return xattr.partition("=")[2].rstrip("\0")
 

@@ -13,8 +13,8 @@ from tests.image.stacks import Stack, build_stack
 from vmprovision.errors import ImageError, ImageRecoveryError
 from vmprovision.image import redolog
 from vmprovision.image.chain import run_qemu_img, source
-from vmprovision.image.disk import recover_image
 from vmprovision.image.imageset import commit_images, open_images
+from vmprovision.image.recovery import recover_image
 from vmprovision.progress import Control
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ END
 
 @pytest.fixture
 def disks(tmp_path: Path) -> dict[Path, str]:
-    """Three raw disks, and their format."""
+    """Make three raw disks; return them with their format."""
     paths = [tmp_path / f"disk{number}.raw" for number in range(3)]
     for path in paths:
         path.write_bytes(OLD)
@@ -65,7 +65,7 @@ def change(disks: dict[Path, str], numbers: tuple[int, ...] = (0, 1, 2)) -> None
 
 
 def in_child(work: Callable[[], None]) -> int:
-    """The exit status of a process that does this."""
+    """Do this in a child process; return its exit status."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -86,7 +86,7 @@ class Killer:
         self._deadly = deadly
 
     def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """The call, with a step before and one after it."""
+        """Return the call, with a step before and one after it."""
 
         def stepped(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401 -- as the call
             self._step()
@@ -97,7 +97,7 @@ class Killer:
         return stepped
 
     def half_merged(self, words: list[str], *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 -- as run_qemu_img
-        """As ``run_qemu_img``, with a step at which a merge has written half."""
+        """Do as ``run_qemu_img``, with a step at which a merge has written half."""
         if words[0] == "commit" and self.steps == self._deadly:
             overlay = arguments[0][0]
             path = overlay.backing.file.path
@@ -111,7 +111,7 @@ class Killer:
 
 
 def committed(disks: dict[Path, str], deadly: int | None) -> int:
-    """Change the disks in a process that is killed at a step; its exit status."""
+    """Change the disks in a process that is killed at a step; return its exit status."""
 
     def work() -> None:
         killer = Killer(deadly)
@@ -134,7 +134,7 @@ class _Os:
 
 
 def contents(disks: dict[Path, str]) -> set[bytes]:
-    """What is in the disks."""
+    """Return what is in the disks."""
     return {path.read_bytes() for path in disks}
 
 
@@ -163,7 +163,7 @@ def test_disks_are_finished_together_or_not_at_all(disks: dict[Path, str]) -> No
 
 
 def decided_step(disks: dict[Path, str]) -> int:
-    """The first step from which on the disks are finished."""
+    """Return the first step from which on the disks are finished."""
     for deadly in range(200):
         committed(disks, deadly)
         if any(path.name.startswith("disk0.raw.vmprovision-sealed") for path in folder_of(disks)):
@@ -175,7 +175,7 @@ def decided_step(disks: dict[Path, str]) -> int:
 
 
 def folder_of(disks: dict[Path, str]) -> list[Path]:
-    """All files beside the disks."""
+    """Return all files beside the disks."""
     return sorted(next(iter(disks)).parent.iterdir())
 
 

@@ -36,24 +36,24 @@ USR_UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
 
 
 def rescue(**files: str) -> Part:
-    """A small system that can be read."""
+    """Return a small system that can be read."""
     named = {"/" + name.replace("__", "/"): text for name, text in files.items()}
     return ext4(files={**SYSTEMD_TREE, **named})
 
 
 def newer() -> Part:
-    """The main system, on a filesystem with a feature that no kernel has."""
+    """Return the main system, on a filesystem with a feature that no kernel has."""
     whole = ext4("", "-O", "^metadata_csum", "-U", USR_UUID, files={"/etc/os-release": OS_RELEASE})
     return Part(line="", maker=whole.maker, files=whole.files, patch=UNKNOWN_FEATURE, size_mb=16)
 
 
 def encrypted() -> Part:
-    """A partition of LUKS."""
+    """Return a partition of LUKS."""
     return Part(line="", maker=(*LUKS, *FAST))
 
 
 def pool() -> Part:
-    """A partition of ZFS."""
+    """Return a partition of ZFS."""
     return Part(line="", maker=("true",), patch=ZFS, size_mb=64)
 
 

@@ -27,7 +27,7 @@ def tiny_disk(
     size_mb: int = 16,
     block_size: int = 1024,
 ) -> Path:
-    """A raw disk without partitions that holds a small systemd guest and these files.
+    """Return a raw disk without partitions that holds a small systemd guest and these files.
 
     Args:
         image: the disk to make.

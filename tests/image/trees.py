@@ -54,7 +54,7 @@ class Sight:
 
 
 def look_into(sights: Mapping[str, Sight], scratch: Path) -> dict[str, Tree]:
-    """The trees of several images, read in one appliance."""
+    """Return the trees of several images, read in one appliance."""
     drives = [
         Drive(path=sight.path, format=sight.format, readonly=True) for sight in sights.values()
     ]
@@ -66,7 +66,7 @@ def look_into(sights: Mapping[str, Sight], scratch: Path) -> dict[str, Tree]:
 
 
 def read_tree(appliance: Appliance, drive: int, mounts: Sequence[Mount], scratch: Path) -> Tree:
-    """The tree on one drive of an appliance, all its filesystems mounted as the guest has them."""
+    """Return the tree on one drive, all its filesystems mounted as the guest has them."""
     for mount in mounts:
         device = on_drive(drive, mount.device)
         appliance.call("mount_options", f"ro,{mount.options}".rstrip(","), device, mount.at)
@@ -80,12 +80,12 @@ def read_tree(appliance: Appliance, drive: int, mounts: Sequence[Mount], scratch
 
 
 def on_drive(drive: int, device: str) -> str:
-    """The appliance's name of a partition (``1``) or the whole (``""``) of a drive."""
+    """Return the appliance's name of a partition (``1``) or the whole (``""``) of a drive."""
     return device if device.startswith("/") else f"/dev/sd{chr(ord('a') + drive)}{device}"
 
 
 def tree_of(archive: Path) -> Tree:
-    """The tree in a tar archive, which is read and never unpacked."""
+    """Return the tree in a tar archive, which is read and never unpacked."""
     tree: Tree = {}
     with tarfile.open(archive) as opened:
         for member in opened:
@@ -113,7 +113,7 @@ def tree_of(archive: Path) -> Tree:
 
 
 def differences(before: Tree, after: Tree) -> dict[str, tuple[Stands | None, Stands | None]]:
-    """Every path at which two trees differ -> what stood there, and what stands there now."""
+    """Return each path at which two trees differ, with what was there and what is there now."""
     return {
         path: (before.get(path), after.get(path))
         for path in sorted(before.keys() | after.keys())
@@ -122,10 +122,10 @@ def differences(before: Tree, after: Tree) -> dict[str, tuple[Stands | None, Sta
 
 
 def as_json(tree: Tree) -> dict[str, Any]:
-    """A tree for ``json.dump``."""
+    """Return a tree for ``json.dump``."""
     return {path: asdict(stands) for path, stands in tree.items()}
 
 
 def from_json(document: dict[str, Any]) -> Tree:
-    """A tree that ``as_json`` made."""
+    """Return a tree that ``as_json`` made."""
     return {path: Stands(**stands) for path, stands in document.items()}

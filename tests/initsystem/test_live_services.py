@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmprovision.agent import install, services
-from vmprovision.changes.operations import EditBlock, Symlink, WriteFile, insert_block
+from vmprovision.changes.blocks import insert_block
+from vmprovision.changes.operations import EditBlock, Symlink, WriteFile
 from vmprovision.guest.facts import InitVerdict
 from vmprovision.initsystem import DEFINITIONS
 from vmprovision.initsystem.bootscript import block_in_script

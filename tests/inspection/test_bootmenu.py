@@ -65,7 +65,7 @@ ENTRIES: Tree = {
 
 
 def unified_image(options: str) -> bytes:
-    """A PE file whose section ``.cmdline`` holds these options."""
+    """Return a PE file whose section ``.cmdline`` holds these options."""
     line = options.encode() + b"\0"
     head = b"MZ".ljust(60, b"\0") + struct.pack("<I", 64)
     coff = b"PE\0\0" + struct.pack("<HHIIIHH", 0x8664, 2, 0, 0, 0, 16, 0)
@@ -77,12 +77,12 @@ def unified_image(options: str) -> bytes:
 
 
 def grub(default: str, **more: str) -> Tree:
-    """A guest with GRUB whose default is this."""
+    """Return a guest with GRUB whose default is this."""
     return {"/boot/grub/grub.cfg": GRUB.replace("DEFAULT", default), **more}
 
 
 def environment(text: str, folder: str = "grub") -> Tree:
-    """A guest with this in grubenv."""
+    """Return a guest with this in grubenv."""
     return {f"/boot/{folder}/grubenv": f"# GRUB Environment Block\n{text}\n#####"}
 
 

@@ -19,13 +19,13 @@ SONAME = "libpython3.11.so.1.0"
 
 
 def found_in(root: Path, files: Tree) -> list[tuple[str, str | None]]:
-    """Path and version of each interpreter in a tree."""
+    """Return path and version of each interpreter in a tree."""
     interpreters = find_interpreters(LocalFilesystem(make_tree(root, files)), "x86_64")
     return [(str(interpreter.path), interpreter.version) for interpreter in interpreters]
 
 
 def fault_of(root: Path, files: Tree) -> str:
-    """What is wrong with the one Python of a tree."""
+    """Return what is wrong with the one Python of a tree."""
     (found,) = find_interpreters(LocalFilesystem(make_tree(root, files)), "x86_64")
     assert found.is_usable == (not found.fault)
     return found.fault
@@ -38,7 +38,7 @@ def linked(
     path: str = "",
     names: tuple[str, ...] = (),
 ) -> Program:
-    """An ELF file with a loader, libraries, a path to them and names that it gives to others."""
+    """Return an ELF file with a loader, libraries, a path to them and exported names."""
     words = [*libraries, path, *names]
     table = b"\0" + b"\0".join(word.encode() for word in words) + b"\0"
     places = [table.index(b"\0" + word.encode() + b"\0") + 1 for word in words]
@@ -115,7 +115,7 @@ def test_what_is_not_executable_is_none(tmp_path: Path) -> None:
 
 
 def without(*names: str) -> Tree:
-    """A whole Python but for the files whose path holds one of these."""
+    """Return a whole Python without the files whose path holds one of these."""
     return {path: what for path, what in python_tree().items() if not any(n in path for n in names)}
 
 

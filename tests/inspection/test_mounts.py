@@ -29,7 +29,7 @@ WANTS = "/etc/systemd/system/remote-fs.target.wants/usr-local.mount"
 
 
 def found(folder: Path, files: Mapping[str, Content], *watched: str) -> list[tuple[str, str, bool]]:
-    """Source, place and whether it is there at boot, of the mounts over these directories."""
+    """Return the mounts over these directories: source, place, whether mounted at boot."""
     reader = LocalFilesystem(make_tree(folder / "root", {**SYSTEMD_TREE, **files}))
     paths = [PurePosixPath(path) for path in watched or ("/usr/local/bin",)]
     return [(m.source, str(m.place), m.at_boot) for m in covering_mounts(reader, paths)]

@@ -53,7 +53,7 @@ class Sysroot:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     def deploy(self, tree: Path) -> Path:
-        """Commit a tree and deploy it, to boot next; give the deployment."""
+        """Commit a tree and deploy it, to boot next; return the deployment."""
         before = set(self.deployments())
         repository = f"--repo={self.root}/ostree/repo"
         owner = ("--owner-uid=0", "--owner-gid=0")
@@ -76,7 +76,7 @@ class Sysroot:
 
 @pytest.fixture
 def sysroot(tmp_path: Path) -> Iterator[Sysroot]:
-    """An empty OSTree system."""
+    """Return an empty OSTree system."""
     require(shutil.which("ostree"), "ostree is not installed")
     require(os.geteuid() == 0, "ostree makes systems as root only")
     made = Sysroot(tmp_path / "disk")

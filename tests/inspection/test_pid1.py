@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def pid1_of(root: Path, files: Tree) -> str:
-    """The program that a tree's kernel would start."""
+    """Return the program that a tree's kernel would start."""
     return find_pid1(LocalFilesystem(make_tree(root, files))).program
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def parameters(trees: list[RealTree]) -> pytest.MarkDecorator:
-    """One test for each tree, called as it is."""
+    """Return one test parameter for each tree, with the tree's name."""
     return pytest.mark.parametrize("tree", trees, ids=lambda tree: tree.name)
 
 

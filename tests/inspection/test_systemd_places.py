@@ -34,7 +34,7 @@ MASK = Link("/dev/null")
 
 
 def default(name: str, more: Tree | None = None) -> Tree:
-    """A guest whose administrator has chosen a default target."""
+    """Return a guest whose administrator has chosen a default target."""
     return {**GUEST, f"{ETC}/default.target": Link(name), **(more or {})}
 
 

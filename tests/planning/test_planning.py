@@ -25,7 +25,7 @@ from vmprovision.guest.facts import (
     InstalledAgent,
     Interpreter,
 )
-from vmprovision.planning.injection import InjectOptions, plan_injection
+from vmprovision.planning.injection import InjectOptions, plan_service
 from vmprovision.runtime.archive import Archive
 
 ARCHIVE = Archive(content=b"#!/bin/sh\n", version="1.2.0")
@@ -54,26 +54,26 @@ GUEST = GuestInfo(
 
 
 def shape(plan: Plan) -> list[tuple[str, str]]:
-    """Kind and path of each operation, in order."""
+    """Return kind and path of each operation, in order."""
     return [(type(o).__name__, str(o.path)) for o in plan.operations]
 
 
 def file_at(plan: Plan, path: str) -> WriteFile:
-    """The plan's file at a path."""
+    """Return the plan's file at a path."""
     (found,) = [o for o in plan.operations if str(o.path) == path]
     assert isinstance(found, WriteFile)
     return found
 
 
 def installed(version: str, configuration: bytes) -> InstalledAgent:
-    """An agent that an earlier injection left, with this configuration."""
+    """Return an agent that an earlier injection left, with this configuration."""
     receipt = Receipt(agent_version=version, init="systemd", entries=())
     return InstalledAgent(version=version, receipt=receipt, configuration=configuration)
 
 
 def test_systemd_guest_gets_exactly_these_operations() -> None:
     """A systemd guest gets agent, settings, unit, preset and last the link that enables it."""
-    plan = plan_injection(GUEST, ARCHIVE, InjectOptions())
+    plan = plan_service(GUEST, ARCHIVE, InjectOptions())
     assert shape(plan) == [
         ("MakeDirectory", "/etc"),
         ("MakeDirectory", "/usr"),
@@ -101,13 +101,13 @@ def test_systemd_guest_gets_exactly_these_operations() -> None:
 @pytest.mark.parametrize("verdict", [SYSTEMD, RC_LOCAL, INITTAB])
 def test_the_enabling_operation_is_last(verdict: InitVerdict) -> None:
     """Whatever the init system, nothing is enabled before all of it is there."""
-    last = plan_injection(replace(GUEST, init=verdict), ARCHIVE, InjectOptions()).operations[-1]
+    last = plan_service(replace(GUEST, init=verdict), ARCHIVE, InjectOptions()).operations[-1]
     assert isinstance(last, (Symlink, EditBlock))
 
 
 def test_rc_local_block_goes_before_the_last_exit_and_makes_it_executable() -> None:
     """An rc.local that is not executable would not be run at all."""
-    plan = plan_injection(replace(GUEST, init=RC_LOCAL), ARCHIVE, InjectOptions())
+    plan = plan_service(replace(GUEST, init=RC_LOCAL), ARCHIVE, InjectOptions())
     block = plan.operations[-1]
     assert isinstance(block, EditBlock)
     assert (str(block.path), block.before, block.mode) == ("/etc/rc.local", "exit", 0o111)
@@ -116,7 +116,7 @@ def test_rc_local_block_goes_before_the_last_exit_and_makes_it_executable() -> N
 
 def test_busybox_inittab_respawns_the_agent() -> None:
     """BusyBox's init starts the agent again by itself, with no console to block on."""
-    plan = plan_injection(replace(GUEST, init=INITTAB), ARCHIVE, InjectOptions())
+    plan = plan_service(replace(GUEST, init=INITTAB), ARCHIVE, InjectOptions())
     block = plan.operations[-1]
     assert isinstance(block, EditBlock)
     assert block.content.startswith(b"null::respawn:/usr/local/bin/guest-agent ")
@@ -126,7 +126,7 @@ def test_busybox_inittab_respawns_the_agent() -> None:
 def test_paths_follow_the_links_of_the_guest() -> None:
     """A guest whose /usr/local is elsewhere gets the files where they really are."""
     links = {PurePosixPath("/usr/local"): PurePosixPath("/var/usrlocal")}
-    plan = plan_injection(replace(GUEST, links=links), ARCHIVE, InjectOptions())
+    plan = plan_service(replace(GUEST, links=links), ARCHIVE, InjectOptions())
     paths = [str(path) for path in plan.paths]
     assert "/var/usrlocal/bin/guest-agent" in paths
     assert not [path for path in paths if path.startswith("/usr/local/")]
@@ -138,7 +138,7 @@ def test_settings_are_written_and_a_secret_is_for_root_only() -> None:
     options = InjectOptions(
         vm_id="web-1", manager_url="http://192.0.2.1:3000/", port=9000, token="s3cret"
     )
-    plan = plan_injection(GUEST, ARCHIVE, options)
+    plan = plan_service(GUEST, ARCHIVE, options)
     configuration = file_at(plan, "/etc/guest-agent.conf")
     lines = [line for line in configuration.content.decode().splitlines() if line[0] != "#"]
     assert lines == [
@@ -153,8 +153,8 @@ def test_settings_are_written_and_a_secret_is_for_root_only() -> None:
 def test_a_privileged_port_gets_the_one_capability() -> None:
     """The unprivileged service may bind a port below 1024 and nothing more."""
     unit = "/etc/systemd/system/guest-agent.service"
-    plain = file_at(plan_injection(GUEST, ARCHIVE, InjectOptions()), unit).content
-    privileged = file_at(plan_injection(GUEST, ARCHIVE, InjectOptions(port=80)), unit).content
+    plain = file_at(plan_service(GUEST, ARCHIVE, InjectOptions()), unit).content
+    privileged = file_at(plan_service(GUEST, ARCHIVE, InjectOptions(port=80)), unit).content
     assert b"CAP_NET_BIND_SERVICE" not in plain
     assert b"AmbientCapabilities=CAP_NET_BIND_SERVICE" in privileged
 
@@ -166,7 +166,7 @@ def test_doors_and_access_are_settings() -> None:
         listen="127.0.0.1, unix:/run/guest-agent/a:0666",
         allow="192.0.2.0/24,::1",
     )
-    plan = plan_injection(GUEST, ARCHIVE, options)
+    plan = plan_service(GUEST, ARCHIVE, options)
     configuration = file_at(plan, "/etc/guest-agent.conf")
     lines = configuration.content.decode().splitlines()
     assert "READ_TOKEN=r3ad" in lines
@@ -193,30 +193,30 @@ def test_doors_and_access_are_settings() -> None:
 def test_doors_and_access_that_are_none(options: InjectOptions) -> None:
     """What the agent would not understand does not get into a guest."""
     with pytest.raises(PlanError):
-        plan_injection(GUEST, ARCHIVE, options)
+        plan_service(GUEST, ARCHIVE, options)
 
 
 def test_only_a_service_that_may_configure_stays_root() -> None:
     """And it takes a token; systemd leaves it a few of root's capabilities."""
     options = InjectOptions(token="t0k3n", allow_configure=True)
     unit = "/etc/systemd/system/guest-agent.service"
-    text = file_at(plan_injection(GUEST, ARCHIVE, options), unit).content.decode()
+    text = file_at(plan_service(GUEST, ARCHIVE, options), unit).content.decode()
     assert "DynamicUser=yes" not in text
     (bounding,) = re.findall(r"(?m)^CapabilityBoundingSet=(.*)$", text)
     assert "CAP_NET_ADMIN" in bounding.split()
     assert "CAP_SYS_ADMIN" not in bounding
-    script = plan_injection(replace(GUEST, init=RC_LOCAL), ARCHIVE, options).operations[-1]
+    script = plan_service(replace(GUEST, init=RC_LOCAL), ARCHIVE, options).operations[-1]
     assert isinstance(script, EditBlock)
     assert b"--user root" in script.content
     with pytest.raises(PlanError, match="token"):
-        plan_injection(GUEST, ARCHIVE, InjectOptions(allow_configure=True))
+        plan_service(GUEST, ARCHIVE, InjectOptions(allow_configure=True))
 
 
 def test_vsock_is_allowed_to_those_who_listen_on_it() -> None:
     """The unit's list of address families has it only then."""
     unit = "/etc/systemd/system/guest-agent.service"
-    plain = file_at(plan_injection(GUEST, ARCHIVE, InjectOptions()), unit).content
-    vsock = file_at(plan_injection(GUEST, ARCHIVE, InjectOptions(listen="vsock:80")), unit).content
+    plain = file_at(plan_service(GUEST, ARCHIVE, InjectOptions()), unit).content
+    vsock = file_at(plan_service(GUEST, ARCHIVE, InjectOptions(listen="vsock:80")), unit).content
     assert b"AF_VSOCK" not in plain
     assert b"AF_VSOCK\n" in vsock
 
@@ -225,10 +225,10 @@ def test_what_options_leave_open_stays_as_it_is_in_the_guest() -> None:
     """Injecting again with another VM id changes that line and no other."""
     before = b"# mine\nVM_ID=old\nMANAGER_URL=http://192.0.2.1\nEXTRA=1"
     guest = replace(GUEST, agent=installed("1.2.0", before))
-    plan = plan_injection(guest, ARCHIVE, InjectOptions(vm_id="new"))
+    plan = plan_service(guest, ARCHIVE, InjectOptions(vm_id="new"))
     after = file_at(plan, "/etc/guest-agent.conf").content
     assert after == b"# mine\nVM_ID=new\nMANAGER_URL=http://192.0.2.1\nEXTRA=1"
-    untouched = plan_injection(guest, ARCHIVE, InjectOptions())
+    untouched = plan_service(guest, ARCHIVE, InjectOptions())
     assert file_at(untouched, "/etc/guest-agent.conf").content == before
 
 
@@ -244,7 +244,7 @@ def test_a_newer_agent_is_not_downgraded() -> None:
     """Version 1.10 is newer than 1.2, and is left alone."""
     guest = replace(GUEST, agent=installed("1.10.0", b""))
     with pytest.raises(PlanError, match=r"1\.10\.0"):
-        plan_injection(guest, ARCHIVE, InjectOptions())
+        plan_service(guest, ARCHIVE, InjectOptions())
 
 
 @pytest.mark.parametrize("pid1", ["runit", "openrc-init", "upstart", "sysvinit", "busybox"])
@@ -252,7 +252,7 @@ def test_an_init_system_without_a_service_is_refused(pid1: str) -> None:
     """An init that is known and not served is an error that names --init, never a guess."""
     verdict = InitVerdict(system=None, pid1=pid1, confidence="certain", evidence=("seen",))
     with pytest.raises(UnsupportedGuestError, match=pid1) as caught:
-        plan_injection(replace(GUEST, init=verdict), ARCHIVE, InjectOptions())
+        plan_service(replace(GUEST, init=verdict), ARCHIVE, InjectOptions())
     assert "--init" in caught.value.hint
 
 
@@ -260,7 +260,7 @@ def test_a_guest_whose_init_nothing_tells_is_ambiguous() -> None:
     """Without evidence the error says so and names --init."""
     verdict = InitVerdict(system=None, pid1="unknown", confidence="certain", evidence=("odd",))
     with pytest.raises(AmbiguousInitError, match="odd") as caught:
-        plan_injection(replace(GUEST, init=verdict), ARCHIVE, InjectOptions())
+        plan_service(replace(GUEST, init=verdict), ARCHIVE, InjectOptions())
     assert "--init" in caught.value.hint
 
 
@@ -276,16 +276,16 @@ def test_the_guest_needs_a_python_that_the_agent_is_written_for(
     interpreter = Interpreter(path=PurePosixPath("/usr/bin/python"), version=version)
     guest = replace(GUEST, interpreters=(interpreter,))
     if usable:
-        plan_injection(guest, ARCHIVE, InjectOptions())
+        plan_service(guest, ARCHIVE, InjectOptions())
         return
     with pytest.raises(UnsupportedGuestError, match="Python"):
-        plan_injection(guest, ARCHIVE, InjectOptions())
+        plan_service(guest, ARCHIVE, InjectOptions(runtime="guest"))
 
 
 def test_a_guest_without_python_is_refused_with_the_next_step() -> None:
     """Nothing is put into a guest in which it could not run."""
     with pytest.raises(UnsupportedGuestError) as caught:
-        plan_injection(replace(GUEST, interpreters=()), ARCHIVE, InjectOptions())
+        plan_service(replace(GUEST, interpreters=()), ARCHIVE, InjectOptions(runtime="guest"))
     assert "python3" in caught.value.hint
 
 
@@ -314,4 +314,4 @@ def test_a_guest_without_python_is_refused_with_the_next_step() -> None:
 def test_options_that_a_configuration_file_cannot_hold_are_refused(options: InjectOptions) -> None:
     """No option can add a line to the configuration or a character that its readers differ on."""
     with pytest.raises(PlanError):
-        plan_injection(GUEST, ARCHIVE, options)
+        plan_service(GUEST, ARCHIVE, options)

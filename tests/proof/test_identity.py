@@ -33,7 +33,7 @@ UUID = "6f0c4a3e-91d2-4b57-8d1e-2c5b7a90e1f3"
 def start_clone(
     golden: Path, clone: Path, source: BootSource, firmware: Sequence[str] = ()
 ) -> tuple[str, dict[str, Any]]:
-    """The path of a clone's first report, and who it says it is."""
+    """Start a clone; return the path of its first report and the identity in it."""
     deadline = time.monotonic() + BOOT_SECONDS
     with (
         ReportListener() as listener,

@@ -35,7 +35,7 @@ INITTAB = "\nord:2:once:/root/order\n"
 
 
 def boots(disk: Path) -> Iterator[dict[str, Any]]:
-    """What /info says after a boot of the disk itself."""
+    """Return what /info says after a boot of the disk itself."""
     deadline = time.monotonic() + BOOT_SECONDS
     with (
         ReportListener() as listener,

@@ -111,7 +111,7 @@ def overlay(backing: Path, path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def debian(tmp_path_factory: pytest.TempPathFactory) -> Guest:
-    """The Debian image with the responder as a unit; it boots by itself."""
+    """Return the bootable Debian image with the responder as a unit."""
     disk = overlay(recipe_image("debian-12-systemd"), tmp_path_factory.mktemp("debian") / "d.qcow2")
     with launch([Drive(path=disk, format="qcow2")], control=Control()) as appliance:
         appliance.call("mount", "/dev/sda1", "/")
@@ -127,7 +127,7 @@ def debian(tmp_path_factory: pytest.TempPathFactory) -> Guest:
 
 @pytest.fixture(scope="module")
 def busybox(tmp_path_factory: pytest.TempPathFactory) -> Guest:
-    """The BusyBox image with the responder in inittab, and its kernel beside it."""
+    """Return the BusyBox image with the responder in inittab, and its kernel beside it."""
     folder = tmp_path_factory.mktemp("busybox")
     disk = overlay(recipe_image("busybox-standalone"), folder / "disk.qcow2")
     with launch([Drive(path=disk, format="qcow2")], control=Control()) as appliance:
@@ -163,7 +163,7 @@ def download(appliance: Appliance, pattern: str, target: Path) -> Path:
 
 @pytest.fixture
 def listener() -> Iterator[ReportListener]:
-    """The manager's side, on loopback."""
+    """Return the manager's side, on loopback."""
     with ReportListener() as opened:
         yield opened
 

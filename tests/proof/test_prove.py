@@ -28,13 +28,13 @@ AGENT = PurePosixPath("/usr/local/bin/guest-agent")
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file on the host."""
+    """Return SHA-256 of a file on the host."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.fixture
 def busybox(tmp_path: Path) -> Path:
-    """A copy of the BusyBox image that the test may write to."""
+    """Return a copy of the BusyBox image that the test may write to."""
     copy = tmp_path / "busybox.qcow2"
     build_image("busybox-standalone", output=copy, control=Control())
     copy.chmod(0o644)
@@ -100,7 +100,7 @@ def test_a_guest_with_several_inits_is_proven(
 
 
 def inject_and_prove(disk: Path) -> tuple[str, str]:
-    """The init system and process 1, once the injected guest was proven by a boot."""
+    """Inject, prove by a boot, and return the init system and process 1."""
     verdict = vmprovision.inject(disk).guest.init
     assert verdict.confidence == "certain"
     report = vmprovision.prove(disk)

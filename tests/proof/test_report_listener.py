@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def listener() -> Iterator[ReportListener]:
-    """A listener on loopback."""
+    """Return a listener on loopback."""
     with ReportListener() as opened:
         yield opened
 
 
 def send(listener: ReportListener, body: bytes, method: str = "POST") -> int:
-    """The status of one request's answer."""
+    """Return the status of one request's answer."""
     connection = http.client.HTTPConnection(listener.address, timeout=10)
     connection.request(method, "/v1/vms/one/guest-ip", body, {"Authorization": "Bearer x"})
     status = connection.getresponse().status

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vmprovision.changes.operations import digest
+from vmprovision.changes.conditions import digest
 from vmprovision.errors import BundledRuntimeError
 from vmprovision.runtime import store
 

@@ -18,7 +18,6 @@ from tests.agent.interpreters import MICROPYTHON, get_interpreter
 from tests.conftest import require
 from tests.trees import SYSTEMD_TREE, Link, Tree, elf, make_tree, tree_state
 from vmprovision import InjectOptions, SeedOptions, make_seed
-from vmprovision.changes.operations import mismatches
 from vmprovision.changes.receipt import RECEIPT, parse_receipt
 from vmprovision.filesystem.local import LocalFilesystem
 
@@ -79,7 +78,7 @@ def assert_receipt_holds(root: Path) -> None:
     reader = LocalFilesystem(root)
     receipt = parse_receipt(reader.read(RECEIPT, limit=1 << 20))
     assert len(receipt.entries) >= 5
-    assert [m for each in receipt.entries for m in mismatches(each.condition, reader)] == []
+    assert [m for each in receipt.entries for m in each.condition.mismatches(reader)] == []
 
 
 def test_a_cloud_init_guest_gets_an_iso_with_the_plan(tmp_path: Path) -> None:

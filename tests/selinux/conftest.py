@@ -20,7 +20,7 @@ FILE_CONTEXTS = f"etc/selinux/default/contexts/files/{NAMES[0]}"
 
 @pytest.fixture(scope="session")
 def policy_files() -> dict[str, bytes]:
-    """Debian's policy by guest path; the first time it is built, which takes a minute."""
+    """Return Debian's policy by guest path; building it the first time takes a minute."""
     require(shutil.which("mmdebstrap"), "mmdebstrap is not installed")
     return debian_policy()
 
@@ -29,7 +29,7 @@ def policy_files() -> dict[str, bytes]:
 def real_rules(
     policy_files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LibSELinux]:
-    """The same policy as libselinux reads it."""
+    """Return the same policy as libselinux reads it."""
     root = make_tree(tmp_path_factory.mktemp("policy"), policy_files)
     rules = LibSELinux(root / FILE_CONTEXTS)
     yield rules

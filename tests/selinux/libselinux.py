@@ -42,7 +42,7 @@ class LibSELinux:
         assert self._handle, f"libselinux does not read {file_contexts}"
 
     def label_for(self, path: str, kind: LabelledKind) -> str | None:
-        """The label of a file of this kind at a path."""
+        """Return the label of a file of this kind at a path."""
         label = ctypes.c_char_p()
         failed = self._library.selabel_lookup_raw(
             self._handle, ctypes.byref(label), path.encode(), MODES[kind]

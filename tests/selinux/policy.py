@@ -35,7 +35,7 @@ NAMES = ("file_contexts", "file_contexts.homedirs", "file_contexts.subs_dist")
 
 
 def debian_policy() -> dict[str, bytes]:
-    """Guest paths of the policy's configuration and rules, with their content."""
+    """Return the policy's configuration and rules by guest path."""
     key = hashlib.sha256(RECIPE.encode()).hexdigest()[:16]
     folder = cache_directory() / "tests" / f"selinux-policy-{key}"
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def debian_policy() -> dict[str, bytes]:
 
 
 def _fetch(workplace: Path) -> Path:
-    """A folder with the policy's files, in the workplace."""
+    """Fetch the policy; return the folder with its files."""
     recipe = workplace / "selinux-policy"
     recipe.mkdir()
     (recipe / "recipe.toml").write_text(RECIPE)

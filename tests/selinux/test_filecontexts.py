@@ -152,7 +152,7 @@ def test_libselinux_agrees(
 
 @pytest.fixture(scope="module")
 def contexts(policy_files: dict[str, bytes]) -> FileContexts:
-    """Debian's policy as we read it."""
+    """Return Debian's policy as we read it."""
     texts = {PurePosixPath(path).name: text.decode() for path, text in policy_files.items()}
     return parse_file_contexts(
         [texts["file_contexts"], texts["file_contexts.homedirs"]],
@@ -161,7 +161,7 @@ def contexts(policy_files: dict[str, bytes]) -> FileContexts:
 
 
 def planned_paths() -> Iterator[str]:
-    """Every path that a plan may make, with all that is above it."""
+    """Return every path that a plan may make, with all that is above it."""
     paths = [AGENT, CONFIGURATION, RECEIPT, SET_ASIDE / ("0" * 64), *LOGS, *map(P, DIRECTORIES)]
     for init in INIT_SYSTEMS:
         paths += [operation.path for operation, _ in render_service(init)]
@@ -170,7 +170,7 @@ def planned_paths() -> Iterator[str]:
 
 
 def example_of(pattern: str, chance: random.Random) -> str | None:
-    """A path that the pattern probably matches; None where it is too odd for that."""
+    """Return a path that the pattern probably matches; None where it is too odd for that."""
     text = re.sub(r"\[\^/\][*+]|\.[*+]", lambda _: chance.choice(["", "x", "a/b", ".so"]), pattern)
     text = re.sub(r"\[(.)[^]]*\]", r"\1", text)
     for _ in range(3):

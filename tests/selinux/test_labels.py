@@ -57,14 +57,14 @@ EXPECTED = {
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A directory whose files can be given labels."""
+    """Return a directory whose files can be given labels."""
     possible = LocalFilesystem(tmp_path).takes_labels()
     require(possible, "setting labels needs root with CAP_SYS_ADMIN")
     return tmp_path
 
 
 def label_of(path: Path) -> str | None:
-    """The label that a file of the host has."""
+    """Return the label that a file of the host has."""
     try:
         return os.getxattr(path, SELINUX, follow_symlinks=False).rstrip(b"\0").decode()
     except OSError:
@@ -77,17 +77,17 @@ def set_label(path: Path, label: str) -> None:
 
 
 def labels(root: Path) -> dict[str, str | None]:
-    """Every path in a tree with its label."""
+    """Return every path in a tree with its label."""
     return {f"/{path.relative_to(root)}": label_of(path) for path in sorted(root.rglob("*"))}
 
 
 def kind_of(path: Path) -> LabelledKind:
-    """What kind of file of the host this is."""
+    """Return what kind of file of the host this is."""
     return "symlink" if path.is_symlink() else "directory" if path.is_dir() else "file"
 
 
 def relabel(root: Path, rules: LibSELinux) -> None:
-    """What a guest does when ``/.autorelabel`` asks for it: setfiles(8), and the file is gone."""
+    """Do what a guest does when ``/.autorelabel`` is there: run setfiles(8), remove the file."""
     for path in root.rglob("*"):
         if label := rules.label_for(f"/{path.relative_to(root)}", kind_of(path)):
             set_label(path, label)
@@ -203,7 +203,7 @@ def test_a_guest_whose_rules_are_unusable_labels_its_files_itself(root: Path, na
 
 @pytest.fixture
 def unknown_pattern(root: Path, real_rules: LibSELinux) -> Path:
-    """A guest that was injected, could only be asked, and has then booted and done it."""
+    """Inject a guest that can only be asked to relabel, and let it relabel as if it had booted."""
     make_tree(root, {**TARGETED, RULES: "/(?!x).*\tu:r:t\n"})
     vmprovision.inject(root)
     relabel(root, real_rules)

@@ -1,20 +1,26 @@
-"""What an image's disks hold, by the first bytes of each partition.
+"""What an image's disks hold, by the first bytes of each partition and logical volume.
 
 libguestfs's ``list_filesystems`` starts several processes for each partition, and a
-disk of sixty takes it minutes.  One reading of a partition's first bytes mostly says
-all of it; where it does not, the appliance's blkid(8) is asked for that one.
+disk of sixty takes it minutes; udev, LVM and a scan for btrfs take ten seconds more.  One
+reading of a partition's first bytes mostly says all of it; where it does not, the
+appliance's blkid(8) is asked for that one.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
+from vmprovision.appliance.devicenames import LVM_UUID
+from vmprovision.appliance.groups import Mapped, Member, find_logical_volumes
 from vmprovision.appliance.session import ApplianceCallError
+from vmprovision.appliance.subvolumes import split_subvolume
 from vmprovision.disklayout.partitions import (
     BOOT_CODE_TYPES,
     EndlessTableError,
+    Partition,
     UnclearLayoutError,
     parse_partitions,
 )
@@ -22,33 +28,36 @@ from vmprovision.disklayout.superblocks import START_SIZE, identify, identify_ki
 from vmprovision.errors import InspectionError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
     from vmprovision.appliance.session import Appliance
-    from vmprovision.disklayout.partitions import Partition
+    from vmprovision.disklayout.partitions import ReadAt
     from vmprovision.disklayout.superblocks import Superblock
 
 log = logging.getLogger(__name__)
 
-# Partitioning tools begin the first partition at one MiB: one reading serves it too.
-FIRST_READING = (1 << 20) + START_SIZE
+READING_LIMIT = 2 << 20  # libguestfs's messages hold 4 MiB
+DISK_LIMIT = 1 << 62  # a place beyond is no number for libguestfs
 BLOCK = 4096  # the least that a filesystem may leave over; a RAID takes twice as much
-UNIX = ("ext", "xfs")
-# What udev, LVM and mdadm make other devices of.
-LAYERED = ("LVM2_member", "linux_raid_member", "btrfs")
+UNIX = ("ext", "xfs", "btrfs")
+LVM, RAID = "LVM2_member", "linux_raid_member"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
-    """A partition, or the whole disk, and what is on it.
+    """A partition, the whole disk or a logical volume, and what is on it.
 
     Attributes:
         superblock: of the one plain filesystem, or swap, that is there.
         kind: what is there as blkid(8) would say; None where that is to be asked.
+        lvm_uuid: of a logical volume, with its group's, as device-mapper joins them.
     """
 
     device: str
     partition: Partition
     superblock: Superblock | None
     kind: str | None
+    lvm_uuid: str = ""
 
     @property
     def is_unix(self) -> bool:
@@ -80,65 +89,163 @@ class Volume:
         return "unknown" if self.is_nothing else self.kind or ""
 
 
-def read_volumes(appliance: Appliance, disk: str) -> dict[str, Volume]:
-    """Return what is on a disk, by device.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """What is on the disks of an image.
+
+    Attributes:
+        volumes: partitions, whole disks and logical volumes by device, without the
+            members of volume groups.
+        mapped: the logical volumes among them.
+        types: of all partitions.
+    """
+
+    volumes: Mapping[str, Volume]
+    mapped: Sequence[Mapped]
+    types: Sequence[str]
+
+    def start_volumes(self, appliance: Appliance) -> None:
+        """Make the logical volumes.
+
+        Raises:
+            ApplianceCallError: they cannot be made.
+        """
+        if self.mapped:
+            table = ";".join(each.table for each in self.mapped)
+            appliance.map_devices(table, [each.name for each in self.mapped])
+
+    def driver(self, device: str) -> str:
+        """Return the kernel's filesystem on a device or subvolume; empty: mount(8) is to look."""
+        volume = self.volumes.get(split_subvolume(device)[0])
+        return volume.driver if volume else ""
+
+    def tag(self, appliance: Appliance, device: str, tag: str) -> str:
+        """Return what fstab may call a volume by, by the name of ``devicenames``."""
+        volume = self.volumes[device]
+        superblock = volume.superblock
+        if tag == LVM_UUID:
+            return volume.lvm_uuid
+        if tag.startswith("PART_"):
+            partition = volume.partition
+            return partition.uuid if tag == "PART_ENTRY_UUID" else partition.name
+        # FAT's label is in its root directory, and the tags of some others were not read
+        is_read = superblock is not None and superblock.kind not in ("ntfs", "exfat")
+        if superblock is None or not is_read or (superblock.kind == "vfat" and tag == "LABEL"):
+            return "" if volume.is_nothing else blkid_tags(appliance, device).get(tag, "")
+        return superblock.uuid if tag == "UUID" else superblock.label
+
+
+def blkid_tags(appliance: Appliance, device: str) -> Mapping[str, str]:
+    """Return what blkid(8) says of a device, which takes a process of the appliance."""
+    try:
+        return dict(appliance.call("blkid", device))
+    except (ApplianceCallError, UnicodeDecodeError):  # nothing that it knows, or no text
+        return {}
+
+
+def kind_of_device(appliance: Appliance, device: str) -> str:
+    """Return what blkid(8) sees on a device; empty where it knows nothing."""
+    try:
+        return str(appliance.call("vfs_type", device))
+    except ApplianceCallError:
+        return ""
+
+
+def read_contents(appliance: Appliance, disks: Sequence[str]) -> Contents:
+    """Return what is on these disks.
 
     Raises:
-        UnclearLayoutError: its table is not plain.
-        EndlessTableError: nor has it an end.
-        ApplianceCallError: it cannot be read.
+        UnclearLayoutError: the appliance's own tools are to be asked.
+        InspectionError: a partition table has no end.
+        ApplianceCallError: a disk cannot be read.
     """
-    head: bytes = appliance.call("pread_device", disk, FIRST_READING, 0)
+    volumes: dict[str, Volume] = {}
+    members: list[Member] = []
+    for disk in disks:
+        try:
+            found = _read_disk(appliance, disk)
+        except EndlessTableError as exc:
+            raise InspectionError(
+                f"the partition table of {disk} is damaged: {exc}",
+                hint="repair it with sfdisk or gparted",
+            ) from exc
+        for volume, read in found:
+            volumes[volume.device] = volume
+            if volume.kind == LVM:
+                members.append(Member(device=volume.device, size=volume.partition.size, read=read))
+    types = [volume.partition.kind for volume in volumes.values()]
+    mapped = find_logical_volumes(members)
+    for member in members:
+        del volumes[member.device]
+    for each in mapped:
+        volume = _logical_volume(each)
+        if volume.kind == LVM:
+            raise UnclearLayoutError(f"{volume.device} is itself a physical volume")
+        volumes[volume.device] = volume
+    _require_clear(volumes.values())
+    return Contents(volumes=volumes, mapped=mapped, types=types)
+
+
+def _require_clear(volumes: Iterable[Volume]) -> None:
+    """Raise where something would have to be started to see what is inside."""
+    for volume in volumes:
+        if volume.kind == RAID:
+            raise UnclearLayoutError(f"{volume.device} is a member of an array")
+        if volume.superblock is not None and volume.superblock.devices != 1:
+            raise UnclearLayoutError(f"{volume.device} is one of several devices of a btrfs")
+
+
+def _read_disk(appliance: Appliance, disk: str) -> list[tuple[Volume, ReadAt]]:
+    """Return what is on a disk, each with what reads it."""
+    head: bytes = appliance.call("pread_device", disk, START_SIZE, 0)
 
     def read(place: int, size: int) -> bytes:
         if place + size <= len(head):
             return head[place : place + size]
-        return bytes(appliance.call("pread_device", disk, size, place))
+        return _read_at(appliance, disk, place, size)
 
-    volumes = {}
-    for partition in parse_partitions(head, read):
-        start = read(partition.start, min(START_SIZE, partition.size or START_SIZE))
-        device = f"{disk}{partition.number or ''}"
-        volumes[device] = Volume(
-            device=device,
+    found: list[tuple[Volume, ReadAt]] = []
+    partitions = parse_partitions(head, read)
+    if [partition.number for partition in partitions] == [0]:
+        size = int(appliance.call("blockdev_getsize64", disk))
+        partitions = (replace(partitions[0], size=size),)
+    for partition in partitions:
+        start = read(partition.start, min(START_SIZE, partition.size))
+        volume = Volume(
+            device=f"{disk}{partition.number or ''}",
             partition=partition,
             superblock=identify(start),
             kind=identify_kind(start),
         )
-    return volumes
+        found.append((volume, partial(_read_part, read, partition, start)))
+    return found
 
 
-def find_kinds(appliance: Appliance) -> dict[str, str] | None:
-    """Return what is on each disk or partition, as blkid(8) names it; ``unknown``: nothing.
-
-    None where a table is not plain, or something would have to be started to see what
-    is inside: an array, a volume group, a btrfs with its subvolumes.
-
-    Raises:
-        InspectionError: a partition table has no end.
-        ApplianceError: the disks cannot be read.
-    """
-    volumes: dict[str, Volume] = {}
-    try:
-        for disk in appliance.call("list_devices"):
-            volumes |= read_volumes(appliance, disk)
-    except EndlessTableError as exc:
-        raise InspectionError(
-            f"the partition table of {disk} is damaged: {exc}",
-            hint="repair it with sfdisk or gparted",
-        ) from exc
-    except (UnclearLayoutError, ApplianceCallError) as exc:
-        log.info("libguestfs is asked for the filesystems: %s", exc)
-        return None
-    kinds = {
-        device: volume.certain_kind or _asked_kind(appliance, device)
-        for device, volume in volumes.items()
-    }
-    return kinds if set(LAYERED).isdisjoint(kinds.values()) else None
+def _read_part(read: ReadAt, partition: Partition, start: bytes, place: int, size: int) -> bytes:
+    """Return what is at a place of a partition, of which these first bytes are known."""
+    if place + size <= len(start):
+        return start[place : place + size]
+    return read(partition.start + place, min(size, partition.size - place))
 
 
-def _asked_kind(appliance: Appliance, device: str) -> str:
-    try:
-        return str(appliance.call("vfs_type", device)) or "unknown"
-    except ApplianceCallError:  # nothing that blkid(8) knows
-        return "unknown"
+def _read_at(appliance: Appliance, disk: str, place: int, size: int) -> bytes:
+    """Return what is at a place of a disk, perhaps less at its end."""
+    if place + size > DISK_LIMIT:
+        raise UnclearLayoutError("a place is outside of any disk")
+    parts = [
+        bytes(appliance.call("pread_device", disk, min(READING_LIMIT, place + size - at), at))
+        for at in range(place, place + size, READING_LIMIT)
+    ]
+    return b"".join(parts)
+
+
+def _logical_volume(mapped: Mapped) -> Volume:
+    size = mapped.volume.size
+    start = mapped.read(min(START_SIZE, size))
+    return Volume(
+        device=f"/dev/{mapped.name}",
+        partition=Partition(number=0, start=0, size=size),
+        superblock=identify(start),
+        kind=identify_kind(start),
+        lvm_uuid=mapped.volume.uuid,
+    )

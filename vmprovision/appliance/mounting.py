@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vmprovision.appliance.filesystem import ApplianceFilesystem
 from vmprovision.appliance.session import ApplianceCallError
+from vmprovision.appliance.subvolumes import subvolume_options
 from vmprovision.errors import InspectionError
 from vmprovision.filesystem.protocol import read_text, resolve, status_of
 from vmprovision.inspection.layout import DIRECTORIES
@@ -17,7 +18,7 @@ from vmprovision.inspection.ostree import enter_deployment, find_covering
 from vmprovision.mounts import HiddenMount, covering_mounts, read_fstab
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from vmprovision.appliance.devicenames import DeviceNames
     from vmprovision.appliance.session import Appliance
@@ -104,7 +105,7 @@ def recognise_system(reader: GuestReader) -> OperatingSystem | None:
     release file is enough, and so is a program that the kernel would start.
     """
     there = [name for name in reader.list_directory(PurePosixPath("/")) if name != "lost+found"]
-    if not there or _is_usr(there):
+    if not there or is_usr(there):
         return None
     if "hurd" in there and _exists(reader, "/hurd/init"):
         return "hurd"
@@ -119,7 +120,7 @@ def recognise_system(reader: GuestReader) -> OperatingSystem | None:
     return "linux" if released or starts or shell or special else None
 
 
-def _is_usr(names: Sequence[str]) -> bool:
+def is_usr(names: Collection[str]) -> bool:
     """Return whether this is a separate ``/usr``, whose bin, sbin and lib look like a root's."""
     bare = {"bin", "lib"} <= set(names) and not {"etc", "dev", "proc", "init"} & set(names)
     return "usr" not in names and ("share" in names or bare)
@@ -169,29 +170,33 @@ def mount_root(
         InspectionError: it cannot be mounted.
     """
     try:
-        if driver:
-            appliance.mount(device, driver, "/", readonly=readonly)
-        else:
-            appliance.call("mount_options", _access(readonly=readonly), device, "/")
+        return mount_device(appliance, device, readonly=readonly, driver=driver)
     except ApplianceCallError as exc:
         raise InspectionError(
             f"{device} cannot be mounted on /: {exc.message}",
             hint="check the guest's filesystem with fsck",
         ) from exc
+
+
+def mount_device(
+    appliance: Appliance, device: str, *, readonly: bool, driver: str
+) -> ApplianceFilesystem:
+    """As ``mount_root``, with the appliance's own error.
+
+    Raises:
+        ApplianceCallError: it cannot be mounted.
+    """
+    if driver:
+        node, options = subvolume_options(device)
+        appliance.mount(node, driver, "/", readonly=readonly, options=options)
+    else:
+        appliance.call("mount_options", _access(readonly=readonly), device, "/")
     return ApplianceFilesystem(appliance)
 
 
 def _access(*, readonly: bool) -> str:
     """Return the mount options; reading a guest's files changes no access times."""
     return "ro,noatime" if readonly else "rw,noatime"
-
-
-def blkid_tags(appliance: Appliance, device: str) -> Mapping[str, str]:
-    """Return the tags that blkid(8) finds on a device, at the cost of a process."""
-    try:
-        return dict(appliance.call("blkid", device))
-    except (ApplianceCallError, UnicodeDecodeError):  # unknown content, or a tag that is not UTF-8
-        return {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,7 +279,7 @@ class Mounting:
             return why
         if entry.is_guess:
             if len(CONTENT[str(place)].intersection(self.files.list_directory(place))) <= 1:
-                self.appliance.call("umount", str(place))
+                self.appliance.unmount(str(place))
                 self.files.mounted_on(place)
                 return entry.mount.obstacle
             self.names.learn(entry.mount.source, device)
@@ -293,10 +298,12 @@ class Mounting:
             status = self.files.lstat(place)
             if status is None or status.kind != "directory" or resolve(self.files, place) != place:
                 return "there is no such directory"
+            kept = [option for option in mount.options if option.startswith("subvol")]
             if driver:
-                self.appliance.mount(device, driver, str(place), readonly=self.readonly)
+                self.appliance.mount(
+                    device, driver, str(place), readonly=self.readonly, options=",".join(kept)
+                )
             else:
-                kept = [option for option in mount.options if option.startswith("subvol")]
                 flags = ",".join([_access(readonly=self.readonly), *kept])
                 self.appliance.call("mount_options", flags, device, str(place))
         except (ApplianceCallError, InspectionError) as exc:

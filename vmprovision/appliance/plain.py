@@ -1,10 +1,9 @@
-"""Mount the guest of a plain disk without a search: its first bytes say how it lies.
+"""Mount the guest of a disk whose structures say where everything is, without a search.
 
-Plain is: no partition table, a GPT or an MBR; one Linux root on ext2 to ext4 or
-XFS; beside it at most swap, ``/boot`` and ``/boot/efi``, boot code, empty
-partitions, and filesystems that Linux does not boot from.  One look at the disk, one
-mount, and a few files are then all it takes, a tenth of the search in
-``roots``; whatever is not plain is left to that, and so is every refusal.
+That is a disk without a table, with a GPT or with an MBR, whose partitions and logical
+volumes hold ext2 to ext4, XFS or btrfs, swap, boot code, nothing, and filesystems that
+Linux does not boot from; and of which one only may be a root of Linux.  What is otherwise
+is left to the search in ``roots``, and so is every refusal.
 """
 
 from __future__ import annotations
@@ -13,137 +12,155 @@ import logging
 from typing import TYPE_CHECKING
 
 from vmprovision.appliance.devicenames import DeviceNames
-from vmprovision.appliance.firstbytes import read_volumes
 from vmprovision.appliance.mounting import (
-    ON_DEMAND,
     Mounting,
-    blkid_tags,
+    is_usr,
+    mount_device,
     mount_root,
     unix_root,
-    wanted_mounts,
 )
 from vmprovision.appliance.session import ApplianceCallError
+from vmprovision.appliance.subvolumes import (
+    BTRFS,
+    list_subvolumes,
+    merge_btrfs,
+    subvolume_options,
+)
 from vmprovision.disklayout.partitions import UnclearLayoutError
 from vmprovision.errors import InspectionError
+from vmprovision.filesystem.protocol import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable
 
-    from vmprovision.appliance.filesystem import ApplianceFilesystem
-    from vmprovision.appliance.firstbytes import Volume
-    from vmprovision.appliance.mounting import MountedGuest, WantedMount
+    from vmprovision.appliance.firstbytes import Contents, Volume
+    from vmprovision.appliance.mounting import MountedGuest, Root
     from vmprovision.appliance.session import Appliance
 
 log = logging.getLogger(__name__)
 
-MOUNTED_AS_ROOT = ("/", "/sysroot")  # the guest's own, or this one's: libguestfs made the image
 # Without any of these names there is nothing that `recognise_system` would know.
 OF_A_ROOT = frozenset(("bin", "etc", "gnu", "hurd", "nix", "ostree", "sbin", "usr"))
+OF_A_USR = frozenset(("share", "lib", "dev", "proc", "init"))  # what `is_usr` asks for besides
 
 
-def mount_plain_guest(appliance: Appliance, disk: str, *, readonly: bool) -> MountedGuest | None:
-    """The guest of a plain disk, mounted; None, and nothing mounted, where it is not plain.
+def mount_plain_guest(
+    appliance: Appliance, contents: Contents, *, readonly: bool
+) -> MountedGuest | None:
+    """Return the guest, mounted; None, and nothing mounted, where a search is to find it.
 
     Args:
-        appliance: has this one disk.
-        disk: its device.
+        appliance: has the disk.
+        contents: of the disk.
         readonly: mount without writing.
     """
     try:
-        volumes = _look_at(appliance, disk)
-    except (UnclearLayoutError, ApplianceCallError) as exc:
-        log.info("%s is not plain: %s", disk, exc)
-        return None
-    try:
-        return _mount(appliance, volumes, readonly=readonly)
+        _require_known(contents.volumes.values())
+        contents.start_volumes(appliance)
+        device = _find_root(appliance, contents)
+        return _mount(appliance, contents, device, readonly=readonly)
     except (UnclearLayoutError, ApplianceCallError, InspectionError) as exc:
-        log.info("%s is not plain: %s", disk, exc)
-    appliance.call("umount_all")
+        log.info("every filesystem is looked into: %s", exc)
+    appliance.unmount()
     return None
 
 
-def _look_at(appliance: Appliance, disk: str) -> dict[str, Volume]:
-    """What is on the disk, by device.
-
-    Raises:
-        UnclearLayoutError: it is not plain.
-    """
-    volumes = read_volumes(appliance, disk)
-    for volume in volumes.values():
+def _require_known(volumes: Iterable[Volume]) -> None:
+    """Raise where it is not known what is on a volume."""
+    for volume in volumes:
         if volume.superblock is None and not volume.is_nothing:
-            raise UnclearLayoutError(f"{volume.device} holds nothing plain")
-    return volumes
+            raise UnclearLayoutError(f"{volume.device} holds no plain filesystem")
 
 
-def _mount(appliance: Appliance, volumes: Mapping[str, Volume], *, readonly: bool) -> MountedGuest:
-    """The guest, mounted.
+def _find_root(appliance: Appliance, contents: Contents) -> str:
+    """Return the only device or subvolume that may hold a root of Linux.
 
     Raises:
-        UnclearLayoutError: no root, perhaps several, or more to mount than is plain.
+        UnclearLayoutError: there is none, or there are several.
+        ApplianceCallError: something cannot be mounted.
+        InspectionError: likewise.
+    """
+    candidates = [volume for volume in contents.volumes.values() if volume.is_unix]
+    if [volume.kind for volume in candidates] in (["ext"], ["xfs"]):
+        return candidates[0].device
+    found = []
+    for volume in candidates:
+        if may_hold_root(appliance, volume.device, volume.driver):
+            found.append(volume.device)
+        elif volume.kind == BTRFS:
+            found += _subvolume_roots(appliance, volume)
+    if len(found) != 1:
+        raise UnclearLayoutError(f"{len(found)} filesystems may be the root")
+    return found[0]
+
+
+def _subvolume_roots(appliance: Appliance, volume: Volume) -> list[str]:
+    """Return the subvolume that holds the root, of a btrfs whose default one does not."""
+    if not volume.driver:
+        raise UnclearLayoutError(f"the btrfs on {volume.device} does not fill it")
+    names = [
+        name
+        for name in list_subvolumes(appliance, volume.device)
+        if may_hold_root(appliance, name, volume.driver)
+    ]
+    if len(names) < 2:  # noqa: PLR2004 -- there is nothing to choose
+        return names
+    roots = [_look_into(appliance, name, volume.driver) for name in names]
+    return [root.device for root in merge_btrfs([root for root in roots if root])]
+
+
+def _look_into(appliance: Appliance, device: str, driver: str) -> Root | None:
+    """Return the root on a device, which is not mounted before and after."""
+    files = mount_root(appliance, device, readonly=True, driver=driver)
+    try:
+        return unix_root(files, device)
+    finally:
+        appliance.unmount()
+
+
+def may_hold_root(appliance: Appliance, device: str, driver: str) -> bool:
+    """Return whether the root directory of a filesystem may be that of an operating system.
+
+    Nothing is mounted before and after.
+
+    Raises:
+        ApplianceCallError: it cannot be mounted.
+        InspectionError: it cannot be read.
+    """
+    names = None
+    if driver:
+        node, options = subvolume_options(device)
+        names = appliance.look(node, driver, OF_A_ROOT | OF_A_USR, options)
+    if names is None:
+        files = mount_device(appliance, device, readonly=True, driver=driver)
+        try:
+            names = set(files.list_directory(ROOT))
+        finally:
+            appliance.unmount()
+    return bool(OF_A_ROOT & names) and not is_usr(names)
+
+
+def _mount(
+    appliance: Appliance, contents: Contents, device: str, *, readonly: bool
+) -> MountedGuest:
+    """Return the guest of a root, mounted.
+
+    Raises:
+        UnclearLayoutError: there is no root of Linux.
         ApplianceCallError: something cannot be mounted or asked.
         InspectionError: likewise, or the files cannot be read.
     """
-    candidates = [volume for volume in volumes.values() if volume.is_unix]
-    if not candidates:
-        raise UnclearLayoutError("no filesystem that may be Linux's root")
-    likely = max(candidates, key=_likelihood)
-    # what may turn out to be no root is not written to, not even by being mounted
-    looking = readonly or len(candidates) > 1
-    files = mount_root(appliance, likely.device, readonly=looking, driver=likely.driver)
-    root = unix_root(files, likely.device)
+    driver = contents.driver(device)
+    files = mount_root(appliance, device, readonly=readonly, driver=driver)
+    root = unix_root(files, device)
     if root is None or root.system != "linux":
-        raise UnclearLayoutError(f"{likely.device} holds no Linux")
-    names = DeviceNames(list(volumes), lambda *asked: _tag(appliance, volumes, *asked))
-    mounting = Mounting(
+        raise UnclearLayoutError(f"{device} holds no Linux")
+    names = DeviceNames(list(contents.volumes), lambda *asked: contents.tag(appliance, *asked))
+    return Mounting(
         appliance=appliance,
         files=files,
         root=root,
         names=names,
         readonly=readonly,
-        driver_of=lambda device: volumes[device].driver,
-    )
-    wanted = wanted_mounts(files, root, names)
-    if any(entry.device and entry.mount.place not in ON_DEMAND for entry in wanted):
-        raise UnclearLayoutError("fstab mounts more than /boot")
-    others = {volume.device for volume in candidates} - {root.device}
-    if others - {entry.device for entry in wanted}:
-        raise UnclearLayoutError("there is a filesystem that fstab does not mount")
-    if looking and not readonly:
-        appliance.call("remount", "/", rw=True)
-    guest = mounting.mount_wanted()
-    _check_boot(files, guest, wanted, others)
-    return guest
-
-
-def _check_boot(
-    files: ApplianceFilesystem, guest: MountedGuest, wanted: list[WantedMount], others: set[str]
-) -> None:
-    """Raise where a filesystem for ``/boot`` was not mounted, or may be a root too."""
-    for entry in wanted:
-        place, device = entry.mount.place, entry.device
-        if device is None:
-            continue
-        if guest.mountpoints.get(str(place)) != device:
-            raise UnclearLayoutError(f"{device} cannot be mounted on {place}")
-        if device in others and OF_A_ROOT & set(files.list_directory(place)):
-            raise UnclearLayoutError(f"{device} may be a root too")
-
-
-def _likelihood(volume: Volume) -> tuple[bool, int]:
-    """Of several filesystems, the root says so itself (ext), or is the largest."""
-    block = volume.superblock
-    return (block is not None and block.last_mounted in MOUNTED_AS_ROOT, volume.partition.size)
-
-
-def _tag(appliance: Appliance, volumes: Mapping[str, Volume], device: str, tag: str) -> str:
-    """What fstab may call a volume by: its UUID or LABEL, or its partition's UUID or name."""
-    volume, superblock = volumes[device], volumes[device].superblock
-    if tag.startswith("PART_"):
-        partition = volume.partition
-        return partition.uuid if tag == "PART_ENTRY_UUID" else partition.name
-    if superblock is None:
-        return ""
-    # FAT's label is in its root directory, and the others' tags were not read
-    if superblock.kind in ("ntfs", "exfat") or (superblock.kind == "vfat" and tag == "LABEL"):
-        return blkid_tags(appliance, device).get(tag, "")
-    return superblock.uuid if tag == "UUID" else superblock.label
+        driver_of=contents.driver,
+    ).mount_wanted()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from vmprovision.appliance.handle import CALL_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from contextlib import AbstractContextManager
 
     from vmprovision.appliance.drives import Drive
@@ -27,7 +27,9 @@ class Appliance(Protocol):
     def call(self, name: str, *arguments: Any, limit: float = CALL_SECONDS, **options: Any) -> Any:  # noqa: ANN401 -- untyped library
         """Return the result of one libguestfs API call; see ``Handle.call``."""
 
-    def mount(self, device: str, driver: str, place: str, *, readonly: bool) -> None:
+    def mount(
+        self, device: str, driver: str, place: str, *, readonly: bool, options: str = ""
+    ) -> None:
         """Mount a filesystem of the guest without writing access times.
 
         Args:
@@ -35,9 +37,39 @@ class Appliance(Protocol):
             driver: the kernel's filesystem.
             place: a directory of the guest, free of links.
             readonly: do not write to it.
+            options: of the filesystem's own.
 
         Raises:
             ApplianceCallError: it cannot be mounted.
+        """
+
+    def look(
+        self, device: str, driver: str, names: Iterable[str], options: str = ""
+    ) -> set[str] | None:
+        """Return which names are in the root directory of a filesystem that is not mounted.
+
+        None if this appliance cannot tell.
+
+        Raises:
+            ApplianceCallError: the filesystem cannot be mounted or read.
+        """
+
+    def unmount(self, place: str | None = None) -> None:
+        """Unmount what is at a place of the guest, or all of the guest.
+
+        Raises:
+            ApplianceError: something is still in use.
+        """
+
+    def map_devices(self, table: str, links: Sequence[str]) -> None:
+        """Make the guest's logical volumes, unless LVM has made them.
+
+        Args:
+            table: of device-mapper, in the concise form of dmsetup(8).
+            links: for each device of the table its name below ``/dev``.
+
+        Raises:
+            ApplianceCallError: one cannot be made.
         """
 
     def activate_volumes(self) -> None:

@@ -8,24 +8,24 @@ absolute link, or where only ``/usr/lib/os-release`` is there.
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from vmprovision.appliance.devicenames import LVM_UUID, DeviceNames, crypttab_names
-from vmprovision.appliance.filesystem import ApplianceFilesystem
+from vmprovision.appliance.firstbytes import blkid_tags, read_contents
 from vmprovision.appliance.foreign import FOREIGN, refuse_unreadable
 from vmprovision.appliance.mounting import (
     MountedGuest,
     Mounting,
     Root,
-    blkid_tags,
+    mount_device,
     mount_root,
     unix_root,
 )
-from vmprovision.appliance.plain import mount_plain_guest
+from vmprovision.appliance.plain import may_hold_root, mount_plain_guest
 from vmprovision.appliance.session import ApplianceCallError
+from vmprovision.appliance.subvolumes import merge_btrfs, split_subvolume
 from vmprovision.appliance.unreadable import (
     Unreadable,
     find_closed,
@@ -34,6 +34,7 @@ from vmprovision.appliance.unreadable import (
     unreadable_files,
 )
 from vmprovision.appliance.volumes import LUKS, open_layers
+from vmprovision.disklayout.partitions import UnclearLayoutError
 from vmprovision.errors import (
     InspectionError,
     NoOperatingSystemError,
@@ -44,6 +45,7 @@ from vmprovision.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from vmprovision.appliance.firstbytes import Contents
     from vmprovision.appliance.session import Appliance
     from vmprovision.appliance.volumes import Layers
     from vmprovision.disklayout.keyfile import Key
@@ -54,8 +56,8 @@ log = logging.getLogger(__name__)
 
 # Filesystems that hold no tree of files, or none that Linux boots from.
 SKIPPED = ("swap", "unknown", "LVM2_member", "linux_raid_member", LUKS)
-BTRFS_PREFIX = "btrfsvol:"
 LISTED_LIMIT = 20
+GPT_BSD = "516e7c"  # the FreeBSD family of types begins so
 MBR_BSD = (0xA5, 0xA6, 0xA9)  # FreeBSD, OpenBSD, NetBSD
 SOLE_DISK = "/dev/sda"  # libguestfs's name for the only drive of an appliance
 
@@ -74,8 +76,8 @@ def mount_guest(
         appliance: holds the image as its drive.
         wanted: the device of the root to use where there are several.
         readonly: mount without writing.
-        disk: the appliance's only disk; where there is one only, a plain layout is known
-            by its first bytes, and nothing is searched.
+        disk: the appliance's only disk; where there is one only, its structures mostly say
+            where the root is, and not every filesystem is looked into.
         keys: of its encrypted volumes.
 
     Raises:
@@ -84,24 +86,46 @@ def mount_guest(
         UnsupportedGuestError: Windows, BSD, Hurd, encrypted without a key, or hibernated.
         WrongKeyError: no key opens what is encrypted.
     """
-    if disk is not None and wanted is None:
-        guest = mount_plain_guest(appliance, disk, readonly=readonly)
+    contents = _find_contents(appliance, disk)
+    if contents is not None and disk is not None and wanted is None:
+        guest = mount_plain_guest(appliance, contents, readonly=readonly)
         if guest is not None:
             return guest
-    return _mount_found_guest(appliance, wanted, keys, readonly=readonly)
+    layers = open_layers(appliance, contents, keys)
+    return mount_found_guest(appliance, wanted, layers, readonly=readonly)
 
 
-def _mount_found_guest(
-    appliance: Appliance, wanted: str | None, keys: Sequence[Key], *, readonly: bool
+def _find_contents(appliance: Appliance, disk: str | None) -> Contents | None:
+    """Return what is on the disks; None, said in the log, where libguestfs is to search them.
+
+    Raises:
+        InspectionError: a partition table has no end.
+    """
+    try:
+        disks = [disk] if disk is not None else appliance.call("list_devices")
+        return read_contents(appliance, disks)
+    except (UnclearLayoutError, ApplianceCallError) as exc:
+        log.info("libguestfs searches the disks, which takes longer: %s", exc)
+        return None
+
+
+def mount_found_guest(
+    appliance: Appliance, wanted: str | None, layers: Layers, *, readonly: bool
 ) -> MountedGuest:
-    """The guest, by a list of all filesystems and a look into each."""
-    layers = open_layers(appliance, keys)
+    """Mount the guest that a look into each filesystem finds.
+
+    Raises:
+        VmprovisionError: as ``mount_guest``.
+    """
     filesystems = layers.filesystems
-    seen = [_look_into(appliance, device, kind) for device, kind in filesystems.items()]
+    seen = [
+        _look_into(appliance, device, kind, layers.driver(device))
+        for device, kind in filesystems.items()
+    ]
     search = _Search(
         appliance=appliance,
         layers=layers,
-        roots=_merge_btrfs([each for each in seen if isinstance(each, Root)]),
+        roots=merge_btrfs([each for each in seen if isinstance(each, Root)]),
         unreadable=[each for each in seen if isinstance(each, Unreadable)],
     )
     root = search.choose(wanted)
@@ -110,34 +134,56 @@ def _mount_found_guest(
             f"the guest {root.name} is hibernated: it holds its filesystems in memory",
             hint="start it, shut it down, and inject then",
         )
-    files = mount_root(appliance, root.device, readonly=readonly)
+    files = mount_root(appliance, root.device, readonly=readonly, driver=layers.driver(root.device))
     names = search.names()
     names.aliases.update(crypttab_names(files, layers.unlocked, names))
-    mounting = Mounting(appliance=appliance, files=files, root=root, names=names, readonly=readonly)
+    mounting = Mounting(
+        appliance=appliance,
+        files=files,
+        root=root,
+        names=names,
+        readonly=readonly,
+        driver_of=layers.driver,
+    )
     return mounting.mount_wanted()
 
 
-def _look_into(appliance: Appliance, device: str, kind: str) -> Root | Unreadable | None:
-    """The root on a device, or why it cannot be read; None where there is none."""
+def _look_into(
+    appliance: Appliance, device: str, kind: str, driver: str
+) -> Root | Unreadable | None:
+    """Return the root on a device, or why it cannot be read; None where there is none."""
     if kind in SKIPPED or kind in FOREIGN or kind == "swsuspend":
         return None
     if kind == "ufs":
         return Root(device=device, system="bsd", name="BSD")
     try:
-        appliance.call("mount_ro", device, "/")
+        return _mounted_root(appliance, device, kind, driver)
     except ApplianceCallError as exc:
+        if driver:  # mount(8) has more words for what is wrong
+            return _look_into(appliance, device, kind, "")
         log.info("cannot mount %s (%s): %s", device, kind, exc.message)
         return unmountable(appliance, device, kind, exc.message)
-    try:
-        reader = ApplianceFilesystem(appliance)
-        if kind in ("ntfs", "vfat", "exfat"):
-            return _windows_root(reader, device)
-        return unix_root(reader, device)
     except InspectionError as exc:
         log.info("cannot read %s: %s", device, exc.message)
         return unreadable_files(device, kind, exc)
+
+
+def _mounted_root(appliance: Appliance, device: str, kind: str, driver: str) -> Root | None:
+    """Return the root on a device, which is not mounted before and after.
+
+    Raises:
+        ApplianceCallError: it cannot be mounted.
+        InspectionError: it cannot be read.
+    """
+    if driver and not may_hold_root(appliance, device, driver):
+        return None
+    files = mount_device(appliance, device, readonly=True, driver=driver)
+    try:
+        if kind in ("ntfs", "vfat", "exfat"):
+            return _windows_root(files, device)
+        return unix_root(files, device)
     finally:
-        appliance.call("umount_all")
+        appliance.unmount()
 
 
 def _windows_root(reader: GuestReader, device: str) -> Root | None:
@@ -151,37 +197,6 @@ def _windows_root(reader: GuestReader, device: str) -> Root | None:
 
 def _is_windows(name: str) -> bool:
     return name.lower() in ("windows", "winnt")
-
-
-def _merge_btrfs(roots: Sequence[Root]) -> list[Root]:
-    """The roots with btrfs's snapshots of the same system left out.
-
-    ``list_filesystems`` names the default subvolume by its plain device, so where
-    the plain device is a root, that is the one that boots; else the one that the
-    system's own fstab names, whatever older roots and snapshots are beside it.
-    """
-    kept: dict[str, Root] = {}
-    for root in roots:
-        device, subvolume = _split_btrfs(root.device)
-        other = kept.get(device)
-        if other is not None:
-            log.info("%s and %s are subvolumes of one filesystem", root.device, other.device)
-        named = subvolume is not None and subvolume == root.subvolume
-        if other is None or subvolume is None or (named and other.device != device):
-            kept[device] = root
-    return list(kept.values())
-
-
-def _split_btrfs(device: str) -> tuple[str, str | None]:
-    """``btrfsvol:/dev/sda2/@`` as ``/dev/sda2`` and ``@``; the subvolume None for other devices.
-
-    A logical volume's device has a directory more: ``/dev/VG/LV``.
-    """
-    if not device.startswith(BTRFS_PREFIX):
-        return device, None
-    parts = PurePosixPath(device.removeprefix(BTRFS_PREFIX)).parts
-    length = 3 if re.fullmatch(r"[shv]d[a-z]+\d*|md\d+", parts[2]) else 4
-    return str(PurePosixPath(*parts[:length])), "/".join(parts[length:])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +213,7 @@ class _Search:
     def devices(self) -> list[str]:
         """All that have tags of their own, which subvolumes have not."""
         found = self.layers.filesystems
-        return [device for device in found if not device.startswith(BTRFS_PREFIX)]
+        return [device for device in found if split_subvolume(device)[1] is None]
 
     def names(self, *more: str) -> DeviceNames:
         """What a guest may call them, and more of the image's devices."""
@@ -206,6 +221,9 @@ class _Search:
 
     def tag(self, device: str, tag: str) -> str:
         """What blkid(8), or LVM, says of a device; each is asked once."""
+        contents = self.layers.contents
+        if contents is not None and device in contents.volumes:
+            return contents.tag(self.appliance, device, tag)
         if tag == LVM_UUID:
             return _lvm_uuid(self.appliance, device)
         if device not in self.known:
@@ -252,12 +270,13 @@ class _Search:
 
     def _refuse_doubt(self, root: Root, unreadable: Sequence[Unreadable]) -> None:
         """Raise where what cannot be read may be the guest's real root."""
-        files = mount_root(self.appliance, root.device, readonly=True)
+        driver = self.layers.driver(root.device)
+        files = mount_root(self.appliance, root.device, readonly=True, driver=driver)
         try:
             names = self.names(*(each.device for each in unreadable))
             left = unclaimed(unreadable, files, names)
         finally:
-            self.appliance.call("umount_all")
+            self.appliance.unmount()
         if left:
             listed = ", ".join(map(str, left))
             raise SeveralOperatingSystemsError(
@@ -282,7 +301,7 @@ class _Search:
                 f"{', '.join(map(str, unreadable))}",
                 hint=unreadable[0].hint,
             )
-        if _has_bsd_partition(self.appliance):
+        if self._has_bsd_partition():
             return UnsupportedGuestError(
                 "the image holds a BSD system", hint="only Linux guests can be injected into"
             )
@@ -291,6 +310,11 @@ class _Search:
             "no filesystem of the image holds an operating system",
             hint=f"filesystems seen: {', '.join(listed[:LISTED_LIMIT]) or 'none'}",
         )
+
+    def _has_bsd_partition(self) -> bool:
+        if self.layers.contents is None:
+            return _finds_bsd_partition(self.appliance)
+        return any(kind.startswith(GPT_BSD) for kind in self.layers.contents.types)
 
 
 def _lvm_uuid(appliance: Appliance, device: str) -> str:
@@ -336,7 +360,7 @@ def _linux(root: Root) -> Root:
     )
 
 
-def _has_bsd_partition(appliance: Appliance) -> bool:
+def _finds_bsd_partition(appliance: Appliance) -> bool:
     for partition in appliance.call("list_partitions"):
         disk = appliance.call("part_to_dev", partition)
         number = appliance.call("part_to_partnum", partition)
@@ -344,8 +368,8 @@ def _has_bsd_partition(appliance: Appliance) -> bool:
             if appliance.call("part_get_parttype", disk) == "msdos":
                 if appliance.call("part_get_mbr_id", disk, number) in MBR_BSD:
                     return True
-            elif str(appliance.call("part_get_gpt_type", disk, number)).startswith("516E7C"):
-                return True  # the FreeBSD family of GPT types
+            elif str(appliance.call("part_get_gpt_type", disk, number)).lower().startswith(GPT_BSD):
+                return True
         except ApplianceCallError:
             continue
     return False

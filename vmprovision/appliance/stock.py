@@ -30,7 +30,7 @@ from vmprovision.qemu.options import socket_options
 
 if TYPE_CHECKING:
     import contextlib
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from vmprovision.progress import Control
@@ -99,10 +99,27 @@ class StockAppliance:
         """As the Protocol has it."""
         return self._handle.call(name, *arguments, limit=limit, **options)
 
-    def mount(self, device: str, driver: str, place: str, *, readonly: bool) -> None:
+    def mount(
+        self, device: str, driver: str, place: str, *, readonly: bool, options: str = ""
+    ) -> None:
         """As the Protocol has it."""
-        access = "ro,noatime" if readonly else "rw,noatime"
-        self.call("mount_vfs", access, driver, device, place)
+        access = ["ro" if readonly else "rw", "noatime", *filter(None, [options])]
+        self.call("mount_vfs", ",".join(access), driver, device, place)
+
+    def look(
+        self, device: str, driver: str, names: Iterable[str], options: str = ""
+    ) -> set[str] | None:
+        """As the Protocol has it: it cannot."""
+
+    def unmount(self, place: str | None = None) -> None:
+        """As the Protocol has it."""
+        if place is None:
+            self.call("umount_all")
+        else:
+            self.call("umount", place)
+
+    def map_devices(self, table: str, links: Sequence[str]) -> None:
+        """As the Protocol has it: LVM has made them."""
 
     def activate_volumes(self) -> None:
         """As the Protocol has it: they run from the start."""
@@ -114,7 +131,7 @@ class StockAppliance:
     def finish(self) -> None:
         """As the Protocol has it; the machine is shut down."""
         self.call("set_autosync", False)  # noqa: FBT003 -- libguestfs's; nothing is left to sync
-        self.call("umount_all")
+        self.unmount()
         for close in self._closings:
             close()
         self.call("shutdown")

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmprovision.appliance.arrays import MEMBER, Arrays, examine_arrays
-from vmprovision.appliance.firstbytes import find_kinds
+from vmprovision.appliance.firstbytes import Contents, kind_of_device
 from vmprovision.appliance.foreign import FOREIGN
 from vmprovision.appliance.session import ApplianceCallError
+from vmprovision.appliance.subvolumes import BTRFS, list_subvolumes
 from vmprovision.errors import ApplianceError, InspectionError, WrongKeyError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Layers:
         tried: locked devices for which the caller has given a key.
         array_names: what the guest calls an MD array -> the appliance's device.
         unusable: member of an MD array -> why the array must not be worked on.
+        contents: of the disks, where their own structures say all of it.
     """
 
     filesystems: Mapping[str, str]
@@ -53,6 +55,11 @@ class Layers:
     tried: tuple[str, ...]
     array_names: Mapping[str, str]
     unusable: Mapping[str, str]
+    contents: Contents | None = None
+
+    def driver(self, device: str) -> str:
+        """Return the kernel's filesystem on a device; empty where mount(8) is to look."""
+        return self.contents.driver(device) if self.contents else ""
 
     @property
     def locked(self) -> list[str]:
@@ -64,26 +71,22 @@ class Layers:
         ]
 
 
-def open_layers(appliance: Appliance, keys: Sequence[Key]) -> Layers:
+def open_layers(appliance: Appliance, contents: Contents | None, keys: Sequence[Key]) -> Layers:
     """Start arrays and logical volumes and unlock what the keys are for, layer by layer.
+
+    Args:
+        appliance: has the disks.
+        contents: of the disks; None where their structures do not say all of it.
+        keys: the caller's.
 
     Raises:
         WrongKeyError: a key that is meant for one volume does not open it.
         InspectionError: an encrypted volume cannot be read.
         ApplianceTimeoutError: deriving a key takes too long.
     """
+    if contents is not None and (known := _known_layers(appliance, contents, keys)):
+        return known
     arrays = Arrays(names={}, unusable={})
-    kinds = find_kinds(appliance)
-    if kinds is not None and not (keys and LUKS in kinds.values()):
-        closed = {device: kind for device, kind in kinds.items() if kind in (LUKS, *FOREIGN)}
-        return Layers(
-            filesystems={each: kind for each, kind in kinds.items() if each not in closed},
-            others=closed,
-            unlocked={},
-            tried=(),
-            array_names={},
-            unusable={},
-        )
     appliance.activate_volumes()
     filesystems, others = _look(appliance)
     if MEMBER in others.values():
@@ -105,6 +108,42 @@ def open_layers(appliance: Appliance, keys: Sequence[Key]) -> Layers:
         array_names=arrays.names,
         unusable=arrays.unusable,
     )
+
+
+def _known_layers(appliance: Appliance, contents: Contents, keys: Sequence[Key]) -> Layers | None:
+    """Return what is on disks whose contents are known; None where more is to be started."""
+    try:
+        kinds = _known_kinds(appliance, contents)
+    except ApplianceCallError as exc:
+        log.info("libguestfs searches the disks, which takes longer: %s", exc.message)
+        return None
+    if keys and LUKS in kinds.values():
+        return None
+    closed = {device: kind for device, kind in kinds.items() if kind in (LUKS, *FOREIGN)}
+    return Layers(
+        filesystems={device: kind for device, kind in kinds.items() if device not in closed},
+        others=closed,
+        unlocked={},
+        tried=(),
+        array_names={},
+        unusable={},
+        contents=contents,
+    )
+
+
+def _known_kinds(appliance: Appliance, contents: Contents) -> dict[str, str]:
+    """Return what is on each device or subvolume, as blkid(8) names it.
+
+    Raises:
+        ApplianceCallError: logical volumes cannot be made, or subvolumes cannot be listed.
+    """
+    contents.start_volumes(appliance)
+    kinds: dict[str, str] = {}
+    for device, volume in contents.volumes.items():
+        kinds[device] = volume.certain_kind or kind_of_device(appliance, device) or "unknown"
+        if kinds[device] == BTRFS:
+            kinds |= dict.fromkeys(list_subvolumes(appliance, device), BTRFS)
+    return kinds
 
 
 def _look(appliance: Appliance) -> tuple[dict[str, str], dict[str, str]]:
@@ -194,14 +233,6 @@ def _others(appliance: Appliance, filesystems: Mapping[str, str]) -> Iterator[tu
     for device in devices:
         if device not in filesystems and (kind := kind_of_device(appliance, device)):
             yield device, kind
-
-
-def kind_of_device(appliance: Appliance, device: str) -> str:
-    """What blkid(8) sees on a device; empty where it knows nothing."""
-    try:
-        return str(appliance.call("vfs_type", device))
-    except ApplianceCallError:
-        return ""
 
 
 def _unlock(appliance: Appliance, device: str, keys: Sequence[Key]) -> tuple[str | None, bool]:

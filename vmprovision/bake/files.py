@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 from vmprovision.errors import CommandError, ImageSpaceError
-from vmprovision.image.disk import host_failures
+from vmprovision.image.preconditions import host_failures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

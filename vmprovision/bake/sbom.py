@@ -19,13 +19,13 @@ from cyclonedx.schema import OutputFormat, SchemaVersion
 from packageurl import PackageURL
 
 from vmprovision import __version__
+from vmprovision.changes.conditions import FileCondition
 from vmprovision.changes.receipt import AGENT, RUNTIME
 from vmprovision.runtime.store import list_runtimes
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from vmprovision.changes.operations import Condition
     from vmprovision.guest.facts import Distribution
     from vmprovision.inspection.packages import Package
     from vmprovision.reports import ContentsReport
@@ -111,7 +111,7 @@ def _package(package: Package, guest: Distribution) -> Component:
 def _agent(contents: ContentsReport) -> Component:
     """Return the agent as a component, with the files that came with it inside."""
     conditions = [entry.condition for entry in contents.receipt.entries]
-    files = [each for each in conditions if each.sha256 and each.kind == "file"]
+    files = [each for each in conditions if isinstance(each, FileCondition)]
     own = next((each for each in files if each.path == AGENT), None)
     return Component(
         name="guest-agent",
@@ -124,10 +124,10 @@ def _agent(contents: ContentsReport) -> Component:
     )
 
 
-def _file(condition: Condition) -> Component:
+def _file(condition: FileCondition) -> Component:
     """Return a file as a component; the bundled runtime has the version that it is made of."""
     versions = {each.sha256: each.micropython for each in list_runtimes()}
-    version = versions.get(condition.sha256 or "") if condition.path == RUNTIME else None
+    version = versions.get(condition.sha256) if condition.path == RUNTIME else None
     return Component(
         name="micropython" if version else str(condition.path),
         version=version,
@@ -138,5 +138,5 @@ def _file(condition: Condition) -> Component:
     )
 
 
-def _hashes(condition: Condition) -> list[HashType]:
-    return [HashType(alg=HashAlgorithm.SHA_256, content=str(condition.sha256))]
+def _hashes(condition: FileCondition) -> list[HashType]:
+    return [HashType(alg=HashAlgorithm.SHA_256, content=condition.sha256)]

@@ -132,7 +132,8 @@ def check_job(job: Job, backed: dict[object, Job]) -> VmprovisionError | None:
     try:
         check_options(job.options)
     except PlanError as exc:
-        return PlanError(f"{job.image}: {exc.message}", hint=exc.hint)
+        exc.image = job.image
+        return exc
     return None
 
 

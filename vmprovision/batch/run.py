@@ -37,11 +37,10 @@ from vmprovision.errors import (
     ImageLockedError,
     PlanError,
     VmprovisionError,
-    printable,
     unexpected_error,
 )
 from vmprovision.host.capacity import host_capacity
-from vmprovision.image.disk import is_being_merged
+from vmprovision.image.recovery import is_being_merged
 from vmprovision.progress import Control, Progress
 from vmprovision.reports import BatchReport, JobResult
 from vmprovision.runtime.archive import build_archive
@@ -200,7 +199,7 @@ def _result_of(job: Job, work: Callable[[], ChangeReport]) -> JobResult:
     except Exception as exc:  # one image's fault must not stop the others
         log.debug("%s: unexpected", job.image, exc_info=exc)
         fault = unexpected_error(exc)
-        fault.message = printable(f"{job.image}: ") + fault.message
+        fault.image = job.image
         result = replace(result, error=fault)
     return replace(result, seconds=time.monotonic() - begun)
 

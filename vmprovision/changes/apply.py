@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from vmprovision.changes.blocks import insert_block
 from vmprovision.changes.operations import (
     EDIT_LIMIT,
     EditBlock,
@@ -13,7 +14,6 @@ from vmprovision.changes.operations import (
     Plan,
     Symlink,
     WriteFile,
-    insert_block,
     is_satisfied,
 )
 from vmprovision.errors import ApplyError
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def apply_plan(plan: Plan, filesystem: GuestFilesystem, control: Control) -> list[Operation]:
-    """The operations that had something to do, done in the plan's order.
+    """Carry out the operations in order; return those that had something to do.
 
     Raises:
         ApplyError: one failed; the guest is half-written, and the caller throws

@@ -10,15 +10,23 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from vmprovision.changes.operations import Condition
+from vmprovision.changes.conditions import (
+    BlockCondition,
+    DirectoryCondition,
+    FileCondition,
+    RequestCondition,
+    SymlinkCondition,
+)
 from vmprovision.errors import InspectionError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from vmprovision.changes.conditions import Condition
 
 AGENT = PurePosixPath("/usr/local/bin/guest-agent")
 CONFIGURATION = PurePosixPath("/etc/guest-agent.conf")
@@ -35,7 +43,6 @@ SCHEMA = 1
 RECEIPT_LIMIT = 1 << 20  # bytes; one has 20 KiB
 ENTRY_LIMIT = 1000
 DIGIT_LIMIT = 12  # of a number; an owner has ten at most
-_CONDITION_KINDS = ("directory", "file", "symlink", "block", "request")
 _FOUND_KINDS = ("absent", "file", "directory", "symlink")
 
 
@@ -89,18 +96,19 @@ class Receipt:
         return tuple(dict.fromkeys([*written, *kept]))
 
     def entry_for(self, path: PurePosixPath) -> Entry | None:
-        """The entry of a path, if the receipt has one."""
+        """Return the entry for a path, if the receipt has one."""
         return next((entry for entry in self.entries if entry.condition.path == path), None)
 
 
 def serialise_receipt(receipt: Receipt) -> bytes:
-    """The receipt's file: JSON, sorted keys, one line feed at the end."""
+    """Return the receipt's file: JSON, sorted keys, one line feed at the end."""
     document = {
         "schema": SCHEMA,
         "agent_version": receipt.agent_version,
         "init": receipt.init,
         "entries": [
             {
+                "kind": entry.condition.kind,
                 **_filled(entry.condition),
                 "before": {
                     key: value
@@ -115,9 +123,9 @@ def serialise_receipt(receipt: Receipt) -> bytes:
 
 
 def _filled(record: Condition | Found) -> dict[str, Any]:
-    """The fields of a record that have a value; paths as text, modes in octal."""
+    """Return the fields of a record that have a value: paths as text, modes in octal."""
     values: dict[str, Any] = {}
-    for name in record.__slots__:
+    for name in [field.name for field in fields(record)]:
         value = getattr(record, name)
         if value is None:
             continue
@@ -128,7 +136,7 @@ def _filled(record: Condition | Found) -> dict[str, Any]:
 
 
 def parse_receipt(content: bytes, path: PurePosixPath = RECEIPT) -> Receipt:
-    """The receipt that a guest holds.
+    """Parse the receipt that a guest holds.
 
     Args:
         content: at most ``RECEIPT_LIMIT`` bytes.
@@ -188,30 +196,64 @@ def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parse_entry(entry: Mapping[str, Any]) -> Entry:
-    condition = Condition(
-        path=_path(entry["path"]),
-        kind=_one_of(entry["kind"], _CONDITION_KINDS),  # type: ignore[arg-type]  # one of these
-        mode=_mode(entry.get("mode")),
-        uid=_number(entry.get("uid")),
-        gid=_number(entry.get("gid")),
-        sha256=_hash(entry.get("sha256")),
-        target=_optional_text(entry.get("target")),
-        name=_optional_text(entry.get("name")),
+    parse = _CONDITIONS[_one_of(entry["kind"], tuple(_CONDITIONS))]
+    condition = parse(_path(entry["path"]), entry)
+    return Entry(condition=condition, before=_parse_found(entry["before"]))
+
+
+def _parse_directory(path: PurePosixPath, entry: Mapping[str, Any]) -> DirectoryCondition:
+    return DirectoryCondition(path=path, label=_label(entry.get("label")))
+
+
+def _parse_file(path: PurePosixPath, entry: Mapping[str, Any]) -> FileCondition:
+    return FileCondition(
+        path=path,
+        mode=_mode(entry["mode"]),
+        uid=_number(entry["uid"]),
+        gid=_number(entry["gid"]),
+        sha256=_hash(entry["sha256"]),
         label=_label(entry.get("label")),
     )
-    before = entry["before"]
-    return Entry(condition=condition, before=_parse_found(before))
+
+
+def _parse_symlink(path: PurePosixPath, entry: Mapping[str, Any]) -> SymlinkCondition:
+    return SymlinkCondition(
+        path=path, target=_line(entry["target"]), label=_label(entry.get("label"))
+    )
+
+
+def _parse_block(path: PurePosixPath, entry: Mapping[str, Any]) -> BlockCondition:
+    return BlockCondition(
+        path=path,
+        name=_line(entry["name"]),
+        mode=_mode(entry["mode"]),
+        sha256=_hash(entry["sha256"]),
+    )
+
+
+def _parse_request(path: PurePosixPath, _entry: Mapping[str, Any]) -> RequestCondition:
+    return RequestCondition(path=path)
+
+
+# kind -> the parser of such a condition
+_CONDITIONS: dict[str, Callable[[PurePosixPath, Mapping[str, Any]], Condition]] = {
+    "directory": _parse_directory,
+    "file": _parse_file,
+    "symlink": _parse_symlink,
+    "block": _parse_block,
+    "request": _parse_request,
+}
 
 
 def _parse_found(before: Mapping[str, Any]) -> Found:
     found = Found(
         kind=_one_of(before["kind"], _FOUND_KINDS),
-        mode=_mode(before.get("mode")),
-        uid=_number(before.get("uid")),
-        gid=_number(before.get("gid")),
+        mode=_optional(_mode, before, "mode"),
+        uid=_optional(_number, before, "uid"),
+        gid=_optional(_number, before, "gid"),
         label=_label(before.get("label")),
-        target=_optional_text(before.get("target")),
-        sha256=_hash(before.get("sha256")),
+        target=_optional(_line, before, "target"),
+        sha256=_optional(_hash, before, "sha256"),
         kept=_path(before["kept"]) if "kept" in before else None,
     )
     is_file, is_link = found.kind == "file", found.kind == "symlink"
@@ -238,8 +280,18 @@ def _text(value: str, pattern: str) -> str:
     return value
 
 
-def _optional_text(value: str | None) -> str | None:
-    return None if value is None else _text(value, r"[^\0\n]{1,4000}")
+def _line(value: str) -> str:
+    return _text(value, r"[^\0\n]{1,4000}")
+
+
+_Value = TypeVar("_Value")
+
+
+def _optional(
+    parse: Callable[[Any], _Value], fields: Mapping[str, Any], name: str
+) -> _Value | None:
+    value = fields.get(name)
+    return None if value is None else parse(value)
 
 
 def _label(value: str | None) -> str | None:
@@ -252,16 +304,16 @@ def _one_of(value: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
-def _mode(value: str | None) -> int | None:
-    return None if value is None else int(_text(value, r"[0-7]{1,4}"), 8)
+def _mode(value: str) -> int:
+    return int(_text(value, r"[0-7]{1,4}"), 8)
 
 
-def _number(value: int | None) -> int | None:
+def _number(value: int) -> int:
     # -1 and 2**32 - 1 mean "leave it as it is" to chown(2)
-    if value is not None and (type(value) is not int or not 0 <= value < (1 << 32) - 1):
+    if type(value) is not int or not 0 <= value < (1 << 32) - 1:
         raise ValueError("not an owner")
     return value
 
 
-def _hash(value: str | None) -> str | None:
-    return None if value is None else _text(value, r"[0-9a-f]{64}")
+def _hash(value: str) -> str:
+    return _text(value, r"[0-9a-f]{64}")

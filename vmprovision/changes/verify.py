@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmprovision.changes.operations import mismatches
 from vmprovision.changes.receipt import UNFINISHED
 from vmprovision.errors import VerificationError
 
@@ -23,7 +22,7 @@ def verify_plan(plan: Plan, reader: GuestReader) -> None:
     found = [
         mismatch
         for operation in plan.operations
-        for mismatch in mismatches(operation.condition, reader)
+        for mismatch in operation.condition.mismatches(reader)
     ]
     if found:
         raise VerificationError(
@@ -34,9 +33,9 @@ def verify_plan(plan: Plan, reader: GuestReader) -> None:
 
 
 def verify_receipt(receipt: Receipt, reader: GuestReader) -> list[str]:
-    """Every way in which the guest differs from its receipt, guest path first; empty: none."""
+    """Return each difference between guest and receipt as a sentence, guest path first."""
     unfinished = reader.lstat(UNFINISHED) is not None
     again = f"{UNFINISHED}: a change was interrupted; repeat it, or `vmprovision remove` all of it"
     return [again] * unfinished + [
-        mismatch for entry in receipt.entries for mismatch in mismatches(entry.condition, reader)
+        mismatch for entry in receipt.entries for mismatch in entry.condition.mismatches(reader)
     ]

@@ -141,8 +141,7 @@ def _ending(result: JobResult) -> str:
     if result.report is not None:
         return _summary(result.report, "injected")
     if result.outcome == "failed" and result.error is not None:
-        message = result.error.message.removeprefix(printable(f"{result.image}: "))
-        return f"failed ({result.exit_code}): {message}"
+        return f"failed ({result.exit_code}): {result.error.sentence}"
     return "skipped: done by an earlier run" if result.outcome == "skipped" else result.outcome
 
 

@@ -25,14 +25,16 @@ _GPT_MAGIC = b"EFI PART"
 _GPT_HEADER = struct.Struct("<8sIIIIQQQQ16sQIII")
 _GPT_ENTRY = struct.Struct("<16s16sQQQ72s")
 _GPT_REVISION = 1 << 16
-_ENTRIES_LIMIT = 128
+_ENTRIES_LIMIT = 4096
+_PARTITIONS_LIMIT = 255  # of the kernel
 _MBR_ENTRY = struct.Struct("<B3xB3xII")
 _PROTECTIVE = 0xEE
 _EXTENDED = (0x05, 0x0F, 0x85)
 FIRST_LOGICAL = 5
 LOGICAL_LIMIT = 124  # sfdisk(8) makes 60 at most, the kernel takes 251
-# Filesystems and swap, nothing that holds partitions or volumes of its own.
-_MBR_PLAIN = (0x01, 0x04, 0x06, 0x07, 0x0B, 0x0C, 0x0E, 0x82, 0x83, 0xEF)
+# Filesystems, swap, LVM and RAID, nothing that holds partitions of its own.
+_MBR_PLAIN = (0x01, 0x04, 0x06, 0x07, 0x0B, 0x0C, 0x0E, 0x82, 0x83, 0x8E, 0xEF, 0xFD)
+_LVM_LABEL = b"LABELONE"
 
 # GPT types whose partitions hold a boot loader's code and no filesystem.
 BOOT_CODE_TYPES = (
@@ -101,20 +103,21 @@ def parse_partitions(head: bytes, read: ReadAt | None = None) -> tuple[Partition
         used = [(kind, start) for _, kind, start, size in entries if kind or size]
         if used != [(_PROTECTIVE, 1)]:
             raise UnclearLayoutError("the protective MBR has other partitions too")
-        return _apart(_parse_gpt(head))
+        return _apart(_parse_gpt(head, read))
     if head[SECTOR : SECTOR + 8] == _GPT_MAGIC:
         raise UnclearLayoutError("a GPT without a protective MBR")
     return _apart(_parse_mbr(head, entries, read))
 
 
 def _without_table(head: bytes) -> tuple[Partition, ...]:
-    """The whole disk; XFS begins there, and an ext filesystem leaves a kilobyte free."""
-    if head[:4] != b"XFSB" and any(head[:1024]):
+    """Return the whole disk; all but XFS and LVM leave its first kilobyte free."""
+    is_volume = head[SECTOR : SECTOR + 8] == _LVM_LABEL and not any(head[:SECTOR])
+    if head[:4] != b"XFSB" and not is_volume and any(head[:1024]):
         raise UnclearLayoutError("something is in the first sectors that is no MBR")
     return (Partition(number=0, start=0, size=0),)
 
 
-def _parse_gpt(head: bytes) -> list[Partition]:
+def _parse_gpt(head: bytes, read: ReadAt | None) -> list[Partition]:
     sector = sector_size(head)
     (
         magic,
@@ -141,15 +144,16 @@ def _parse_gpt(head: bytes) -> list[Partition]:
         raise UnclearLayoutError("an unusual GPT")
     if zlib.crc32(header) != checksum:
         raise UnclearLayoutError("the GPT header's checksum is wrong")
-    entries = head[place * sector : place * sector + count * length]
+    start, end = place * sector, place * sector + count * length
+    entries = read(start, end - start) if end > len(head) and read else head[start:end]
     if place < 2 or len(entries) < count * length or zlib.crc32(entries) != entries_sum:  # noqa: PLR2004 -- after the header
-        raise UnclearLayoutError("the GPT's entries are elsewhere, or their checksum is wrong")
+        raise UnclearLayoutError("the GPT's entries are missing, or their checksum is wrong")
     found = []
     for number in range(1, count + 1):
         kind, own, start, end, _, name = _GPT_ENTRY.unpack_from(entries, (number - 1) * length)
         if not any(kind):
             continue
-        if not first <= start <= end <= last:
+        if not first <= start <= end <= last or number > _PARTITIONS_LIMIT:
             raise UnclearLayoutError(f"partition {number} is outside of the disk")
         found.append(
             Partition(

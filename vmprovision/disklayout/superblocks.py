@@ -1,9 +1,9 @@
 """Which filesystem a partition holds, by its first bytes, as blkid(8) would say.
 
-Only what a plain disk has is told: ext2 to ext4, XFS, FAT, NTFS, exFAT and swap.
-For LVM, LUKS, RAID, btrfs and all others, for two signatures at once and for a
-hibernated system's swap there is no answer, and the caller asks the appliance's
-own tools.  Those find signatures at a partition's end, too; so does mount(8).
+``identify`` knows ext2 to ext4, XFS, btrfs, FAT, NTFS, exFAT and swap.  For LVM, LUKS,
+RAID and all others, for two signatures at once and for a hibernated system's swap it has
+no answer, and the caller asks the appliance's own tools.  Those find signatures at a
+partition's end, too; so does mount(8).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 START_SIZE = 72 << 10  # btrfs's and reiserfs's superblocks are the last of those looked for
-Kind = Literal["ext", "xfs", "vfat", "ntfs", "exfat", "swap"]
+Kind = Literal["ext", "xfs", "btrfs", "vfat", "ntfs", "exfat", "swap"]
 
 _PAGES = (4096, 8192, 16384, 32768, 65536)
 _SLEEPING = (
@@ -28,6 +28,7 @@ _SECTOR = 512
 _EXT = 1024
 _EXT_JOURNAL_DEVICE, _EXT_EXTENTS, _EXT_64BIT = 0x8, 0x40, 0x80
 _LOG_LIMIT = 6  # of a block's size in kilobytes
+_BTRFS = 0x10000
 
 # (offset, signature, kind as blkid(8) has it, where this alone tells it): what makes a
 # partition a matter for tools of its own.
@@ -41,7 +42,6 @@ _FOREIGN = (
     (0, b"\xa9\x2b\x4e\xfc", "linux_raid_member"),
     (4096, b"\xfc\x4e\x2b\xa9", "linux_raid_member"),  # MD 1.2
     (4096, b"\xa9\x2b\x4e\xfc", "linux_raid_member"),
-    (0x10040, b"_BHRfS_M", "btrfs"),
     (4120, bytes.fromhex("c68573f64e1a45ca8265f57f48ba6d81"), "bcache"),
     (0x8001, b"CD001", ""),
     (0x8001, b"BEA01", ""),  # UDF
@@ -69,17 +69,17 @@ class Superblock:
     Attributes:
         uuid: as fstab(5) names it.
         label: likewise; for FAT only its boot sector's, which need not be the one that counts.
-        last_mounted: where an ext filesystem was mounted last, by its own record.
         driver: the kernel's, where there is only one for it; empty where mount(8) knows better.
         size: in bytes; 0 where it was not read.
+        devices: how many the filesystem is made of.
     """
 
     kind: Kind
     uuid: str = ""
     label: str = ""
-    last_mounted: str = ""
     driver: str = ""
     size: int = 0
+    devices: int = 1
 
 
 def identify(start: bytes) -> Superblock | None:
@@ -129,7 +129,6 @@ def _ext(start: bytes) -> Superblock | None:
         kind="ext",
         uuid=_uuid(start[_EXT + 104 :]),
         label=_text(start[_EXT + 120 : _EXT + 136]),
-        last_mounted=_text(start[_EXT + 136 : _EXT + 200]),
         driver="ext4" if incompatible & _EXT_EXTENTS else "",
         size=((high << 32) + low) * (1024 << log) if log <= _LOG_LIMIT else 0,
     )
@@ -145,6 +144,21 @@ def _xfs(start: bytes) -> Superblock | None:
         label=_text(start[108:120]),
         driver="xfs",
         size=length * blocks,
+    )
+
+
+def _btrfs(start: bytes) -> Superblock | None:
+    if start[_BTRFS + 64 : _BTRFS + 72] != b"_BHRfS_M" or len(start) < _BTRFS + 4096:
+        return None
+    (devices,) = struct.unpack_from("<Q", start, _BTRFS + 136)
+    (size,) = struct.unpack_from("<Q", start, _BTRFS + 209)  # of this device
+    return Superblock(
+        kind="btrfs",
+        uuid=_uuid(start[_BTRFS + 32 :]),
+        label=_text(start[_BTRFS + 299 : _BTRFS + 555]),
+        driver="btrfs",
+        size=size,
+        devices=devices,
     )
 
 
@@ -180,7 +194,7 @@ def _swap(start: bytes) -> Superblock | None:
     return Superblock(kind="swap", uuid=_uuid(start[1036:]), label=_text(start[1052:1068]))
 
 
-_PARSERS = (_ext, _xfs, _vfat, _ntfs, _exfat, _swap)
+_PARSERS = (_ext, _xfs, _btrfs, _vfat, _ntfs, _exfat, _swap)
 
 
 def _uuid(raw: bytes) -> str:

@@ -37,7 +37,7 @@ class DeployedFilesystem:
         return self._direct.place_of(resolve(self._direct, path, last=False))
 
     def lstat(self, path: PurePosixPath) -> FileStatus | None:
-        """As the Protocol has it."""
+        """Implement ``GuestReader.lstat``."""
         parent = follow(self._direct, path.parent)
         if parent is None:
             return None
@@ -45,49 +45,49 @@ class DeployedFilesystem:
         return self._direct.lstat(real)
 
     def read(self, path: PurePosixPath, *, limit: int, offset: int = 0) -> bytes:
-        """As the Protocol has it."""
+        """Implement ``GuestReader.read``."""
         real = resolve(self._direct, path)
         return self._disk.read(self._direct.place_of(real), limit=limit, offset=offset)
 
     def load(self, path: PurePosixPath, *, limit: int) -> tuple[FileStatus, bytes]:
-        """As the Protocol has it."""
+        """Implement ``GuestReader.load``."""
         return self._disk.load(self.place_of(path), limit=limit)
 
     def readlink(self, path: PurePosixPath) -> str:
-        """As the Protocol has it."""
+        """Implement ``GuestReader.readlink``."""
         return self._disk.readlink(self.place_of(path))
 
     def list_directory(self, path: PurePosixPath) -> list[str]:
-        """As the Protocol has it."""
+        """Implement ``GuestReader.list_directory``."""
         real = follow(self._direct, path)
         return self._disk.list_directory(self._direct.place_of(real)) if real else []
 
     def label(self, path: PurePosixPath) -> str | None:
-        """As the Protocol has it."""
+        """Implement ``GuestReader.label``."""
         return self._disk.label(self.place_of(path))
 
     def takes_labels(self) -> bool:
-        """As the Protocol has it."""
+        """Implement ``GuestReader.takes_labels``."""
         return self._disk.takes_labels()
 
     def write(self, path: PurePosixPath, content: bytes, attributes: Attributes = PLAIN) -> None:
-        """As the Protocol has it."""
+        """Implement ``GuestFilesystem.write``."""
         self._disk.write(self.place_of(path), content, attributes)
 
     def make_directory(self, path: PurePosixPath, attributes: Attributes = PLAIN) -> None:
-        """As the Protocol has it."""
+        """Implement ``GuestFilesystem.make_directory``."""
         self._disk.make_directory(self.place_of(path), attributes)
 
     def symlink(self, path: PurePosixPath, target: str, attributes: Attributes = PLAIN) -> None:
-        """As the Protocol has it."""
+        """Implement ``GuestFilesystem.symlink``."""
         self._disk.symlink(self.place_of(path), target, attributes)
 
     def remove(self, path: PurePosixPath) -> None:
-        """As the Protocol has it."""
+        """Implement ``GuestFilesystem.remove``."""
         self._disk.remove(self.place_of(path))
 
     def set_label(self, path: PurePosixPath, label: str) -> None:
-        """As the Protocol has it."""
+        """Implement ``GuestFilesystem.set_label``."""
         self._disk.set_label(self.place_of(path), label)
 
 

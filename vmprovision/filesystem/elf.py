@@ -53,7 +53,7 @@ _EXECUTABLE = (2, 3)  # at a fixed address, or at any
 
 
 def elf_architecture(header: bytes) -> str | None:
-    """The architecture that a file's first bytes name; None where it is no ELF file."""
+    """Return the architecture that a file's first bytes name; None for other files than ELF."""
     if len(header) < HEADER_SIZE or header[:4] != b"\x7fELF":
         return None
     bits = 64 if header[4] == 2 else 32  # noqa: PLR2004 -- ELFCLASS64
@@ -65,7 +65,7 @@ def elf_architecture(header: bytes) -> str | None:
 
 
 def runs_alone(content: bytes) -> bool:
-    """Whether a whole ELF file is a program that needs no loader and so no library."""
+    """Return whether a whole ELF file is a program that needs no loader and so no library."""
     order = "<" if content[5] == 1 else ">"
     (kind,) = struct.unpack_from(f"{order}H", content, 16)
     if content[4] == 2:  # noqa: PLR2004 -- ELFCLASS64
@@ -82,7 +82,7 @@ def runs_alone(content: bytes) -> bool:
 
 
 def architecture_of(reader: GuestReader, path: PurePosixPath) -> str | None:
-    """The architecture of the program at a guest path, links followed; None where it is no ELF."""
+    """Return the architecture of the program at a guest path, links followed; None if not ELF."""
     real = resolved_file(reader, path)
     if real is None:
         return None

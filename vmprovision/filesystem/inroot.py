@@ -144,13 +144,13 @@ class Root:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether this is the name of something that ``put`` did not finish."""
+    """Return whether this is the name of a file that ``put`` did not finish."""
     token = name.removeprefix(_TEMPORARY)
     return token != name and len(token) == 2 * _TOKEN_BYTES
 
 
 def by_name(handle: int) -> str:
-    """The name by which calls that need one reach what a descriptor is of, a link as well."""
+    """Return a name by which path-based calls reach a descriptor's file, even a link."""
     return f"/proc/self/fd/{handle}"
 
 
@@ -261,7 +261,7 @@ def _walk(root: int, parts: list[str], flags: int) -> int:
 
 
 def _parts(target: str) -> list[str]:
-    """The components of a link's target, the first one last; ``/`` where it is absolute."""
+    """Return the components of a link's target, first one last; ``/`` where it is absolute."""
     found = [part for part in target.split("/") if part not in ("", ".")]
     return [*reversed(found), *("/" for _ in range(target.startswith("/")))]
 

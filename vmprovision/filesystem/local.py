@@ -49,7 +49,7 @@ class LocalFilesystem:
         self._tree = Root(root)
 
     def lstat(self, path: PurePosixPath) -> FileStatus | None:
-        """As the Protocol has it."""
+        """Implement ``GuestReader.lstat``."""
         try:
             with self._tree.opened(path, os.O_PATH | os.O_NOFOLLOW) as handle:
                 return _status(os.fstat(handle))
@@ -63,11 +63,11 @@ class LocalFilesystem:
             raise InspectionError(f"cannot read guest path {path}: {exc}") from exc
 
     def read(self, path: PurePosixPath, *, limit: int, offset: int = 0) -> bytes:
-        """As the Protocol has it."""
+        """Implement ``GuestReader.read``."""
         return self._load(path, limit, offset=offset)[1]
 
     def load(self, path: PurePosixPath, *, limit: int) -> tuple[FileStatus, bytes]:
-        """As the Protocol has it."""
+        """Implement ``GuestReader.load``."""
         return self._load(path, limit, flags=os.O_NOFOLLOW)
 
     def _load(
@@ -86,7 +86,7 @@ class LocalFilesystem:
             raise _unreadable("file", path, exc) from exc
 
     def readlink(self, path: PurePosixPath) -> str:
-        """As the Protocol has it."""
+        """Implement ``GuestReader.readlink``."""
         try:
             with self._tree.opened(path, os.O_PATH | os.O_NOFOLLOW) as handle:
                 return os.readlink("", dir_fd=handle)
@@ -94,7 +94,7 @@ class LocalFilesystem:
             raise _unreadable("link", path, exc) from exc
 
     def list_directory(self, path: PurePosixPath) -> list[str]:
-        """As the Protocol has it."""
+        """Implement ``GuestReader.list_directory``."""
         names = []
         try:
             with self._tree.opened(path, _FOLDER) as handle, os.scandir(handle) as entries:
@@ -114,7 +114,7 @@ class LocalFilesystem:
         return valid_names(names)
 
     def label(self, path: PurePosixPath) -> str | None:
-        """As the Protocol has it."""
+        """Implement ``GuestReader.label``."""
         try:
             with self._tree.opened(path, os.O_PATH | os.O_NOFOLLOW) as handle:
                 raw = os.getxattr(inroot.by_name(handle), SELINUX)
@@ -123,7 +123,7 @@ class LocalFilesystem:
         return raw.rstrip(b"\0").decode("utf-8", errors="replace")
 
     def takes_labels(self) -> bool:
-        """As the Protocol has it: needs CAP_SYS_ADMIN, which root in a container may lack."""
+        """Implement ``GuestReader.takes_labels``: root in a container may lack CAP_SYS_ADMIN."""
         try:
             os.getxattr(self._tree.handle, SELINUX)
         except OSError as exc:
@@ -140,7 +140,7 @@ class LocalFilesystem:
         return True
 
     def write(self, path: PurePosixPath, content: bytes, attributes: Attributes = PLAIN) -> None:
-        """As the Protocol has it."""
+        """Implement ``GuestFilesystem.write``."""
 
         def make(folder: int, name: str) -> None:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -155,7 +155,7 @@ class LocalFilesystem:
             self._tree.put(path, make)
 
     def make_directory(self, path: PurePosixPath, attributes: Attributes = PLAIN) -> None:
-        """As the Protocol has it."""
+        """Implement ``GuestFilesystem.make_directory``."""
 
         def make(folder: int, name: str) -> None:
             os.mkdir(name, 0o700, dir_fd=folder)
@@ -172,7 +172,7 @@ class LocalFilesystem:
             self._tree.put(path, make)
 
     def symlink(self, path: PurePosixPath, target: str, attributes: Attributes = PLAIN) -> None:
-        """As the Protocol has it."""
+        """Implement ``GuestFilesystem.symlink``."""
 
         def make(folder: int, name: str) -> None:
             os.symlink(target, name, dir_fd=folder)
@@ -187,12 +187,12 @@ class LocalFilesystem:
             self._tree.put(path, make)
 
     def remove(self, path: PurePosixPath) -> None:
-        """As the Protocol has it."""
+        """Implement ``GuestFilesystem.remove``."""
         with _applying(path):
             self._tree.remove(path)
 
     def set_label(self, path: PurePosixPath, label: str) -> None:
-        """As the Protocol has it."""
+        """Implement ``GuestFilesystem.set_label``."""
         flags = os.O_PATH | os.O_NOFOLLOW
         with _applying(path), self._tree.opened(path, flags) as handle:
             _set_label(handle, label)

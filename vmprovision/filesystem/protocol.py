@@ -72,7 +72,7 @@ PLAIN = Attributes()
 
 
 def kind_of(mode: int) -> FileKind:
-    """What kind of file an ``st_mode`` (inode(7)) is of."""
+    """Return the kind of file of an ``st_mode`` (inode(7))."""
     kinds: dict[int, FileKind] = {
         stat.S_IFREG: "file",
         stat.S_IFDIR: "directory",
@@ -89,10 +89,10 @@ class LinkReader(Protocol):
     """What it takes to follow links."""
 
     def lstat(self, path: PurePosixPath) -> FileStatus | None:
-        """Status of what stands at path, a last link not followed; None where nothing does."""
+        """Return the status of what is at path, a last link not followed; None where nothing is."""
 
     def readlink(self, path: PurePosixPath) -> str:
-        """The target of the link at path, as it is written in it."""
+        """Return the target of the link at path, as it is written in it."""
 
 
 class GuestReader(LinkReader, Protocol):
@@ -103,22 +103,22 @@ class GuestReader(LinkReader, Protocol):
     """
 
     def read(self, path: PurePosixPath, *, limit: int, offset: int = 0) -> bytes:
-        """At most ``limit`` bytes of the regular file at path, from ``offset``."""
+        """Return at most ``limit`` bytes of the regular file at path, from ``offset``."""
 
     def load(self, path: PurePosixPath, *, limit: int) -> tuple[FileStatus, bytes]:
-        """Status and at most ``limit`` bytes of the regular file at path, a last link not followed.
+        """Return status and at most ``limit`` bytes of a regular file, a last link not followed.
 
         Both are of one file, whatever somebody else does to the tree meanwhile.
         """
 
     def list_directory(self, path: PurePosixPath) -> list[str]:
-        """Sorted names in the directory at path; those that are no valid UTF-8 are left out."""
+        """Return the sorted names in the directory at path, without those that are not UTF-8."""
 
     def label(self, path: PurePosixPath) -> str | None:
-        """The SELinux label (``security.selinux``) of what stands at path, if it has one."""
+        """Return the SELinux label (``security.selinux``) of what is at path, if it has one."""
 
     def takes_labels(self) -> bool:
-        """Whether labels can be written to the guest's root filesystem from here."""
+        """Return whether labels can be written to the guest's root filesystem from here."""
 
 
 class GuestFilesystem(GuestReader, Protocol):
@@ -148,7 +148,7 @@ class GuestFilesystem(GuestReader, Protocol):
 
 
 def resolve(reader: LinkReader, path: PurePosixPath, *, last: bool = True) -> PurePosixPath:
-    """The path without any symbolic link in it, inside the guest's root.
+    """Return the path with every symbolic link resolved inside the guest's root.
 
     What does not exist is kept as it is written, so a path that is yet to be
     made resolves too.  Below what is no directory nothing is asked for.
@@ -190,7 +190,7 @@ def resolve(reader: LinkReader, path: PurePosixPath, *, last: bool = True) -> Pu
 
 
 def circle(path: PurePosixPath) -> LinkCircleError:
-    """The error for a path that leads through a circle of links."""
+    """Return the error for a path that leads through a circle of links."""
     return LinkCircleError(
         f"guest path {path} leads through a circle of links", hint="repair the links in the guest"
     )
@@ -208,13 +208,13 @@ def follow(reader: LinkReader, path: PurePosixPath) -> PurePosixPath | None:
 
 
 def status_of(reader: GuestReader, path: PurePosixPath) -> FileStatus | None:
-    """Status of what path leads to, links followed; None where nothing is there."""
+    """Return the status of what the path leads to, links followed; None where nothing is."""
     real = follow(reader, path)
     return reader.lstat(real) if real else None
 
 
 def read_text(reader: GuestReader, path: PurePosixPath, limit: int = TEXT_LIMIT) -> str | None:
-    """The first ``limit`` bytes of a text file, undecodable bytes replaced; None where none is."""
+    """Return the first ``limit`` bytes as text, invalid ones replaced; None without a file."""
     real = resolved_file(reader, path)
     if real is None:
         return None
@@ -222,14 +222,14 @@ def read_text(reader: GuestReader, path: PurePosixPath, limit: int = TEXT_LIMIT)
 
 
 def resolved_file(reader: GuestReader, path: str | PurePosixPath) -> PurePosixPath | None:
-    """Where the regular file at path really is, links followed; None where there is none."""
+    """Return the real path of the regular file at path, links followed; None where none is."""
     real = follow(reader, PurePosixPath(path))
     status = reader.lstat(real) if real else None
     return real if status is not None and status.kind == "file" else None
 
 
 def read_all(reader: GuestReader, path: PurePosixPath, limit: int) -> bytes:
-    """All of a regular file.
+    """Return the whole content of a regular file.
 
     Raises:
         InspectionError: it is larger than ``limit`` bytes.
@@ -253,7 +253,7 @@ def check_size(path: PurePosixPath, size: int, limit: int) -> None:
 
 
 def valid_names(names: list[bytes]) -> list[str]:
-    """The names that are valid UTF-8, sorted; no file of ours could be named otherwise."""
+    """Return the names that are valid UTF-8, sorted; no file of ours has another name."""
     decoded = []
     for name in names:
         with contextlib.suppress(UnicodeDecodeError):
@@ -262,7 +262,7 @@ def valid_names(names: list[bytes]) -> list[str]:
 
 
 def apply_failure(path: PurePosixPath, number: int, cause: str) -> ApplyError:
-    """The error for a write to a guest path that failed with this errno."""
+    """Return the error for a write to a guest path that failed with this errno."""
     if number in (errno.ENOSPC, errno.EDQUOT):
         return GuestSpaceError(
             f"the guest's filesystem is full: cannot write guest path {path}",

@@ -29,13 +29,13 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def parse_configuration(content: bytes) -> dict[str, str]:
-    """The settings that a configuration file makes; a later line wins over an earlier one."""
+    """Parse a configuration file; a later line overrides an earlier one."""
     lines = content.removeprefix(BYTE_ORDER_MARK).split(b"\n")
     return dict(setting for line in lines if (setting := _parse_line(line)))
 
 
 def _parse_line(line: bytes) -> tuple[str, str] | None:
-    """The key and the value that a line sets."""
+    """Return the key and the value that a line sets."""
     key, equals, value = line.partition(b"=")
     match = _KEY.match(key.strip())
     if not equals or not match:
@@ -47,14 +47,14 @@ def _parse_line(line: bytes) -> tuple[str, str] | None:
 
 
 def port_in(settings: Mapping[str, str]) -> int:
-    """The port that the agent takes from its settings: the default one for a wrong value."""
+    """Return the agent's port by its settings; the default one for a wrong value."""
     value = settings.get("PORT", "")
     is_number = value.isascii() and value.isdecimal() and len(value) <= _PORT_DIGITS
     return int(value) if is_number and 0 < int(value) < 1 << 16 else DEFAULT_PORT
 
 
 def update_configuration(content: bytes, changes: Mapping[str, str]) -> bytes:
-    """The file with these settings changed in place or added; every other line as it was."""
+    """Return the file with these settings changed in place or added, other lines untouched."""
     left = dict(changes)
     current = parse_configuration(content)
     lines = []
@@ -72,7 +72,7 @@ def update_configuration(content: bytes, changes: Mapping[str, str]) -> bytes:
 
 
 def check_vm_id(value: str) -> str:
-    """The VM's identifier, fit for a URL's path and for the configuration file.
+    """Return a VM id that fits into a URL's path and into the configuration file.
 
     Raises:
         PlanError: it is empty, too long, or holds characters that are not.
@@ -86,7 +86,7 @@ def check_vm_id(value: str) -> str:
 
 
 def check_manager_url(value: str) -> str:
-    """The manager's base URL without a trailing slash.
+    """Return the manager's base URL without a trailing slash.
 
     Raises:
         PlanError: it is no http or https URL with a host, or carries a password,
@@ -110,7 +110,7 @@ def check_manager_url(value: str) -> str:
 
 
 def check_port(value: int) -> int:
-    """A TCP port.
+    """Return a valid TCP port.
 
     Raises:
         PlanError: it is none.
@@ -121,7 +121,7 @@ def check_port(value: int) -> int:
 
 
 def check_listen(value: str) -> str:
-    """Where the agent listens: addresses, ``unix:PATH[:MODE]`` and ``vsock:[CID:]PORT``.
+    """Return the listen addresses: IP addresses, ``unix:PATH[:MODE]``, ``vsock:[CID:]PORT``.
 
     Raises:
         PlanError: one of them is none of these.
@@ -138,7 +138,7 @@ def check_listen(value: str) -> str:
 
 
 def check_allow(value: str) -> str:
-    """The addresses and networks that may ask the agent.
+    """Return the addresses and networks that may query the agent.
 
     Raises:
         PlanError: one of them is none.
@@ -165,7 +165,7 @@ def _is_network(value: str, *, prefix: bool) -> bool:
 
 
 def check_token(value: str) -> str:
-    """The bearer token, by RFC 6750's alphabet.
+    """Return a bearer token of RFC 6750's alphabet.
 
     Raises:
         PlanError: it is empty, too long, or holds other characters.

@@ -195,7 +195,7 @@ class InstalledAgent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestInfo:
-    """All facts about a guest that a plan rests on.
+    """Return all facts about a guest that a plan depends on.
 
     Attributes:
         arch: of the userland (``x86_64``, ``aarch64``, …), by its ELF files; ``unknown``.
@@ -243,7 +243,7 @@ class GuestInfo:
         return self.agent is not None and self.agent.receipt.entry_for(path) is not None
 
     def locate(self, path: PurePosixPath) -> PurePosixPath:
-        """Where a path really is in this guest: its longest parent that is a link followed."""
+        """Return the real path in this guest: the longest parent that is a link is followed."""
         for parent in path.parents:
             if parent in self.links:
                 return self.links[parent] / path.relative_to(parent)
@@ -256,13 +256,13 @@ class GuestInfo:
         return seals.get(innermost(path, [*seals, *mounted]))
 
     def hidden_by(self, path: PurePosixPath) -> HiddenMount | None:
-        """The mount that hides what is written to a path, free of links, from the guest."""
+        """Return the mount that hides a path, free of links, in the running guest."""
         hidden = {each.mount.place: each for each in self.hidden}
         mounted = [PurePosixPath(each) for each in self.mountpoints]
         return hidden.get(innermost(path, [*hidden, *mounted]))
 
     def as_json(self) -> dict[str, Any]:
-        """The facts as ``vmprovision inspect --json`` prints them."""
+        """Return the facts as ``vmprovision inspect --json`` prints them."""
         return {
             "distro": self.distribution.id,
             "product_name": self.distribution.product_name,

@@ -115,7 +115,7 @@ class _Opener:
     def layer(
         self, file: DiskFile, disk_format: str, above: Sequence[tuple[int, int]], *, write: bool
     ) -> Layer:
-        """The image and all below it."""
+        """Return the image and all layers below it."""
         if len(above) > CHAIN_LIMIT:
             raise ImageReferenceError(
                 f"{file}: its chain of backing files has no end",
@@ -155,7 +155,7 @@ class _Opener:
         return self._stack.enter_context(open_disk_file(path, write=write, at=target))
 
     def _allowed(self, image: DiskFile, name: str) -> tuple[Path, Path]:
-        """The path of a reference as QEMU makes it, and what it leads to."""
+        """Return the path of a reference as QEMU makes it, and the file that it leads to."""
         if not name or "\0" in name or ":" in name.partition("/")[0]:
             raise ImageReferenceError(
                 f"{image} refers to {name or 'nothing'}, which is no plain file name",
@@ -182,7 +182,7 @@ class _Opener:
     def _link_pieces(
         self, file: DiskFile, names: Sequence[str], pieces: Sequence[DiskFile]
     ) -> Path:
-        """The VMDK in a folder of links to our open files, since QEMU must find its pieces by name.
+        """Return the VMDK in a folder of links to our open files: QEMU finds its pieces by name.
 
         Raises:
             ImageReferenceError: a piece has a name that leads out of any folder.

@@ -58,7 +58,7 @@ class References:
 
 
 def header_format(file: DiskFile) -> str | None:
-    """The format whose magic number the file begins with; None where it has none of ours."""
+    """Return the format whose magic number the file begins with; None for all others."""
     start = file.read(128)
     if start.startswith(b"QFI\xfb"):
         return "qcow2" if start[4:8] in (b"\0\0\0\2", b"\0\0\0\3") else "qcow"
@@ -70,12 +70,12 @@ def header_format(file: DiskFile) -> str | None:
 
 
 def named_format(path: Path) -> str | None:
-    """The format that a file's name says it has; None where the name does not say."""
+    """Return the format that a file's name states; None where it states none."""
     return _EXTENSIONS.get(path.suffix.lower())
 
 
 def determine_format(file: DiskFile, stated: str | None) -> str:
-    """The format to open the image with: the caller's word, else name and header together.
+    """Return the format to open the image with: the stated one, else by name and header.
 
     Raises:
         ImageFormatError: neither the caller nor the name says, or they disagree
@@ -113,7 +113,7 @@ def determine_format(file: DiskFile, stated: str | None) -> str:
 
 
 def qcow2_references(file: DiskFile) -> References:
-    """The backing and data files that a qcow2 header names, without opening them.
+    """Return the backing and data files that a qcow2 header names, without opening them.
 
     Read exactly as QEMU's ``qcow2_do_open`` reads it, all of the first cluster:
     a name that the two understood differently would be a name nobody checked.
@@ -195,7 +195,7 @@ def require_sound_table(file: DiskFile) -> None:
 
 
 def _qcow2_backing(start: bytes, offset: int, size: int) -> str | None:
-    """The backing file's name; None where there is none.
+    """Return the backing file's name; None where there is none.
 
     Raises:
         ValueError: it is longer than QEMU allows, or not all in the header.
@@ -209,7 +209,7 @@ def _qcow2_backing(start: bytes, offset: int, size: int) -> str | None:
 
 
 def _qcow2_extensions(start: bytes, offset: int, end: int) -> dict[int, bytes]:
-    """The header extensions by their kind, of two of one kind the later.
+    """Return the header extensions by kind; of two of a kind, the later one.
 
     Raises:
         ValueError: one does not end where the extensions end.
@@ -241,7 +241,7 @@ def read_references(file: DiskFile, disk_format: str) -> References:
 
 
 def _vmdk_references(file: DiskFile) -> References:
-    """The files that hold a VMDK's data beside it.
+    """Return the files beside a VMDK that hold its data.
 
     Read here as QEMU's ``block/vmdk.c`` reads it, since QEMU opens every extent
     that a descriptor names, and takes ``parentFileNameHint`` for a backing file
@@ -276,7 +276,7 @@ def _vmdk_references(file: DiskFile) -> References:
 
 
 def _vmdk_header(file: DiskFile) -> tuple[int, int]:
-    """Flags and capacity of a sparse extent; a capacity of one where it is none.
+    """Return flags and capacity of a sparse extent; capacity 1 for any other file.
 
     Raises:
         ImageCorruptError: the header is cut off.

@@ -11,7 +11,8 @@ import secrets
 from typing import TYPE_CHECKING
 
 from vmprovision.errors import ImageError, ImageRecoveryError
-from vmprovision.image.disk import host_failures, open_image, require_room_to_merge
+from vmprovision.image.disk import open_image, require_room_to_merge
+from vmprovision.image.preconditions import host_failures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

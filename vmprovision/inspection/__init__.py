@@ -46,7 +46,7 @@ def inspect_guest(
     hidden: Sequence[HiddenMount] = (),
     notes: Sequence[str] = (),
 ) -> GuestInfo:
-    """All facts about a guest that a plan rests on.
+    """Return all facts about a guest that a plan depends on.
 
     Args:
         reader: the guest's files.
@@ -111,14 +111,14 @@ def limited(notes: Iterable[str]) -> tuple[str, ...]:
 
 
 def explain_init(reader: GuestReader, guest: GuestInfo) -> GuestInfo:
-    """The guest with all in it that speaks for one init system or another, as ``init.hints``."""
+    """Return the guest with the evidence for each init system, as ``init.hints``."""
     reader = WatchedReader(reader)
     hints = find_hints(reader, find_pid1(reader), guest.init)
     return replace(guest, init=replace(guest.init, hints=hints))
 
 
 def _architecture(reader: GuestReader, pid1: PurePosixPath | None) -> str:
-    """By the first program that is an ELF file: PID 1, a shell, a Python."""
+    """Return the architecture of the first ELF program: PID 1, a shell, a Python."""
     candidates = [pid1] if pid1 else []
     for path in (*candidates, *(PurePosixPath(name) for name in PROGRAMS)):
         if architecture := architecture_of(reader, path):

@@ -35,7 +35,7 @@ class BootLoader:
 
 
 def find_boot_loader(first_sector: bytes, reader: GuestReader) -> BootLoader | None:
-    """The boot loader that a PC would start from this disk; None where there is none.
+    """Return the boot loader that a PC would start from this disk; None where there is none.
 
     Boot code alone says nothing: partitioning tools write some that only looks
     for an active partition.
@@ -54,7 +54,7 @@ def find_boot_loader(first_sector: bytes, reader: GuestReader) -> BootLoader | N
 
 
 def expects_classic_names(reader: GuestReader) -> bool:
-    """Whether the guest's network configuration calls its card ``eth0``.
+    """Return whether the guest's network configuration names its card ``eth0``.
 
     Such a guest is meant to be booted with ``net.ifnames=0`` (systemd.net-naming-scheme(7));
     its boot loader would say so, and without one the command line has to be made up.

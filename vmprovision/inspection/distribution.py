@@ -28,7 +28,7 @@ UNKNOWN = Distribution(id="unknown", product_name="unknown Linux", version="")
 
 
 def inspect_distribution(reader: GuestReader) -> Distribution:
-    """The distribution by the first release file that names one; ``unknown`` without any."""
+    """Return the distribution by the first release file that names one; else ``unknown``."""
     for path, parse in _RELEASE_FILES:
         text = read_text(reader, PurePosixPath(path), RELEASE_LIMIT)
         if text and (found := parse(text)):
@@ -110,7 +110,7 @@ _RED_HAT_FAMILY = (
 
 
 def _named(identifier: str, name: str) -> Callable[[str], Distribution | None]:
-    """A parser for files that hold a version or a sentence and nothing else."""
+    """Return a parser for release files that hold only a version or a sentence."""
 
     def parse(text: str) -> Distribution | None:
         line = _first_line(text)

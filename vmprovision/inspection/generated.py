@@ -37,7 +37,7 @@ GRUB = PurePosixPath("/boot/grub/grub.cfg")
 def find_generator(
     reader: GuestReader, distribution: Distribution, pid1: Pid1
 ) -> tuple[Generator, str] | None:
-    """What generates this guest's files, and how that is known; None for all usual guests."""
+    """Return what generates this guest's files, with the evidence; None for ordinary guests."""
     for name, store in STORES.items():
         if distribution.id == name:
             return name, f"its release file says that it is {NAMES[name]}"
@@ -57,7 +57,7 @@ def find_generator(
 def as_generated(
     found: tuple[Generator, str], distribution: Distribution, pid1: Pid1
 ) -> tuple[Distribution, InitVerdict]:
-    """What such a guest is: no service of ours, but its own configuration, starts anything."""
+    """Return distribution and verdict of such a guest: only its own configuration adds services."""
     name, why = found
     if distribution.id != name:
         version = re.search(r"nixos-system-.+-(\d\d\.\d\d[\w.]*)", " ".join(pid1.evidence))

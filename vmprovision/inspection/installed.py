@@ -13,12 +13,8 @@ import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmprovision.changes.operations import (
-    EditBlock,
-    Symlink,
-    WriteFile,
-    digest,
-)
+from vmprovision.changes.conditions import FileCondition, digest
+from vmprovision.changes.operations import EditBlock, Symlink, WriteFile
 from vmprovision.changes.receipt import (
     ABSENT,
     AGENT,
@@ -47,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import PurePosixPath
 
-    from vmprovision.changes.operations import ConditionKind
+    from vmprovision.changes.conditions import ConditionKind
     from vmprovision.changes.receipt import Entry, Found, Receipt
     from vmprovision.filesystem.protocol import GuestReader
     from vmprovision.guest.facts import InitVerdict, Pid1
@@ -66,7 +62,7 @@ class Place(NamedTuple):
 
 
 def find_agent(reader: GuestReader, pid1: Pid1) -> InstalledAgent | None:
-    """The agent that is installed, by its receipt; None where there is no receipt.
+    """Return the installed agent by its receipt; None where there is no receipt.
 
     Raises:
         InspectionError: there is a receipt that cannot be understood, or claims what no
@@ -122,7 +118,7 @@ def _read_receipt(reader: GuestReader, path: PurePosixPath) -> Receipt | None:
 
 
 def _read_configuration(reader: GuestReader, receipt: Receipt) -> bytes:
-    """The agent's settings; empty where they are gone, or another's are there again."""
+    """Return the agent's configuration; empty if it is gone or was replaced by another's."""
     path = (follow(reader, CONFIGURATION.parent) or CONFIGURATION.parent) / CONFIGURATION.name
     entry = receipt.entry_for(path)
     before = entry.before if entry else ABSENT
@@ -141,7 +137,7 @@ def _read_configuration(reader: GuestReader, receipt: Receipt) -> bytes:
 
 
 def _stranger(reader: GuestReader, path: PurePosixPath) -> tuple[int, int] | None:
-    """The owner of what is at path, or on the way to it, who is not root; None: there is none.
+    """Return the first owner but root of the path or a directory above it, if there is one.
 
     Nobody, where everybody may write.  A group that may counts as root's: it is root who let
     it in, as Debian does with ``staff`` in ``/usr/local``.
@@ -156,7 +152,7 @@ def _stranger(reader: GuestReader, path: PurePosixPath) -> tuple[int, int] | Non
 
 
 def _believed(entry: Entry, stranger: tuple[int, int] | None, reader: GuestReader) -> Found:
-    """What stood at a path before, as far as the receipt is believed."""
+    """Return what was at a path before, as far as the receipt can be believed."""
     before = entry.before
     if before.mode is not None:
         before = replace(before, mode=before.mode & PERMISSIONS)
@@ -168,7 +164,7 @@ def _believed(entry: Entry, stranger: tuple[int, int] | None, reader: GuestReade
 
 
 def _impossible(receipt: Receipt, home: PurePosixPath, known: _Places) -> PurePosixPath | None:
-    """The first path of a receipt at which no injection can have done what it says.
+    """Return the first path for which the receipt claims what no injection can have done.
 
     Args:
         receipt: of the guest.
@@ -188,7 +184,8 @@ def _impossible(receipt: Receipt, home: PurePosixPath, known: _Places) -> PurePo
         elif condition.kind == "request":
             possible = path == AUTORELABEL and absent
         elif path.parent in folders:
-            possible = condition.kind == "file" and path.name == condition.sha256 and absent
+            is_copy = isinstance(condition, FileCondition) and path.name == condition.sha256
+            possible = is_copy and absent
         else:
             possible = before.kind != "directory" and known.hold(Place(condition.kind, path))
         if not possible or (before.kept is not None and before.kept.parent not in folders):
@@ -216,7 +213,7 @@ class _Places:
         self._found: list[Place] | None = None
 
     def hold(self, place: Place) -> bool:
-        """Whether an injection may write this, by any of its ways, before or behind links."""
+        """Return whether an injection may write this by any variant, before or behind links."""
         if any(_agrees(known, place, known.path.parent) for known in self._fixed):
             return True
         # the target that boots may be another one now
@@ -236,14 +233,14 @@ class _Places:
         return may_be and follow(self._reader, known.path.parent) == place.path.parent
 
     def _places_here(self) -> Iterator[Place]:
-        """Where each init system would be given the service in this guest."""
+        """Yield the places of the service in this guest, for each init system."""
         for definition in DEFINITIONS:
             with contextlib.suppress(InspectionError):  # it could not be used here
                 yield from _places(definition, definition.override(self._reader, self._pid1))
 
 
 def _agrees(known: Place, place: Place, folder: PurePosixPath) -> bool:
-    """Whether a place is a known one, or has another name of ours in the same directory.
+    """Return whether a place is a known one, or has another name of ours in the same directory.
 
     Names change from one version to the next: a preset's, the order of a link.
     """

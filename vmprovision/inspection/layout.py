@@ -57,7 +57,7 @@ _BARE_INITRDS = ("initrd.img", "initrd", "initramfs", "initramfs.img", "rootfs.c
 
 
 def find_links(reader: GuestReader, *more: PurePosixPath) -> Mapping[PurePosixPath, PurePosixPath]:
-    """Those of the directories in use, and of more, that are really elsewhere -> where they are.
+    """Return the real paths of those directories that are, or are below, links.
 
     One that leads through a circle of links is left out.
     """
@@ -76,7 +76,7 @@ def find_circles(reader: GuestReader) -> frozenset[PurePosixPath]:
 
 
 def find_kernels(reader: GuestReader) -> tuple[Kernel, ...]:
-    """The kernels in ``/boot``, newest first, each with its initrd."""
+    """Return the kernels in ``/boot``, newest first, each with its initrd."""
     boot = PurePosixPath("/boot")
     names = set(reader.list_directory(boot))
     candidates = sorted(name for name in names if _KERNEL.match(name))

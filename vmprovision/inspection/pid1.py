@@ -94,7 +94,7 @@ _PROGRAM = re.compile(r"/(?!dev/|proc/)[\w./+-]{1,4000}")
 
 
 def find_pid1(reader: GuestReader) -> Pid1:
-    """The program that the guest's kernel starts."""
+    """Return the program that the guest's kernel starts."""
     menus = read_boot_menus(reader)
     offered = _other_entries(reader, menus)
     named = _named_inits(menus)
@@ -134,7 +134,7 @@ _Named = tuple[PurePosixPath | None, PurePosixPath | None]
 
 
 def _named_inits(menus: Sequence[BootMenu]) -> list[_Named]:
-    """Every ``init=`` that may be in force, each once; None where the kernel's own order is."""
+    """Return every ``init=`` that may apply, each once; None stands for the kernel's own order."""
     found: dict[PurePosixPath | None, PurePosixPath | None] = {}
     for menu in menus:
         for init in menu.inits:
@@ -143,7 +143,7 @@ def _named_inits(menus: Sequence[BootMenu]) -> list[_Named]:
 
 
 def _other_entries(reader: GuestReader, menus: Sequence[BootMenu]) -> tuple[tuple[str, str], ...]:
-    """What entries start that nobody has chosen, each ``init=`` once, with where it stands."""
+    """Return each ``init=`` of the entries that are not the default, with its file and line."""
     found: dict[PurePosixPath, str] = {}
     for menu in menus:
         for entry in menu.entries:
@@ -157,7 +157,7 @@ def _other_entries(reader: GuestReader, menus: Sequence[BootMenu]) -> tuple[tupl
 
 
 def _started(reader: GuestReader, named: _Named) -> Pid1:
-    """The program that is started where this ``init=``, or none, is in force."""
+    """Return the program that the kernel starts with this ``init=``, or without one."""
     evidence: list[str] = []
     starts = [PurePosixPath(path) for path in KERNEL_ORDER]
     init, menu = named
@@ -188,7 +188,7 @@ def _takes_itself_out(reader: GuestReader, path: PurePosixPath) -> bool:
 
 
 def _unseen(reader: GuestReader, starts: list[PurePosixPath], evidence: list[str]) -> Pid1:
-    """What would be started if files that are missing here, or rights to run them, were there.
+    """Return what would start if missing files or missing execute permissions were there.
 
     A tree may be a part of a guest: its links without what they lead to, its files
     without their modes.  A guest that is whole and looks like this does not boot.
@@ -215,7 +215,7 @@ def _unseen(reader: GuestReader, starts: list[PurePosixPath], evidence: list[str
 def _program_at(
     reader: GuestReader, start: PurePosixPath, evidence: list[str]
 ) -> PurePosixPath | None:
-    """Where the program that the kernel starts by this path really is; None: it cannot start it."""
+    """Return the real path of the program at this path; None if the kernel cannot start it."""
     real = follow(reader, start)
     if real is None:
         evidence.append(f"{start} leads through a circle of links")
@@ -241,7 +241,7 @@ def _identify(
     evidence: list[str],
     depth: int = SCRIPT_DEPTH,
 ) -> tuple[str, PurePosixPath]:
-    """What a program is, and where: for a script, what it hands over to."""
+    """Identify a program and its path; for a script, the program that it hands over to."""
     program = _by_name(real)
     if program and not (program == "shell" and start.name == "init"):
         return program, real
@@ -261,7 +261,7 @@ def _identify(
 
 
 def _by_name(path: PurePosixPath) -> str | None:
-    """What a program of this name is; BusyBox has its variants' names behind its own."""
+    """Return what a program of this name is; BusyBox appends its variants' names to its own."""
     return "busybox" if path.name.startswith("busybox") else _BY_NAME.get(path.name)
 
 
@@ -290,7 +290,7 @@ def _identify_script(
 
 
 def _successors(content: bytes) -> list[PurePosixPath]:
-    """Programs that a script may ``exec``: the absolute paths in such commands."""
+    """Return the programs that a script may ``exec``: the absolute paths in such commands."""
     lines = without_comments(content[:SCRIPT_LIMIT].decode("utf-8", "replace"))
     commands = [match[1] for line in lines for match in _EXEC.finditer(line)]
     words = [word.strip("\"'") for command in commands for word in command.split()]
@@ -299,7 +299,7 @@ def _successors(content: bytes) -> list[PurePosixPath]:
 
 
 def _owns(reader: GuestReader, package: str, paths: tuple[PurePosixPath, ...]) -> bool:
-    """Whether Debian's dpkg has this package own one of the paths (usr-merge aside)."""
+    """Return whether this Debian package owns one of the paths (usr-merge aside)."""
     listed = read_text(reader, PurePosixPath(f"/var/lib/dpkg/info/{package}.list"))
     if not listed:
         return False

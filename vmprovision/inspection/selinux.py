@@ -30,7 +30,7 @@ _RULES = ("file_contexts", "file_contexts.homedirs", "file_contexts.local")
 
 
 def inspect_selinux(reader: GuestReader) -> SELinuxPolicy | None:
-    """The SELinux configuration, where a policy to go with it is installed too."""
+    """Return the SELinux configuration; None where its policy is not installed."""
     text = read_text(reader, PurePosixPath("/etc/selinux/config"), CONFIGURATION_LIMIT)
     if text is None:
         return None
@@ -62,7 +62,7 @@ def _read_contexts(reader: GuestReader, folder: PurePosixPath) -> FileContexts:
 
 
 def _read(reader: GuestReader, path: PurePosixPath) -> str:
-    """A file of rules, each byte a character; empty where there is none."""
+    """Return a file of rules, each byte a character; empty where there is none."""
     real = resolved_file(reader, path)
     status = reader.lstat(real) if real else None
     if real is None or status is None:

@@ -51,39 +51,39 @@ class WatchedReader:
             )
 
     def lstat(self, path: PurePosixPath) -> FileStatus | None:
-        """As the Protocol has it."""
+        """Implement ``GuestReader.lstat``."""
         self._spend(path)
         return self._reader.lstat(path)
 
     def read(self, path: PurePosixPath, *, limit: int, offset: int = 0) -> bytes:
-        """As the Protocol has it."""
+        """Implement ``GuestReader.read``."""
         self._spend(path)
         content = self._reader.read(path, limit=limit, offset=offset)
         self._spend(path, len(content))
         return content
 
     def load(self, path: PurePosixPath, *, limit: int) -> tuple[FileStatus, bytes]:
-        """As the Protocol has it."""
+        """Implement ``GuestReader.load``."""
         self._spend(path)
         status, content = self._reader.load(path, limit=limit)
         self._spend(path, len(content))
         return status, content
 
     def readlink(self, path: PurePosixPath) -> str:
-        """As the Protocol has it."""
+        """Implement ``GuestReader.readlink``."""
         self._spend(path)
         return self._reader.readlink(path)
 
     def list_directory(self, path: PurePosixPath) -> list[str]:
-        """As the Protocol has it."""
+        """Implement ``GuestReader.list_directory``."""
         self._spend(path)
         return self._reader.list_directory(path)
 
     def label(self, path: PurePosixPath) -> str | None:
-        """As the Protocol has it."""
+        """Implement ``GuestReader.label``."""
         self._spend(path)
         return self._reader.label(path)
 
     def takes_labels(self) -> bool:
-        """As the Protocol has it."""
+        """Implement ``GuestReader.takes_labels``."""
         return self._reader.takes_labels()

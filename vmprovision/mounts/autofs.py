@@ -43,7 +43,7 @@ def _in_master(reader: GuestReader, master: PurePosixPath) -> Iterator[GuestMoun
 
 
 def _pairs(reader: GuestReader, path: PurePosixPath) -> Iterator[tuple[str, str]]:
-    """The first and the last word of each line that has two and is no comment."""
+    """Yield the first and the last word of each line with two or more; skip comments."""
     for line in (read_text(reader, path, MAP_LIMIT) or "").split("\n"):
         words = line.split()
         if len(words) > 1 and not words[0].startswith("#"):

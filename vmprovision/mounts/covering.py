@@ -55,7 +55,7 @@ def covering_mounts(
 
 
 def _declared(reader: GuestReader, places: Places, covered: set[str]) -> Iterator[GuestMount]:
-    """Those mounts that cover something, each with its place."""
+    """Return the mounts that cover something, each with its place."""
     units = {
         name: unit
         for name, unit in find_mount_units(reader).items()
@@ -119,7 +119,7 @@ class Places:
         return "/" if real == "" else real
 
     def _below(self, folder: str, name: str) -> str | None:
-        """Where an entry of a real directory is."""
+        """Return the real path of an entry of a real directory."""
         if folder not in self.names:
             self.names[folder] = set(self.reader.list_directory(PurePosixPath(folder or "/")))
         path = f"{folder}/{name}"

@@ -74,7 +74,7 @@ def read_fstab(reader: GuestReader) -> list[FstabLine]:
 
 
 def _fields(line: bytes) -> tuple[str, str, str, str] | None:
-    """Source, mountpoint, type and options; None for comments, swap and lines that are none."""
+    """Return source, mountpoint, type and options; None for comments, swap and invalid lines."""
     fields = line.split(None, 4)  # of bytes: ASCII blanks only
     if len(fields) < 2 or fields[0].startswith(b"#") or not fields[1].startswith(b"/"):  # noqa: PLR2004 -- source and mountpoint
         return None

@@ -124,7 +124,7 @@ def read_mount(
 
 
 def _settings(reader: GuestReader, unit: MountUnit) -> dict[str, str]:
-    """The [Mount] section of a unit with its drop-ins, keys in small letters; the last one wins."""
+    """Return a unit's [Mount] section with drop-ins, keys in lower case; the last value wins."""
     drop_ins = {
         name: folder / f"{unit.name}.d" / name
         for folder in reversed(FOLDERS)
@@ -142,7 +142,7 @@ def _settings(reader: GuestReader, unit: MountUnit) -> dict[str, str]:
 
 
 def _assignments(text: str) -> Iterator[tuple[str, str, str]]:
-    """Section, key and value of each line of a unit file; continued lines are joined."""
+    """Yield section, key and value of each line of a unit file; continued lines are joined."""
     section = ""
     for line in text.replace("\\\n", " ").split("\n"):
         stripped = line.strip()
@@ -163,7 +163,7 @@ def is_started(reader: GuestReader, unit: MountUnit) -> bool:
 
 
 def _is_depended_on(reader: GuestReader, unit: MountUnit) -> bool:
-    """Whether the text of any unit asks for this one, or for a path below it."""
+    """Return whether any unit's text requires this one, or a path below it."""
     scanned = 0
     for folder in FOLDERS:
         for name in reader.list_directory(folder):

@@ -1,4 +1,8 @@
-"""From facts and options to ordered operations; pure, nothing is read or written here."""
+"""Plan an injection or a removal: from facts and options to ordered operations.
+
+Nothing is written here.  The guest is read only to learn what stands at the
+paths that the plan is about.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from vmprovision.changes.blocks import marked
+from vmprovision.changes.conditions import AbsentCondition
 from vmprovision.changes.operations import (
-    Condition,
     EditBlock,
     Operation,
     Plan,
     Symlink,
     WriteFile,
     directories_for,
-    marked,
 )
 from vmprovision.changes.receipt import (
     ABSENT,
@@ -43,16 +47,17 @@ from vmprovision.guest.configuration import (
 )
 from vmprovision.initsystem import definition_of
 from vmprovision.initsystem.rendering import Service, render
-from vmprovision.planning.restoration import finishing, restorations
-from vmprovision.runtime.choice import INSTALL_PYTHON
+from vmprovision.planning.restoration import finishing, restorations, survey, with_receipt
+from vmprovision.runtime.choice import choose_runtime
+from vmprovision.selinux.labelling import AUTORELABEL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from vmprovision.changes.receipt import Found
+    from vmprovision.filesystem.protocol import GuestReader
     from vmprovision.guest.facts import GuestInfo, InitSystem, InitVerdict
     from vmprovision.runtime.archive import Archive
-    from vmprovision.runtime.choice import ChosenRuntime, RuntimeChoice
+    from vmprovision.runtime.choice import RuntimeChoice
 
 
 SHEPHERD = "shepherd"  # as process 1, of other distributions than Guix System
@@ -100,32 +105,46 @@ class InjectOptions:
 
 
 def plan_injection(
-    guest: GuestInfo,
-    archive: Archive,
-    options: InjectOptions,
-    runtime: ChosenRuntime | None = None,
+    guest: GuestInfo, reader: GuestReader, archive: Archive, options: InjectOptions
 ) -> Plan:
-    """The ordered operations that make this guest run the agent; the enabling one is last.
+    """Return the complete plan that makes this guest run the agent.
+
+    It begins with what is set aside, and restores what an earlier injection put
+    where this one puts nothing.  The operation that enables the service is last.
 
     Args:
-        guest: what is known of it.
+        guest: the facts about the guest.
+        reader: the guest's files.
         archive: the agent.
         options: what the caller wants.
-        runtime: what runs the agent, if not a Python of the guest's own.
 
     Raises:
-        PlanError: the options are wrong, or the guest holds a newer agent.
+        PlanError: the options are wrong, the guest holds a newer agent, or it holds
+            something at a path of the plan that can be neither kept nor restored.
         UnsupportedGuestError: there is no service for its init system, or nothing
-            in it can run the agent.
+            can run the agent in it.
         AmbiguousInitError: nothing says what runs its services.
+        BundledRuntimeError: the runtime is damaged, or not for this guest.
+        InspectionError: a path of the plan cannot be read.
     """
-    brought = runtime.content if runtime else None
+    planned = plan_service(guest, archive, options)
+    earlier = guest.agent.receipt.paths if guest.agent else ()
+    paths = dict.fromkeys([*planned.paths, *earlier])
+    if guest.selinux:
+        paths |= dict.fromkeys([AUTORELABEL, guest.locate(RECEIPT)])
+    return with_receipt(planned, guest, survey(paths, reader), archive.version)
+
+
+def plan_service(guest: GuestInfo, archive: Archive, options: InjectOptions) -> Plan:
+    """Return what a guest without an earlier injection gets, but for the receipt.
+
+    It follows from the facts alone.
+
+    Raises:
+        VmprovisionError: as ``plan_injection``, but for what reading the guest raises.
+    """
     refuse_without_service(guest, options)
-    if brought is None and guest.usable_python is None:
-        raise UnsupportedGuestError(
-            f"the guest has no Python that could run the agent{guest.unusable_pythons}",
-            hint=INSTALL_PYTHON,
-        )
+    runtime = choose_runtime(guest, options.runtime)
     _refuse_downgrade(guest, archive)
     content = _configuration(guest, options)
     settings = parse_configuration(content)
@@ -133,8 +152,8 @@ def plan_injection(
     secret = "TOKEN" in settings or "READ_TOKEN" in settings
     files: list[Operation] = []
     notes = guest.notes
-    if runtime and brought:
-        files.append(WriteFile(path=RUNTIME, content=brought, mode=0o755))
+    if runtime.content is not None:
+        files.append(WriteFile(path=RUNTIME, content=runtime.content, mode=0o755))
         notes = (*notes, f"the agent is run by {runtime.name}")
     files += [
         WriteFile(path=AGENT, content=archive.content, mode=0o755),
@@ -189,7 +208,7 @@ def refuse_hidden(guest: GuestInfo, paths: Iterable[PurePosixPath]) -> None:
 
 
 def _service(settings: Mapping[str, str]) -> Service:
-    """What the init system must know of the settings."""
+    """Return the settings that the init system has to know."""
     configures = settings.get("ALLOW_CONFIGURE") == "yes"
     if configures and "TOKEN" not in settings:
         raise PlanError(
@@ -256,7 +275,7 @@ def _refuse_unknown(verdict: InitVerdict) -> None:
 
 
 def _own_configuration(template: str, guest: GuestInfo, options: InjectOptions) -> str:
-    """What to add to the configuration that such a guest is built from, without any token."""
+    """Return what to add to the configuration that builds such a guest, without any token."""
     settings = parse_configuration(_configuration(guest, options))
     service = replace(_service(settings), user="nobody")
     public = {key: value for key, value in settings.items() if not key.endswith("TOKEN")}
@@ -285,7 +304,7 @@ def check_options(options: InjectOptions) -> None:
 
 
 def _changes(options: InjectOptions) -> dict[str, str]:
-    """The settings that the caller wants, as the configuration file names them."""
+    """Return the settings that the caller changes, by their names in the configuration file."""
     changes: dict[str, str] = {}
     if options.vm_id is not None:
         changes["VM_ID"] = check_vm_id(options.vm_id)
@@ -307,7 +326,7 @@ def _changes(options: InjectOptions) -> dict[str, str]:
 
 
 def _configuration(guest: GuestInfo, options: InjectOptions) -> bytes:
-    """The configuration file: what the guest has, with what the caller changes in it."""
+    """Return the guest's configuration file with the caller's changes in it."""
     changes = _changes(options)
     if guest.agent and guest.agent.configuration:
         return update_configuration(guest.agent.configuration, changes)
@@ -315,21 +334,23 @@ def _configuration(guest: GuestInfo, options: InjectOptions) -> bytes:
     return render("agent/guest-agent.conf.j2", settings=changes)
 
 
-def plan_removal(guest: GuestInfo, found: Mapping[PurePosixPath, Found]) -> Plan:
-    """The ordered operations that bring back what stood in the guest before; disabling first.
+def plan_removal(guest: GuestInfo, reader: GuestReader) -> Plan:
+    """Return the ordered operations that restore what stood in the guest before; disabling first.
 
     Args:
-        guest: holds the agent that is to go.
-        found: what stands now at every path of its receipt.
+        guest: holds the agent to remove.
+        reader: the guest's files.
 
     Raises:
-        PlanError: there is no agent, or something that was set aside is gone.
+        PlanError: there is no agent, or a file that was set aside is gone.
+        InspectionError: a path of the receipt cannot be read.
     """
     if guest.agent is None:
         raise PlanError("the guest holds no agent of ours", hint=f"there is no {RECEIPT} in it")
+    found = survey(guest.agent.receipt.paths, reader)
     # what no receipt lists, itself included, comes first in it, and so goes last
     unlisted = [
-        Entry(condition=Condition(path=guest.locate(path), kind="file"), before=ABSENT)
+        Entry(condition=AbsentCondition(path=guest.locate(path)), before=ABSENT)
         for path in (RECEIPT, *LOGS)
     ]
     entries = [*unlisted, *guest.agent.receipt.entries]
@@ -341,7 +362,7 @@ def plan_removal(guest: GuestInfo, found: Mapping[PurePosixPath, Found]) -> Plan
 
 
 def render_service(init: str, port: int | None = None) -> list[tuple[Operation, bytes]]:
-    """What an init system would get: each operation with the text to show for it.
+    """Return the operations for an init system, each with the text to show for it.
 
     Raises:
         PlanError: the init system is not known or the port is none.

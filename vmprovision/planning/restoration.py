@@ -10,9 +10,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vmprovision.changes.operations import (
+from vmprovision.changes.blocks import strip_blocks
+from vmprovision.changes.conditions import (
     FILE_LIMIT,
-    Condition,
+    BlockCondition,
+    RequestCondition,
+    digest,
+)
+from vmprovision.changes.operations import (
     EditBlock,
     MakeDirectory,
     Operation,
@@ -20,9 +25,7 @@ from vmprovision.changes.operations import (
     Remove,
     Symlink,
     WriteFile,
-    digest,
     is_satisfied,
-    strip_blocks,
 )
 from vmprovision.changes.receipt import (
     ABSENT,
@@ -47,7 +50,7 @@ if TYPE_CHECKING:
 
 
 def survey(paths: Iterable[PurePosixPath], reader: GuestReader) -> dict[PurePosixPath, Found]:
-    """What stands at these guest paths now, contents included.
+    """Read what is at these guest paths now, contents included.
 
     Raises:
         InspectionError: a path cannot be read, or holds more than we would set aside.
@@ -57,7 +60,7 @@ def survey(paths: Iterable[PurePosixPath], reader: GuestReader) -> dict[PurePosi
 
 
 def look_at(path: PurePosixPath, reader: GuestReader) -> Found:
-    """What stands at one guest path now, its content included."""
+    """Read what is at one guest path now, its content included."""
     status = reader.lstat(path)
     if status is None:
         return ABSENT
@@ -82,7 +85,7 @@ def look_at(path: PurePosixPath, reader: GuestReader) -> Found:
 
 
 def notes_on_names(plan: Plan, reader: GuestReader) -> list[str]:
-    """Which files of a plan that are yet to be changed have other names, which keep their content.
+    """Return a note for each file to be changed that has other names: these keep its content.
 
     Such as are made by ``cp -al``, or share their content with a file of the host.
     """
@@ -102,7 +105,7 @@ def notes_on_names(plan: Plan, reader: GuestReader) -> list[str]:
 def with_receipt(
     plan: Plan, guest: GuestInfo, found: Mapping[PurePosixPath, Found], agent_version: str
 ) -> Plan:
-    """The plan completed for a guest in which this was found: set aside, restore, receipt.
+    """Return the plan with what it sets aside, what it restores, labels and receipt.
 
     Directories that are there already and not by us are left out.  What an
     earlier injection put where this one puts nothing is restored first.  All that
@@ -131,7 +134,7 @@ def with_receipt(
     folders = [made] if aside else []
     aside += [Entry(condition=labels.recorded(o), before=ABSENT) for o in folders]
     if requests or (labels.obstacle and earlier and earlier.entry_for(AUTORELABEL)):
-        aside.append(Entry(condition=Condition(path=AUTORELABEL, kind="request"), before=ABSENT))
+        aside.append(Entry(condition=RequestCondition(path=AUTORELABEL), before=ABSENT))
     receipt = Receipt(
         agent_version=agent_version, init=str(guest.init.system), entries=(*aside, *entries)
     )
@@ -154,14 +157,14 @@ def with_receipt(
 
 
 def finishing(agent: InstalledAgent | None) -> list[Operation]:
-    """What ends a change that was interrupted, when all else is done."""
+    """Return the last operation of a plan that completes an interrupted change."""
     return [Remove(path=UNFINISHED)] if agent and agent.unfinished else []
 
 
 def _copied(
     before: Found, found: Mapping[PurePosixPath, Found], places: Iterable[PurePosixPath]
 ) -> bytes | None:
-    """The content of a file that is to be set aside, or was, where one of these still has it."""
+    """Return the content of a file to set aside or set aside before, if one of these holds it."""
     for path in places:
         what = found.get(path, ABSENT)
         if what.sha256 == before.sha256 and what.content is not None:
@@ -184,7 +187,7 @@ def _before(
     earlier: Receipt | None,
     found: Mapping[PurePosixPath, Found],
 ) -> Found:
-    """What stood at a path before the *first* injection, and where its content is kept."""
+    """Return what was at a path before the *first* injection, and where its content is kept."""
     entry = earlier.entry_for(path) if earlier else None
     if entry is None:
         return set_aside(found[path], folder)
@@ -193,7 +196,7 @@ def _before(
 
 
 def set_aside(found: Found, folder: PurePosixPath) -> Found:
-    """The same, its content to be kept in this folder under its hash.
+    """Return the same, with the path at which its content is kept: its hash in this folder.
 
     A receipt has no set-user-id, set-group-id or sticky bit: it would not be believed.
     """
@@ -207,7 +210,7 @@ def _notes_on_modes(
     earlier: Receipt | None,
     found: Mapping[PurePosixPath, Found],
 ) -> list[str]:
-    """Which files are set aside with less than they have."""
+    """Return a note for each file whose special mode bits are not kept."""
     return [
         f"guest path {path} has mode {what.mode:04o}: `remove` brings it back without its "
         "set-user-ID, set-group-ID and sticky bits"
@@ -218,7 +221,7 @@ def _notes_on_modes(
 
 
 def _stale_entries(earlier: Receipt | None, receipt: Receipt) -> list[Entry]:
-    """What the earlier injection put where this one puts nothing."""
+    """Return the entries of the earlier receipt for paths that this one does not name."""
     if earlier is None:
         return []
     now = {entry.condition.path for entry in receipt.entries}
@@ -226,7 +229,7 @@ def _stale_entries(earlier: Receipt | None, receipt: Receipt) -> list[Entry]:
 
 
 def restorations(entries: Iterable[Entry], found: Mapping[PurePosixPath, Found]) -> list[Operation]:
-    """What brings back all that stood at these entries' paths: last first, directories at the end.
+    """Return the operations that restore these entries' paths: last first, directories at the end.
 
     Args:
         entries: of a receipt, in its order.
@@ -250,7 +253,7 @@ def restorations(entries: Iterable[Entry], found: Mapping[PurePosixPath, Found])
 
 
 def restoration(entry: Entry, now: Found, found: Mapping[PurePosixPath, Found]) -> list[Operation]:
-    """What brings back what stood at a path before; nothing where all is as it was.
+    """Return the operations that restore one path; none where nothing has changed.
 
     Args:
         entry: the path's entry in the receipt.
@@ -263,8 +266,9 @@ def restoration(entry: Entry, now: Found, found: Mapping[PurePosixPath, Found]) 
     path, before = entry.condition.path, entry.before
     if before.kind == "directory" or (before.kind != "absent" and _is_as_before(now, before)):
         return []
-    if entry.condition.kind == "block" and _has_other_lines(entry, now):
-        return [EditBlock(path=path, name=entry.condition.name or "", content=b"")]
+    block = entry.condition
+    if isinstance(block, BlockCondition) and _has_other_lines(block.name, before, now):
+        return [EditBlock(path=path, name=block.name, content=b"")]
     if before.kind == "absent":
         return [Remove(path=path)]
     _refuse_forgeable(entry)
@@ -283,20 +287,20 @@ def restoration(entry: Entry, now: Found, found: Mapping[PurePosixPath, Found]) 
     return [WriteFile(path=path, content=content, mode=mode, uid=uid, gid=gid, label=before.label)]
 
 
-def _has_other_lines(entry: Entry, now: Found) -> bool:
-    """Whether a file with a block of ours was edited since: then those lines stay."""
+def _has_other_lines(block: str, before: Found, now: Found) -> bool:
+    """Return whether a file with a block of ours has lines of others that must stay."""
     if now.content is None:
         return False
-    bare = strip_blocks(entry.condition.name or "", now.content)
-    if entry.before.kind == "absent":
+    bare = strip_blocks(block, now.content)
+    if before.kind == "absent":
         return not _is_ours_alone(bare)
-    if entry.before.kind != "file":
+    if before.kind != "file":
         return False
-    return not entry.before.believed or not _same_lines(bare, entry.before)
+    return not before.believed or not _same_lines(bare, before)
 
 
 def _is_as_before(now: Found, before: Found) -> bool:
-    """Whether all is there that a receipt says was there."""
+    """Return whether a path still is, or again is, as the receipt describes it before."""
 
     def compared(what: Found) -> Found:
         mode = what.mode if what.mode is None else what.mode & PERMISSIONS
@@ -322,7 +326,7 @@ def _refuse_forgeable(entry: Entry) -> None:
 
 
 def _is_ours_alone(bare: bytes) -> bool:
-    """Whether nothing but the prologue that we began a file with is left of it."""
+    """Return whether a file holds nothing but the prologue that we wrote."""
     lines = [line for line in bare.splitlines() if line.strip()]
     return all(line.startswith(b"#!") for line in lines) and len(lines) <= 1
 

@@ -15,19 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmprovision.appliance.drives import drive_of
-from vmprovision.appliance.roots import SOLE_DISK, mount_guest
-from vmprovision.appliance.session import disk_sectors, open_appliance, open_disks
+from vmprovision.appliance.session import disk_sectors
 from vmprovision.changes.receipt import CONFIGURATION
-from vmprovision.disklayout.keyfile import read_keys
-from vmprovision.errors import PlanError, ProofError
+from vmprovision.errors import PlanError, ProofError, about_image
 from vmprovision.filesystem.protocol import Attributes
 from vmprovision.guest.configuration import parse_configuration, port_in, update_configuration
 from vmprovision.host.workspace import workspace
 from vmprovision.image.disk import create_throwaway, open_image
 from vmprovision.initsystem import definition_of
-from vmprovision.inspection import inspect_guest
 from vmprovision.inspection.boot import expects_classic_names, find_boot_loader
-from vmprovision.naming import naming
 from vmprovision.progress import Control
 from vmprovision.proof.machine import (
     MANAGER_URL,
@@ -38,6 +34,7 @@ from vmprovision.proof.machine import (
 )
 from vmprovision.proof.report_listener import Report, ReportListener
 from vmprovision.reports import ImageOptions
+from vmprovision.target import Access, open_guest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -93,7 +90,7 @@ class ProofReport:
     seconds: float
 
     def as_json(self) -> dict[str, Any]:
-        """The report as ``vmprovision prove --json`` prints it."""
+        """Return the report as ``vmprovision prove --json`` prints it."""
         return {
             "image": str(self.image),
             "init": self.init,
@@ -130,26 +127,26 @@ def prove(
         source or ImageOptions(),
         control or Control(),
     )
-    if source.disks:
-        raise PlanError(
-            f"{path}: guests on several disks are not booted here",
-            hint="start the guest, and ask the agent in it",
-        )
-    with (
-        naming(path),
-        open_image(
-            path,
-            stated_format=source.format,
-            write=False,
-            control=control,
-            allow_outside=source.allow_backing,
-        ) as opened,
-        workspace("proof") as folder,
-        create_throwaway(folder / "throwaway.qcow2", opened) as layer,
-    ):
-        disk = drive_of(layer)
-        subject = _prepare(disk, folder, options, source, control)
-        return _boot_and_check(path, subject, options, control)
+    access = Access(source=source, control=control)
+    with about_image(path):
+        if source.disks:
+            raise PlanError(
+                "prove does not boot guests on several disks",
+                hint="start the guest, and query the agent in it",
+            )
+        with (
+            open_image(
+                path,
+                stated_format=source.format,
+                write=False,
+                control=control,
+                allow_outside=source.allow_backing,
+            ) as opened,
+            workspace("proof") as folder,
+            create_throwaway(folder / "throwaway.qcow2", opened) as layer,
+        ):
+            subject = _prepare(drive_of(layer), folder, options, access)
+            return _boot_and_check(path, subject, options, control)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,18 +161,11 @@ class _Subject:
     booted_by: str
 
 
-def _prepare(
-    disk: Drive, folder: Path, options: ProofOptions, source: ImageOptions, control: Control
-) -> _Subject:
+def _prepare(disk: Drive, folder: Path, options: ProofOptions, access: Access) -> _Subject:
     """Inspect the copy, point its agent at our manager, and fetch what boots it."""
-    keys = read_keys(source.keys)
-    control.step("starting the appliance")
-    with open_disks(open_appliance, [disk], control) as appliance:
-        control.step("preparing a throwaway copy")
-        mounted = mount_guest(
-            appliance, wanted=source.root, readonly=False, disk=SOLE_DISK, keys=keys
-        )
-        guest = inspect_guest(mounted.filesystem, mountpoints=mounted.mountpoints)
+    with open_guest([disk], access, write=True) as opened:
+        guest, appliance, mounted = opened.guest, opened.appliance, opened.mounted
+        access.control.step("preparing a throwaway copy")
         if guest.agent is None:
             raise PlanError("the guest holds no agent of ours to prove", hint="inject it first")
         settings = parse_configuration(guest.agent.configuration)
@@ -206,7 +196,7 @@ def _boot_source(
     folder: Path,
     options: ProofOptions,
 ) -> tuple[BootSource, str]:
-    """The kernel that the caller gives; else the image's own boot loader, else its own kernel."""
+    """Return the caller's kernel; else the image's own boot loader, else its own kernel."""
     loader = find_boot_loader(
         appliance.call("pread_device", "/dev/sda", 512, 0), mounted.filesystem
     )
@@ -243,7 +233,7 @@ def _fetch(appliance: Appliance, guest_path: str, target: Path) -> None:
 
 
 def _kernel_root(device: str) -> str:
-    """The root device as the guest's kernel names it on a virtio disk."""
+    """Return the name of the root device on a virtio disk, as the guest's kernel has it."""
     if match := re.fullmatch(r"/dev/sda(\d*)", device):
         return f"/dev/vda{match[1]}"
     if device.startswith("btrfsvol:"):
@@ -332,7 +322,7 @@ def _check_metrics(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
 
 
 def metric_faults(metrics: Mapping[str, Any]) -> list[str]:
-    """What is wrong with one answer of ``/metrics`` by the wire contract; empty: nothing."""
+    """Return what an answer of ``/metrics`` has wrong by the wire contract, one sentence each."""
     faults = [
         f"{name} is no integer: {metrics.get(name)!r:.60}"
         for name in INTEGERS

@@ -77,14 +77,14 @@ class ReportListener:
         return f"127.0.0.1:{self._server.server_address[1]}"
 
     def reports(self) -> tuple[Report, ...]:
-        """All reports so far, the first one first."""
+        """Return all reports so far, the first one first."""
         with self._arrived:
             return tuple(self._reports)
 
     def wait_for_reports(
         self, count: int, *, deadline: float, check: Callable[[], None] = lambda: None
     ) -> tuple[Report, ...]:
-        """The reports once there are so many, or those that came until the deadline.
+        """Wait for so many reports; return them, or those that came before the deadline.
 
         Args:
             count: how many.

@@ -21,13 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmprovision import agent
-from vmprovision.changes.operations import (
-    EditBlock,
-    Symlink,
-    WriteFile,
-    digest,
-    marked,
-)
+from vmprovision.changes.blocks import marked
+from vmprovision.changes.conditions import digest
+from vmprovision.changes.operations import EditBlock, Symlink, WriteFile
 from vmprovision.changes.receipt import RUNTIME
 from vmprovision.guest.configuration import DEFAULT_PORT
 from vmprovision.host.cache import cached_content

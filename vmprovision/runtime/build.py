@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmprovision.changes.operations import digest
+from vmprovision.changes.conditions import digest
 from vmprovision.errors import BundledRuntimeError, CommandError
 from vmprovision.host.cache import build_directory, write_atomically
 from vmprovision.host.command import run

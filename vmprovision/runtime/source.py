@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
-from vmprovision.changes.operations import digest
+from vmprovision.changes.conditions import digest
 from vmprovision.errors import BundledRuntimeError, CommandError
 from vmprovision.host.command import run
 from vmprovision.host.mirrors import host_mirrors

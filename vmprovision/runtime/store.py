@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vmprovision.changes.operations import digest
+from vmprovision.changes.conditions import digest
 from vmprovision.errors import BundledRuntimeError
 from vmprovision.filesystem.elf import elf_architecture, runs_alone
 from vmprovision.guest.names import ARCHITECTURES

@@ -16,12 +16,12 @@ import gzip
 import json
 from typing import TYPE_CHECKING, Any
 
+from vmprovision.changes.conditions import digest
 from vmprovision.changes.operations import (
     EditBlock,
     MakeDirectory,
     Symlink,
     WriteFile,
-    digest,
 )
 from vmprovision.errors import PlanError, UnsupportedGuestError
 from vmprovision.initsystem import definition_of
@@ -120,7 +120,7 @@ def _start_commands(operations: Sequence[Operation], init: InitVerdict) -> list[
             f"cloud-init is not known to install services for {init.system}",
             hint="write to the image with `vmprovision inject`",
         )
-    return [list(command) for command in live.start]
+    return [command.split() for command in live.start]
 
 
 def _joined(user_data: bytes, own: bytes) -> bytes:

@@ -18,11 +18,10 @@ from vmprovision.filesystem.protocol import ROOT
 from vmprovision.guest.facts import Distribution, GuestInfo, Interpreter
 from vmprovision.host.cache import write_atomically
 from vmprovision.initsystem import definition_of
-from vmprovision.planning.injection import InjectOptions, plan_injection
+from vmprovision.planning.injection import InjectOptions, plan_service
 from vmprovision.planning.restoration import with_receipt
 from vmprovision.reports import ImageOptions
 from vmprovision.runtime.archive import build_archive
-from vmprovision.runtime.choice import choose_runtime
 from vmprovision.seed import cloudinit, firmware, ignition
 from vmprovision.seed.iso import make_iso
 
@@ -219,8 +218,7 @@ def _plan_seed(guest: GuestInfo, options: InjectOptions) -> tuple[str, Plan]:
         )
     archive = build_archive()
     running = replace(guest, hidden=(), seals=(), selinux=None)
-    runtime = choose_runtime(running, options.runtime)
-    plan = plan_injection(running, archive, options, runtime)
+    plan = plan_service(running, archive, options)
     own = {guest.locate(FOLDER), FOLDER}
     # the guest's usual directories are not ours to list in a receipt
     kept = [o for o in plan.operations if not isinstance(o, MakeDirectory) or o.path in own]

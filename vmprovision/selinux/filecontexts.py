@@ -72,7 +72,7 @@ class FileContexts:
     distribution: Substitutions = ()
 
     def label_for(self, path: PurePosixPath, kind: LabelledKind) -> str | None:
-        """The label of a file of this kind at a path without links; None where it has none.
+        """Return the label for a file of this kind at a path without links; None if none applies.
 
         Raises:
             PatternError: a pattern on which it depends is not understood.
@@ -94,7 +94,7 @@ class FileContexts:
 def parse_file_contexts(
     texts: Iterable[str], *, local: str = "", distribution: str = ""
 ) -> FileContexts:
-    """The rules of these files, in the order in which libselinux reads them.
+    """Parse the rules of these files, in the order in which libselinux reads them.
 
     Args:
         texts: ``file_contexts``, ``.homedirs``, ``.local``; each byte a character.
@@ -124,7 +124,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _parse_rule(line: str) -> Rule | None:
-    """The rule of a line; None for a comment and for kinds that are never asked for."""
+    """Return the rule of a line; None for comments and for file kinds that we never make."""
     fields = line.split(None, 3)[:3]
     if not fields or fields[0].startswith("#"):
         return None
@@ -141,7 +141,7 @@ def _parse_rule(line: str) -> Rule | None:
 
 
 def _literal_prefix(pattern: str) -> tuple[str, bool]:
-    """How every path begins that the pattern matches, and whether that is all of it."""
+    """Return the prefix of all paths that the pattern matches, and whether it is the whole path."""
     match = _PREFIX.match(pattern)
     prefix = match[0] if match else ""
     literal = len(prefix) == len(pattern)
@@ -153,7 +153,7 @@ def _literal_prefix(pattern: str) -> tuple[str, bool]:
 
 
 def _is_split(pattern: str) -> bool:
-    """Whether there may be a ``|`` outside all parentheses."""
+    """Return whether there may be a ``|`` outside all parentheses."""
     depth = 0
     for character in re.sub(r"\\.", "", pattern):
         depth += (character == "(") - (character == ")")

@@ -11,20 +11,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from vmprovision.changes.operations import (
-    EditBlock,
-    MakeDirectory,
-    Remove,
-    Symlink,
-    WriteFile,
-)
+from vmprovision.changes.operations import EditBlock, MakeDirectory, Remove, Symlink, WriteFile
 from vmprovision.changes.receipt import ABSENT
 from vmprovision.selinux.pathpattern import PatternError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from vmprovision.changes.operations import Condition, Operation
+    from vmprovision.changes.conditions import Condition
+    from vmprovision.changes.operations import Operation
     from vmprovision.changes.receipt import Found
     from vmprovision.selinux.filecontexts import LabelledKind
     from vmprovision.selinux.policy import SELinuxPolicy
@@ -40,14 +35,14 @@ class Labels:
     obstacle: str = ""
 
     def give(self, operation: Operation) -> Operation:
-        """The operation with its label; as it is where there is none for it."""
+        """Return the operation with its label, or unchanged where there is none."""
         label = self.by_path.get(operation.path)
         if label is None or isinstance(operation, Remove):
             return operation
         return replace(operation, label=label)
 
     def recorded(self, operation: Operation) -> Condition:
-        """What the receipt says of an operation: of labels only those by the guest's rules."""
+        """Return an operation's condition for the receipt; only the guest's rules give a label."""
         return (operation if self.obstacle else self.give(operation)).condition
 
 
@@ -56,7 +51,7 @@ def find_labels(
     operations: Iterable[Operation],
     found: Mapping[PurePosixPath, Found],
 ) -> Labels:
-    """The labels that the guest's policy gives to what these operations make.
+    """Return the labels that the guest's policy gives to what these operations make.
 
     Args:
         policy: of the guest, if it has one.
@@ -107,7 +102,7 @@ def request_relabelling(
     operations: Iterable[Operation],
     found: Mapping[PurePosixPath, Found],
 ) -> tuple[list[WriteFile], list[str]]:
-    """What makes the guest label its files at its next boot, with a note that says so.
+    """Return an operation that makes the guest label its files at its next boot, and a note.
 
     Neither where all of what these operations make has its label already, nor
     where SELinux is disabled: whoever switches it on labels all files anyway.

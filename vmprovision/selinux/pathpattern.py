@@ -64,7 +64,7 @@ _Matcher = Callable[[_Subject, int], int]
 
 
 def matches(pattern: str, path: str, effort: Effort) -> bool:
-    """Whether the pattern matches the whole path.
+    """Return whether the pattern matches the whole path.
 
     Raises:
         PatternError: nobody knows.

@@ -7,9 +7,16 @@ The host and the attendant talk over a virtio port of their own, a line each:
 ``attach ID``         wait for the disk with this SCSI id and its partitions;
                       ``disk ID NAME BYTES SERIAL``
 ``detach ID``         wait until it is gone; ``gone ID``
-``mount DEVICE DRIVER ro|rw PLACE``
-                      mount at a place of the guest, which is in hexadecimal; ``mounted``
-``unmount``           all that is mounted of the guest; ``unmounted``
+``mount DEVICE DRIVER ro|rw PLACE [OPTIONS]``
+                      mount at a place of the guest, with options of the filesystem's own;
+                      place and options are in hexadecimal; ``mounted``
+``unmount [PLACE]``   what is mounted at a place of the guest, or all; ``unmounted``
+``look DEVICE DRIVER OPTIONS NAME...``
+                      mount it read-only in a place of its own, and unmount it; ``seen`` and
+                      which of these names are in its root directory
+``map TABLE LINK...`` make devices of device-mapper by a concise table of dmsetup(8), in
+                      hexadecimal, and the link /dev/LINK to each, in its order; ``mapped``
+``unmap``             remove these links and devices; ``unmapped``
 ``volumes``           what a stock appliance does as it starts; ``volumes STATUS``
 
 What fails is answered with ``failed`` and the reason.
@@ -27,6 +34,9 @@ DEVICES = "/sys/class/scsi_device/"
 VOLUMES = "/usr/lib/vmprovision/volumes"
 SYSROOT = "/sysroot"  # where guestfsd has the guest
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_NOATIME = 1, 2, 4, 8, 1024
+FLAGS = MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME
+MAPPER = "/dev/mapper/"
+LOOK = FOLDER + "look"
 UDEV = "/run/udev/control"
 BY_PATH = "/dev/disk/by-path/appliance-scsi-"
 O_RDWR = 2
@@ -89,18 +99,74 @@ def detach(number):
     return "gone " + number
 
 
-def mount(device, driver, access, place):
-    target = SYSROOT + bytes.fromhex(place).decode().rstrip("/")
-    flags = MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME
-    _guest.mount(device, target, driver, flags | (MS_RDONLY if access == "ro" else 0), None)
+def mount(device, driver, access, place, options=""):
+    flags = FLAGS | (MS_RDONLY if access == "ro" else 0)
+    data = bytes.fromhex(options).decode() if options else None
+    _guest.mount(device, in_guest(place), driver, flags, data)
     return "mounted"
 
 
-def unmount():
+def in_guest(place):
+    return SYSROOT + bytes.fromhex(place).decode().rstrip("/")
+
+
+def look(device, driver, options, *wanted):
+    if not exists(LOOK):
+        os.mkdir(LOOK)
+    data = None if options == "-" else bytes.fromhex(options).decode()
+    _guest.mount(device, LOOK, driver, FLAGS | MS_RDONLY, data)
+    names = {name.encode(): name for name in wanted}
+    try:
+        seen = [names[entry[0]] for entry in os.ilistdir(LOOK.encode()) if entry[0] in names]
+    finally:
+        _guest.umount(LOOK)
+    return " ".join(["seen"] + seen)  # noqa: RUF005 -- MicroPython has no other way
+
+
+def map_devices(table, *links):
+    text = bytes.fromhex(table).decode()
+    devices = [MAPPER + device.split(",")[0] for device in text.split(";")]
+    for link in links:
+        if exists(folder_of(link)) and folder_of(link) not in made:
+            raise OSError("/dev/%s is there already" % link)
+    try:
+        run_dmsetup("create", "--concise", text)
+    except OSError:
+        run("dmsetup", "remove_all")
+        raise
+    for number, link in enumerate(links):
+        if folder_of(link) not in made:
+            os.mkdir(folder_of(link))
+            made.append(folder_of(link))
+        posix.symlink(devices[number], "/dev/" + link)
+        made.append("/dev/" + link)
+    return "mapped"
+
+
+def folder_of(link):
+    return "/dev/" + link.split("/")[0]
+
+
+def unmap():
+    if made:
+        run_dmsetup("remove_all")
+    while made:
+        path = made.pop()
+        if path == folder_of(path[len("/dev/") :]):
+            os.rmdir(path)
+        else:
+            os.remove(path)
+    return "unmapped"
+
+
+def unmount(place=None):
+    if place:
+        _guest.umount(in_guest(place))
+        return "unmounted"
     places = [line.split(b" ")[1] for line in get("/proc/mounts").split(b"\n") if line]
-    for place in reversed(places):
-        if place == SYSROOT.encode() or place.startswith(SYSROOT.encode() + b"/"):
-            _guest.umount(unescaped(place))
+    for mounted in reversed(places):
+        if mounted == SYSROOT.encode() or mounted.startswith(SYSROOT.encode() + b"/"):
+            _guest.umount(unescaped(mounted))
     return "unmounted"
 
 
@@ -111,6 +177,7 @@ def unescaped(place):
 
 
 def volumes():
+    unmap()
     return "volumes %d" % run(VOLUMES)
 
 
@@ -118,11 +185,26 @@ def run(*words):
     child = posix.fork()
     if child == 0:
         try:
-            posix.execvpe(words[0], list(words), os.environ)
+            posix.execvpe(words[0], list(words), variables())
         finally:
             posix._exit(127)
     return posix.waitpid(child, 0)[1]
 
+
+def variables():
+    found = os.environ
+    if not exists(UDEV):  # dmsetup makes device nodes itself then
+        found["DM_DISABLE_UDEV"] = "1"
+    return found
+
+
+def run_dmsetup(*words):
+    status = run("dmsetup", *words)
+    if status:
+        raise OSError("dmsetup %s failed with status %d" % (words[0], status))
+
+
+made = []  # the links to devices of device-mapper, and their folders
 
 COMMANDS = {
     "resume": resume,
@@ -130,6 +212,9 @@ COMMANDS = {
     "detach": detach,
     "mount": mount,
     "unmount": unmount,
+    "look": look,
+    "map": map_devices,
+    "unmap": unmap,
     "volumes": volumes,
 }
 

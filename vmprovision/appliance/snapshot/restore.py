@@ -46,7 +46,7 @@ from vmprovision.image.header import FORMATS
 from vmprovision.qemu.monitor import Connection, Listener, Monitor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from vmprovision.appliance.drives import Drive
     from vmprovision.appliance.snapshot.store import SavedAppliance
@@ -88,6 +88,7 @@ class RestoredAppliance:
         self._next = 0
         self._seconds = RESTORE_SECONDS if saved.accelerator == "tcg" else KVM_RESTORE_SECONDS
         self.has_volumes = False
+        self._has_mapped = False
         self._handle = Handle(control)
         self._watchdog = self._handle.watchdog
         self._folder = self._handle.folder
@@ -147,12 +148,48 @@ class RestoredAppliance:
         self._serials[number] = serial
         return number
 
-    def mount(self, device: str, driver: str, place: str, *, readonly: bool) -> None:
+    def mount(
+        self, device: str, driver: str, place: str, *, readonly: bool, options: str = ""
+    ) -> None:
         """Mount as the Protocol has it; the attendant does so without starting a program."""
-        access = "ro" if readonly else "rw"
-        question = f"mount {device} {driver} {access} {place.encode().hex()}"
+        words = [device, driver, "ro" if readonly else "rw", place.encode().hex()]
+        self._ask_to("mounted", "mount", *words, options.encode().hex())
+
+    def look(
+        self, device: str, driver: str, names: Iterable[str], options: str = ""
+    ) -> set[str] | None:
+        """As the Protocol has it."""
+        words = [device, driver, options.encode().hex() or "-"]
+        return set(self._ask_to("seen", "look", *words, *names))
+
+    def unmount(self, place: str | None = None) -> None:
+        """As the Protocol has it."""
+        if place is not None:
+            self.ask("unmounted", f"unmount {place.encode().hex()}", WORK_SECONDS)
+        elif self.has_volumes:  # perhaps more mounts than the attendant reads at once
+            self.call("umount_all")
+        else:
+            self.ask("unmounted", "unmount", WORK_SECONDS)
+
+    def map_devices(self, table: str, links: Sequence[str]) -> None:
+        """As the Protocol has it."""
+        if not self.has_volumes and not self._has_mapped:
+            self._ask_to("mapped", "map", table.encode().hex(), *links)
+            self._has_mapped = True
+            self.before_detaching(self._unmap_devices)
+
+    def _unmap_devices(self) -> None:
+        self.ask("unmapped", "unmap", WORK_SECONDS)
+        self._has_mapped = False
+
+    def _ask_to(self, answer: str, *question: str) -> list[str]:
+        """Ask the attendant for what may fail because of the guest.
+
+        Raises:
+            ApplianceCallError: the attendant cannot do it.
+        """
         try:
-            self.ask("mounted", question, WORK_SECONDS)
+            return self.ask(answer, " ".join(question), WORK_SECONDS)
         except (ApplianceEndedError, ApplianceTimeoutError):
             raise
         except ApplianceError as exc:
@@ -171,10 +208,7 @@ class RestoredAppliance:
     def finish(self) -> None:
         """As the Protocol has it; the machine runs on and can get other disks."""
         self.call("set_autosync", False)  # noqa: FBT003 -- libguestfs's; nothing is left to sync
-        if self.has_volumes:  # perhaps more mounts than the attendant reads at once
-            self.call("umount_all")
-        else:
-            self.ask("unmounted", "unmount", WORK_SECONDS)
+        self.unmount()
         while self._closings:
             self._closings.pop(0)()
         for number in list(self._serials):

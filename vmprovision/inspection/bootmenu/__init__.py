@@ -22,12 +22,13 @@ from vmprovision.inspection.bootmenu.files import (
     NotUnderstoodError,
     init_option,
 )
-from vmprovision.inspection.bootmenu.grub import grub_menu, legacy_menu
+from vmprovision.inspection.bootmenu.grub import grub_menu
 from vmprovision.inspection.bootmenu.loader import loader_menu
 from vmprovision.inspection.bootmenu.tables import (
     command_line,
     firmware_line,
     grub_defaults,
+    legacy_menu,
     lilo_menu,
     syslinux_menu,
     uboot_line,

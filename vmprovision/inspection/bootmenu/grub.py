@@ -15,15 +15,19 @@ from typing import TYPE_CHECKING
 from vmprovision.inspection.bootmenu.conditions import holds
 from vmprovision.inspection.bootmenu.files import (
     ENTRY_LIMIT,
-    BootEntry,
     BootMenu,
     NotUnderstoodError,
-    entry_of,
-    keyword,
-    lines_in_force,
-    seal_options,
     settings,
     shown,
+)
+from vmprovision.inspection.bootmenu.grubentries import (
+    FILE_DEPTH,
+    UNKNOWN,
+    Node,
+    Values,
+    boot_entry,
+    find_default,
+    find_leaves,
 )
 from vmprovision.inspection.bootmenu.grubscript import (
     Choice,
@@ -43,11 +47,9 @@ if TYPE_CHECKING:
     from vmprovision.inspection.bootmenu.grubscript import Statement, Word
 
 STEP_WORK = 200  # of a statement, in characters
-FILE_DEPTH = 8
 VARIABLES_LIMIT = 500
 VALUES_LIMIT = 8
 VALUE_LIMIT = 16 << 10
-UNKNOWN = "\0"  # in a value: what only the running machine knows
 _STARTS_KERNEL = re.compile(r"linux|module|kernel|xen_module")
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 # what they take in is in another form, or is found at boot only
@@ -66,29 +68,7 @@ _NOT_FOLLOWED = (
 _ASKS_MACHINE = ("read", "getenv", "inb", "inw", "inl", "read_byte", "read_word", "read_dword")
 _TAKES_VALUE = ("--class", "--users", "--hotkey", "--source")
 
-Values = tuple[str, ...]
 Environment = dict[str, Values]
-
-
-@dataclass(slots=True)
-class _Node:
-    """An entry or a submenu while it is being read.
-
-    Attributes:
-        is_sure: False where it is there only if something holds that nobody can tell here.
-        kernels: each command that loads one, its words with the values that they may have.
-    """
-
-    title: str = ""
-    identifier: str = ""
-    is_entry: bool = False
-    is_sure: bool = True
-    body: tuple[Statement, ...] = ()
-    arguments: tuple[str, ...] = ()
-    children: list[_Node] = field(default_factory=list)
-    kernels: list[tuple[str, list[Values]]] = field(default_factory=list)
-    doubts: list[str] = field(default_factory=list)
-    instead: BootMenu | None = None
 
 
 def grub_menu(files: MenuFiles, path: PurePosixPath, depth: int = 0) -> BootMenu | None:
@@ -100,109 +80,21 @@ def grub_menu(files: MenuFiles, path: PurePosixPath, depth: int = 0) -> BootMenu
     if not files.text(path):
         return None
     run = _Run(files=files, path=path, depth=depth)
-    root = _Node()
+    root = Node()
     run.follow(run.parsed(path), root)
     if root.instead:
         return root.instead
     run.fill(root)
-    entries = [(node, _entry(node)) for node in _leaves(root)]
+    entries = [(node, boot_entry(node)) for node in find_leaves(root)]
     if root.kernels:  # a script that boots by itself, without a menu
-        entries.insert(0, (root, _entry(root)))
+        entries.insert(0, (root, boot_entry(root)))
     unread = next(iter(root.doubts), "")
     if len(entries) > ENTRY_LIMIT:
         unread = f"{path} has more than {ENTRY_LIMIT} entries"
-    node = None if root.kernels and len(entries) > 1 else _chosen(root, run.values("default"))
+    node = None if root.kernels and len(entries) > 1 else find_default(root, run.values("default"))
     default = next((entry for leaf, entry in entries if leaf is node), None)
     menu = tuple(entry for _, entry in entries[:ENTRY_LIMIT])
     return BootMenu(path=path, default=default, entries=menu, unread=unread)
-
-
-def _leaves(node: _Node) -> list[_Node]:
-    """Return the entries that start a Linux kernel, in the order of the menu."""
-    if node.is_entry:
-        return [node] if node.kernels or node.instead or node.doubts else []
-    return [leaf for child in node.children for leaf in _leaves(child)]
-
-
-def _entry(node: _Node) -> BootEntry:
-    """Return what an entry starts; with a doubt where that depends on what is not known."""
-    doubt = next(iter(node.doubts), "")
-    if node.instead and not node.kernels:
-        inner = node.instead
-        first = next(iter(inner.may_boot), None)
-        same = len({(entry.init, entry.unit) for entry in inner.may_boot}) == 1
-        if first is None or not same or inner.doubt:
-            doubt = doubt or inner.doubt or f"{inner.path} does not say which of its entries boots"
-        return BootEntry(
-            title=node.title,
-            init=first.init if first else None,
-            unit=first.unit if first else None,
-            doubt=doubt,
-        )
-    started = [_started(words) for _, words in node.kernels]
-    kernels = {
-        tuple(may) for (name, _), may in zip(node.kernels, started, strict=True) if "linux" in name
-    }
-    told = list(dict.fromkeys(each for may in started for each in may if any(each)))
-    sure = all(len(may) == 1 for may in started) and len(kernels) <= 1 and len(told) <= 1
-    if not doubt and not sure:
-        doubt = f"what the entry {node.title!r} gives to the kernel depends on the running machine"
-    init, unit = told[0] if told else (None, None)
-    options = " ".join(value for _, words in node.kernels for values in words for value in values)
-    return BootEntry(
-        title=node.title, init=init, unit=unit, seals=seal_options(options), doubt=doubt
-    )
-
-
-def _started(words: list[Values]) -> list[tuple[PurePosixPath | None, str | None]]:
-    """Return what a command line of these words may start; nothing where that is not known."""
-    fixed = " ".join(values[0] for values in words if len(values) == 1)
-    # of several words that may differ each is looked at alone: one that tells is enough
-    lines = [f"{fixed} {value}" for values in words if len(values) > 1 for value in values]
-    lines = lines or [fixed]
-    if any(_may_hide(line) for line in lines):
-        return []
-    found = [entry_of("", line) for line in lines]
-    return list(dict.fromkeys((entry.init, entry.unit) for entry in found))
-
-
-def _may_hide(line: str) -> bool:
-    """Return whether an option behind the kernel's name may be any, or names an unknown init."""
-    return any(
-        word.startswith((UNKNOWN, "init=", "systemd.unit=")) and UNKNOWN in word
-        for word in line.split(" ")[1:]
-    )
-
-
-def _chosen(root: _Node, wanted: Values) -> _Node | None:
-    """Return the entry that ``default`` names; None where it may name several, or none."""
-    found = {id(node): node for value in wanted for node in [_descend(root, value or "0")]}
-    return next(iter(found.values())) if len(found) == 1 else None
-
-
-def _descend(root: _Node, chosen: str) -> _Node | None:
-    """Return the entry of this title, identifier or number, through submenus by ``>``."""
-    node = root
-    parts = chosen.replace(">>", UNKNOWN).split(">")
-    if UNKNOWN in chosen or len(parts) > FILE_DEPTH:
-        return None
-    for part in (each.replace(UNKNOWN, ">").strip() for each in parts):
-        index = next(
-            (
-                number
-                for number, child in enumerate(node.children)
-                if part in (str(number), child.title, child.identifier)
-            ),
-            None,
-        )
-        if index is None:
-            return None
-        counted = part == str(index)
-        passed = node.children[: index + 1] if counted else node.children[index : index + 1]
-        if not all(child.is_sure for child in passed):
-            return None
-        node = node.children[index]
-    return node if node.is_entry else None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -264,7 +156,7 @@ class _Run:
         self.files.spend(count * sum(len(max(values, key=len)) + 1 for values in parts))
         return tuple(dict.fromkeys("".join(chosen)[:VALUE_LIMIT] for chosen in product(*parts)))
 
-    def follow(self, statements: Sequence[Statement], node: _Node) -> None:
+    def follow(self, statements: Sequence[Statement], node: Node) -> None:
         """Follow statements, which fill a menu or an entry."""
         self.nesting += 1
         if self.nesting > 4 * FILE_DEPTH:
@@ -283,7 +175,7 @@ class _Run:
                 self._loop(statement, node)
         self.nesting -= 1
 
-    def fill(self, menu: _Node) -> None:
+    def fill(self, menu: Node) -> None:
         """Follow what the entries and submenus of a menu do once they are chosen."""
         self.nesting += 1
         for node in menu.children:
@@ -302,12 +194,12 @@ class _Run:
         self.files.spend(len(self.environment))
         return dict(self.environment)
 
-    def _maybe(self, statements: Sequence[Statement], node: _Node) -> None:
+    def _maybe(self, statements: Sequence[Statement], node: Node) -> None:
         self.unsure += 1
         self.follow(statements, node)
         self.unsure -= 1
 
-    def _choice(self, choice: Choice, node: _Node) -> None:
+    def _choice(self, choice: Choice, node: Node) -> None:
         """Follow the branch that is taken, or all that may be."""
         ends: list[Environment] = []
         for condition, body in choice.branches:
@@ -326,7 +218,7 @@ class _Run:
             for name in {*end, *self.environment}:
                 self.set(name, (*self.values(name), *end.get(name, ("",))))
 
-    def _verdict(self, condition: Sequence[Statement], node: _Node) -> bool | None:
+    def _verdict(self, condition: Sequence[Statement], node: Node) -> bool | None:
         """Return whether a condition holds; None where that cannot be told."""
         if len(condition) == 1 and isinstance(condition[0], Command):
             words = [self.expand(word) for word in condition[0].words]
@@ -348,7 +240,7 @@ class _Run:
             device, _, path = path[1:].partition(")")
         return device, self.files.find(path)
 
-    def _loop(self, loop: Loop, node: _Node) -> None:
+    def _loop(self, loop: Loop, node: Node) -> None:
         if loop.variable is None:
             self._maybe(loop.body, node)
             return
@@ -358,7 +250,7 @@ class _Run:
                     self.set(loop.variable, (UNKNOWN if "*" in each else each,))
                     (self._maybe if "*" in each else self.follow)(loop.body, node)
 
-    def _command(self, command: Command, node: _Node) -> None:
+    def _command(self, command: Command, node: Node) -> None:
         first = self.expand(command.words[0]) if command.words else ("",)
         name, words = first[0], command.words[1:]
         if _ASSIGNMENT.match(name):
@@ -389,7 +281,7 @@ class _Run:
             self.set(name, tuple(each.partition("=")[2] for each in self.expand(word)))
 
     def _entry(
-        self, kind: str, words: Sequence[Word], block: tuple[Statement, ...] | None, node: _Node
+        self, kind: str, words: Sequence[Word], block: tuple[Statement, ...] | None, node: Node
     ) -> None:
         if len(node.children) > 4 * ENTRY_LIMIT:
             raise NotUnderstoodError(f"{self.path} has more than {4 * ENTRY_LIMIT} entries")
@@ -403,7 +295,7 @@ class _Run:
             elif not word.startswith("--"):
                 plain.append(word)
         node.children.append(
-            _Node(
+            Node(
                 title=shown(plain[0]) if plain else "",
                 identifier=identifier,
                 is_entry=kind == "menuentry",
@@ -429,15 +321,15 @@ class _Run:
             if variable not in ("", "root") and not variable.startswith("-"):
                 self.set(variable, (UNKNOWN,))
 
-    def _set(self, words: Sequence[Word], _node: _Node) -> None:
+    def _set(self, words: Sequence[Word], _node: Node) -> None:
         for word in words[:1]:
             self._assign(word)
 
-    def _unset(self, words: Sequence[Word], _node: _Node) -> None:
+    def _unset(self, words: Sequence[Word], _node: Node) -> None:
         for word in words:
             self.environment.pop(literal(word) or "", None)
 
-    def _source(self, words: Sequence[Word], node: _Node) -> None:
+    def _source(self, words: Sequence[Word], node: Node) -> None:
         """Follow another file's script in place."""
         for path in self.expand(words[0]) if words else ():
             device, found = self._find(path)
@@ -447,7 +339,7 @@ class _Run:
                 continue
             self.follow(self.parsed(found), node)
 
-    def _configfile(self, words: Sequence[Word], node: _Node) -> None:
+    def _configfile(self, words: Sequence[Word], node: Node) -> None:
         """Take another file's menu in place of this one."""
         paths = self.expand(words[0]) if words else ()
         found = self._find(paths[0])[1] if len(paths) == 1 else None
@@ -464,7 +356,7 @@ class _Run:
         else:
             node.instead = menu
 
-    def _load(self, words: Sequence[Word], _node: _Node) -> None:
+    def _load(self, words: Sequence[Word], _node: Node) -> None:
         plain = [self.expand(word)[0] for word in words]
         if "-f" not in plain[:-1] and "--file" not in plain[:-1]:
             self.load_environment(self.path.parent / "grubenv")
@@ -473,7 +365,7 @@ class _Run:
         if found := self._find(named)[1]:
             self.load_environment(found)
 
-    def _evaluate(self, words: Sequence[Word], node: _Node) -> None:
+    def _evaluate(self, words: Sequence[Word], node: Node) -> None:
         text = " ".join(self.expand(word)[0] for word in words)
         self.files.spend(len(text))
         self.follow(parse_script(text), node)
@@ -490,7 +382,7 @@ _FEATURES = (
     "platform_search_hint",
     "timeout_style",
 )
-_COMMANDS: Mapping[str, Callable[[_Run, Sequence[Word], _Node], None]] = {
+_COMMANDS: Mapping[str, Callable[[_Run, Sequence[Word], Node], None]] = {
     "set": _Run._set,  # noqa: SLF001 -- its own table
     "unset": _Run._unset,  # noqa: SLF001
     "source": _Run._source,  # noqa: SLF001
@@ -499,31 +391,3 @@ _COMMANDS: Mapping[str, Callable[[_Run, Sequence[Word], _Node], None]] = {
     "load_env": _Run._load,  # noqa: SLF001
     "eval": _Run._evaluate,  # noqa: SLF001
 }
-
-
-def legacy_menu(files: MenuFiles, path: PurePosixPath) -> BootMenu | None:
-    """Return GRUB 0.9x's menu; its default is a number, or ``saved``, kept outside any file."""
-    titles: list[str] = []
-    options: list[str] = []
-    default = "0"
-    doubt = ""
-    for line in lines_in_force(files.text(path)):
-        word, value = keyword(line)
-        word = word.lower()
-        if word == "title":
-            titles.append(value)
-            options.append("")
-        elif word == "default" and not titles:
-            default = value
-        elif word in ("kernel", "module") and titles:
-            options[-1] += f" {value}"
-        elif word == "configfile":
-            doubt = doubt or f"{path} leads to {shown(value)}"
-    entries = tuple(
-        entry_of(title, line, name=str(number))
-        for number, (title, line) in enumerate(zip(titles, options, strict=True))
-    )
-    chosen = next((entry for entry in entries if entry.name == default), None)
-    if len(entries) > ENTRY_LIMIT:
-        doubt = f"{path} has more than {ENTRY_LIMIT} entries"
-    return BootMenu(path=path, default=chosen, entries=entries[:ENTRY_LIMIT], unread=doubt)

@@ -144,7 +144,7 @@ def _word(text: str, at: int) -> tuple[Word, int]:
 
 
 def _quoted(text: str, at: int, parts: list[str | Variable]) -> int:
-    """Append what stands in double quotes, and return where what follows them begins."""
+    """Append the text in double quotes; return the offset behind the closing quote."""
     while at < len(text) and text[at] != '"':
         if plain := _IN_DOUBLE.match(text, at):
             parts.append(plain[0])
@@ -200,7 +200,7 @@ class _Parser:
         return token.text if isinstance(token, Operator) else literal(token) or ""
 
     def next(self) -> None:
-        """Pass one token."""
+        """Return the next token and go past it."""
         self.at += 1
 
     def statements(self, ends: tuple[str, ...]) -> tuple[Statement, ...]:

@@ -1,4 +1,4 @@
-"""Boot menus that are tables: syslinux(1), lilo.conf(5), a command line in a file of its own."""
+"""Boot menus that are tables: syslinux(1), lilo.conf(5), GRUB 0.9x, a command line in a file."""
 
 from __future__ import annotations
 
@@ -228,3 +228,31 @@ def uboot_line(files: MenuFiles, path: PurePosixPath) -> BootMenu | None:
     values = [value for _, value in map(keyword, lines_in_force(files.text(path)))]
     telling = [value for value in values if init_option(value) or unit_option(value)]
     return _menu(path, *_alone(" ".join(telling))) if telling else None
+
+
+def legacy_menu(files: MenuFiles, path: PurePosixPath) -> BootMenu | None:
+    """Return GRUB 0.9x's menu; its default is a number, or ``saved``, kept outside any file."""
+    titles: list[str] = []
+    options: list[str] = []
+    default = "0"
+    doubt = ""
+    for line in lines_in_force(files.text(path)):
+        word, value = keyword(line)
+        word = word.lower()
+        if word == "title":
+            titles.append(value)
+            options.append("")
+        elif word == "default" and not titles:
+            default = value
+        elif word in ("kernel", "module") and titles:
+            options[-1] += f" {value}"
+        elif word == "configfile":
+            doubt = doubt or f"{path} leads to {shown(value)}"
+    entries = tuple(
+        entry_of(title, line, name=str(number))
+        for number, (title, line) in enumerate(zip(titles, options, strict=True))
+    )
+    chosen = next((entry for entry in entries if entry.name == default), None)
+    if len(entries) > ENTRY_LIMIT:
+        doubt = f"{path} has more than {ENTRY_LIMIT} entries"
+    return BootMenu(path=path, default=chosen, entries=entries[:ENTRY_LIMIT], unread=doubt)

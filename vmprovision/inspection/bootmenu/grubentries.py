@@ -1,0 +1,128 @@
+"""The entries of a GRUB menu: a tree, the default in it, and what each entry starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vmprovision.inspection.bootmenu.files import BootEntry, entry_of, seal_options
+
+if TYPE_CHECKING:
+    from pathlib import PurePosixPath
+
+    from vmprovision.inspection.bootmenu.files import BootMenu
+    from vmprovision.inspection.bootmenu.grubscript import Statement
+
+FILE_DEPTH = 8
+UNKNOWN = "\0"  # in a value: what only the running machine knows
+
+Values = tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Node:
+    """An entry or a submenu while it is being read.
+
+    Attributes:
+        is_sure: False where it is there only if something holds that nobody can tell here.
+        kernels: each command that loads one, its words with the values that they may have.
+    """
+
+    title: str = ""
+    identifier: str = ""
+    is_entry: bool = False
+    is_sure: bool = True
+    body: tuple[Statement, ...] = ()
+    arguments: tuple[str, ...] = ()
+    children: list[Node] = field(default_factory=list)
+    kernels: list[tuple[str, list[Values]]] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+    instead: BootMenu | None = None
+
+
+def find_leaves(node: Node) -> list[Node]:
+    """Return the entries that start a Linux kernel, in the order of the menu."""
+    if node.is_entry:
+        return [node] if node.kernels or node.instead or node.doubts else []
+    return [leaf for child in node.children for leaf in find_leaves(child)]
+
+
+def boot_entry(node: Node) -> BootEntry:
+    """Return what an entry starts; with a doubt where that depends on what is not known."""
+    doubt = next(iter(node.doubts), "")
+    if node.instead and not node.kernels:
+        inner = node.instead
+        first = next(iter(inner.may_boot), None)
+        same = len({(entry.init, entry.unit) for entry in inner.may_boot}) == 1
+        if first is None or not same or inner.doubt:
+            doubt = doubt or inner.doubt or f"{inner.path} does not say which of its entries boots"
+        return BootEntry(
+            title=node.title,
+            init=first.init if first else None,
+            unit=first.unit if first else None,
+            doubt=doubt,
+        )
+    started = [_started(words) for _, words in node.kernels]
+    kernels = {
+        tuple(may) for (name, _), may in zip(node.kernels, started, strict=True) if "linux" in name
+    }
+    outcomes = list(dict.fromkeys(each for may in started for each in may if any(each)))
+    sure = all(len(may) == 1 for may in started) and len(kernels) <= 1 and len(outcomes) <= 1
+    if not doubt and not sure:
+        doubt = f"what the entry {node.title!r} gives to the kernel depends on the running machine"
+    init, unit = outcomes[0] if outcomes else (None, None)
+    options = " ".join(value for _, words in node.kernels for values in words for value in values)
+    return BootEntry(
+        title=node.title, init=init, unit=unit, seals=seal_options(options), doubt=doubt
+    )
+
+
+def _started(words: list[Values]) -> list[tuple[PurePosixPath | None, str | None]]:
+    """Return what a command line of these words may start; nothing where that is not known."""
+    fixed = " ".join(values[0] for values in words if len(values) == 1)
+    # of several words that may differ each is looked at alone: one that tells is enough
+    lines = [f"{fixed} {value}" for values in words if len(values) > 1 for value in values]
+    lines = lines or [fixed]
+    if any(_may_hide(line) for line in lines):
+        return []
+    found = [entry_of("", line) for line in lines]
+    return list(dict.fromkeys((entry.init, entry.unit) for entry in found))
+
+
+def _may_hide(line: str) -> bool:
+    """Return whether an option behind the kernel's name may be any, or names an unknown init."""
+    return any(
+        word.startswith((UNKNOWN, "init=", "systemd.unit=")) and UNKNOWN in word
+        for word in line.split(" ")[1:]
+    )
+
+
+def find_default(root: Node, wanted: Values) -> Node | None:
+    """Return the entry that ``default`` names; None where it may name several, or none."""
+    found = {id(node): node for value in wanted for node in [_descend(root, value or "0")]}
+    return next(iter(found.values())) if len(found) == 1 else None
+
+
+def _descend(root: Node, chosen: str) -> Node | None:
+    """Return the entry of this title, identifier or number, through submenus by ``>``."""
+    node = root
+    parts = chosen.replace(">>", UNKNOWN).split(">")
+    if UNKNOWN in chosen or len(parts) > FILE_DEPTH:
+        return None
+    for part in (each.replace(UNKNOWN, ">").strip() for each in parts):
+        index = next(
+            (
+                number
+                for number, child in enumerate(node.children)
+                if part in (str(number), child.title, child.identifier)
+            ),
+            None,
+        )
+        if index is None:
+            return None
+        counted = part == str(index)
+        passed = node.children[: index + 1] if counted else node.children[index : index + 1]
+        if not all(child.is_sure for child in passed):
+            return None
+        node = node.children[index]
+    return node if node.is_entry else None
