@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 def test_each_fault_is_an_annotation_at_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Paths are those of the repository; what would end a command early is escaped."""
-    monkeypatch.setenv("GITHUB_WORKSPACE", "/home/runner/work")
+    monkeypatch.setenv("GITHUB_WORKSPACE", "/srv/builds")
     error = BakeFileError("x", problems=[(3, "100% wrong"), (9, "a::b")])
     result = BakeResult(
-        file=Path("/home/runner/work/images/a,b:c.toml"), outcome="failed", error=error, line=3
+        file=Path("/srv/builds/images/a,b:c.toml"), outcome="failed", error=error, line=3
     )
     assert list(fault_commands(result)) == [
         "::error file=images/a%2Cb%3Ac.toml,line=3,title=vmprovision bake::100%25 wrong",
