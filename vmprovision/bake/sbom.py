@@ -111,7 +111,7 @@ def _package(package: Package, guest: Distribution) -> Component:
 def _agent(contents: ContentsReport) -> Component:
     """Return the agent as a component, with the files that came with it inside."""
     conditions = [entry.condition for entry in contents.receipt.entries]
-    files = [each for each in conditions if isinstance(each, FileCondition)]
+    files = [each for each in conditions if isinstance(each, FileCondition) and each.sha256]
     own = next((each for each in files if each.path == AGENT), None)
     return Component(
         name="guest-agent",
@@ -127,7 +127,7 @@ def _agent(contents: ContentsReport) -> Component:
 def _file(condition: FileCondition) -> Component:
     """Return a file as a component; the bundled runtime has the version that it is made of."""
     versions = {each.sha256: each.micropython for each in list_runtimes()}
-    version = versions.get(condition.sha256) if condition.path == RUNTIME else None
+    version = versions.get(condition.sha256 or "") if condition.path == RUNTIME else None
     return Component(
         name="micropython" if version else str(condition.path),
         version=version,
@@ -139,4 +139,4 @@ def _file(condition: FileCondition) -> Component:
 
 
 def _hashes(condition: FileCondition) -> list[HashType]:
-    return [HashType(alg=HashAlgorithm.SHA_256, content=condition.sha256)]
+    return [HashType(alg=HashAlgorithm.SHA_256, content=str(condition.sha256))]

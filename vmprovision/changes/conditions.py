@@ -53,16 +53,17 @@ class FileCondition:
     """A regular file with this content, mode and owner is at path.
 
     Attributes:
-        sha256: of its content.
+        mode: permission bits; None where any are right, and so for the owner.
+        sha256: of its content; a receipt without it is met by no file.
         label: its SELinux label; None where any is right.
     """
 
     kind: ClassVar[ConditionKind] = "file"
     path: PurePosixPath
-    mode: int
-    uid: int
-    gid: int
-    sha256: str
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    sha256: str | None = None
     label: str | None = None
 
     def mismatches(self, reader: GuestReader) -> list[str]:
@@ -78,9 +79,9 @@ class FileCondition:
 
     def _ownership(self, status: FileStatus) -> list[str]:
         found = []
-        if status.mode != self.mode:
+        if self.mode is not None and status.mode != self.mode:
             found.append(f"{self.path}: mode {status.mode:04o}, should be {self.mode:04o}")
-        if (status.uid, status.gid) != (self.uid, self.gid):
+        if self.uid is not None and (status.uid, status.gid) != (self.uid, self.gid):
             owner = f"{status.uid}:{status.gid}"
             found.append(f"{self.path}: owner {owner}, should be {self.uid}:{self.gid}")
         return found

@@ -208,10 +208,10 @@ def _parse_directory(path: PurePosixPath, entry: Mapping[str, Any]) -> Directory
 def _parse_file(path: PurePosixPath, entry: Mapping[str, Any]) -> FileCondition:
     return FileCondition(
         path=path,
-        mode=_mode(entry["mode"]),
-        uid=_number(entry["uid"]),
-        gid=_number(entry["gid"]),
-        sha256=_hash(entry["sha256"]),
+        mode=_optional(_mode, entry, "mode"),
+        uid=_optional(_number, entry, "uid"),
+        gid=_optional(_number, entry, "gid"),
+        sha256=_optional(_hash, entry, "sha256"),
         label=_label(entry.get("label")),
     )
 
