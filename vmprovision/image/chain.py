@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmprovision.errors import CommandError, ImageError, ImageReferenceError
+from vmprovision.errors import CommandError, ImageError, ImageReferenceError, printable
 from vmprovision.host.command import run
 from vmprovision.image.diskfile import (
     DiskFile,
@@ -106,6 +106,16 @@ def open_chain(
         yield opener.layer(image, disk_format, [], write=write)
 
 
+@contextlib.contextmanager
+def _reached_from(image: DiskFile) -> Iterator[None]:
+    """Put the image in front of what is wrong with a file that it refers to."""
+    try:
+        yield
+    except ImageError as exc:
+        exc.sentence = printable(f"{image}: ") + exc.sentence
+        raise
+
+
 class _Opener:
     def __init__(self, stack: contextlib.ExitStack, folder: Path, *, allow_outside: bool) -> None:
         self._stack = stack
@@ -126,8 +136,9 @@ class _Opener:
         data = tuple(self._open(file, name, chain, write=write) for name in references.data)
         descriptor = None
         if disk_format == "vmdk" and data:
-            for extent in data:
-                refuse_nested_vmdk(extent)
+            with _reached_from(file):
+                for extent in data:
+                    refuse_nested_vmdk(extent)
             descriptor = self._link_pieces(file, references.data, data)
         backing = None
         if references.backing is not None:
@@ -137,7 +148,8 @@ class _Opener:
                     hint="state it: qemu-img rebase -u -F FORMAT -b BACKING IMAGE",
                 )
             below = self._open(file, references.backing, chain, write=False)
-            backing = self.layer(below, references.backing_format, chain, write=False)
+            with _reached_from(file):
+                backing = self.layer(below, references.backing_format, chain, write=False)
         return Layer(
             file=file, format=disk_format, data=data, backing=backing, descriptor=descriptor
         )
@@ -152,7 +164,8 @@ class _Opener:
                 f"{image} refers to {name}, which refers to it: a circle",
                 hint="look at it with qemu-img info -U, and mend or merge it",
             )
-        return self._stack.enter_context(open_disk_file(path, write=write, at=target))
+        with _reached_from(image):
+            return self._stack.enter_context(open_disk_file(path, write=write, at=target))
 
     def _allowed(self, image: DiskFile, name: str) -> tuple[Path, Path]:
         """Return the path of a reference as QEMU makes it, and the file that it leads to."""
