@@ -47,7 +47,10 @@ wait_for() {{
   done
   echo "answers: $found"
 }}
-list() {{ find /usr/local /etc /var/log /run -type f ! -name '*.log' | sort | sed 's/^/file: /'; }}
+list() {{  # without utmp, which BusyBox's init may write at any moment
+  find /usr/local /etc /var/log /run -type f ! -name '*.log' ! -path /run/utmp |
+    sort | sed 's/^/file: /'
+}}
 cd {folder}
 sha256sum /etc/rc.local /etc/inittab 2>/dev/null >before
 cp /etc/rc.local /etc/inittab . 2>/dev/null
