@@ -136,7 +136,7 @@ def test_a_killed_session_leaves_nothing_behind_the_next_one(
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     wait_until_gone(machine)
-    assert session.is_dir()
+    # it is still there, unless a session of another test has already removed it
     subprocess.run(
         [sys.executable, "-c", INJECT, image], check=True, env=environment, capture_output=True
     )
