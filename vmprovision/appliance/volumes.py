@@ -117,8 +117,8 @@ def _known_layers(appliance: Appliance, contents: Contents, keys: Sequence[Key])
     except ApplianceCallError as exc:
         log.info("libguestfs searches the disks, which takes longer: %s", exc.message)
         return None
-    if keys and LUKS in kinds.values():
-        return None
+    if MEMBER in kinds.values() or (keys and LUKS in kinds.values()):
+        return None  # an array is to be started, or a volume to be unlocked
     closed = {device: kind for device, kind in kinds.items() if kind in (LUKS, *FOREIGN)}
     return Layers(
         filesystems={device: kind for device, kind in kinds.items() if device not in closed},
