@@ -370,7 +370,7 @@ def test_two_builders_make_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyP
         thread.join()
     assert len(made) == 2
     assert made[0] == made[1]
-    assert steps.count("keeping the image") == 1
+    assert steps.count("storing the image in the cache") == 1
     assert sorted(path.suffix for path in made[0].parent.iterdir()) == [".lock", ".qcow2"]
 
     output = tmp_path / "copy.qcow2"
