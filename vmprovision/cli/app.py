@@ -22,6 +22,7 @@ from vmprovision.cli import (
     injection,
     runtimes,
     seed,
+    serve,
 )
 
 app = typer.Typer(
@@ -42,6 +43,7 @@ for command in (
     guest.recover,
     guest.prove,
     bake.bake,
+    serve.serve,
     agent.render,
     host.doctor,
 ):

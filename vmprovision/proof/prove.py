@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import re
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,11 +22,10 @@ from vmprovision.guest.configuration import parse_configuration, port_in, update
 from vmprovision.host.workspace import workspace
 from vmprovision.image.disk import create_throwaway, open_image
 from vmprovision.initsystem import definition_of
-from vmprovision.inspection.boot import expects_classic_names, find_boot_loader
 from vmprovision.progress import Control
+from vmprovision.proof.bootsource import find_boot_source
 from vmprovision.proof.machine import (
     MANAGER_URL,
-    BootSource,
     Machine,
     boot,
     wait_for_http,
@@ -40,11 +38,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from vmprovision.appliance.drives import Drive
-    from vmprovision.appliance.mounting import MountedGuest
-    from vmprovision.appliance.session import Appliance
     from vmprovision.guest.facts import GuestInfo, InstalledAgent
+    from vmprovision.proof.machine import BootSource
 
-BOOT_FILE_LIMIT = 512 << 20
 READING_GAP = 1.2  # seconds between two readings: uptime counts whole ones
 DEFAULT_VM_ID = "vmprovision-proof"
 
@@ -164,7 +160,7 @@ class _Subject:
 def _prepare(disk: Drive, folder: Path, options: ProofOptions, access: Access) -> _Subject:
     """Inspect the copy, point its agent at our manager, and fetch what boots it."""
     with open_guest([disk], access, write=True) as opened:
-        guest, appliance, mounted = opened.guest, opened.appliance, opened.mounted
+        guest, mounted = opened.guest, opened.mounted
         access.control.step("preparing a throwaway copy")
         if guest.agent is None:
             raise PlanError("the guest holds no agent of ours to prove", hint="inject it first")
@@ -177,8 +173,10 @@ def _prepare(disk: Drive, folder: Path, options: ProofOptions, access: Access) -
             update_configuration(guest.agent.configuration, changes),
             Attributes(mode=status.mode if status else None),
         )
-        sectors = disk_sectors(appliance)
-        boot_source, booted_by = _boot_source(appliance, mounted, guest, folder, options)
+        sectors = disk_sectors(opened.appliance)
+        boot_source, booted_by = find_boot_source(
+            opened, folder, kernel=options.kernel, initrd=options.initrd
+        )
     return _Subject(
         guest=guest,
         agent=guest.agent,
@@ -187,59 +185,6 @@ def _prepare(disk: Drive, folder: Path, options: ProofOptions, access: Access) -
         boot=boot_source,
         booted_by=booted_by,
     )
-
-
-def _boot_source(
-    appliance: Appliance,
-    mounted: MountedGuest,
-    guest: GuestInfo,
-    folder: Path,
-    options: ProofOptions,
-) -> tuple[BootSource, str]:
-    """Return the caller's kernel; else the image's own boot loader, else its own kernel."""
-    loader = find_boot_loader(
-        appliance.call("pread_device", "/dev/sda", 512, 0), mounted.filesystem
-    )
-    if loader is not None and not options.kernel:
-        return BootSource(firmware=loader.firmware), f"boot loader ({loader.name})"
-    command_line = f"root={_kernel_root(mounted.root.device)} ro console=ttyS0"
-    if expects_classic_names(mounted.filesystem):
-        command_line += " net.ifnames=0"
-    if options.kernel:
-        return (
-            BootSource(kernel=options.kernel, initrd=options.initrd, command_line=command_line),
-            "given kernel",
-        )
-    if not guest.kernels:
-        raise ProofError(
-            "the image has neither a boot loader nor a kernel in /boot",
-            hint="give a kernel with --kernel and --initrd",
-        )
-    own = guest.kernels[0]
-    kernel, initrd = folder / "kernel", folder / "initrd" if own.initrd else None
-    _fetch(appliance, str(own.path), kernel)
-    if own.initrd and initrd:
-        _fetch(appliance, str(own.initrd), initrd)
-    return (
-        BootSource(kernel=kernel, initrd=initrd, command_line=command_line),
-        f"own kernel ({own.version or own.path.name})",
-    )
-
-
-def _fetch(appliance: Appliance, guest_path: str, target: Path) -> None:
-    if appliance.call("filesize", guest_path) > BOOT_FILE_LIMIT:
-        raise ProofError(f"guest file {guest_path} is too large to be a kernel or an initrd")
-    appliance.call("download", guest_path, str(target))
-
-
-def _kernel_root(device: str) -> str:
-    """Return the name of the root device on a virtio disk, as the guest's kernel has it."""
-    if match := re.fullmatch(r"/dev/sda(\d*)", device):
-        return f"/dev/vda{match[1]}"
-    if device.startswith("btrfsvol:"):
-        _, _, disk, subvolume = device.removeprefix("btrfsvol:").split("/", 3)
-        return f"{_kernel_root('/dev/' + disk)} rootflags=subvol={subvolume}"
-    return device
 
 
 def _boot_and_check(

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, case, or_, select, update
+from sqlalchemy import and_, case, delete, or_, select, update
 
 from vmprovision.server.phases import WATCHED
 from vmprovision.server.rows import TemplateRow, VmRow, template_row, vm_row
@@ -138,6 +138,23 @@ def finish(  # noqa: PLR0913 -- what a step has to say
             raise LostLeaseError(lease.row_id)
         if kind:
             add_event(connection, lease.row_id, now, kind, message)
+
+
+def forget(store: Store, lease: Lease, kind: str, message: str) -> None:
+    """Delete a row whose things are gone.
+
+    Raises:
+        LostLeaseError: the lease is another's now; nothing was deleted.
+    """
+    table = lease.table
+    with store.write() as connection:
+        done = connection.execute(
+            delete(table).where(table.c.id == lease.row_id, table.c.lease_owner == lease.owner)
+        )
+        if not done.rowcount:
+            raise LostLeaseError(lease.row_id)
+        if kind:
+            add_event(connection, lease.row_id, time.time(), kind, message)
 
 
 def wake(table: Table, row_id: str, **values: Any) -> Any:  # noqa: ANN401 -- a statement, and any column's value

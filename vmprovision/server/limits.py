@@ -63,14 +63,14 @@ class Gate:
         app: ASGIApp,
         settings: ServerSettings,
         *,
-        only_reports: frozenset[tuple[str, int]] = frozenset(),
+        only_reports: bool = False,
     ) -> None:
         """Protect an application.
 
         Args:
             app: the application.
             settings: the server's.
-            only_reports: addresses of ours at which agents report, and nothing else is served.
+            only_reports: take agents' reports, and serve nothing else.
         """
         self._app = app
         self._settings = settings
@@ -100,7 +100,7 @@ class Gate:
                 headers={"Retry-After": "1"},
             )
         is_report = scope["method"] == "POST" and REPORT.fullmatch(scope["path"]) is not None
-        if tuple(scope.get("server") or ()) in self._only_reports:
+        if self._only_reports:
             if not is_report and scope["path"] not in OPEN_PATHS:
                 raise ProblemError(
                     HTTPStatus.NOT_FOUND, "NotFound", "only agents' reports are taken here"

@@ -76,6 +76,7 @@ class ServerSettings:
         network: the libvirt network that every VM is on.
         manager_url: where agents report their address; None: at the network's own
             address on the host, where nothing else is answered.
+        report_port: the port of that address.
         tokens: who may do what; None: everybody who can connect.
         open_reports: take reports without a token, for agents that have none.
         image_folders: ``rootfs_path`` must be below one of these.
@@ -92,6 +93,7 @@ class ServerSettings:
     hosts: tuple[str, ...] = ("qemu:///system",)
     network: str = "default"
     manager_url: str | None = None
+    report_port: int = DEFAULT_PORT
     tokens: Tokens | None = None
     open_reports: bool = False
     image_folders: tuple[Path, ...] = ()

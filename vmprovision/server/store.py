@@ -7,6 +7,7 @@ statement on (``BEGIN IMMEDIATE``), so two writers never wait for each other in 
 from __future__ import annotations
 
 import contextlib
+import logging
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,7 @@ class Store:
 
     def _migrate(self) -> None:
         """Bring the tables up to date; a server that starts at the same time waits."""
+        logging.getLogger("alembic").setLevel(logging.WARNING)
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS))
         with self._writing.begin() as connection:

@@ -16,8 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmprovision.errors import ProofError, UnsupportedGuestError, printable
+from vmprovision.errors import ProofError, UnsupportedGuestError
 from vmprovision.image.diskfile import name_of
+from vmprovision.proof.machine.console import last_lines
 from vmprovision.proof.machine.options import (
     HARDWARE,
     MANAGER_URL,
@@ -42,7 +43,6 @@ REQUEST_SECONDS = 3.0
 ANSWER_BYTES = 64 << 10
 CONSOLE_LINES = 40  # lines of the console that an error carries
 
-_ESCAPE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[()][0-9A-Za-z]|[@-Z\\-_])")
 _FORWARDED = re.compile(r"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)")
 
 
@@ -57,9 +57,7 @@ class Machine:
 
     def console_tail(self, count: int) -> list[str]:
         """Return the last lines of the console that are not blank, safe to print."""
-        text = _ESCAPE.sub("", self._watch.console().decode("utf-8", "replace"))
-        lines = [printable(line.rstrip()) for line in re.split(r"[\r\n]+", text)]
-        return [line for line in lines if line.strip()][-count:] if count > 0 else []
+        return last_lines(self._watch.console(), count)
 
     def is_running(self) -> bool:
         """Return whether QEMU runs; its guest may have halted."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import select
 import threading
 from typing import IO, TYPE_CHECKING
+
+from vmprovision.errors import printable
 
 if TYPE_CHECKING:
     import socket
@@ -16,6 +19,15 @@ POLL_SECONDS = 0.2
 CONSOLE_BYTES = 256 << 10
 LOG_BYTES = 16 << 20
 PANIC = b"Kernel panic - not syncing"
+
+_ESCAPE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[()][0-9A-Za-z]|[@-Z\\-_])")
+
+
+def last_lines(console: bytes, count: int) -> list[str]:
+    """Return the last lines of a console that are not blank, safe to print."""
+    text = _ESCAPE.sub("", console.decode("utf-8", "replace"))
+    lines = [printable(line.rstrip()) for line in re.split(r"[\r\n]+", text)]
+    return [line for line in lines if line.strip()][-count:] if count > 0 else []
 
 
 class Console:

@@ -1,0 +1,156 @@
+"""The files of templates and VMs, all below the server's state folder.
+
+QEMU runs as a user of its own, so a base image is readable by its group, and a VM's disk
+belongs to it. Everything else is the server's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmprovision.errors import ImageSpaceError
+from vmprovision.host.command import run
+from vmprovision.proof.machine.console import PANIC, last_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+CONSOLE_BYTES = 64 << 10
+CONSOLE_LINES = 20
+COPY_SECONDS = 3600.0
+CREATE_SECONDS = 120.0
+FOLDER_MODE = 0o711  # QEMU passes through; nobody can list
+BLOCK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmFiles:
+    """Where the files of one VM are."""
+
+    folder: Path
+
+    @property
+    def disk(self) -> Path:
+        """The VM's own image."""
+        return self.folder / "disk.qcow2"
+
+    @property
+    def console(self) -> Path:
+        """What the guest printed."""
+        return self.folder / "console.log"
+
+    def console_tail(self) -> bytes:
+        """Return the last bytes that the guest printed."""
+        with contextlib.suppress(OSError), self.console.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - CONSOLE_BYTES))
+            return file.read(CONSOLE_BYTES)
+        return b""
+
+    def console_lines(self) -> list[str]:
+        """Return the last lines that the guest printed, safe to show."""
+        return last_lines(self.console_tail(), CONSOLE_LINES)
+
+    def has_panicked(self) -> bool:
+        """Return whether the guest's kernel printed a panic."""
+        return PANIC in self.console_tail()
+
+
+def vm_files(state: Path, vm_id: str) -> VmFiles:
+    """Return where the files of a VM are."""
+    return VmFiles(folder=state / "vms" / vm_id)
+
+
+def template_folder(state: Path, template_id: str) -> Path:
+    """Return where the files of a template are."""
+    return state / "templates" / template_id
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder of a template or VM, and those above it.
+
+    Raises:
+        ImageSpaceError: there is no room.
+    """
+    with disk_failures(folder):
+        for path in (folder.parent.parent, folder.parent, folder):
+            path.mkdir(mode=FOLDER_MODE, exist_ok=True, parents=True)
+            path.chmod(FOLDER_MODE)
+
+
+def make_overlay(disk: Path, base: Path, base_format: str) -> bool:
+    """Make a disk on a base image, as a whole or not at all; return whether it was not there."""
+    if disk.exists():
+        return False
+    partial = disk.with_name(f".{disk.name}.{os.getpid()}")
+    partial.unlink(missing_ok=True)
+    options = ["-q", "-f", "qcow2", "-F", base_format, "-b", str(base)]
+    run(["qemu-img", "create", *options, partial], timeout=CREATE_SECONDS)
+    partial.chmod(0o600)
+    partial.replace(disk)
+    return True
+
+
+def copy_image(source: Path, target: Path) -> None:
+    """Copy an image, as a whole or not at all."""
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    with disk_failures(target):
+        run(
+            ["cp", "--reflink=auto", "--sparse=always", source, partial],
+            timeout=COPY_SECONDS,
+        )
+        partial.replace(target)
+
+
+def allow_qemu(path: Path, owner: tuple[int, int] | None) -> None:
+    """Let QEMU read a file that nobody may change: by its group, else everybody may read it."""
+    if owner is not None and os.geteuid() == 0:
+        os.chown(path, 0, owner[1])
+        path.chmod(0o440)
+    else:
+        path.chmod(0o444)
+
+
+def give_to_qemu(path: Path, owner: tuple[int, int] | None) -> None:
+    """Let QEMU write to a VM's disk."""
+    if owner is not None and os.geteuid() == 0:
+        os.chown(path, *owner)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder with all that is in it; none is left.
+
+    Raises:
+        OSError: something cannot be removed.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def disk_failures(path: Path) -> Iterator[None]:
+    """Translate a full disk in the block.
+
+    Raises:
+        ImageSpaceError: the host's disk is full or cannot be written.
+    """
+    try:
+        yield
+    except OSError as exc:
+        raise ImageSpaceError(
+            f"{path} cannot be written: {exc.strerror}", hint=f"df -h {path.parent}"
+        ) from exc

@@ -1,0 +1,153 @@
+"""Prepare a template: an injected copy of its image, and what boots it.
+
+Each part is made beside its name and renamed when it is whole, so that a server that
+was killed leaves nothing that the next one would take for finished.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmprovision.api import inject
+from vmprovision.appliance.drives import drive_of
+from vmprovision.appliance.session import disk_sectors
+from vmprovision.errors import (
+    InspectionError,
+    PlanError,
+    ProofError,
+    UnsupportedGuestError,
+    about_image,
+)
+from vmprovision.image.disk import open_image
+from vmprovision.image.diskfile import open_disk_file
+from vmprovision.image.header import determine_format
+from vmprovision.proof.bootsource import find_boot_source
+from vmprovision.reports import ImageOptions
+from vmprovision.server.access import permitted_image
+from vmprovision.server.files import (
+    allow_qemu,
+    copy_image,
+    make_folder,
+    remove_folder,
+    sha256_of,
+    template_folder,
+)
+from vmprovision.server.tools import Outcome
+from vmprovision.target import Access, open_guest
+
+if TYPE_CHECKING:
+    from vmprovision.server.rows import TemplateRow
+    from vmprovision.server.tools import Tools
+
+IMAGE = "image"
+BOOT = "boot"
+
+
+def base_image(tools: Tools, template: TemplateRow) -> Path:
+    """Return the prepared image of a template, on which the disks of its VMs are."""
+    return template_folder(tools.settings.state, template.id) / IMAGE
+
+
+def prepare(tools: Tools, template: TemplateRow) -> Outcome:
+    """Prepare a template, or what of it is not prepared yet.
+
+    Raises:
+        VmprovisionError: it cannot be prepared.
+    """
+    folder = template_folder(tools.settings.state, template.id)
+    make_folder(folder)
+    source = permitted_image(template.rootfs_path, tools.settings.image_folders)
+    with open_disk_file(source, write=False) as file:
+        disk_format = determine_format(file, template.image_format)
+    image = folder / IMAGE
+    has_agent = template.has_agent
+    if not image.exists():
+        has_agent = _make_image(tools, template, source, image, disk_format)
+    elif not has_agent:
+        has_agent = not (folder / "without-agent").exists()
+    boot = _find_boot(tools, image, disk_format, needs_guest=has_agent)
+    owner = next(iter(tools.hosts.values())).qemu_owner()
+    for path in (image, *(Path(boot[name]) for name in ("kernel", "initrd") if boot.get(name))):
+        allow_qemu(path, owner)
+    changes = {
+        "state": "ready",
+        "boot": boot,
+        "has_agent": has_agent,
+        "sha256": sha256_of(image),
+        "error": None,
+        "attempts": 0,
+    }
+    return Outcome(changes=changes)
+
+
+def _make_image(
+    tools: Tools, template: TemplateRow, source: Path, image: Path, disk_format: str
+) -> bool:
+    """Write the image of a template; return whether the agent is in it."""
+    partial = image.with_name(".injecting")
+    partial.unlink(missing_ok=True)
+    try:
+        inject(
+            source,
+            source=ImageOptions(format=disk_format),
+            output=partial,
+            pool=tools.pool,
+            control=tools.control,
+        )
+    except (InspectionError, UnsupportedGuestError, PlanError):
+        if template.agent == "required":
+            raise
+        (image.parent / "without-agent").touch()
+        copy_image(source, image)
+        return False
+    partial.replace(image)
+    return True
+
+
+def _find_boot(tools: Tools, image: Path, disk_format: str, *, needs_guest: bool) -> dict[str, Any]:
+    """Return what the machines of a template boot, with the guest's own kernel beside the image.
+
+    Raises:
+        VmprovisionError: the guest cannot be opened, or nothing in it boots.
+    """
+    boot: dict[str, Any] = {"format": disk_format, "arch": "x86_64", "sectors": 512}
+    access = Access(source=ImageOptions(format=disk_format), pool=tools.pool, control=tools.control)
+    partial = image.with_name(f".{BOOT}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(mode=0o711)
+    try:
+        with (
+            about_image(image),
+            open_image(
+                image, stated_format=disk_format, write=False, control=tools.control
+            ) as opened,
+            open_guest([drive_of(opened.layer, readonly=True)], access, write=False) as guest,
+        ):
+            source, name = find_boot_source(guest, partial)
+            boot |= {"arch": guest.guest.arch, "booted_by": name}
+            boot["sectors"] = disk_sectors(guest.appliance)
+    except (InspectionError, UnsupportedGuestError, ProofError):
+        if needs_guest:
+            raise
+        return boot  # a guest of another kind boots by the firmware, or it does not
+    kept = image.with_name(BOOT)
+    shutil.rmtree(kept, ignore_errors=True)
+    partial.replace(kept)
+    kept.chmod(0o711)
+    for key, path in (("kernel", source.kernel), ("initrd", source.initrd)):
+        boot[key] = str(kept / path.name) if path else None
+    boot["firmware"] = str(source.firmware) if source.firmware else None
+    boot["command_line"] = source.command_line
+    return boot
+
+
+def remove_template(tools: Tools, template: TemplateRow) -> Outcome:
+    """Remove the files of a template; its row goes then.
+
+    Raises:
+        OSError: a file cannot be removed.
+    """
+    remove_folder(template_folder(tools.settings.state, template.id))
+    return Outcome(is_gone=True)

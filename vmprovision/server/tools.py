@@ -1,0 +1,112 @@
+"""What the steps work with, and what they say when they are done."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vmprovision.appliance.library import qemu_program
+from vmprovision.errors import HypervisorError
+from vmprovision.qemu.accelerator import choose_accelerator
+from vmprovision.server.hypervisor import Hypervisor, HypervisorUnreachableError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from concurrent.futures import Executor
+
+    from vmprovision.appliance.pool import Pool
+    from vmprovision.progress import Control
+    from vmprovision.qemu.options import Accelerator
+    from vmprovision.server.agents import AgentClient
+    from vmprovision.server.rows import Phase, VmRow
+    from vmprovision.server.settings import ServerSettings
+    from vmprovision.server.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a step did.
+
+    Attributes:
+        changes: new values of the row's columns.
+        due_in: seconds until the row wants work again.
+        kind: of the event to write; none if empty.
+        message: what happened, in a sentence.
+        is_gone: whether the row is to be deleted.
+    """
+
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    due_in: float = 0.0
+    kind: str = ""
+    message: str = ""
+    is_gone: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """The parts of a server that its steps need.
+
+    Attributes:
+        hosts: libvirt, by its URIs.
+        executor: does the injections elsewhere, if there is one.
+        control: cancels work when the server stops.
+    """
+
+    settings: ServerSettings
+    store: Store
+    agents: AgentClient
+    hosts: Mapping[str, Hypervisor]
+    pool: Pool | None
+    executor: Executor | None
+    control: Control
+
+    def host_of(self, uri: str | None) -> Hypervisor:
+        """Return the host that a VM is on.
+
+        Raises:
+            HypervisorError: the server was started without it.
+        """
+        found = self.hosts.get(uri or "")
+        if found is None:
+            raise HypervisorError(
+                f"this server does not know the host {uri}",
+                hint=f"start it with --host {uri}",
+            )
+        return found
+
+    def best_host(self) -> Hypervisor:
+        """Return the host with most free memory, of those that can be reached.
+
+        Raises:
+            HypervisorError: none can be.
+        """
+        free: dict[str, int] = {}
+        error: HypervisorError | None = None
+        for uri, host in self.hosts.items():
+            try:
+                free[uri] = host.free_memory()
+            except HypervisorUnreachableError as exc:  # noqa: PERF203 -- a connection each
+                error = exc
+        if not free:
+            raise error or HypervisorError("there is no host", hint="give --host URI")
+        return self.hosts[max(free, key=lambda uri: free[uri])]
+
+
+def accelerator_of(host: Hypervisor) -> Accelerator:
+    """Return what runs machines on a host: on this one KVM only where it was seen to work."""
+    return choose_accelerator(qemu_program()).accelerator if host.is_local else "kvm"
+
+
+def arrived(vm: VmRow, phase: Phase, detail: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401 -- any column's value
+    """Return the columns that say that a VM came into a phase, and what was seen then."""
+    now = time.time()
+    evidence = {**vm.evidence, phase: {"at": now, "detail": detail}}
+    return {
+        "phase": phase,
+        "phase_at": now,
+        "evidence": evidence,
+        "error": None,
+        "attempts": 0,
+        **more,
+    }

@@ -1,0 +1,172 @@
+"""Look at the machine of a VM, and at its agent: the truth about what was started.
+
+A VM is ``ready`` while its agent answers, and ``silent`` when it should and does not. A
+silent guest that answers after all is ready.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import insert
+
+from vmprovision.errors import HypervisorError, ProofError
+from vmprovision.server.agents import AgentError, sample_of
+from vmprovision.server.files import vm_files
+from vmprovision.server.problems import describe
+from vmprovision.server.tables import samples
+from vmprovision.server.tools import Outcome, arrived
+
+if TYPE_CHECKING:
+    from vmprovision.server.hypervisor import Hypervisor
+    from vmprovision.server.rows import DomainState, VmRow
+    from vmprovision.server.tools import Tools
+
+LOOK_SECONDS = 1.0
+SAMPLE_SECONDS = 10.0
+SILENT_SECONDS = 30.0
+PAUSED_SECONDS = 30.0
+PATIENCE_SECONDS = 60.0  # of a ready guest whose agent does not answer
+
+
+def watch(tools: Tools, vm: VmRow) -> Outcome:
+    """Bring the machine to what is wanted, and say what it does.
+
+    Raises:
+        HypervisorError: libvirt cannot be reached, or somebody else removed the domain.
+    """
+    host = tools.host_of(vm.host)
+    state = host.state_of(vm.id)
+    if state == "absent":
+        raise HypervisorError(
+            f"the domain {vm.id} was removed from {host.uri} by somebody else",
+            hint="delete the VM",
+        )
+    if state in ("off", "crashed"):
+        return _ended(tools, vm, state)
+    if vm.wanted == "stopped":
+        return _stop(tools, vm, host, state)
+    if "paused" in (vm.wanted, state):
+        return _pause_or_resume(vm, host)
+    return _look_at_agent(tools, vm, state)
+
+
+def _pause_or_resume(vm: VmRow, host: Hypervisor) -> Outcome:
+    if vm.wanted == "paused":
+        host.pause(vm.id)
+    else:
+        host.resume(vm.id)
+    changes: dict[str, Any] = {"domain_state": host.state_of(vm.id), "answered_at": time.time()}
+    return Outcome(changes=changes, due_in=PAUSED_SECONDS if vm.wanted == "paused" else 0)
+
+
+def _look_at_agent(tools: Tools, vm: VmRow, state: DomainState) -> Outcome:
+    """Look whether the agent of a machine that runs answers."""
+    if vm.phase == "started":
+        changes = arrived(vm, "reporting", "waiting for the agent's report")
+        deadline = time.time() + tools.settings.report_seconds
+        changes |= {"domain_state": state, "deadline_at": deadline}
+        return Outcome(changes=changes, kind="reporting", message="waiting for the agent's report")
+    if vm.phase == "ready":
+        return _sample(tools, vm)
+    return _await_agent(tools, vm)
+
+
+def _ended(tools: Tools, vm: VmRow, state: DomainState) -> Outcome:
+    """Say that a machine is off: as it was wanted, by its guest, or before its agent reported."""
+    off = {"domain_state": state, "stop_at": None, "deadline_at": None}
+    if vm.wanted != "stopped" and vm.phase in ("started", "reporting"):
+        reason = "its machine ended before the agent reported"
+        return _silent(tools, vm, reason, off)
+    if vm.wanted != "stopped" and vm.phase == "silent":
+        return Outcome(changes=off, due_in=SILENT_SECONDS)
+    is_own = vm.wanted != "stopped"
+    message = "the guest switched itself off" if is_own else "the machine is off"
+    changes = arrived(vm, "defined", message)
+    changes |= {**off, "wanted": "stopped", "guest_ip": None, "reported_at": None}
+    return Outcome(changes=changes, due_in=SILENT_SECONDS, kind="stopped", message=message)
+
+
+def _stop(tools: Tools, vm: VmRow, host: Hypervisor, state: DomainState) -> Outcome:
+    """Ask the guest to shut down, and switch it off when it has had its time."""
+    now = time.time()
+    if vm.stop_at is None and state == "running":
+        host.shut_down(vm.id)
+        changes: dict[str, Any] = {"domain_state": state}
+        changes["stop_at"] = now + tools.settings.stop_seconds
+        return Outcome(changes=changes, due_in=LOOK_SECONDS)
+    if vm.stop_at is None or now >= vm.stop_at:
+        host.switch_off(vm.id)
+        return Outcome()
+    return Outcome(due_in=LOOK_SECONDS)
+
+
+def _await_agent(tools: Tools, vm: VmRow) -> Outcome:
+    """Ask the agent whose address is known; give a guest up that cannot report any more."""
+    later = SILENT_SECONDS if vm.phase == "silent" else LOOK_SECONDS
+    running = {"domain_state": "running"}
+    fault = ""
+    if vm.guest_ip is not None:
+        try:
+            _require_in_network(tools, vm, vm.guest_ip)
+            detail = tools.agents.identify(vm, vm.guest_ip)
+        except AgentError as exc:
+            fault = f"; it reported {vm.guest_ip}, and {exc}"
+        else:
+            changes = arrived(vm, "ready", detail)
+            changes |= {**running, "answered_at": time.time(), "deadline_at": None}
+            return Outcome(changes=changes, kind="ready", message=detail)
+    if vm.phase == "silent":
+        return Outcome(changes=running, due_in=later)
+    if vm_files(tools.settings.state, vm.id).has_panicked():
+        return _silent(tools, vm, "its kernel panicked", running)
+    if vm.deadline_at is None:  # watched anew, after a pause or a second start
+        deadline = time.time() + tools.settings.report_seconds
+        return Outcome(changes={**running, "deadline_at": deadline}, due_in=later)
+    if time.time() > vm.deadline_at:
+        seconds = f"{tools.settings.report_seconds:.0f}"
+        return _silent(tools, vm, f"its agent did not come up within {seconds} s{fault}", running)
+    return Outcome(changes=running, due_in=later)
+
+
+def _require_in_network(tools: Tools, vm: VmRow, address: str) -> None:
+    """Check that an address is one of the guests' network: a guest may report any.
+
+    Raises:
+        AgentError: it is another one's.
+    """
+    try:
+        network = tools.host_of(vm.host).network(tools.settings.network)
+    except HypervisorError:
+        return  # a bridge: the host does not know its addresses
+    own, subnet = ipaddress.ip_address(address), network.subnet
+    if address == network.address or (own.version == subnet.version and own not in subnet):
+        raise AgentError(f"that is no guest's address in the network {subnet}")
+
+
+def _silent(tools: Tools, vm: VmRow, reason: str, more: dict[str, Any]) -> Outcome:
+    """Give a guest up, with the last that it printed."""
+    lines = vm_files(tools.settings.state, vm.id).console_lines()
+    error = ProofError(
+        f"the guest is silent: {reason}",
+        console=lines,
+        hint=f"read the console's last lines; POST /v1/vms/{vm.id}/start waits for it again",
+    )
+    changes = arrived(vm, "silent", reason) | more | {"error": describe(error)}
+    return Outcome(changes=changes, due_in=SILENT_SECONDS, kind="silent", message=reason)
+
+
+def _sample(tools: Tools, vm: VmRow) -> Outcome:
+    """Keep what the agent measures; a guest whose agent stops answering becomes silent."""
+    now = time.time()
+    try:
+        metrics = tools.agents.get_json(str(vm.guest_ip), "/metrics")
+    except AgentError as exc:
+        if now - (vm.answered_at or vm.phase_at) > PATIENCE_SECONDS:
+            return _silent(tools, vm, f"its agent does not answer any more: {exc}", {})
+        return Outcome(due_in=LOOK_SECONDS)
+    with tools.store.write() as connection:
+        connection.execute(insert(samples).values(vm_id=vm.id, at=now, **sample_of(metrics)))
+    return Outcome(changes={"answered_at": now, "domain_state": "running"}, due_in=SAMPLE_SECONDS)
