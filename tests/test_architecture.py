@@ -31,6 +31,7 @@ CLAIMS = (
     "only part of vmprovision that imports guestfs",
     "only module that imports guestfs",
     "only importer of ``distributed``",
+    "only module that imports its binding",
     "only package that prints and exits",
 )
 
@@ -98,6 +99,11 @@ def test_guestfs_is_imported_in_one_module() -> None:
 def test_distributed_is_imported_in_one_module() -> None:
     """It is optional: every other module works without it."""
     assert importers("distributed") == ["batch/dask.py"]
+
+
+def test_libvirt_is_imported_in_one_module() -> None:
+    """Its errors are translated there, and it is looked at there whose a domain is."""
+    assert importers("libvirt") == ["server/hypervisor.py"]
 
 
 def test_only_the_command_line_prints_and_exits() -> None:

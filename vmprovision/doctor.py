@@ -64,10 +64,10 @@ def examine_host() -> list[Finding]:
         _kernel(),
         _qemu(),
         _accelerator(),
-        _program("qemu-img", _packages("qemu-utils", "qemu-img")),
-        _program("supermin", _packages("supermin", "supermin")),
-        _program("mmdebstrap", _packages("mmdebstrap", "mmdebstrap"), needed=False),
-        _program("extlinux", _packages("extlinux", "syslinux-extlinux"), needed=False),
+        _program("qemu-img", packages_command("qemu-utils", "qemu-img")),
+        _program("supermin", packages_command("supermin", "supermin")),
+        _program("mmdebstrap", packages_command("mmdebstrap", "mmdebstrap"), needed=False),
+        _program("extlinux", packages_command("extlinux", "syslinux-extlinux"), needed=False),
         _appliance_space(),
         _cache(),
         _temporary(),
@@ -77,7 +77,7 @@ def examine_host() -> list[Finding]:
     ]
 
 
-def _packages(debian: str, others: str) -> str:
+def packages_command(debian: str, others: str) -> str:
     """Return the command that installs packages on this host's distribution."""
     command = "apt-get install" if _is_debian() else "dnf install"
     sudo = "" if os.geteuid() == 0 else "sudo "
@@ -90,7 +90,7 @@ def _is_debian() -> bool:
 
 def _binding() -> Finding:
     fix = (
-        _packages("python3-guestfs", "python3-libguestfs")
+        packages_command("python3-guestfs", "python3-libguestfs")
         + " && /usr/bin/python3 -m venv --system-site-packages VENV"
     )
     try:
@@ -114,7 +114,7 @@ def _kernel() -> Finding:
             subject="kernel",
             ok=False,
             detail="there is no kernel with its modules in /boot and /lib/modules",
-            fix=_packages(
+            fix=packages_command(
                 "linux-image-generic" if _is_ubuntu() else "linux-image-cloud-amd64", "kernel"
             ),
         )
@@ -144,7 +144,7 @@ def _qemu() -> Finding:
     try:
         return Finding(subject="QEMU", ok=True, detail=str(qemu_program()))
     except VmprovisionError as exc:
-        fix = _packages("qemu-system-x86", "qemu-kvm")
+        fix = packages_command("qemu-system-x86", "qemu-kvm")
         return Finding(subject="QEMU", ok=False, detail=exc.message, fix=fix)
 
 
@@ -289,5 +289,5 @@ def _runtime_command(architecture: str) -> str:
         find_toolchain(architecture)
     except VmprovisionError:
         packages = "gcc libc6-dev make musl-tools xz-utils", "gcc make musl-gcc xz"
-        return f"{_packages(*packages)} && {build}"
+        return f"{packages_command(*packages)} && {build}"
     return build

@@ -335,6 +335,20 @@ def test_discovery_lists_agents(client: httpx.Client, store: Store, vm: dict[str
     assert 'vmprovision_vms{phase="requested"} 1.0' in client.get("/metrics").text
 
 
+def test_the_api_is_described(client: httpx.Client) -> None:
+    """Without anything from elsewhere: every operation is on one page."""
+    page = client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    document = client.get("/openapi.json").json()
+    assert "/v1/vms/{vm_id}/guest-ip" in document["paths"]
+    for path, operations in document["paths"].items():
+        for method in operations:
+            assert f"<code>{method.upper()} {path}</code>" in page.text
+    assert "http://" not in page.text
+    assert "https://" not in page.text
+
+
 # Access
 
 

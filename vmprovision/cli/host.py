@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,14 +15,20 @@ if TYPE_CHECKING:
     from vmprovision.doctor import Finding
 
 
-def doctor(*, as_json: JsonOption = False) -> None:
+def doctor(
+    *,
+    server: Annotated[
+        bool, typer.Option("--server", help="Also check what `vmprovision serve` needs.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Check whether this host can do the work; name the command that fixes what it lacks."""
     from vmprovision.cli.text import show_findings
 
     def examined(_: Control) -> list[Finding]:
         from vmprovision.doctor import examine_host
 
-        return examine_host()
+        return [*examine_host(), *(_examined_server() if server else ())]
 
     findings = work(examined, as_json=as_json)
     is_able = all(finding.ok or not finding.needed for finding in findings)
@@ -33,3 +39,20 @@ def doctor(*, as_json: JsonOption = False) -> None:
     )
     if not is_able:
         raise typer.Exit(VmprovisionError.exit_code)
+
+
+def _examined_server() -> list[Finding]:
+    """Return what the server lacks; its libraries are an extra."""
+    import importlib
+
+    from vmprovision.doctor import Finding
+
+    try:
+        importlib.import_module("vmprovision.server.run")
+    except ModuleNotFoundError as exc:
+        detail = f"the Python package {exc.name} is not installed"
+        fix = "pip install 'vmprovision[server]'"
+        return [Finding(subject="server", ok=False, detail=detail, fix=fix)]
+    from vmprovision.server.doctor import examine_server
+
+    return examine_server()

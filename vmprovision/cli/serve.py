@@ -14,12 +14,6 @@ if TYPE_CHECKING:
     from vmprovision import Control
     from vmprovision.server.settings import ServerSettings
 
-CREATE = """\
-Create a VM once a template is registered:
-  curl -X POST http://{address}/v1/vms \\
-    -H "Content-Type: application/json" \\
-    -d '{{"name": "test-vm", "template_id": "..."}}'"""
-
 
 def serve(  # noqa: PLR0913 -- one parameter for each option
     *,
@@ -154,10 +148,8 @@ def serve(  # noqa: PLR0913 -- one parameter for each option
         from vmprovision.server.run import serve as serve_until_cancelled
 
         def is_ready() -> None:
-            address = wanted.listen
-            stderr().print(f"serving on {address}")
-            if address.path is None:
-                stderr().print(CREATE.format(address=address))
+            where = "" if wanted.listen.path else "http://"
+            stderr().print(f"serving on {where}{wanted.listen}; the API is described at /docs")
 
         serve_until_cancelled(wanted, control=control, is_ready=is_ready)
 

@@ -107,6 +107,11 @@ class Hypervisor:
             hint="give --manager-url with the address that guests reach this server at",
         )
 
+    def is_active(self, name: str) -> bool:
+        """Return whether machines can be on a network now."""
+        with self._connected() as connection:
+            return bool(connection.networkLookupByName(name).isActive())
+
     def state_of(self, vm_id: str) -> DomainState:
         """Return what a VM's domain does; ``absent`` if there is none.
 
