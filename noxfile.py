@@ -34,7 +34,7 @@ def lint(session: nox.Session) -> None:
     targets = [f"--target={version}-" for version in OLDEST_PYTHONS]
     _run(session, "vermin", "--violations", "--no-tips", *targets, AGENT)
     inside = [f"vmprovision/appliance/inside/{name}" for name in ("init", "ls", "volumes")]
-    session.run("shellcheck", "bootstrap", ".ci/run", *inside)
+    session.run("shellcheck", "bootstrap", ".ci/run", "ci/install", *inside)
 
 
 @nox.session
@@ -111,17 +111,55 @@ def runtimes(session: nox.Session) -> None:
 
 
 @nox.session
+def manual(session: nox.Session) -> None:
+    """Write the manual pages and shell completions into build/man."""
+    _run(session, "python", "-m", "release.manual", "build/man")
+
+
+@nox.session
 def wheel(session: nox.Session) -> None:
-    """Build the wheel, with the runtimes of all architectures in it, into dist/."""
+    """Build the sdist, and from it the wheel with all runtimes, into dist/; twice, and compare."""
     runtimes(session)
     shipped = Path("vmprovision/runtimes")
     shutil.rmtree(shipped, ignore_errors=True)
     try:
         shutil.copytree(cached_folder(), shipped)
-        pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps")
-        session.run(*pip, "--wheel-dir", "dist", ".")
+        manual(session)
+        built = [_build(session, Path(folder)) for folder in ("dist", "build/again")]
     finally:
         shutil.rmtree(shipped, ignore_errors=True)
+    if built[0] != built[1]:
+        session.error("two builds of the same source differ")
+
+
+@nox.session
+def deb(session: nox.Session) -> None:
+    """Build the Debian package into dist/, from the sdist that ``nox -s wheel`` has made."""
+    (source,) = Path("dist").glob("vmprovision-*.tar.gz")
+    building = Path("build/deb")
+    shutil.rmtree(building, ignore_errors=True)
+    (building / "source").mkdir(parents=True)
+    session.run("tar", "-xf", str(source), "-C", str(building / "source"), "--strip-components=1")
+    with session.chdir(building / "source"):
+        session.run(
+            "dpkg-buildpackage", "--build=binary", "--unsigned-source", "--unsigned-changes"
+        )
+    for package in building.glob("*.deb"):
+        shutil.copy(package, "dist")
+    session.run("lintian", "--fail-on", "error,warning", *map(str, building.glob("*.changes")))
+
+
+@nox.session
+def install(session: nox.Session) -> None:
+    """Install what dist/ holds in fresh Debians, inject there, and bake as CI does; as root."""
+    _run(session, "pytest", "-n", "0", "-m", "slow", "tests/release", *session.posargs)
+
+
+def _build(session: nox.Session, folder: Path) -> dict[str, bytes]:
+    """Build the sdist and the wheel from it; return what the folder then has."""
+    shutil.rmtree(folder, ignore_errors=True)
+    _run(session, "python", "-m", "build", "--no-isolation", "--outdir", str(folder))
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def _run(session: nox.Session, program: str, *arguments: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Protocol
@@ -32,8 +33,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     require(SYSTEM_PYTHON.exists(), f"there is no {SYSTEM_PYTHON}")
     folder = tmp_path_factory.mktemp("wheel")
     run(["-m", "venv", "--system-site-packages", folder / "venv"], SYSTEM_PYTHON, folder)
-    pip(folder, "wheel", "--no-deps", "--wheel-dir", folder, CHECKOUT)
-    return next(folder.glob("vmprovision-*.whl"))
+    return build("wheel", CHECKOUT, folder)
+
+
+def build(kind: str, source: Path, folder: Path) -> Path:
+    """Return the wheel or the sdist of a source tree, built into that folder."""
+    run(["-m", "hatchling", "build", "-t", kind, "-d", folder], Path(sys.executable), source)
+    return next(folder.glob({"wheel": "*.whl", "sdist": "*.tar.gz"}[kind]))
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +93,16 @@ def test_the_wheel_holds_all_that_is_no_code(wheel: Path) -> None:
     assert wanted <= names
     assert "vmprovision/py.typed" in names
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"vmprovision"}
+
+
+def test_the_wheel_is_reproducible(wheel: Path, tmp_path: Path) -> None:
+    """Built again, from the tree or from the sdist, it has the same bytes."""
+    assert build("wheel", CHECKOUT, tmp_path).read_bytes() == wheel.read_bytes()
+    subprocess.run(["tar", "-xf", build("sdist", CHECKOUT, tmp_path), "-C", tmp_path], check=True)
+    (source,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    (tmp_path / "again").mkdir()
+    again = build("wheel", source, tmp_path / "again")
+    assert again.read_bytes() == wheel.read_bytes()
 
 
 def test_the_package_is_imported_from_the_wheel(installed: Installed, wheel: Path) -> None:
