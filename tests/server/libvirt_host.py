@@ -37,12 +37,14 @@ mount --bind "$1/lib" /var/lib/libvirt
 mount --bind "$1/log" /var/log/libvirt
 mount --bind "$1/cache" /var/cache/libvirt
 ip link set lo up
-virtlogd -d
+virtlogd -d -p /run/libvirt/virtlogd.pid
 libvirtd -d -p /run/libvirt/libvirtd.pid
 until virsh --quiet net-list --all >/dev/null 2>&1; do sleep 0.1; done
 virsh --quiet net-start default
 touch "$1/ready"
-exec sleep infinity
+# process 1 must reap: libvirtd waits for machines that it has ended, and that nobody reaps
+sleep infinity &
+wait $!
 """
 
 
