@@ -11,10 +11,14 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.conftest import require, require_root
 from vmprovision.host.cache import cache_directory
 from vmprovision.host.mirrors import host_mirrors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 USER = "ci"
 INSTALL_SECONDS = 1800.0
@@ -71,7 +75,7 @@ class Machine:
         user: str = USER,
         check: bool = True,
         timeout: float = INSTALL_SECONDS,
-        **variables: str,
+        variables: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a script of bash in the home of a user; return it finished, with its output.
 
@@ -81,7 +85,8 @@ class Machine:
         own = {name: value for name, value in os.environ.items() if _is_passed_on(name)}
         home = "/root" if user == "root" else f"/home/{user}"
         path = f"{home}/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        own |= {"HOME": home, "USER": user, "PATH": path, "LC_ALL": "C.UTF-8", **variables}
+        own |= {"HOME": home, "USER": user, "PATH": path, "LC_ALL": "C.UTF-8"}
+        own |= variables or {}
         unshare = ["unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]
         kvm = "yes" if self.kvm else "no"
         done = subprocess.run(

@@ -77,7 +77,7 @@ def test_the_documented_commands_install_it(
     give(machine)
     lines = commands(section).strip().splitlines()
     assert len(lines) <= 2
-    machine.run("set -e\n" + "\n".join(lines), DEBIAN_FRONTEND="noninteractive")
+    machine.run("set -e\n" + "\n".join(lines), variables={"DEBIAN_FRONTEND": "noninteractive"})
     path = "PATH=venv/bin:$PATH\n"
     seen = json.loads(machine.run(f"{path}vmprovision inspect --json disk.qcow2").stdout)
     assert seen["guest"]["init"]["system"] == "systemd"

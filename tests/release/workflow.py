@@ -59,7 +59,7 @@ def run_action(
         }
         added = ":".join(reversed(files["GITHUB_PATH"].read_text().split()))
         script = f"set -eo pipefail\nPATH={added}:$PATH\n{step['run']}"
-        done = machine.run(script, check=False, **variables, **given)
+        done = machine.run(script, check=False, variables={**variables, **given})
         if done.returncode:
             break
     return done
