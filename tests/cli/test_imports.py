@@ -41,15 +41,17 @@ WORK = {
         "reports",
         "runtime",
         "seed",
-        "seed",
         "selinux",
     )
 }
 
 
 def imported(code: str, *arguments: str) -> set[str]:
-    """Return the modules that a process has imported after running this code."""
-    see = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr))"
+    """Return the modules that a process imports by running this code, besides Python's start."""
+    see = (
+        "import atexit, sys; before = set(sys.modules); "
+        "atexit.register(lambda: print(*set(sys.modules) - before, file=sys.stderr))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", f"{see}; {code}", *arguments],
         capture_output=True,
