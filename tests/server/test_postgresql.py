@@ -45,8 +45,9 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     require(found, "PostgreSQL is not installed: apt-get install postgresql", optional=True)
     programs = found[-1].parent
     folder = tmp_path_factory.mktemp("postgresql")
-    for path in (folder, *folder.parents[:2]):
-        path.chmod(0o711)
+    for path in (folder, *folder.parents):
+        if not path.stat().st_mode & 0o001:
+            path.chmod(0o711)
     user = pwd.getpwnam("postgres")
     os.chown(folder, user.pw_uid, user.pw_gid)
     become = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]

@@ -35,8 +35,9 @@ def images(tmp_path: Path) -> Path:
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[LibvirtHost]:
     """Return a private libvirt."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o711)
+    for folder in (tmp_path, *tmp_path.parents):
+        if not folder.stat().st_mode & 0o001:
+            folder.chmod(0o711)
     with libvirt_host(tmp_path / "host") as started:
         yield started
 

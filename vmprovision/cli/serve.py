@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vmprovision import errors
-from vmprovision.cli.running import fail, stderr, work
+from vmprovision.cli.options import JsonOption
+from vmprovision.cli.running import fail, present, stderr, work
 
 if TYPE_CHECKING:
     from vmprovision import Control
@@ -106,13 +108,14 @@ def serve(  # noqa: PLR0913 -- one parameter for each option
     jobs: Annotated[
         int, typer.Option(metavar="N", min=1, max=64, help="How many VMs are made at once.")
     ] = 2,
+    as_json: JsonOption = False,
 ) -> None:
     """Create virtual machines over libvirt, with the agent in them, for clients of an HTTP API.
 
     The API is described at /docs. VMs run on when the server ends, and the next one
     finds them again. docs/serve.md has the whole picture.
     """
-    _require_libraries()
+    _require_libraries(as_json=as_json)
 
     def settings() -> ServerSettings:
         from vmprovision.guest.configuration import check_manager_url
@@ -142,21 +145,25 @@ def serve(  # noqa: PLR0913 -- one parameter for each option
             builders=jobs,
         )
 
-    wanted = work(lambda _: settings(), as_json=False)
+    wanted = work(lambda _: settings(), as_json=as_json)
 
     def run(control: Control) -> None:
         from vmprovision.server.run import serve as serve_until_cancelled
 
         def is_ready() -> None:
-            where = "" if wanted.listen.path else "http://"
-            stderr().print(f"serving on {where}{wanted.listen}; the API is described at /docs")
+            where = f"{'' if wanted.listen.path else 'http://'}{wanted.listen}"
+            present({"listen": where}, lambda: say_where(where), as_json=as_json)
+            sys.stdout.flush()
+
+        def say_where(where: str) -> None:
+            stderr().print(f"serving on {where}; the API is described at /docs")
 
         serve_until_cancelled(wanted, control=control, is_ready=is_ready)
 
-    work(run, as_json=False)
+    work(run, as_json=as_json)
 
 
-def _require_libraries() -> None:
+def _require_libraries(*, as_json: bool) -> None:
     """End the program with the command that installs what the server needs, if it is missing."""
     import importlib
 
@@ -167,4 +174,4 @@ def _require_libraries() -> None:
             f"serve needs the Python package {exc.name}, which is not installed",
             hint="pip install 'vmprovision[server]'",
         )
-        fail(missing, as_json=False)
+        fail(missing, as_json=as_json)
