@@ -74,6 +74,8 @@ def read_tree(appliance: Appliance, drive: int, mounts: Sequence[Mount], scratch
     finally:
         archive.unlink(missing_ok=True)
         appliance.call("umount_all")
+        if appliance.has_volumes:  # a volume that is active holds its disk
+            appliance.call("vg_activate_all", False)  # noqa: FBT003 -- libguestfs's
 
 
 def on_drive(drive: int, device: str) -> str:
