@@ -8,21 +8,40 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from typing import TYPE_CHECKING
+import sys
+from pathlib import Path
 
+from tests import stalled
 from tests.conftest import require
 from vmprovision.host.cache import write_atomically
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 NAME = "qemu-system-x86_64"
+# Let the monitor of a machine that loads a state go through tests/stalled.py.
+STALL = """\
+case " $* " in
+*" -incoming "*)
+    path=
+    for word; do
+        shift
+        case $word in
+        socket,id=monitor,path=*)
+            path=${{word#*path=}}
+            word=socket,id=monitor,path=$path.stalled
+            ;;
+        esac
+        set -- "$@" "$word"
+    done
+    {stalled} "$path.stalled" "$path" </dev/null >/dev/null 2>&1 &
+    until [ -S "$path.stalled" ]; do sleep 0.01; done
+    ;;
+esac"""
 # What the wrapper does if it is asked for KVM.
 BEHAVIOURS = {
     "works": "",
     "fails": 'echo "qemu: failed to set MSR 0x10a" >&2; exit 1',
     "hangs": 'set -- "$@" -S',
     "prints": "printf 'SeaBIOS\\r\\nBooting from ROM..\\r\\n'; exec sleep 600",
+    "stalls": STALL.format(stalled=shlex.join([sys.executable, str(Path(stalled.__file__))])),
 }
 WRAPPER = """\
 #!/bin/sh

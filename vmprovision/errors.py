@@ -351,6 +351,12 @@ class FleetError(VmprovisionError):
     exit_code: ClassVar[int] = 90
 
 
+class HypervisorError(VmprovisionError):
+    """libvirt cannot be reached, or refused what was asked of it."""
+
+    exit_code: ClassVar[int] = 91
+
+
 class CancelledError(VmprovisionError):
     """The caller cancelled; the image is as it was."""
 

@@ -9,9 +9,10 @@ import pytest
 from tests.kvm import broken_qemu
 from vmprovision.appliance import stock
 from vmprovision.appliance.drives import Drive
-from vmprovision.appliance.session import launch
+from vmprovision.appliance.session import launch, open_appliance
 from vmprovision.appliance.snapshot import build, restore
 from vmprovision.appliance.snapshot.host import host_appliance
+from vmprovision.appliance.snapshot.store import SUSPECT
 from vmprovision.host.cache import cache_directory
 from vmprovision.progress import Control
 from vmprovision.qemu import accelerator, trial
@@ -78,6 +79,27 @@ def test_a_stock_appliance_and_one_to_be_saved_do_without_kvm_at_once(
     with launch([disk], control=Control()) as appliance:
         assert appliance.has_volumes
     assert choose_accelerator(qemu).verdict == "hangs"
+
+
+def test_an_appliance_that_does_not_run_again_on_kvm_is_restored_on_tcg(
+    qemu_whose_kvm: Callable[[str], Path], disk: Drive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was saved on KVM and restored there once; then KVM stalls, and TCG is remembered."""
+    qemu = qemu_whose_kvm("stalls")
+    saved = host_appliance(Control())
+    assert saved is not None
+    assert saved.accelerator == "kvm"
+    with open_appliance([disk], control=Control()) as appliance:
+        assert not appliance.has_volumes
+    assert choose_accelerator(qemu).verdict == "works"
+    break_kvm(qemu, monkeypatch)
+    with open_appliance([disk], control=Control()) as appliance:
+        assert not appliance.has_volumes, "this is a stock appliance"
+        assert appliance.call("list_devices") == ["/dev/sda"]
+    assert (saved.folder / SUSPECT).exists()
+    choice = choose_accelerator(qemu)
+    assert (choice.accelerator, choice.verdict) == ("tcg", "hangs")
+    assert "did not finish restoring in time" in choice.reason
 
 
 def break_kvm(qemu: Path, monkeypatch: pytest.MonkeyPatch) -> None:

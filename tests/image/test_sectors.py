@@ -14,6 +14,7 @@ import pytest
 import vmprovision
 from tests.image.tiny import tiny_disk
 from vmprovision.disklayout.partitions import (
+    HEAD_SIZE,
     LARGE_SECTOR,
     SECTOR,
     parse_partitions,
@@ -35,10 +36,17 @@ def gpt(sector: int, first: int, last: int, end: int) -> bytes:
     fields += [2, 128, 128, zlib.crc32(entries)]
     layout = struct.Struct("<8sIIIIQQQQ16sQIII")
     fields[3] = zlib.crc32(layout.pack(*fields))
-    mbr = bytearray(512)
-    mbr[446:462] = struct.pack("<B3xB3xII", 0, 0xEE, 1, 0xFFFFFFFF)
-    mbr[510:] = b"\x55\xaa"
-    return bytes(mbr).ljust(sector, b"\0") + layout.pack(*fields).ljust(sector, b"\0") + entries
+    protective = mbr((0xEE, 1, 0xFFFFFFFF))
+    return protective.ljust(sector, b"\0") + layout.pack(*fields).ljust(sector, b"\0") + entries
+
+
+def mbr(*entries: tuple[int, int, int]) -> bytes:
+    """Return an MBR with these partitions: each a type, a start and a size in sectors."""
+    table = bytearray(512)
+    for number, entry in enumerate(entries):
+        struct.pack_into("<4xB3xII", table, 446 + 16 * number, *entry)
+    table[510:] = b"\x55\xaa"
+    return bytes(table)
 
 
 @pytest.mark.parametrize("sector", [SECTOR, LARGE_SECTOR])
@@ -50,16 +58,49 @@ def test_table_in_sectors(sector: int) -> None:
     assert (partition.start, partition.size) == (MB, MB)
 
 
+@pytest.mark.parametrize("sector", [SECTOR, LARGE_SECTOR])
+def test_mbr_in_sectors(tmp_path: Path, sector: int) -> None:
+    """An MBR is read in the sectors by which it leads to a filesystem, a logical one's too."""
+    root = tiny_disk(tmp_path / "root", {}, block_size=LARGE_SECTOR).read_bytes()
+    disk = bytearray(40 * MB)
+    disk[:512] = mbr(
+        (0x83, MB // sector, 16 * MB // sector), (5, 18 * MB // sector, 18 * MB // sector)
+    )
+    disk[18 * MB : 18 * MB + 512] = mbr((0x83, MB // sector, 16 * MB // sector))
+    disk[MB : 17 * MB] = disk[19 * MB : 35 * MB] = root
+
+    def read(place: int, size: int) -> bytes:
+        return bytes(disk[place : place + size])
+
+    assert sector_size(read(0, 2 * LARGE_SECTOR), read) == sector
+    found = parse_partitions(read(0, HEAD_SIZE), read)
+    assert [(each.number, each.start, each.size) for each in found] == [
+        (1, MB, 16 * MB),
+        (5, 19 * MB, 16 * MB),
+    ]
+
+
+@pytest.mark.parametrize("content", [b"\0", b"\xff"], ids=["empty", "filled"])
+def test_an_mbr_that_leads_to_no_filesystem_counts_in_small_sectors(content: bytes) -> None:
+    """What nobody knows is no reason to believe in large sectors."""
+    start = mbr((0x83, 2048, 8192)).ljust(2 * LARGE_SECTOR, b"\0")
+    assert sector_size(start, lambda _, size: content * size) == SECTOR
+
+
 @pytest.mark.appliance
 @pytest.mark.parametrize("kind", ["raw", "qcow2"])
-def test_guest_on_large_sectors(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("table", ["gpt", "mbr"])
+def test_guest_on_large_sectors(tmp_path: Path, table: str, kind: str) -> None:
     """The appliance's disk gets sectors of the size that its table counts in."""
     root = tiny_disk(tmp_path / "root", {}, size_mb=16, block_size=LARGE_SECTOR)
     size = 20 * MB
+    first, count = MB // LARGE_SECTOR, 16 * MB // LARGE_SECTOR
     image = tmp_path / "disk.raw"
     with image.open("wb") as file:
-        last = MB // LARGE_SECTOR + 16 * MB // LARGE_SECTOR - 1
-        file.write(gpt(LARGE_SECTOR, MB // LARGE_SECTOR, last, size // LARGE_SECTOR - 1))
+        if table == "gpt":
+            file.write(gpt(LARGE_SECTOR, first, first + count - 1, size // LARGE_SECTOR - 1))
+        else:
+            file.write(mbr((0x83, first, count)))
         file.seek(MB)
         file.write(root.read_bytes())
         file.truncate(size)

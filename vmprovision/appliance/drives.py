@@ -36,7 +36,7 @@ class Drive:
         format: its format, always given: a probed format is a guest's choice.
         readonly: writes go to an overlay that is thrown away.
         layer: the disk as open files, which are used instead of the path.
-        sectors: the size of its sectors in bytes, in which a GPT counts.
+        sectors: the size of its sectors in bytes, in which its partition table counts.
     """
 
     path: Path
@@ -64,7 +64,10 @@ def drive_of(layer: Layer, *, readonly: bool = False) -> Drive:
         bottom = bottom.backing
     sectors = SECTOR
     if bottom.format == "raw":  # its overlays hardly ever change the table
-        sectors = sector_size(bottom.file.read(2 * LARGE_SECTOR))
+        file = bottom.file
+        sectors = sector_size(
+            file.read(2 * LARGE_SECTOR), lambda place, size: file.read(size, place)
+        )
     return Drive(
         path=layer.file.path, format=layer.format, readonly=readonly, layer=layer, sectors=sectors
     )

@@ -57,8 +57,8 @@ def open_disks(
 ) -> Iterator[Appliance]:
     """Give an appliance whose disks have sectors of the size that their tables count in.
 
-    Only the GPT says how large the sectors are. A compressed or layered image does not
-    show its GPT on the host, so it is read in the appliance first.
+    The table says how large the sectors are. A compressed or layered image does not
+    show its table on the host, so it is read in the appliance first.
 
     Args:
         opener: ``open_appliance``, or the ``open`` of a pool.
@@ -83,7 +83,11 @@ def open_disks(
 
 def disk_sectors(appliance: Appliance, number: int = 0) -> int:
     """Return the size of the sectors that the partition table of a disk counts in."""
-    return sector_size(appliance.call("pread_device", device_name(number), 2 * LARGE_SECTOR, 0))
+
+    def read(place: int, size: int) -> bytes:
+        return bytes(appliance.call("pread_device", device_name(number), size, place))
+
+    return sector_size(read(0, 2 * LARGE_SECTOR), read)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,8 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from vmprovision.disklayout.superblocks import START_SIZE, identify_kind
+
 SECTOR = 512
 LARGE_SECTOR = 4096
 # The protective MBR, the GPT's header and its usual 128 entries, in large sectors.
@@ -36,6 +38,7 @@ LOGICAL_LIMIT = 124  # sfdisk(8) makes 60 at most, the kernel takes 251
 # Filesystems, swap, LVM and RAID, nothing that holds partitions of its own.
 _MBR_PLAIN = (0x01, 0x04, 0x06, 0x07, 0x0B, 0x0C, 0x0E, 0x82, 0x83, 0x8E, 0xEF, 0xFD)
 _LVM_LABEL = b"LABELONE"
+_UNCLEAR = (None, "unknown")  # kinds of what begins there
 
 # GPT types whose partitions hold a boot loader's code and no filesystem.
 BOOT_CODE_TYPES = (
@@ -45,7 +48,7 @@ BOOT_CODE_TYPES = (
 
 
 class UnclearLayoutError(ValueError):
-    """The disk lies otherwise than is told here."""
+    """The partition layout is not one that this module reads."""
 
 
 class EndlessTableError(UnclearLayoutError):
@@ -75,26 +78,43 @@ class Partition:
 WHOLE_DISK = (Partition(number=0, start=0, size=0),)  # as the kernel has it under an empty table
 
 
-def sector_size(start: bytes) -> int:
-    """Return the sector size of a disk by its first ``2 * LARGE_SECTOR`` bytes.
-
-    Only a GPT says it: it is in the second sector.
-    """
-    is_large = start[LARGE_SECTOR : LARGE_SECTOR + 8] == _GPT_MAGIC
-    return LARGE_SECTOR if is_large and start[SECTOR : SECTOR + 8] != _GPT_MAGIC else SECTOR
-
-
 ReadAt = Callable[[int, int], bytes]  # place and size in bytes
 
 
+def sector_size(start: bytes, read: ReadAt | None = None) -> int:
+    """Return the size in bytes of the sectors that a disk's partition table counts in.
+
+    A GPT is in the second sector. An MBR does not say it: there the sectors are large
+    if a filesystem begins where they lead to, and none where small ones lead to.
+
+    Args:
+        start: the disk's first ``2 * LARGE_SECTOR`` bytes, or more.
+        read: reads others; without it an MBR counts in sectors of 512 bytes.
+    """
+    if start[SECTOR : SECTOR + 8] == _GPT_MAGIC:
+        return SECTOR
+    if start[LARGE_SECTOR : LARGE_SECTOR + 8] == _GPT_MAGIC:
+        return LARGE_SECTOR
+    if read is None or start[510:512] != _SIGNATURE:
+        return SECTOR
+    entries = [_MBR_ENTRY.unpack_from(start, 446 + 16 * number) for number in range(4)]
+    firsts = [first for _, kind, first, size in entries if kind in _MBR_PLAIN and first and size]
+    for sector in (SECTOR, LARGE_SECTOR):
+        starts = (identify_kind(read(first * sector, START_SIZE)) for first in firsts)
+        if any(kind not in _UNCLEAR for kind in starts):
+            return sector
+    return SECTOR
+
+
 def parse_partitions(head: bytes, read: ReadAt | None = None) -> tuple[Partition, ...]:
-    """The partitions of a disk, by its first ``HEAD_SIZE`` bytes.
+    """Return the partitions of a disk, by its first ``HEAD_SIZE`` bytes.
 
     A disk without a table, or with an empty one, is one volume.
 
     Args:
         head: these bytes.
-        read: gives others, for the tables of an extended partition.
+        read: reads others: the tables of an extended partition, and the filesystems by
+            which the sectors of an MBR are known.
 
     Raises:
         UnclearLayoutError: its table is not plain, damaged, or partly beyond these bytes.
@@ -181,6 +201,7 @@ def _parse_gpt(head: bytes, read: ReadAt | None) -> list[Partition]:
 def _parse_mbr(
     head: bytes, entries: list[tuple[int, int, int, int]], read: ReadAt | None
 ) -> list[Partition]:
+    sector = sector_size(head, read)
     (signature,) = struct.unpack_from("<I", head, 440)
     found: list[Partition] = []
     extended = []
@@ -190,34 +211,36 @@ def _parse_mbr(
         if kind in _EXTENDED and read is not None:
             extended.append((start, size))
         elif kind or size:
-            found.append(_of_mbr(signature, number, kind, start, size))
+            found.append(_of_mbr(signature, number, kind, start * sector, size * sector))
     if len(extended) > 1:
         raise UnclearLayoutError("more than one extended partition")
     if extended and read is not None:
-        found += _parse_logical(signature, *extended[0], read)
+        found += _parse_logical(signature, *extended[0], read, sector)
     return found
 
 
 def _of_mbr(signature: int, number: int, kind: int, start: int, size: int) -> Partition:
-    """A partition of an MBR, or a logical one; its place in sectors."""
+    """Return a partition of an MBR, or a logical one; its place in bytes."""
     if kind not in _MBR_PLAIN or not size or not start:
         raise UnclearLayoutError(f"partition {number} has the type {kind:#04x}")
     return Partition(
         number=number,
-        start=start * SECTOR,
-        size=size * SECTOR,
+        start=start,
+        size=size,
         kind=f"{kind:02x}",
         uuid=f"{signature:08x}-{number:02x}",
     )
 
 
-def _parse_logical(signature: int, first: int, size: int, read: ReadAt) -> list[Partition]:
-    """The logical partitions of an extended one; places in sectors, the chain's from its start."""
+def _parse_logical(
+    signature: int, first: int, size: int, read: ReadAt, sector: int
+) -> list[Partition]:
+    """Return the logical partitions; places in sectors, the chain's from its start."""
     found: list[Partition] = []
     here, seen = first, set[int]()
     while here not in seen and len(found) < LOGICAL_LIMIT:
         seen.add(here)
-        table = read(here * SECTOR, SECTOR)
+        table = read(here * sector, SECTOR)
         if len(table) < SECTOR or table[510:] != _SIGNATURE:
             raise UnclearLayoutError("a logical partition's table is damaged")
         entries = [_MBR_ENTRY.unpack_from(table, 446 + 16 * number) for number in range(4)]
@@ -228,7 +251,9 @@ def _parse_logical(signature: int, first: int, size: int, read: ReadAt) -> list[
             return []
         if not 0 < start <= start + length <= size - (here - first):
             raise UnclearLayoutError("a logical partition is outside of the extended one")
-        found.append(_of_mbr(signature, FIRST_LOGICAL + len(found), kind, here + start, length))
+        place = (here + start) * sector
+        number = FIRST_LOGICAL + len(found)
+        found.append(_of_mbr(signature, number, kind, place, length * sector))
         if not linked and not offset:
             return found
         if linked not in _EXTENDED or not 0 <= offset < size:
@@ -238,7 +263,7 @@ def _parse_logical(signature: int, first: int, size: int, read: ReadAt) -> list[
 
 
 def _apart(found: list[Partition]) -> tuple[Partition, ...]:
-    """The partitions, none of which lies in another."""
+    """Return the partitions; refuse those that overlap."""
     order = sorted(found, key=lambda partition: partition.start)
     for one, following in itertools.pairwise(order):
         if one.start + one.size > following.start:

@@ -140,7 +140,8 @@ def _check_raw(file: DiskFile) -> None:
     A file that does not end with a sector is whole where the table says so: tools
     make such disks, and QEMU takes the rest for zeros.
     """
-    end = _end_of_table(file.read(2 * LARGE_SECTOR))
+    start = file.read(2 * LARGE_SECTOR)
+    end = _end_of_table(start, sector_size(start, lambda place, size: file.read(size, place)))
     if end > file.size:
         raise ImageCorruptError(
             f"{file} is truncated: its partition table reaches to byte {end}, "
@@ -149,9 +150,8 @@ def _check_raw(file: DiskFile) -> None:
         )
 
 
-def _end_of_table(start: bytes) -> int:
+def _end_of_table(start: bytes, sector: int) -> int:
     """Return the byte behind the last partition, or behind the GPT's copy; 0 without a table."""
-    sector = sector_size(start)
     if start[sector : sector + 8] == _GPT and len(start) >= sector + 40:
         (backup,) = struct.unpack_from("<Q", start, sector + 32)
         return (int(backup) + 1) * sector
@@ -161,4 +161,4 @@ def _end_of_table(start: bytes) -> int:
             kind, first, count = struct.unpack_from("<4xB3xII", start, entry)
             if kind not in (0, _GPT_PROTECTIVE) and start[entry] in (0, 0x80):
                 end = max(end, first + count)
-    return end * SECTOR
+    return end * sector

@@ -1,0 +1,146 @@
+"""Take turns at rows: servers lease them, renew the lease, and commit what they did.
+
+A lease is fenced: what a server commits counts only while the lease is still its own. A
+server that was killed leaves a lease that expires, and the next one looks and goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import and_, case, or_, select, update
+
+from vmprovision.server.phases import WATCHED
+from vmprovision.server.rows import TemplateRow, VmRow, template_row, vm_row
+from vmprovision.server.store import add_event
+from vmprovision.server.tables import templates, vms
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy import ColumnElement, Table
+
+    from vmprovision.server.store import Store
+
+NEVER = 1e12  # seconds since 1970; a row that nobody has to look at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """The right of one server to work on one row, for a while."""
+
+    table: Table
+    row_id: str
+    owner: str
+
+
+class LostLeaseError(Exception):
+    """Another server has taken the row over; what was done here does not count."""
+
+
+def claim_building_vm(store: Store, owner: str, seconds: float) -> VmRow | None:
+    """Lease a VM that is to be made or deleted; None if there is none."""
+    lane = or_(vms.c.phase.not_in(WATCHED), vms.c.wanted == "deleted")
+    found = _claim(store, vms, lane, owner, seconds)
+    return vm_row(found) if found else None
+
+
+def claim_watched_vm(store: Store, owner: str, seconds: float) -> VmRow | None:
+    """Lease a VM whose machine is to be looked at; None if there is none."""
+    lane = and_(vms.c.phase.in_(WATCHED), vms.c.wanted != "deleted")
+    found = _claim(store, vms, lane, owner, seconds)
+    return vm_row(found) if found else None
+
+
+def claim_template(store: Store, owner: str, seconds: float) -> TemplateRow | None:
+    """Lease a template that is to be prepared or deleted; None if there is none."""
+    lane = templates.c.state.in_(("preparing", "deleting"))
+    found = _claim(store, templates, lane, owner, seconds)
+    return template_row(found) if found else None
+
+
+def _claim(
+    store: Store, table: Table, lane: ColumnElement[bool], owner: str, seconds: float
+) -> Mapping[Any, Any] | None:
+    """Lease the row that has waited longest.
+
+    While a row is leased it is due never, so that ``due_at`` shows whether anybody has
+    asked for it meanwhile. A row with an expired lease is due at once.
+    """
+    now = time.time()
+    is_due = or_(table.c.due_at <= now, table.c.lease_owner.is_not(None))
+    wanted = (
+        select(table.c.id)
+        .where(lane, is_due, table.c.lease_until <= now)
+        .order_by(table.c.due_at)
+        .limit(1)
+    )
+    with store.read() as connection:  # a look does not lock SQLite's file
+        if connection.scalar(wanted) is None:
+            return None
+    with store.write() as connection:
+        row_id = connection.scalar(wanted.with_for_update(skip_locked=True))
+        if row_id is None:
+            return None
+        connection.execute(
+            update(table)
+            .where(table.c.id == row_id)
+            .values(lease_owner=owner, lease_until=now + seconds, due_at=NEVER)
+        )
+        return connection.execute(select(table).where(table.c.id == row_id)).mappings().one()
+
+
+def renew(store: Store, lease: Lease, seconds: float) -> bool:
+    """Extend a lease; return whether it still is ours."""
+    with store.write() as connection:
+        return bool(
+            connection.execute(
+                update(lease.table)
+                .where(lease.table.c.id == lease.row_id, lease.table.c.lease_owner == lease.owner)
+                .values(lease_until=time.time() + seconds)
+            ).rowcount
+        )
+
+
+def finish(  # noqa: PLR0913 -- what a step has to say
+    store: Store,
+    lease: Lease,
+    changes: Mapping[str, Any],
+    *,
+    due_at: float,
+    kind: str = "",
+    message: str = "",
+) -> None:
+    """Commit what a step did, and give the row back.
+
+    Args:
+        store: the database.
+        lease: the row's.
+        changes: new values of columns.
+        due_at: when the row wants work again, unless somebody asked for it sooner.
+        kind: of the event to write with it; none if empty.
+        message: what happened, for that event.
+
+    Raises:
+        LostLeaseError: the lease is another's now; nothing was committed.
+    """
+    table, now = lease.table, time.time()
+    sooner = case((table.c.due_at < due_at, table.c.due_at), else_=due_at)
+    with store.write() as connection:
+        done = connection.execute(
+            update(table)
+            .where(table.c.id == lease.row_id, table.c.lease_owner == lease.owner)
+            .values(lease_owner=None, lease_until=0.0, due_at=sooner, updated_at=now, **changes)
+        )
+        if not done.rowcount:
+            raise LostLeaseError(lease.row_id)
+        if kind:
+            add_event(connection, lease.row_id, now, kind, message)
+
+
+def wake(table: Table, row_id: str, **values: Any) -> Any:  # noqa: ANN401 -- a statement, and any column's value
+    """Return the statement that changes a row from outside and asks for work on it."""
+    now = time.time()
+    return update(table).where(table.c.id == row_id).values(due_at=now, updated_at=now, **values)

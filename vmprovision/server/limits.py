@@ -1,0 +1,229 @@
+"""Check every request before the application sees it: who asks, from where, how much.
+
+Three attackers are meant: a stranger on the network, a web page in the browser of somebody
+who may use this server (by a forged request, or by a name that leads here, DNS
+rebinding), and a guest.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+import time
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from starlette.datastructures import Headers
+
+from vmprovision.server.access import shown_token
+from vmprovision.server.problems import MEDIA_TYPE, ProblemError
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from vmprovision.server.settings import ServerSettings
+
+BODY_BYTES = 64 << 10
+REQUESTS_PER_SECOND = 200.0
+BURST = 1000.0
+CLIENTS_KEPT = 10_000
+SAFE = ("GET", "HEAD", "OPTIONS")
+OPEN_PATHS = ("/health",)
+REPORT = re.compile(r"/v1/vms/[^/]+/guest-ip")
+
+
+class _TooLargeError(Exception):
+    """The body is longer than any request of ours."""
+
+
+class Buckets:
+    """How much each client may still ask: a bucket that fills again steadily."""
+
+    def __init__(self, rate: float, burst: float) -> None:
+        """Start with full buckets."""
+        self._rate, self._burst = rate, burst
+        self._levels: dict[str, tuple[float, float]] = {}
+
+    def take(self, client: str, now: float) -> bool:
+        """Take one request out of a client's bucket; return whether there was one."""
+        if len(self._levels) > CLIENTS_KEPT:
+            self._levels.clear()
+        level, since = self._levels.get(client, (self._burst, now))
+        level = min(self._burst, level + (now - since) * self._rate)
+        self._levels[client] = (level - 1 if level >= 1 else level, now)
+        return level >= 1
+
+
+class Gate:
+    """An ASGI application in front of another one, which it protects."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: ServerSettings,
+        *,
+        only_reports: frozenset[tuple[str, int]] = frozenset(),
+    ) -> None:
+        """Protect an application.
+
+        Args:
+            app: the application.
+            settings: the server's.
+            only_reports: addresses of ours at which agents report, and nothing else is served.
+        """
+        self._app = app
+        self._settings = settings
+        self._only_reports = only_reports
+        self._buckets = Buckets(REQUESTS_PER_SECOND, BURST)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request, or answer it with a problem."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._check(scope, Headers(scope=scope))
+            body = await _read(Headers(scope=scope), receive)
+        except ProblemError as exc:
+            await _answer(exc, send)
+            return
+        await self._app(scope, _replayed(body, receive), _hardened(send))
+
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        client = scope.get("client")
+        if client and not self._buckets.take(str(client[0]), time.monotonic()):
+            raise ProblemError(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                "TooManyRequests",
+                "this client asks too often",
+                headers={"Retry-After": "1"},
+            )
+        is_report = scope["method"] == "POST" and REPORT.fullmatch(scope["path"]) is not None
+        if tuple(scope.get("server") or ()) in self._only_reports:
+            if not is_report and scope["path"] not in OPEN_PATHS:
+                raise ProblemError(
+                    HTTPStatus.NOT_FOUND, "NotFound", "only agents' reports are taken here"
+                )
+            return
+        if is_report or scope["path"] in OPEN_PATHS:
+            return
+        self._check_browser(scope, headers)
+        self._check_token(scope, headers)
+
+    def _check_browser(self, scope: Scope, headers: Headers) -> None:
+        """Refuse what a page of another site has a browser ask."""
+        host = headers.get("host", "")
+        if self._settings.tokens is None and not _is_own_name(host):
+            raise ProblemError(
+                HTTPStatus.MISDIRECTED_REQUEST,
+                "MisdirectedRequest",
+                "this server is asked under a name that is not its own",
+                hint="use its address, or localhost; with --token-file any name will do",
+            )
+        if scope["method"] in SAFE:
+            return
+        site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+        is_other = site not in (None, "same-origin", "none")
+        if is_other or (origin is not None and origin.partition("://")[2] != host):
+            raise ProblemError(
+                HTTPStatus.FORBIDDEN, "CrossSiteRequest", "another site's page sent this request"
+            )
+
+    def _check_token(self, scope: Scope, headers: Headers) -> None:
+        if self._settings.tokens is None:
+            return
+        role = self._settings.tokens.role_of(shown_token(headers.getlist("authorization")))
+        if role is None:
+            raise ProblemError(
+                HTTPStatus.UNAUTHORIZED,
+                "Unauthorized",
+                "this needs a token of the server's token file",
+                hint="send it as 'Authorization: Bearer TOKEN'",
+                headers={"WWW-Authenticate": 'Basic realm="vmprovision", charset="UTF-8"'},
+            )
+        if role == "read" and scope["method"] not in SAFE:
+            raise ProblemError(
+                HTTPStatus.FORBIDDEN, "Forbidden", "a read token cannot change anything"
+            )
+
+
+def _is_own_name(host: str) -> bool:
+    """Return whether a Host field names this host by an address, or as localhost."""
+    name = host.rpartition(":")[0] if re.search(r":\d*$", host) else host
+    if name.lower() in ("localhost", ""):
+        return True
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+async def _read(headers: Headers, receive: Receive) -> bytes:
+    """Return the whole body of a request.
+
+    Raises:
+        ProblemError: it is too long.
+    """
+    too_large = ProblemError(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        "RequestTooLarge",
+        f"the request has more than {BODY_BYTES >> 10} KiB",
+    )
+    length = headers.get("content-length", "0")
+    if length.isascii() and length.isdecimal() and int(length[:12]) > BODY_BYTES:
+        raise too_large
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return bytes(body)
+        body += message.get("body", b"")
+        if len(body) > BODY_BYTES:
+            raise too_large
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """Return what gives the body once, then what the connection gives."""
+    left = [body]
+
+    async def give() -> Message:
+        if left:
+            return {"type": "http.request", "body": left.pop(), "more_body": False}
+        return await receive()
+
+    return give
+
+
+def _hardened(send: Send) -> Send:
+    """Return what sends answers with the fields that keep browsers from guessing and framing."""
+
+    async def send_on(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [
+                *message.get("headers", []),
+                (b"x-content-type-options", b"nosniff"),
+                (b"x-frame-options", b"DENY"),
+                (b"referrer-policy", b"no-referrer"),
+                (b"cache-control", b"no-store"),
+            ]
+        await send(message)
+
+    return send_on
+
+
+async def _answer(problem: ProblemError, send: Send) -> None:
+    body = json.dumps(problem.document()).encode()
+    fields = [(name.lower(), value) for name, value in (problem.headers or {}).items()]
+    headers = [("content-type", MEDIA_TYPE), ("content-length", str(len(body))), *fields]
+    await send(
+        {
+            "type": "http.response.start",
+            "status": problem.status.value,
+            "headers": [(name.encode(), value.encode("latin-1")) for name, value in headers],
+        }
+    )
+    await send({"type": "http.response.body", "body": body})
