@@ -31,6 +31,7 @@ from vmprovision.progress import Control
 from vmprovision.proof.machine.options import HARDWARE, find_qemu
 from vmprovision.qemu.accelerator import choose_accelerator
 from vmprovision.recipe import build_image, list_recipes
+from vmprovision.runtime.store import host_architecture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs/support-matrix.md"
 BOOT_SECONDS = 240.0
+FOREIGN_SECONDS = 900.0  # QEMU emulates every instruction
 JOBS = min(os.cpu_count() or 1, 4)  # a guest keeps one core busy and takes half a gigabyte
 FAILED = "**failed**"
 EMPTY = "\N{EN DASH}"
@@ -138,7 +140,8 @@ def boot_recipe(recipe: Recipe, tarball: Path | None, control: Control) -> Row:
             tarball=tarball,
         )
         guest = vmprovision.inject(disk, control=control).guest
-        options = vmprovision.ProofOptions(timeout=BOOT_SECONDS)
+        seconds = BOOT_SECONDS if guest.arch == host_architecture() else FOREIGN_SECONDS
+        options = vmprovision.ProofOptions(timeout=seconds)
         report = vmprovision.prove(disk, options, control=control)
     day = time.strftime("%Y-%m-%d", time.gmtime())
     kernel, runtime = report.information["kernel"], report.information["runtime"]
