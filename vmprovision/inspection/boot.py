@@ -42,6 +42,7 @@ UEFI = {
         ),
     ),
 }
+UEFI["i386"] = UEFI["x86_64"]  # 32-bit programs under a 64-bit kernel
 PC = ("x86_64", "i386")
 BOOT_CODE = slice(0, 440)
 NETWORK_FILES = 100
