@@ -24,8 +24,10 @@ from vmprovision.host.workspace import workspace
 from vmprovision.image.disk import create_throwaway, open_image
 from vmprovision.initsystem import definition_of
 from vmprovision.inspection.boot import expects_classic_names, find_boot_loader
+from vmprovision.inspection.kernelfile import kernel_architecture
 from vmprovision.progress import Control
 from vmprovision.proof.machine import (
+    HARDWARE,
     MANAGER_URL,
     BootSource,
     Machine,
@@ -157,8 +159,16 @@ class _Subject:
     agent: InstalledAgent
     settings: Mapping[str, str]
     disk: Drive
-    boot: BootSource
-    booted_by: str
+    start: _Start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Start:
+    """What boots the guest: its name for the report, and the machine's architecture."""
+
+    source: BootSource
+    name: str
+    arch: str
 
 
 def _prepare(disk: Drive, folder: Path, options: ProofOptions, access: Access) -> _Subject:
@@ -178,38 +188,33 @@ def _prepare(disk: Drive, folder: Path, options: ProofOptions, access: Access) -
             Attributes(mode=status.mode if status else None),
         )
         sectors = disk_sectors(appliance)
-        boot_source, booted_by = _boot_source(appliance, mounted, guest, folder, options)
+        start = _find_start(appliance, mounted, guest, folder, options)
     return _Subject(
         guest=guest,
         agent=guest.agent,
         settings={**settings, **changes},
         disk=replace(disk, sectors=sectors),
-        boot=boot_source,
-        booted_by=booted_by,
+        start=start,
     )
 
 
-def _boot_source(
+def _find_start(
     appliance: Appliance,
     mounted: MountedGuest,
     guest: GuestInfo,
     folder: Path,
     options: ProofOptions,
-) -> tuple[BootSource, str]:
+) -> _Start:
     """Return the caller's kernel; else the image's own boot loader, else its own kernel."""
-    loader = find_boot_loader(
-        appliance.call("pread_device", "/dev/sda", 512, 0), mounted.filesystem
-    )
-    if loader is not None and not options.kernel:
-        return BootSource(firmware=loader.firmware), f"boot loader ({loader.name})"
-    command_line = f"root={_kernel_root(mounted.root.device)} ro console=ttyS0"
-    if expects_classic_names(mounted.filesystem):
-        command_line += " net.ifnames=0"
     if options.kernel:
-        return (
-            BootSource(kernel=options.kernel, initrd=options.initrd, command_line=command_line),
-            "given kernel",
-        )
+        given = (options.kernel, options.initrd)
+        return _start_kernel("given kernel", given, mounted, guest)
+    loader = find_boot_loader(
+        appliance.call("pread_device", "/dev/sda", 512, 0), mounted.filesystem, guest.arch
+    )
+    if loader is not None:
+        source = BootSource(firmware=loader.firmware)
+        return _Start(source=source, name=f"boot loader ({loader.name})", arch=guest.arch)
     if not guest.kernels:
         raise ProofError(
             "the image has neither a boot loader nor a kernel in /boot",
@@ -220,10 +225,23 @@ def _boot_source(
     _fetch(appliance, str(own.path), kernel)
     if own.initrd and initrd:
         _fetch(appliance, str(own.initrd), initrd)
-    return (
-        BootSource(kernel=kernel, initrd=initrd, command_line=command_line),
-        f"own kernel ({own.version or own.path.name})",
-    )
+    name = f"own kernel ({own.version or own.path.name})"
+    return _start_kernel(name, (kernel, initrd), mounted, guest)
+
+
+def _start_kernel(
+    name: str, files: tuple[Path, Path | None], mounted: MountedGuest, guest: GuestInfo
+) -> _Start:
+    """Return how to start a kernel and its initrd on the board of the kernel's architecture."""
+    kernel, initrd = files
+    arch = kernel_architecture(kernel) or guest.arch
+    command_line = f"root={_kernel_root(mounted.root.device)} ro"
+    if arch in HARDWARE:
+        command_line += f" console={HARDWARE[arch].console}"
+    if expects_classic_names(mounted.filesystem):
+        command_line += " net.ifnames=0"
+    source = BootSource(kernel=kernel, initrd=initrd, command_line=command_line)
+    return _Start(source=source, name=name, arch=arch)
 
 
 def _fetch(appliance: Appliance, guest_path: str, target: Path) -> None:
@@ -252,11 +270,11 @@ def _boot_and_check(
         ReportListener() as listener,
         boot(
             subject.disk,
-            source=subject.boot,
+            source=subject.start.source,
             agent_port=port,
             manager=listener.address,
             control=control,
-            arch=subject.guest.arch,
+            arch=subject.start.arch,
             seconds=options.timeout + 60,
         ) as machine,
     ):
@@ -281,8 +299,8 @@ def _boot_and_check(
     return ProofReport(
         image=path,
         init=str(subject.guest.init.system),
-        booted_by=subject.booted_by,
-        checks=(f"booted by its {subject.booted_by}", *checks),
+        booted_by=subject.start.name,
+        checks=(f"booted by its {subject.start.name}", *checks),
         health=health,
         metrics=second,
         information=information,
