@@ -7,7 +7,7 @@ import tarfile
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from vmprovision.appliance.session import Drive, open_appliance
+from vmprovision.appliance.session import Drive, launch, open_appliance
 from vmprovision.progress import Control
 
 if TYPE_CHECKING:
@@ -56,9 +56,11 @@ class Sight:
 def look_into(sight: Sight, scratch: Path) -> Tree:
     """Return the tree of an image."""
     drive = Drive(path=sight.path, format=sight.format, readonly=True)
-    with open_appliance([drive], control=Control()) as appliance:
-        if any(mount.device.startswith("/") for mount in sight.mounts):
-            appliance.activate_volumes()
+    # LVM runs in a stock appliance from the start
+    opener = (
+        launch if any(mount.device.startswith("/") for mount in sight.mounts) else open_appliance
+    )
+    with opener([drive], control=Control()) as appliance:
         return read_tree(appliance, 0, sight.mounts, scratch)
 
 
