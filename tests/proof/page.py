@@ -28,7 +28,7 @@ HEAD = """\
 power-on to its first answer, {speed}.
 - **files checked**: the verdict and the planned files are right on real files of that guest, or \
 on its layout as its makers document it. Nothing was booted.
-- **failed**, **not tried**: the last column has the reason.
+- **failed**, **not booted**, **not tried**: the last column has the reason.
 
 | guest | architecture | services run by | process 1 | agent's runtime | result | how |
 |---|---|---|---|---|---|---|
