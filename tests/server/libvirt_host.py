@@ -37,7 +37,7 @@ mount --bind "$1/lib" /var/lib/libvirt
 mount --bind "$1/log" /var/log/libvirt
 mount --bind "$1/cache" /var/cache/libvirt
 ip link set lo up
-virtlogd -d
+virtlogd -d -p /run/libvirt/virtlogd.pid
 libvirtd -d -p /run/libvirt/libvirtd.pid
 until virsh --quiet net-list --all >/dev/null 2>&1; do sleep 0.1; done
 virsh --quiet net-start default
