@@ -42,7 +42,9 @@ libvirtd -d -p /run/libvirt/libvirtd.pid
 until virsh --quiet net-list --all >/dev/null 2>&1; do sleep 0.1; done
 virsh --quiet net-start default
 touch "$1/ready"
-exec sleep infinity
+# process 1 must reap: libvirtd waits for machines that it has ended, and that nobody reaps
+sleep infinity &
+wait $!
 """
 
 
