@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.crash.kills import Case, Outcome, carry_out, draw_cases, made_originals
-from tests.proof.matrix import REPOSITORY, source_key
+from tests.proof.matrix import source_key
+from tests.proof.page import REPOSITORY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
