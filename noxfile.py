@@ -7,6 +7,7 @@ Python, so the environment is made from that Python and sees the system's packag
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -16,12 +17,21 @@ import nox
 from vmprovision.runtime.store import cached_folder
 
 nox.options.default_venv_backend = "none"
-nox.options.sessions = ["lint", "tests"]
+nox.options.sessions = ["lint", "quick", "heavy"]
 
 AGENT = "vmprovision/agent"
 OLDEST_PYTHONS = ("2.6", "3.2")  # that a guest may have
 # A worker for each core; an appliance or a guest takes a core and half a gigabyte.
 SIDE_BY_SIDE = ("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal")
+# The others wait for agents and programs more than they compute.
+WAITING = ("-n", str(min(2 * (os.cpu_count() or 1), 8)), "--dist", "worksteal")
+HEAVY = "appliance or boot"
+# Three minutes on an idle host without KVM.
+QUICK_BENCH = {
+    "injection": ("--rounds", "1", "--only", r"^virt-customize|inject`$|pool=|together.* of 4$"),
+    "layouts": ("--rounds", "1", "--only", "Ubuntu|Fedora|logical|/usr|nothing"),
+    "breakdown": ("--rounds", "5"),
+}
 
 
 @nox.session
@@ -38,15 +48,27 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
+def quick(session: nox.Session) -> None:
+    """Run the tests that start no appliance and no guest."""
+    _run(session, "pytest", *WAITING, "-m", f"not ({HEAVY}) and not slow", *session.posargs)
+
+
+@nox.session
+def heavy(session: nox.Session) -> None:
+    """Run the tests with an appliance, then the boots."""
+    _run(session, "pytest", *SIDE_BY_SIDE, "-m", f"({HEAVY}) and not slow", *session.posargs)
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
-    """Run every test: the quick ones first, then those with an appliance, then the boots."""
+    """Run every test, or those that the arguments choose."""
     _run(session, "pytest", *SIDE_BY_SIDE, *session.posargs)
 
 
 @nox.session
 def agent(session: nox.Session) -> None:
     """Test the guest agent on every interpreter of this host."""
-    _run(session, "pytest", *SIDE_BY_SIDE, "tests/agent", *session.posargs)
+    _run(session, "pytest", *WAITING, "tests/agent", *session.posargs)
 
 
 @nox.session
@@ -57,11 +79,16 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure, beside what others have, and write the tables in docs/."""
+    """Measure, beside what others have, and write docs/; --quick: a part, and write nothing."""
+    if "--quick" in session.posargs:
+        for part, words in QUICK_BENCH.items():
+            _run(session, "python", "-m", f"tests.bench.{part}", *words, "--dry")
+        return
     session.run(sys.executable, "-m", "pip", "install", "--quiet", "--editable", ".[bench]")
     _run(session, "python", "-m", "tests.bench.agent")
     _run(session, "python", "-m", "tests.bench.injection", *session.posargs)
     _run(session, "python", "-m", "tests.bench.layouts")
+    _run(session, "python", "-m", "tests.bench.breakdown")
 
 
 @nox.session

@@ -10,7 +10,7 @@ import pytest
 
 from tests.bake.test_bake import bake
 from tests.conftest import require
-from vmprovision.appliance.session import Drive, launch
+from vmprovision.appliance.session import Drive, open_appliance
 from vmprovision.host.cache import cache_directory
 from vmprovision.progress import Control
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 def installed_in(image: Path) -> int:
     """How many packages the guest's own dpkg lists, run in an appliance."""
-    with launch([Drive(path=image, format="qcow2", readonly=True)], control=Control()) as appliance:
+    with open_appliance(
+        [Drive(path=image, format="qcow2", readonly=True)], control=Control()
+    ) as appliance:
         appliance.call("mount_ro", "/dev/sda1", "/")
         listed = appliance.call("command", ["dpkg", "-l"])
     return sum(line.startswith("ii") for line in listed.splitlines())

@@ -48,9 +48,9 @@ class Edit:
         return [str(path) for path in wanting if path in paths]
 
 
-def edit_for(image: Path, folder: Path) -> Edit:
+def edit_for(image: Path, folder: Path, *, disk_format: str = "qcow2") -> Edit:
     """Return the edit that an injection would make, laid out in a folder."""
-    report = vmprovision.plan(image)
+    report = vmprovision.plan(image, source=vmprovision.ImageOptions(format=disk_format))
     operations = tuple(
         planned.operation
         for planned in report.operations

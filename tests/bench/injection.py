@@ -18,11 +18,9 @@ from typing import TYPE_CHECKING
 from tests.bench.edit import Edit, edit_for
 from tests.bench.measure import CommandFailedError, Cost, become_subreaper, measure
 from tests.bench.page import PLOT, rows_of, write_page
-from tests.bench.ways import WAYS, Case, Way
+from tests.bench.ways import WAYS, Case, Way, guestfs_environment
 from tests.conftest import DEBIAN_RECIPE
-from vmprovision.appliance.library import qemu_program
 from vmprovision.progress import Control
-from vmprovision.qemu.accelerator import choose_accelerator
 from vmprovision.recipe import build_image
 
 if TYPE_CHECKING:
@@ -74,9 +72,7 @@ class _Bench:
         shutil.copy(build_image(DEBIAN_RECIPE, control=Control()), self._base)
         self._base.chmod(0o644)
         self._edit: Edit = edit_for(self._base, folder)
-        self._environment = {"LIBGUESTFS_BACKEND": "direct"}
-        if choose_accelerator(qemu_program()).accelerator != "kvm":
-            self._environment["LIBGUESTFS_BACKEND_SETTINGS"] = "force_tcg"
+        self._environment = guestfs_environment()
 
     def measure(self, way: Way, *, check: bool) -> Cost:
         """Return the cost of one run of a way.

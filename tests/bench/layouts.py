@@ -1,34 +1,40 @@
 """What an injection costs on guests that lie otherwise than on one plain partition.
 
 ``nox -s bench`` runs ``vmprovision inject`` on every layout in turn, several times over,
-each on a fresh copy, and writes medians and ratios into ``docs/performance.md``.  The
-guests are small trees, as distributions' installers lay them out.
+each on a fresh copy, with virt-customize beside it, and writes medians and ratios into
+``docs/performance.md``.  The guests are small trees, as installers lay them out.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from tests.bench.edit import edit_for
 from tests.bench.measure import Cost, become_subreaper, measure
-from tests.bench.page import PAGE, describe_machine
+from tests.bench.page import describe_machine, write_between
+from tests.bench.ways import BASELINE, Case, guestfs_environment, virt_customize
 from tests.image.stacks import Stack, build_stack
-from vmprovision.host.cache import cache_directory, write_atomically
+from vmprovision.host.cache import cache_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 ROUNDS = 5
 PLAIN = "plain"
 BEGIN, END = "<!-- bench: layouts -->", "<!-- /bench: layouts -->"
 NOTHING_BOOTABLE = 31  # the exit code of docs/exit-codes.md
+REFUSED = re.compile("refused")
 UUID = "5b1a3c0e-0d3f-4c57-9a52-6f1d7d9a12f"  # and one digit more
 BIOS_BOOT = "size=1MiB,type=21686148-6449-6E6F-744E-656564454649"
 
@@ -162,6 +168,9 @@ LAYOUTS: Mapping[str, Stack] = {
         + "for each in 1 2 3; do mkfs.ext4 -q $A$each; done\nmkfs.ext4 -q -F ${A}2\n"
         + mounted("${A}2", "/photos"),
     ),
+    "an empty partition table (refused)": Stack(
+        script=parted("label: gpt") + "mount -t tmpfs none /sysroot\n"
+    ),
 }
 
 
@@ -178,6 +187,14 @@ def layout_disk(name: str) -> Path:
     return disk
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """What one layout cost, round by round: our command, and virt-customize where it can do it."""
+
+    ours: list[Cost] = field(default_factory=list)
+    others: list[Cost] = field(default_factory=list)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Measure, print, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -186,56 +203,76 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--dry", action="store_true", help="leave docs/performance.md as it is")
     asked = parser.parse_args(arguments)
     names = [name for name in LAYOUTS if name == PLAIN or re.search(asked.only, name)]
-    disks = {name: layout_disk(name) for name in names}
-    costs: dict[str, list[Cost]] = {name: [] for name in names}
+    costs = {name: Costs() for name in names}
     become_subreaper()
     for number in range(asked.rounds):
-        for name, disk in disks.items():
-            costs[name].append(injection_of(disk, fails="refused" in name))
-            sys.stdout.write(f"round {number + 1}: {name}: {costs[name][-1]}\n")
+        for name, measured in costs.items():
+            measured.ours.append(injection_of(name))
+            if has_baseline(name):
+                measured.others.append(virt_customize_of(name))
+            sys.stdout.write(f"round {number + 1}: {name}: {measured}\n")
             sys.stdout.flush()
     table = render_table(costs)
     sys.stdout.write(table + "\n")
     if not asked.dry:
-        write_table(f"{describe_machine(asked.rounds)}\n\n{table}")
+        write_between(BEGIN, END, f"{describe_machine(asked.rounds)}\n\n{table}")
     return 0
 
 
-def injection_of(disk: Path, *, fails: bool) -> Cost:
-    """Return what it costs to inject into a fresh copy of a disk."""
+def has_baseline(name: str) -> bool:
+    """Return whether virt-customize is here, and there is an edit for it to make."""
+    return not REFUSED.search(name) and shutil.which(BASELINE) is not None
+
+
+@contextlib.contextmanager
+def fresh_copy(name: str) -> Iterator[Path]:
+    """Give a copy of a layout's disk, alone in a folder."""
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder) / "disk.raw"
-        subprocess.run(["cp", "--sparse=always", disk, image], check=True)
+        subprocess.run(["cp", "--sparse=always", layout_disk(name), image], check=True)
+        yield image
+
+
+def injection_of(name: str) -> Cost:
+    """Return what it costs to inject into a fresh copy of a layout's disk."""
+    with fresh_copy(name) as image:
         words = [sys.executable, "-m", "vmprovision", "inject", "--format", "raw", str(image)]
         script = 'shift; "$@"; [ $? = "$0" ]'
-        code = NOTHING_BOOTABLE if fails else 0
+        code = NOTHING_BOOTABLE if REFUSED.search(name) else 0
         return measure(["sh", "-c", script, str(code), "-", *words], env={}, phased=False)
 
 
-def render_table(costs: Mapping[str, Sequence[Cost]]) -> str:
+def virt_customize_of(name: str) -> Cost:
+    """Return what it costs virt-customize to make the same edit."""
+    with fresh_copy(name) as image, tempfile.TemporaryDirectory() as folder:
+        edit = edit_for(image, Path(folder), disk_format="raw")
+        case = Case(images=(image,), edit=edit, folder=Path(folder))
+        return measure(virt_customize(case), env=guestfs_environment(), phased=False)
+
+
+def render_table(costs: Mapping[str, Costs]) -> str:
     """Return the medians in Markdown."""
-    walls = {name: median(cost.wall for cost in each) for name, each in costs.items()}
-    cpus = {name: median(cost.cpu for cost in each) for name, each in costs.items()}
+    plain = _medians(costs[PLAIN].ours)
     lines = [
-        "| layout | wall s | CPU s | wall, of plain | CPU, of plain |",
-        "|---|---|---|---|---|",
+        f"| layout | wall s | CPU s | of plain, wall | CPU | {BASELINE}, s | faster | less CPU |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {name} | {walls[name]:.2f} | {cpus[name]:.2f} "
-        f"| {walls[name] / walls[PLAIN]:.2f} | {cpus[name] / cpus[PLAIN]:.2f} |"
-        for name in costs
-    ]
+    for name, each in costs.items():
+        wall, cpu = _medians(each.ours)
+        cells = [f"{wall:.2f}", f"{cpu:.2f}", f"{wall / plain[0]:.2f}", f"{cpu / plain[1]:.2f}"]
+        if each.others:
+            other_wall, other_cpu = _medians(each.others)
+            cells.append(f"{other_wall:.2f}")
+            cells += [f"{other_wall / wall:.1f} times", f"{other_cpu / cpu:.1f} times"]
+        else:
+            cells += ["", "", ""]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def write_table(text: str) -> None:
-    """Put the table between its marks on the page of figures."""
-    before, begin, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    assert begin, f"{PAGE} has no {BEGIN}"
-    assert end, f"{PAGE} has no {END}"
-    write_atomically(PAGE, f"{before}{BEGIN}\n{text}\n{END}{after}".encode())
-    PAGE.chmod(0o644)
+def _medians(costs: Sequence[Cost]) -> tuple[float, float]:
+    """Return the medians of wall and CPU seconds."""
+    return median(cost.wall for cost in costs), median(cost.cpu for cost in costs)
 
 
 if __name__ == "__main__":

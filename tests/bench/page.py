@@ -61,14 +61,18 @@ def write_page(
 ) -> None:
     """Put the table between the markers of the page, and the plot beside it."""
     rows = rows_of(costs)
-    text = PAGE.read_text(encoding="utf-8")
     table = "\n".join([describe_machine(rounds), "", *table_of(rows, obstacles)])
-    marked = f"{BEGIN}\n{table}\n\n![The same as a plot]({PLOT.name})\n{END}"
-    pattern = re.compile(re.escape(BEGIN) + ".*" + re.escape(END), re.DOTALL)
-    text, replaced = pattern.subn(lambda _: marked, text)
-    assert replaced == 1, f"{PAGE} lacks {BEGIN} and {END}"
     _draw(rows)
-    write_atomically(PAGE, text.encode())
+    write_between(BEGIN, END, f"{table}\n\n![The same as a plot]({PLOT.name})")
+
+
+def write_between(begin: str, end: str, text: str) -> None:
+    """Put a text between two marks of the page."""
+    before, found, rest = PAGE.read_text(encoding="utf-8").partition(begin)
+    _, ended, after = rest.partition(end)
+    assert found, f"{PAGE} has no {begin}"
+    assert ended, f"{PAGE} has no {end}"
+    write_atomically(PAGE, f"{before}{begin}\n{text}\n{end}{after}".encode())
     PAGE.chmod(0o644)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import random
 import shutil
@@ -18,14 +19,16 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import vmprovision
+from tests.conftest import locked
 from tests.image.conftest import file_hash
 from tests.image.tiny import tiny_disk
 from tests.trees import SYSTEMD_TREE, make_tree, tree_state
+from vmprovision.appliance.shared import SharedAppliances
 from vmprovision.errors import ImageLockedError
 
 if TYPE_CHECKING:
@@ -95,22 +98,46 @@ class Originals:
 
     Attributes:
         folder: holds ``plain.raw``, ``plain.qcow2``, ``plain`` and the same with the agent.
-        lengths: seconds of each step, by target and action.
+            Processes that run cases at the same time share it.
+        appliances: look at the images after the kills, one after another.
     """
 
     folder: Path
-    lengths: dict[tuple[Target, Action], dict[str, float]] = field(default_factory=dict)
+    appliances: SharedAppliances
 
     def path(self, target: Target, *, injected: bool) -> Path:
         """Return the original of a target, with the agent or without."""
         name = "injected" if injected else "plain"
         return self.folder / (name if target == "directory" else f"{name}.{target}")
 
+    def lengths(self, target: Target, action: Action) -> dict[str, float]:
+        """Return the seconds of each step of this work, which is timed when first asked for."""
+        kept = self.folder / f"{target}-{action}.json"
+        with locked(kept.with_suffix(".lock")):
+            if not kept.exists():
+                case = Case(
+                    number=0, target=target, action=action, victim="command", step="", part=0
+                )
+                scene = _Scene(case, self, self.folder / f"timed-{target}-{action}")
+                kept.write_text(json.dumps(scene.timed()))
+                shutil.rmtree(scene.folder)
+            lengths: dict[str, float] = json.loads(kept.read_text())
+        return lengths
 
-def make_originals(folder: Path) -> Originals:
-    """Make the guests, inject one of each kind, and time the steps of every kind of work."""
-    folder.mkdir(parents=True)
-    originals = Originals(folder=folder)
+
+@contextlib.contextmanager
+def made_originals(folder: Path) -> Iterator[Originals]:
+    """Give the guests, one of each kind injected; make them, unless another process has."""
+    with contextlib.closing(SharedAppliances()) as appliances:
+        originals = Originals(folder=folder, appliances=appliances)
+        with locked(folder.with_suffix(".lock")):
+            if not folder.exists():
+                _make_guests(originals)
+        yield originals
+
+
+def _make_guests(originals: Originals) -> None:
+    originals.folder.mkdir(parents=True)
     raw = tiny_disk(originals.path("raw", injected=False), {})
     convert = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2"]
     subprocess.run([*convert, raw, originals.path("qcow2", injected=False)], check=True)
@@ -119,12 +146,6 @@ def make_originals(folder: Path) -> Originals:
         injected = originals.path(target, injected=True)
         _copy(originals.path(target, injected=False), injected)
         vmprovision.inject(injected, source=_source(injected))
-    for target, action in kinds():
-        case = Case(number=0, target=target, action=action, victim="command", step="", part=0)
-        scene = _Scene(case, originals, folder / f"timed-{target}-{action}")
-        originals.lengths[target, action] = scene.timed()
-        shutil.rmtree(scene.folder)
-    return originals
 
 
 def kinds() -> list[tuple[Target, Action]]:
@@ -262,12 +283,12 @@ class _Scene:
     def kill(self) -> str:
         """Kill the victim; return the last step reported by then, empty if it never ran."""
         steps: list[str] = []
+        lengths = self.originals.lengths(self.case.target, self.case.action)
         with self._started() as process:
             listener = threading.Thread(target=_listen, args=(process, steps))
             listener.start()
             if self.case.step != WHOLE:
                 _wait(lambda: self.case.step in steps or process.poll() is not None, PATIENCE)
-            lengths = self.originals.lengths[self.case.target, self.case.action]
             time.sleep(self.case.part * lengths.get(self.case.step, 0.1))
             struck = self._strike(process)
             moment = (steps[-1] if steps else WHOLE) if struck else ""
@@ -276,7 +297,7 @@ class _Scene:
             else:
                 process.wait()
         listener.join()
-        if not _wait(lambda: not _holders(self.folder), ENDING):
+        if not _wait(lambda: not _holders(self.folder), ENDING, pause=0.05):
             self.faults.append("a process still has the image open")
         return moment
 
@@ -381,11 +402,11 @@ class _Scene:
             raw = self.folder / "judged.raw"
             self._check("qemu-img", "convert", "-f", "qcow2", "-O", "raw", image, raw)
         self._check("e2fsck", "-fn", raw)
-        source = _source(image)
+        source, pool = _source(image), self.originals.appliances
         if self.case.action == "remove":
-            if vmprovision.inspect(image, source=source).agent is not None:
+            if vmprovision.inspect(image, source=source, pool=pool).agent is not None:
                 self.faults.append(f"the agent is still in {image.name}")
-        elif mismatches := vmprovision.verify(image, source=source).mismatches:
+        elif mismatches := vmprovision.verify(image, source=source, pool=pool).mismatches:
             self.faults.append(f"verify of {image.name}: {mismatches}")
 
     def _check(self, *command: str | Path) -> None:
@@ -440,12 +461,12 @@ def _step_in(line: str) -> str:
     return next((step for step in (*STEPS, *LAST_STEP.values()) if step in line), "")
 
 
-def _wait(condition: Callable[[], object], seconds: float) -> bool:
+def _wait(condition: Callable[[], object], seconds: float, pause: float = 0.005) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.005)
+        time.sleep(pause)
     return True
 
 

@@ -19,8 +19,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.crash.kills import Case, Outcome, carry_out, draw_cases, make_originals
-from tests.proof.matrix import REPOSITORY, source_key
+from tests.crash.kills import Case, Outcome, carry_out, draw_cases, made_originals
+from tests.proof.matrix import source_key
+from tests.proof.page import REPOSITORY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -41,12 +42,11 @@ def run(cases: Sequence[Case], journal: Path, jobs: int) -> list[Outcome]:
         tempfile.TemporaryDirectory(prefix="vmprovision-crash-") as name,
         journal.open("a", encoding="utf-8") as kept,
         ThreadPoolExecutor(jobs) as pool,
+        made_originals(Path(name) / "originals") as originals,
     ):
         folder = Path(name)
-        originals = make_originals(folder / "originals") if todo else None
 
         def one(case: Case) -> Outcome:
-            assert originals
             place = folder / f"case{case.number}"
             outcome = carry_out(case, originals, place)
             if not outcome.faults:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.crash.kills import Case, Originals, carry_out, draw_cases, make_originals
+from tests.crash.kills import Case, Originals, carry_out, draw_cases, made_originals
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.appliance
@@ -18,9 +19,10 @@ CASES = draw_cases(40, SEED)
 
 
 @pytest.fixture(scope="session")
-def originals(tmp_path_factory: pytest.TempPathFactory) -> Originals:
-    """Return the guests to work on, and how long each step takes on this host."""
-    return make_originals(tmp_path_factory.mktemp("kills") / "originals")
+def originals(shared_folder: Path) -> Iterator[Originals]:
+    """Give the guests to work on."""
+    with made_originals(shared_folder / "kills") as made:
+        yield made
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def compose_disk(image: Path, label: str, parts: Sequence[Part]) -> Path:
 def starts_of(image: Path) -> list[int]:
     """Return where a disk's partitions begin by sfdisk: in bytes, in the table's order."""
     table = json.loads(run_tool("sfdisk", "--json", str(image)))["partitiontable"]
-    return [part["start"] * 512 for part in table["partitions"]]
+    return [part["start"] * 512 for part in table.get("partitions", ())]
 
 
 def _make(part: Part, folder: Path) -> bytes:

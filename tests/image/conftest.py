@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 
 from tests.conftest import require
-from tests.image.layouts import Disks, build_disks
+from tests.image.layouts import Disks, cached_disks
 from vmprovision import errors
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def disks() -> Disks:
-    """Return the disks of ``layouts.py``; making them the first time takes some minutes."""
+    """Return the disks of ``layouts.py``, each made when it is first asked for."""
     require(shutil.which("mmdebstrap"), "mmdebstrap is not installed")
-    return build_disks()
+    return cached_disks()
 
 
 class Refuse(Protocol):

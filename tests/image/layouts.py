@@ -1,23 +1,26 @@
-"""Disks that lie as users' disks lie, all made of one small real Debian in one appliance.
+"""Disks that lie as users' disks lie, all made of one small real Debian.
 
-They are kept in the cache, with the tree that each of them holds, under a hash of
-this file: a test works on a copy.
+Each is made when a test first asks for it, and kept in the cache, with the tree that it
+holds, under a hash of this file. A test works on a copy.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import tarfile
+import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.conftest import locked
 from tests.image.trees import Mount, Sight, Tree, as_json, from_json, on_drive, read_tree
-from vmprovision.appliance.session import Drive, launch
+from vmprovision.appliance.session import Drive, open_appliance
 from vmprovision.host.cache import cache_directory
 from vmprovision.progress import Control
 from vmprovision.recipe import parse_recipe
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from vmprovision.appliance.session import Appliance
 
 TAR_SECONDS = 900.0
-SUITES = ("bookworm", "bullseye", "trixie")
+UNUSED_SECONDS = 7 * 24 * 3600.0  # after which the disks of another version of this file go
 RECIPE = """\
 description = "a Debian that nobody boots"
 architecture = "amd64"
@@ -51,8 +54,8 @@ bootloader = "none"
 command_line = "quiet"
 """
 # Nobody runs these guests, so what is large and not looked at is left out.
-LARGEST = 1 << 18
-NEEDED = ("python3.9", "python3.11", "python3.13", "systemd")
+LARGEST = 1 << 15
+NEEDED = ("python3.9", "python3.11", "python3.13", "systemd", "status")
 HALF_MB, MB = 1024, 2048  # in sectors
 
 # What stands in the way of an injection, for `remove` to bring back.
@@ -73,15 +76,14 @@ class Layout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Making:
-    """A disk that is being made: the appliance, the drive's number, the trees to put on it."""
+    """A disk that is being made: its appliance, and the trees to put on it."""
 
     appliance: Appliance
-    drive: int
     tars: Mapping[str, Path]
 
     def device(self, part: str = "") -> str:
         """Return the appliance's name of a partition, or of the whole disk."""
-        return on_drive(self.drive, part)
+        return on_drive(0, part)
 
     def call(self, name: str, *arguments: object, **options: Any) -> str:  # noqa: ANN401 -- of the API
         """Call into the appliance."""
@@ -154,6 +156,7 @@ def _gpt_split(making: Making) -> None:
 
 def _lvm(making: Making) -> None:
     """Make root and /var logical volumes."""
+    making.appliance.activate_volumes()
     making.partition("mbr")
     making.call("pvcreate", making.device("1"))
     making.call("vgcreate", "guest-vg", [making.device("1")])
@@ -248,15 +251,9 @@ def _in_the_way(making: Making) -> None:
 def _full(making: Making) -> None:
     """Fill the filesystem to the last block."""
     _whole(making)
-    for size in (1 << 20, 1 << 12):
-        path = f"/opt/ballast-{size}"
-        making.call("write", path, b"")
-        try:
-            while True:
-                making.call("write_append", path, b"\xaa" * size)
-        except Exception as exc:
-            if "No space" not in str(exc):
-                raise
+    sizes = ("1M", "512")
+    fill = "".join(f"dd if=/dev/zero of=/sysroot/opt/ballast-{size} bs={size}; " for size in sizes)
+    making.call("debug", "sh", [f"exec 2>&1; {fill}sync"])
 
 
 def _hibernated(making: Making) -> None:
@@ -325,7 +322,7 @@ GOOD: dict[str, Layout] = {
     ),
 }
 BAD: dict[str, Layout] = {
-    "full": Layout(make=_full, size_mb=200, mounts=(Mount(device=""),)),
+    "full": Layout(make=_full, size_mb=96, mounts=()),
     "hibernated": Layout(make=_hibernated, size_mb=24, suites=(), mounts=()),
     "windows": Layout(make=_windows, size_mb=24, suites=(), mounts=()),
     "bsd": Layout(make=_bsd, size_mb=16, suites=(), mounts=()),
@@ -341,12 +338,16 @@ class Disks:
     layouts: Mapping[str, Layout] = field(default_factory=lambda: {**GOOD, **BAD})
 
     def path(self, name: str) -> Path:
-        """Return the disk of this name."""
-        return self.folder / f"{name}.{self.layouts[name].format}"
+        """Return the disk of this name; make it, which takes some seconds, if nobody has yet."""
+        path = self.folder / f"{name}.{self.layouts[name].format}"
+        with locked(self.folder / f"{name}.lock"):
+            if not path.exists():
+                _make(self.layouts[name], path)
+        return path
 
     def tree(self, name: str) -> Tree:
         """Return what the disk held when it was made."""
-        return from_json(json.loads((self.folder / f"{name}.json").read_text("ascii")))
+        return from_json(json.loads(self.path(name).with_suffix(".json").read_text("ascii")))
 
     def copy(self, name: str, folder: Path) -> Path:
         """Return a copy of the disk that a test may write to."""
@@ -361,21 +362,16 @@ class Disks:
         return Sight(path=path, format=layout.format, mounts=layout.mounts)
 
 
-def build_disks() -> Disks:
-    """Return all disks from the cache, or make them, which takes some minutes."""
+def cached_disks() -> Disks:
+    """Return the disks of the cache; remove those that nobody has used for a week."""
     key = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
     cache = cache_directory() / "tests"
     folder = cache / f"disks-{key}"
-    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (cache / "disks.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            for old in cache.glob("disks-*"):
-                shutil.rmtree(old)
-            partial = cache / "disks-unfinished"
-            partial.mkdir()
-            _make_all(partial, {suite: guest_tar(suite) for suite in SUITES})
-            partial.rename(folder)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.utime(folder)
+    for other in cache.glob("disks-*"):
+        if other.stat().st_mtime < time.time() - UNUSED_SECONDS:
+            shutil.rmtree(other, ignore_errors=True)
     return Disks(folder=folder)
 
 
@@ -383,10 +379,16 @@ def guest_tar(suite: str) -> Path:
     """Return a release of Debian as a small tar archive, from the cache or this host's mirrors."""
     key = hashlib.sha256(f"{RECIPE}{LARGEST}{NEEDED}".encode()).hexdigest()[:16]
     folder = cache_directory() / "tests" / f"debian-{suite}-{key}"
+    folder.mkdir(parents=True, exist_ok=True)
     small = folder / "small.tar"
-    if small.exists():
-        return small
-    (folder / "files").mkdir(parents=True, exist_ok=True)
+    with locked(folder / "lock"):
+        if not small.exists():
+            _make_tar(suite, folder, small)
+    return small
+
+
+def _make_tar(suite: str, folder: Path, small: Path) -> None:
+    (folder / "files").mkdir(exist_ok=True)
     (folder / "recipe.toml").write_text(RECIPE.format(suite=suite), encoding="utf-8")
     whole, partial = folder / "whole.tar", folder / "partial.tar"
     make_guest_files(parse_recipe(folder), whole)
@@ -396,7 +398,6 @@ def guest_tar(suite: str) -> Path:
                 target.addfile(member, source.extractfile(member) if member.isreg() else None)
     whole.unlink()
     partial.rename(small)
-    return small
 
 
 def _is_kept(member: tarfile.TarInfo) -> bool:
@@ -408,24 +409,19 @@ def _is_kept(member: tarfile.TarInfo) -> bool:
     )
 
 
-def _make_all(folder: Path, tars: Mapping[str, Path]) -> None:
-    layouts = {**GOOD, **BAD}
-    files = {name: folder / f"{name}.made" for name in layouts}
-    for name, layout in layouts.items():
-        _qemu_img("create", "-f", "qcow2", files[name], f"{layout.size_mb}M")
-    drives = [Drive(path=path, format="qcow2") for path in files.values()]
-    with launch(drives, control=Control()) as appliance:
-        for number, (name, layout) in enumerate(layouts.items()):
-            layout.make(Making(appliance=appliance, drive=number, tars=tars))
+def _make(layout: Layout, path: Path) -> None:
+    tars = {suite: guest_tar(suite) for suite in layout.suites}
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        made, converted = Path(scratch) / "made.qcow2", Path(scratch) / path.name
+        _qemu_img("create", "-f", "qcow2", made, f"{layout.size_mb}M")
+        with open_appliance([Drive(path=made, format="qcow2")], control=Control()) as appliance:
+            layout.make(Making(appliance=appliance, tars=tars))
             appliance.call("umount_all")
-            if layout.mounts:
-                tree = read_tree(appliance, number, layout.mounts, folder)
-                (folder / f"{name}.json").write_text(json.dumps(as_json(tree)), "ascii")
-    for name, layout in layouts.items():
-        made = folder / f"{name}.{layout.format}"
-        _qemu_img("convert", "-f", "qcow2", "-O", layout.format, files[name], made)
-        files[name].unlink()
-        made.chmod(0o444)
+            tree = read_tree(appliance, 0, layout.mounts, Path(scratch)) if layout.mounts else {}
+        _qemu_img("convert", "-f", "qcow2", "-O", layout.format, made, converted)
+        converted.chmod(0o444)
+        path.with_suffix(".json").write_text(json.dumps(as_json(tree)), "ascii")
+        converted.rename(path)
 
 
 def _qemu_img(*words: str | Path) -> None:

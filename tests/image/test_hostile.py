@@ -15,7 +15,7 @@ from tests.image.tiny import tiny_disk
 from tests.image.trees import Mount, Sight, differences, look_into
 from tests.trees import OS_RELEASE, Link, Program
 from vmprovision.appliance.roots import mount_guest
-from vmprovision.appliance.session import Drive, launch
+from vmprovision.appliance.session import Drive, open_appliance
 from vmprovision.progress import Control
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def test_hostile_guest_keeps_its_files_and_gets_the_agent(
 ) -> None:
     """Links are followed inside the guest or replaced, nothing else changes, all comes back."""
     sight = Sight(path=hostile, format="raw", mounts=[Mount(device="")])
-    before = look_into({"disk": sight}, tmp_path)["disk"]
+    before = look_into(sight, tmp_path)
     host = {path: path.lstat().st_mtime_ns for path in (Path("/etc"), Path("/tmp"), Path("/srv"))}  # noqa: S108 -- the host's own
     done = run_cli("inject", hostile, "--vm-id", "vm-1")
     shown = done.stdout + done.stderr
@@ -70,7 +70,7 @@ def test_hostile_guest_keeps_its_files_and_gets_the_agent(
     assert "\u202e" not in shown
     assert not (Path("/etc") / "x").exists()
     assert Path("/etc").lstat().st_mtime_ns == host[Path("/etc")]
-    after = look_into({"disk": sight}, tmp_path)["disk"]
+    after = look_into(sight, tmp_path)
     changed = differences(before, after)
     assert after["/var/programs/guest-agent"].mode == 0o755
     assert after["/etc/guest-agent.conf"].kind == "0"
@@ -79,14 +79,14 @@ def test_hostile_guest_keeps_its_files_and_gets_the_agent(
     known = ("/etc/", "/var/programs/guest-agent", "/srv/lib/guest-agent")
     assert [path for path in changed if not path.startswith(known)] == []
     run_cli("remove", hostile)
-    assert differences(before, look_into({"disk": sight}, tmp_path)["disk"]) == {}
+    assert differences(before, look_into(sight, tmp_path)) == {}
 
 
 def test_appliance_is_out_of_reach(hostile: Path) -> None:
     """Neither a mount nor a write through a guest's absolute link arrives in the appliance."""
     before = state_of(hostile)
     drive = Drive(path=hostile, format="raw", readonly=True)
-    with launch([drive], control=Control()) as appliance:
+    with open_appliance([drive], control=Control()) as appliance:
         look = "ls -A /tmp; grep ' /tmp ' /proc/mounts; true"  # the appliance's own
         own = appliance.call("debug", "sh", [look])
         guest = mount_guest(appliance, wanted=None, readonly=False)

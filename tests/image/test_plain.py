@@ -81,6 +81,7 @@ CASES: Mapping[str, Case] = {
         parts=(boot(), SWAP, root(f"UUID={BOOT_UUID} /boot ext4 defaults 0 2", mounted="/")),
         label="label: dos",
         plain=True,
+        slow=True,
     ),
     "stale-fstab": Case(
         parts=(root("UUID=00000000-dead-beef-0000-000000000000 /boot ext4 defaults 0 2"),),

@@ -49,7 +49,7 @@ def test_labels_in_an_image_are_those_of_its_policy(
 
     def look() -> Tree:
         sight = Sight(path=image, format="raw", mounts=(Mount(device=""),))
-        return look_into({"guest": sight}, tmp_path)["guest"]
+        return look_into(sight, tmp_path)
 
     before = look()
     report = vmprovision.inject(image, source=SOURCE)

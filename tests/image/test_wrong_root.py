@@ -11,7 +11,7 @@ import pytest
 import vmprovision
 from tests.image.composed import MB, Part, compose_disk, ext4
 from tests.trees import OS_RELEASE, SYSTEMD_TREE, elf
-from vmprovision.appliance.session import Drive, launch
+from vmprovision.appliance.session import Drive, open_appliance
 from vmprovision.errors import (
     InspectionError,
     SeveralOperatingSystemsError,
@@ -170,7 +170,8 @@ def test_a_group_with_a_missing_disk(tmp_path: Path) -> None:
     other = tmp_path / "other.raw"
     subprocess.run(["truncate", "-s", str(16 * MB), other], check=True)
     drives = [Drive(path=path, format="raw") for path in (image, other)]
-    with launch(drives, control=Control()) as appliance:
+    with open_appliance(drives, control=Control()) as appliance:
+        appliance.activate_volumes()
         appliance.call("pvcreate", "/dev/sda1")
         appliance.call("pvcreate", "/dev/sdb")
         appliance.call("vgcreate", "main-vg", ["/dev/sda1", "/dev/sdb"])

@@ -7,11 +7,11 @@ import tarfile
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from vmprovision.appliance.session import Drive, launch
+from vmprovision.appliance.session import Drive, launch, open_appliance
 from vmprovision.progress import Control
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from vmprovision.appliance.session import Appliance
@@ -53,16 +53,15 @@ class Sight:
     mounts: Sequence[Mount]
 
 
-def look_into(sights: Mapping[str, Sight], scratch: Path) -> dict[str, Tree]:
-    """Return the trees of several images, read in one appliance."""
-    drives = [
-        Drive(path=sight.path, format=sight.format, readonly=True) for sight in sights.values()
-    ]
-    trees = {}
-    with launch(drives, control=Control()) as appliance:
-        for number, (name, sight) in enumerate(sights.items()):
-            trees[name] = read_tree(appliance, number, sight.mounts, scratch)
-    return trees
+def look_into(sight: Sight, scratch: Path) -> Tree:
+    """Return the tree of an image."""
+    drive = Drive(path=sight.path, format=sight.format, readonly=True)
+    # LVM runs in a stock appliance from the start
+    opener = (
+        launch if any(mount.device.startswith("/") for mount in sight.mounts) else open_appliance
+    )
+    with opener([drive], control=Control()) as appliance:
+        return read_tree(appliance, 0, sight.mounts, scratch)
 
 
 def read_tree(appliance: Appliance, drive: int, mounts: Sequence[Mount], scratch: Path) -> Tree:
@@ -77,6 +76,8 @@ def read_tree(appliance: Appliance, drive: int, mounts: Sequence[Mount], scratch
     finally:
         archive.unlink(missing_ok=True)
         appliance.call("umount_all")
+        if appliance.has_volumes:  # a volume that is active holds its disk
+            appliance.call("vg_activate_all", False)  # noqa: FBT003 -- libguestfs's
 
 
 def on_drive(drive: int, device: str) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import gzip
+import os
+from pathlib import Path
 
 import pytest
 
+from tests.conftest import require
 from tests.trees import Tree, make_tree
 from vmprovision.filesystem.local import LocalFilesystem
-from vmprovision.inspection.boot import expects_classic_names, find_boot_loader
+from vmprovision.inspection.boot import UEFI, expects_classic_names, find_boot_loader
+from vmprovision.inspection.kernelfile import kernel_architecture
 from vmprovision.inspection.layout import find_kernels
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from vmprovision.runtime.store import host_architecture
 
 NO_CODE = bytes(510) + b"\x55\xaa"
 SOME_CODE = b"\xfa\xb8\x00\x10" + bytes(506) + b"\x55\xaa"  # as partitioning tools write it
@@ -34,6 +36,62 @@ def test_boot_code_alone_is_no_boot_loader(
     """Partitioning tools write boot code too; a loader has files or says its name."""
     loader = find_boot_loader(sector, LocalFilesystem(make_tree(tmp_path, files)))
     assert (loader.name if loader else None) == name
+
+
+@pytest.mark.parametrize(("arch", "folder"), [("x86_64", "/boot/efi"), ("aarch64", "/efi")])
+def test_uefi_starts_the_program_of_its_own_architecture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arch: str, folder: str
+) -> None:
+    """Each architecture has its own firmware, and its own name for the program."""
+    firmware = tmp_path / "firmware"
+    firmware.touch()
+    program, _ = UEFI[arch]
+    monkeypatch.setitem(UEFI, arch, (program, (str(firmware),)))
+    guest = LocalFilesystem(make_tree(tmp_path / "guest", {f"{folder}/EFI/BOOT/{program}": "MZ"}))
+    loader = find_boot_loader(NO_CODE, guest, arch)
+    assert loader is not None
+    assert loader.firmware == firmware
+    assert find_boot_loader(NO_CODE, guest, "s390x") is None
+
+
+def marked(place: int, mark: bytes, size: int = 0x400) -> bytes:
+    """Return bytes with a mark at a place."""
+    content = bytearray(max(size, place + len(mark)))
+    content[place : place + len(mark)] = mark
+    return bytes(content)
+
+
+PE = b"MZ" + bytes(0x3A) + b"\x40\0\0\0" + b"PE\0\0"
+
+
+@pytest.mark.parametrize(
+    ("head", "arch"),
+    [
+        (marked(0x202, b"HdrS" + bytes(0x30) + b"\x3f\0"), "x86_64"),
+        (marked(0x202, b"HdrS" + bytes(0x30) + b"\x3e\0"), "i386"),
+        (marked(0x38, b"ARM\x64"), "aarch64"),
+        (marked(0x38, b"RSC\x05"), "riscv64"),
+        (marked(0x24, b"\x18\x28\x6f\x01"), "armv7l"),
+        (marked(0x10008, b"S390EP"), "s390x"),
+        (PE + b"\x64\xaa", "aarch64"),
+        (gzip.compress(marked(0x38, b"ARM\x64", 1 << 20))[:600], "aarch64"),
+        (b"\x1f\x8b" + b"damaged", None),
+        (b"MZ", None),
+        (b"", None),
+    ],
+)
+def test_a_kernel_says_what_it_is_for(tmp_path: Path, head: bytes, arch: str | None) -> None:
+    """A 64-bit kernel boots 32-bit guests, so its file decides which machine boots it."""
+    kernel = tmp_path / "vmlinuz"
+    kernel.write_bytes(head)
+    assert kernel_architecture(kernel) == arch
+
+
+def test_this_host_s_kernel_is_for_this_host() -> None:
+    """The rules hold for a kernel as its distribution installed it."""
+    kernels = [path for path in Path("/boot").glob("vmlinu[xz]-*") if os.access(path, os.R_OK)]
+    require(kernels, "no kernel in /boot can be read")
+    assert {kernel_architecture(path) for path in kernels} == {host_architecture()}
 
 
 def test_kernels_are_found_newest_first_with_their_initrds(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import vmprovision
 from tests.conftest import require
 from tests.trees import OS_RELEASE, Link, Tree, elf, make_tree, python_tree, tree_state
-from vmprovision.appliance.session import Drive, launch
+from vmprovision.appliance.session import Drive, open_appliance
 from vmprovision.progress import Control
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def test_a_disk_with_a_deployment_is_injected(sysroot: Sysroot, tmp_path: Path) 
     tar, disk = tmp_path / "disk.tar", tmp_path / "disk.qcow2"
     subprocess.run(["tar", "-cf", str(tar), "-C", str(sysroot.root), "."], check=True)
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(disk), "256M"], check=True)
-    with launch([Drive(path=disk, format="qcow2")], control=Control()) as appliance:
+    with open_appliance([Drive(path=disk, format="qcow2")], control=Control()) as appliance:
         appliance.call("mkfs", "ext4", "/dev/sda")
         appliance.call("mount", "/dev/sda", "/")
         appliance.call("tar_in", str(tar), "/")
@@ -193,7 +193,7 @@ def test_a_disk_with_a_deployment_is_injected(sysroot: Sysroot, tmp_path: Path) 
         appliance.call("umount_all")
     assert vmprovision.inject(disk).changed
     assert vmprovision.verify(disk).mismatches == ()
-    with launch([Drive(path=disk, format="qcow2")], control=Control()) as appliance:
+    with open_appliance([Drive(path=disk, format="qcow2")], control=Control()) as appliance:
         appliance.call("mount_ro", "/dev/sda", "/")
         assert "i" in appliance.call("get_e2attrs", inside)
         assert appliance.call("is_file", f"{inside}/{SERVICE}")

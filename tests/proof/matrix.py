@@ -2,9 +2,10 @@
 
 ``nox -s boot-matrix`` builds, injects and boots every recipe of ``images/``, makes a plan
 for every real tree of ``tests/inspection/real_trees.py``, and writes the results to
-``docs/support-matrix.md``.  The cache keeps a boot's result until its recipe or
-vmprovision changes, so an interrupted run goes on.  ``--kept`` boots nothing: it writes
-the kept results, and what the page already says of the other guests.
+``docs/support-matrix.md``, with a summary there and in the README.  The cache keeps a
+boot's result until its recipe or vmprovision changes, so an interrupted run goes on.
+``--kept`` boots nothing: it writes the kept results, and what the page already says of
+the other guests.
 """
 
 from __future__ import annotations
@@ -17,20 +18,23 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import vmprovision
 from tests.inspection.real_trees import REAL_TREES, assemble, look_at
+from tests.proof.page import FAILED, REPOSITORY, Row, rows_on_page, write_page
 from tests.trees import root_filesystems
-from vmprovision.errors import VmprovisionError
+from vmprovision.errors import ProofError, VmprovisionError
 from vmprovision.host.cache import cache_directory, write_atomically
 from vmprovision.initsystem import DEFINITIONS
+from vmprovision.junit import TestCase, junit_document
 from vmprovision.progress import Control
 from vmprovision.proof.machine.options import HARDWARE, find_qemu
 from vmprovision.qemu.accelerator import choose_accelerator
 from vmprovision.recipe import build_image, list_recipes
+from vmprovision.runtime.store import host_architecture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -38,59 +42,9 @@ if TYPE_CHECKING:
     from tests.inspection.real_trees import RealTree
     from vmprovision.recipe import Recipe
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-PAGE = REPOSITORY / "docs/support-matrix.md"
 BOOT_SECONDS = 240.0
+FOREIGN_SECONDS = 900.0  # QEMU emulates every instruction
 JOBS = min(os.cpu_count() or 1, 4)  # a guest keeps one core busy and takes half a gigabyte
-FAILED = "**failed**"
-EMPTY = "\N{EN DASH}"
-HEAD = """\
-# Support matrix
-
-`nox -s boot-matrix` writes this page: edit `tests/proof/matrix.py` instead.{whole}
-
-- **booted**: the image of a recipe in `images/` was built, injected and started, and \
-`vmprovision prove` saw the agent answer under that init system. The seconds are from \
-power-on to its first answer, {speed}.
-- **files checked**: the verdict and the planned files are right on real files of that guest, or \
-on its layout as its makers document it. Nothing was booted.
-- **failed**, **not tried**: the last column has the reason.
-
-| guest | architecture | services run by | process 1 | agent's runtime | result | how |
-|---|---|---|---|---|---|---|
-"""
-
-
-IN_PARTS = (
-    " Its rows come from several runs: boots before the last day were made with older sources of "
-    "vmprovision."
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One guest in the table."""
-
-    guest: str = EMPTY
-    arch: str = EMPTY
-    system: str = EMPTY
-    pid1: str = EMPTY
-    runtime: str = EMPTY
-    result: str
-    how: str
-
-    def as_markdown(self) -> str:
-        """Return the row as a line of the table."""
-        cells = (
-            self.guest,
-            self.arch,
-            self.system,
-            self.pid1,
-            self.runtime,
-            self.result,
-            self.how,
-        )
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
 def try_recipe(recipe: Recipe, control: Control, tarballs: Path | None = None) -> Row:
@@ -118,10 +72,9 @@ def kept_result(recipe: Recipe) -> Path:
 
 def row_on_page(recipe: Recipe) -> Row:
     """Return what the page says of a recipe that an earlier run booted."""
-    for line in PAGE.read_text(encoding="utf-8").splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
-        if len(cells) == len(fields(Row)) and cells[-1].startswith(f"`{recipe.name}`, "):
-            return Row(**dict(zip((field.name for field in fields(Row)), cells, strict=True)))
+    for row in rows_on_page():
+        if row.how.startswith(f"`{recipe.name}`, "):
+            return row
     how = "the next run of the matrix boots it"
     return Row(guest=f"`{recipe.name}`", result="not tried", how=how)
 
@@ -138,7 +91,8 @@ def boot_recipe(recipe: Recipe, tarball: Path | None, control: Control) -> Row:
             tarball=tarball,
         )
         guest = vmprovision.inject(disk, control=control).guest
-        options = vmprovision.ProofOptions(timeout=BOOT_SECONDS)
+        seconds = BOOT_SECONDS if guest.arch == host_architecture() else FOREIGN_SECONDS
+        options = vmprovision.ProofOptions(timeout=seconds)
         report = vmprovision.prove(disk, options, control=control)
     day = time.strftime("%Y-%m-%d", time.gmtime())
     kernel, runtime = report.information["kernel"], report.information["runtime"]
@@ -200,13 +154,23 @@ def untried(rows: Sequence[Row]) -> Iterator[Row]:
             yield Row(system=definition.name, result="not tried", how=how)
 
 
-def write_page(rows: Sequence[Row], *, whole: bool = True) -> None:
-    """Write the page, and say on it if it comes from several runs."""
+def speed_of_boots() -> str:
+    """Return whether this host's guests run with KVM, as the page says it."""
     accelerator = choose_accelerator(find_qemu("x86_64", HARDWARE["x86_64"])).accelerator
-    speed = "with KVM" if accelerator == "kvm" else "without KVM"
-    lines = [row.as_markdown() for row in (*rows, *untried(rows))]
-    PAGE.write_text(
-        HEAD.format(speed=speed, whole="" if whole else IN_PARTS) + "".join(lines), encoding="utf-8"
+    return "with KVM" if accelerator == "kvm" else "without KVM"
+
+
+def as_test(recipe: Recipe, row: Row, seconds: float) -> TestCase:
+    """Return a recipe's result for the JUnit file."""
+    error = ProofError(row.how) if row.result == FAILED else None
+    skipped = row.how if row.result == "not tried" else ""
+    return TestCase(
+        group="boot-matrix",
+        name=recipe.name,
+        seconds=seconds,
+        output=row.how,
+        error=error,
+        skipped=skipped,
     )
 
 
@@ -221,24 +185,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--kept", action="store_true", help="boot nothing; write what earlier runs found"
     )
+    parser.add_argument("--junit", type=Path, help="write the results of the boots as JUnit XML")
     asked = parser.parse_args(arguments)
+    begun = time.monotonic()
     recipes = [r for r in list_recipes() if not asked.recipe or r.name in asked.recipe]
 
-    def tell(recipe: Recipe) -> Row:
-        begun = time.monotonic()
+    def tell(recipe: Recipe) -> tuple[Row, TestCase]:
+        began = time.monotonic()
         if asked.kept and not kept_result(recipe).exists():
-            return row_on_page(recipe)
-        row = try_recipe(recipe, Control())
-        took = time.monotonic() - begun
+            row = row_on_page(recipe)
+        else:
+            row = try_recipe(recipe, Control())
+        took = time.monotonic() - began
         sys.stdout.write(f"{recipe.name}: {row.result}, {row.how} ({took:.0f} s in all)\n")
         sys.stdout.flush()
-        return row
+        return row, as_test(recipe, row, took)
 
     with ThreadPoolExecutor(asked.jobs) as pool:
-        rows = list(pool.map(tell, recipes))
+        results = list(pool.map(tell, recipes))
+    rows = [row for row, _ in results]
+    if asked.junit:
+        cases = [case for _, case in results]
+        seconds = time.monotonic() - begun
+        write_atomically(asked.junit, junit_document("boot-matrix", cases, seconds=seconds))
     if not asked.recipe:
         rows += [check_tree(tree) for tree in REAL_TREES]
-        write_page(rows, whole=not asked.kept)
+        write_page([*rows, *untried(rows)], speed=speed_of_boots(), whole=not asked.kept)
     failed = sum(row.result == FAILED for row in rows)
     sys.stdout.write(f"{len(rows) - failed} guests are right or were not tried, {failed} failed\n")
     return 1 if failed else 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import vmprovision
-from vmprovision.appliance.session import Drive, launch
+from vmprovision.appliance.session import Drive, open_appliance
 from vmprovision.progress import Control
 from vmprovision.proof.machine import (
     MANAGER_URL,
@@ -81,7 +81,7 @@ def test_the_kernel_command_line_names_a_busybox_guest(tmp_path: Path) -> None:
     golden = overlay(recipe_image("busybox-standalone"), tmp_path / "golden.qcow2")
     options = vmprovision.ImageOptions(format="qcow2", allow_backing=True)
     vmprovision.inject(golden, source=options)
-    with launch([Drive(path=golden, format="qcow2")], control=Control()) as appliance:
+    with open_appliance([Drive(path=golden, format="qcow2")], control=Control()) as appliance:
         appliance.call("mount_ro", "/dev/sda", "/")
         kernel = download(appliance, "/boot/vmlinuz-*", tmp_path / "kernel")
         initrd = download(appliance, "/boot/initrd.img-*", tmp_path / "initrd")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vmprovision.appliance.session import Drive, launch
+from vmprovision.appliance.session import Drive, open_appliance
 from vmprovision.progress import Control
 from vmprovision.proof.machine import BootSource, boot, wait_for_http
 from vmprovision.proof.report_listener import ReportListener
@@ -16,14 +16,19 @@ from vmprovision.runtime.archive import build_archive
 from .test_machine import BOOT_SECONDS, overlay, recipe_image
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from vmprovision.appliance.session import Appliance
 
 pytestmark = [pytest.mark.appliance, pytest.mark.boot]
 
-ORDER = "#!/bin/sh\n/root/guest-agent {word} >/root/said 2>&1\necho $? >>/root/said\n"
+DONE = "the order was carried out and is on the disk"
+ORDER = f"""#!/bin/sh
+/root/guest-agent {{word}} >/root/said 2>&1
+echo $? >>/root/said
+sync
+echo {DONE} >/dev/ttyS0
+"""
 UNIT = """\
 [Service]
 Type=oneshot
@@ -34,8 +39,14 @@ WantedBy=multi-user.target
 INITTAB = "\nord:2:once:/root/order\n"
 
 
-def boots(disk: Path) -> Iterator[dict[str, Any]]:
-    """Return what /info says after a boot of the disk itself."""
+def information_of(disk: Path, log: Path, said: str = "") -> dict[str, Any]:
+    """Return what /info says after a boot of the disk itself, and after this was said there.
+
+    Args:
+        disk: the guest's.
+        log: gets what the guest says on its console.
+        said: on the console.
+    """
     deadline = time.monotonic() + BOOT_SECONDS
     with (
         ReportListener() as listener,
@@ -45,12 +56,15 @@ def boots(disk: Path) -> Iterator[dict[str, Any]]:
             agent_port=8080,
             manager=listener.address,
             control=Control(),
+            console_log=log,
         ) as machine,
     ):
         information = wait_for_http(f"{machine.agent_url}/info", deadline, machine)
-        # the order ends after the agent has answered, and a guest writes what it wrote in 5 to 30 s
-        time.sleep(45)
-        yield information
+        while said.encode() not in log.read_bytes():  # it may be later than the agent's answer
+            machine.check()
+            assert time.monotonic() < deadline, f"nobody said: {said}"
+            time.sleep(0.2)
+        return information
 
 
 def prepare(appliance: Appliance, init: str) -> None:
@@ -68,23 +82,23 @@ def prepare(appliance: Appliance, init: str) -> None:
         appliance.call("write_append", "/etc/inittab", INITTAB.encode())
 
 
-@pytest.mark.parametrize("init", ["systemd", "sysvinit"])
+@pytest.mark.parametrize("init", ["systemd", pytest.param("sysvinit", marks=pytest.mark.slow)])
 def test_an_agent_installs_itself(init: str, tmp_path: Path) -> None:
     """It runs under the guest's own init system at once, and by itself after the next boot."""
     disk = overlay(recipe_image(f"debian-12-{init}"), tmp_path / "disk.qcow2")
-    with launch([Drive(path=disk, format="qcow2")], control=Control()) as appliance:
+    with open_appliance([Drive(path=disk, format="qcow2")], control=Control()) as appliance:
         appliance.call("mount", "/dev/sda1", "/")
         prepare(appliance, init)
         appliance.call("umount_all")
-    (first,) = boots(disk)
-    with launch([Drive(path=disk, format="qcow2")], control=Control()) as appliance:
+    first = information_of(disk, tmp_path / "first.log", DONE)
+    with open_appliance([Drive(path=disk, format="qcow2")], control=Control()) as appliance:
         appliance.call("mount", "/dev/sda1", "/")
         said = appliance.call("cat", "/root/said")
         assert said.startswith("guest-agent: installed ("), said
         assert said.endswith("\n0\n")
         appliance.call("write", "/root/order", b"#!/bin/sh\n")
         appliance.call("umount_all")
-    (second,) = boots(disk)
+    second = information_of(disk, tmp_path / "second.log")
     for information in (first, second):
         running = information["init"]
         if init == "systemd":

@@ -17,7 +17,7 @@ import pytest
 
 from tests.agent.interpreters import MICROPYTHON, get_interpreter
 from tests.conftest import require
-from vmprovision.appliance.session import Appliance, Drive, launch
+from vmprovision.appliance.session import Appliance, Drive, open_appliance
 from vmprovision.errors import CancelledError, ProofError, UnsupportedGuestError
 from vmprovision.progress import Control
 from vmprovision.proof.machine import (
@@ -113,7 +113,7 @@ def overlay(backing: Path, path: Path) -> Path:
 def debian(tmp_path_factory: pytest.TempPathFactory) -> Guest:
     """Return the bootable Debian image with the responder as a unit."""
     disk = overlay(recipe_image("debian-12-systemd"), tmp_path_factory.mktemp("debian") / "d.qcow2")
-    with launch([Drive(path=disk, format="qcow2")], control=Control()) as appliance:
+    with open_appliance([Drive(path=disk, format="qcow2")], control=Control()) as appliance:
         appliance.call("mount", "/dev/sda1", "/")
         assert appliance.call("filesize", "/etc/machine-id") == 0
         appliance.call("write", "/opt/responder.py", RESPONDER)
@@ -130,7 +130,7 @@ def busybox(tmp_path_factory: pytest.TempPathFactory) -> Guest:
     """Return the BusyBox image with the responder in inittab, and its kernel beside it."""
     folder = tmp_path_factory.mktemp("busybox")
     disk = overlay(recipe_image("busybox-standalone"), folder / "disk.qcow2")
-    with launch([Drive(path=disk, format="qcow2")], control=Control()) as appliance:
+    with open_appliance([Drive(path=disk, format="qcow2")], control=Control()) as appliance:
         appliance.call("mount", "/dev/sda", "/")
         assert not appliance.call("exists", "/etc/machine-id")
         appliance.call("mkdir_p", "/opt")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tests.inspection.real_trees import REAL_TREES
-from tests.proof.matrix import FAILED, PAGE, Row, try_recipe, untried
+from tests.proof.matrix import as_test, try_recipe, untried
+from tests.proof.page import FAILED, PAGE, README, Row, rows_on_page, summarise
 from tests.recipe.test_recipe import with_tarball
 from vmprovision.initsystem import DEFINITIONS
 from vmprovision.progress import Control
@@ -21,8 +22,38 @@ def test_the_page_speaks_of_every_recipe_and_real_tree() -> None:
     """The page has every recipe and real tree: run the matrix after adding one."""
     page = PAGE.read_text(encoding="utf-8")
     assert [r.name for r in list_recipes() if f"`{r.name}`" not in page] == []
-    assert page.count("| files checked |") == len(REAL_TREES)
-    assert FAILED not in page.partition("|---|")[2]
+    rows = rows_on_page()
+    assert sum(row.result == "files checked" for row in rows) == len(REAL_TREES)
+    assert FAILED not in {row.result for row in rows}
+    assert all(summarise(rows) in text for text in (page, README.read_text(encoding="utf-8")))
+
+
+def test_a_summary_names_only_what_was_booted_as_booted() -> None:
+    """A guest whose files were checked, or that was not tried, is not in the column of boots."""
+    rows = [
+        Row(guest="A", arch="x86_64", system="systemd", result="booted", how=""),
+        Row(guest="A", arch="x86_64", system="runit", result="files checked", how=""),
+        Row(guest="A", arch="x86_64", system="systemd", result="files checked", how=""),
+        Row(guest="B", arch="aarch64", system="openrc", result="files checked", how=""),
+        Row(guest="C", result="not tried", how="no image"),
+    ]
+    assert summarise(rows).splitlines()[2:] == [
+        "| A | x86_64 | systemd | runit |",
+        "| B | aarch64 | \N{EN DASH} | openrc |",
+    ]
+
+
+def test_the_junit_file_tells_failed_from_untried() -> None:
+    """A failed boot is a failure with its reason, and a guest that was not tried is skipped."""
+    recipe = list_recipes()[0]
+    failed, untried_, booted = (
+        as_test(recipe, Row(result=result, how="why"), 1.0)
+        for result in (FAILED, "not tried", "booted")
+    )
+    assert str(failed.error) == "why"
+    assert untried_.skipped == "why"
+    assert not booted.error
+    assert not booted.skipped
 
 
 def test_a_guest_that_cannot_be_made_is_a_failed_row(

@@ -11,7 +11,7 @@ import pytest
 
 import vmprovision
 from vmprovision.appliance.filesystem import ApplianceFilesystem
-from vmprovision.appliance.session import Drive, launch
+from vmprovision.appliance.session import Drive, open_appliance
 from vmprovision.filesystem.protocol import Attributes
 from vmprovision.progress import Control
 from vmprovision.recipe import build_image
@@ -80,8 +80,8 @@ def test_a_sysv_guest_is_proven(tmp_path: Path) -> None:
     ("init", "system", "pid1"),
     [
         ("/sbin/openrc-init", "openrc", "openrc-init"),
-        ("/sbin/runit", "runit", "runit"),
-        ("/usr/sbin/finit", "finit", "finit"),
+        pytest.param("/sbin/runit", "runit", "runit", marks=pytest.mark.slow),
+        pytest.param("/usr/sbin/finit", "finit", "finit", marks=pytest.mark.slow),
     ],
 )
 def test_a_guest_with_several_inits_is_proven(
@@ -90,7 +90,7 @@ def test_a_guest_with_several_inits_is_proven(
     """The one that the boot loader names gets the service, and starts the agent at boot."""
     disk = tmp_path / "guest.qcow2"
     build_image("debian-12-several-inits", output=disk, control=Control())
-    with launch([Drive(path=disk, format="qcow2")], control=Control()) as appliance:
+    with open_appliance([Drive(path=disk, format="qcow2")], control=Control()) as appliance:
         appliance.call("mount", "/dev/sda1", "/")
         configuration = appliance.call("read_file", EXTLINUX)
         named = configuration.replace(b" ro ", f" ro init={init} ".encode())
@@ -112,7 +112,7 @@ def inject_and_prove(disk: Path) -> tuple[str, str]:
 def test_a_guest_without_a_kernel_is_proven_by_a_given_one(busybox: Path, tmp_path: Path) -> None:
     """--kernel and --initrd boot an image that has neither boot loader nor kernel."""
     kernel, initrd = tmp_path / "vmlinuz", tmp_path / "initrd"
-    with launch([Drive(path=busybox, format="qcow2")], control=Control()) as appliance:
+    with open_appliance([Drive(path=busybox, format="qcow2")], control=Control()) as appliance:
         appliance.call("mount", "/dev/sda", "/")
         names = appliance.call("ls", "/boot")
         for start, target in (("vmlinuz", kernel), ("initrd", initrd)):
@@ -130,7 +130,7 @@ def test_a_guest_without_a_kernel_is_proven_by_a_given_one(busybox: Path, tmp_pa
 
 def test_an_rc_local_guest_keeps_its_agent(busybox: Path) -> None:
     """The loop in rc.local starts the agent on a guest that runs rc.local at boot."""
-    with launch([Drive(path=busybox, format="qcow2")], control=Control()) as appliance:
+    with open_appliance([Drive(path=busybox, format="qcow2")], control=Control()) as appliance:
         appliance.call("mount", "/dev/sda", "/")
         guest = ApplianceFilesystem(appliance)
         assert b"rc.local" in guest.read(PurePosixPath("/etc/rc"), limit=10_000)
@@ -147,12 +147,12 @@ def test_an_rc_local_guest_keeps_its_agent(busybox: Path) -> None:
 def test_a_guest_whose_agent_fails_is_not_proven(run_cli: RunCli, busybox: Path) -> None:
     """Exit code 70, the cause, and the console's last lines; the image as it was."""
     vmprovision.inject(busybox)
-    with launch([Drive(path=busybox, format="qcow2")], control=Control()) as appliance:
+    with open_appliance([Drive(path=busybox, format="qcow2")], control=Control()) as appliance:
         appliance.call("mount", "/dev/sda", "/")
         ApplianceFilesystem(appliance).write(AGENT, b"#!/bin/sh\nexit 1\n")
         appliance.call("umount_all")
     before = digest(busybox)
-    done = run_cli("prove", busybox, "--timeout", "40", "--json", check=False)
+    done = run_cli("prove", busybox, "--timeout", "20", "--json", check=False)
     assert done.returncode == 70
     error = json.loads(done.stdout)["error"]
     assert "/health" in error["message"]

@@ -17,13 +17,16 @@ from vmprovision.appliance.session import Drive, launch
 from vmprovision.errors import CancelledError, RecipeError
 from vmprovision.host.mirrors import parse_index_targets
 from vmprovision.progress import Control
+from vmprovision.proof.machine import HARDWARE
 from vmprovision.recipe import (
     build_image,
+    emulation,
     find_recipe,
     list_recipes,
     parse_recipe,
 )
-from vmprovision.recipe.packages import host_apt_settings, pack_files
+from vmprovision.recipe.packages import host_apt_settings, mmdebstrap_command, pack_files
+from vmprovision.runtime.store import OTHER_NAMES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,7 +71,9 @@ def test_shipped_recipes_agree_with_themselves(recipe: Recipe) -> None:
     fstab = recipe.files()["etc/fstab"].read_text(encoding="utf-8")
     assert fstab.startswith(f"UUID={recipe.disk.uuid} / {recipe.disk.filesystem} ")
     assert f"root=UUID={recipe.disk.uuid} " in recipe.disk.command_line
-    assert "console=ttyS0" in recipe.disk.command_line
+    kernel = recipe.architectures[-1]
+    hardware = HARDWARE[{**OTHER_NAMES, "amd64": "x86_64"}.get(kernel, kernel)]
+    assert f"console={hardware.console}" in recipe.disk.command_line
 
 
 def test_shipped_recipes_are_listed_by_name() -> None:
@@ -88,6 +93,7 @@ def test_shipped_recipes_are_listed_by_name() -> None:
         ('packages = ["busybox-static"]', 'packages = "busybox"', "packages must be a list"),
         ('"busybox-static"', '"--simulate"', "packages cannot hold '--simulate'"),
         ('leave_out = ["/*"]', 'leave_out = ["doc"]', "leave_out cannot hold 'doc'"),
+        ("[disk]", "kernel = 'linux:vax'\n[disk]", "kernel cannot be 'linux:vax'"),
         ("[disk]", "surprise = 1\n[disk]", "surprise is not a key of a recipe"),
         ("[disk]", "updates = 1\n[disk]", "updates must be true or false"),
         ("[disk]", "tarball = 'a.tar'\n[disk]", "tarball must be a table"),
@@ -112,6 +118,44 @@ def test_a_wrong_recipe_is_refused(tmp_path: Path, old: str, new: str, complaint
     with pytest.raises(RecipeError, match=re.escape(complaint)) as caught:
         parse_recipe(folder)
     assert str(folder / "recipe.toml") in str(caught.value)
+
+
+def test_a_kernel_of_another_architecture_adds_that_one(tmp_path: Path) -> None:
+    """Debian 13 has no kernel for i386, so its guest there has one for amd64."""
+    recipe = find_recipe("debian-13-i386")
+    assert recipe.architectures == ("i386", "amd64")
+    command = mmdebstrap_command(recipe, files=tmp_path / "files", target=tmp_path / "tar")
+    assert "--architectures=i386,amd64" in command
+    (included,) = [word for word in map(str, command) if word.startswith("--include=")]
+    assert "linux-image-cloud-amd64:amd64" in included.removeprefix("--include=").split(",")
+
+
+@pytest.mark.parametrize(
+    ("registered", "works"),
+    [
+        ("enabled\ninterpreter /usr/bin/qemu-x-static\nflags: PF\noffset 0\n", True),
+        ("enabled\ninterpreter /usr/bin/qemu-x-static\nflags: P\noffset 0\n", False),
+        ("disabled\ninterpreter /usr/bin/qemu-x-static\nflags: PF\noffset 0\n", False),
+        (None, False),
+    ],
+)
+def test_a_foreign_guest_needs_an_emulator_that_works_in_another_root(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    registered: str | None,
+    works: bool,  # noqa: FBT001 -- a case of the table above
+) -> None:
+    """The kernel must have opened the emulator beforehand (flag F); the error says what to do."""
+    monkeypatch.setattr(emulation, "REGISTERED", tmp_path)
+    monkeypatch.setattr(emulation, "NATIVE", {})
+    if registered is not None:
+        (tmp_path / "qemu-arm").write_text(registered, encoding="ascii")
+    if works:
+        emulation.require_emulation("armhf")
+        return
+    with pytest.raises(RecipeError, match="cannot run programs for armhf") as caught:
+        emulation.require_emulation("armhf")
+    assert "qemu-user-static" in caught.value.hint
 
 
 def test_extlinux_wants_a_filesystem_that_it_can_read(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ that started it ends, and the session's folder names the folder of libguestfs's 
 
 from __future__ import annotations
 
+import functools
 import shlex
 import shutil
 from typing import TYPE_CHECKING
@@ -53,6 +54,7 @@ done
 """
 
 
+@functools.cache
 def find_binder() -> str:
     """Return the words that let a command end with the thread that starts it; "" without any.
 

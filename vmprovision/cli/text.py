@@ -43,7 +43,7 @@ def show_guest(console: Console, guest: GuestInfo) -> None:
     _row(console, "distro", distribution.id)
     _row(console, "product name", distribution.product_name)
     _row(console, "version", distribution.version or "-")
-    _row(console, "arch", f"{guest.arch} ({guest.libc})")
+    _row(console, "arch", f"{guest.arch} ({', '.join(filter(None, (guest.abi, guest.libc)))})")
     _show_verdict(console, guest.init)
     pythons = [
         f"{i.path} ({i.version or 'version unknown'}{f', {i.fault}' if i.fault else ''})"

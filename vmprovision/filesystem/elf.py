@@ -47,6 +47,8 @@ _MACHINES = {
 }
 _ARM = (40, 32, True)
 _EABI_4 = 4 << 24  # earlier ones are of another, older way to call the kernel
+_ARM_HARD_FLOAT = 0x400
+_RISCV_FLOATS = ("lp64", "lp64f", "lp64d", "lp64q")
 _LOADED_SEGMENT, _DYNAMIC_SEGMENT, _INTERPRETER_SEGMENT = 1, 2, 3
 _NEEDED, _NAMES, _NAMES_SIZE, _RPATH, _RUNPATH = 1, 5, 10, 15, 29
 _EXECUTABLE = (2, 3)  # at a fixed address, or at any
@@ -62,6 +64,27 @@ def elf_architecture(header: bytes) -> str | None:
     if (machine, bits, little) == _ARM and struct.unpack_from("<I", header, 36)[0] < _EABI_4:
         return "arm-oabi"
     return _MACHINES.get((machine, bits, little), f"elf-{machine}")
+
+
+def elf_abi(header: bytes) -> str:
+    """Return which calling convention an ELF file's first bytes name; empty if there is one only.
+
+    Programs and libraries of different ones do not run together: ``eabihf`` and ``eabi``
+    are Debian's armhf and armel.
+    """
+    architecture = elf_architecture(header)
+    order = "<" if header[5:6] == b"\1" else ">"
+    if architecture == "x86_64":
+        return "x32" if header[4] == 1 else ""
+    if architecture == "armv7l":
+        (flags,) = struct.unpack_from(f"{order}I", header, 36)
+        return "eabihf" if flags & _ARM_HARD_FLOAT else "eabi"
+    if architecture in {"ppc64le", "ppc64", "riscv64"}:
+        (flags,) = struct.unpack_from(f"{order}I", header, 48)
+        if architecture == "riscv64":
+            return _RISCV_FLOATS[flags >> 1 & 3]
+        return f"elfv{flags & 3}" if flags & 3 else ""
+    return ""
 
 
 def runs_alone(content: bytes) -> bool:
@@ -81,12 +104,16 @@ def runs_alone(content: bytes) -> bool:
     return _INTERPRETER_SEGMENT not in segments
 
 
+def read_elf_header(reader: GuestReader, path: PurePosixPath) -> bytes:
+    """Return the first bytes of the program at a guest path, links followed; empty if not ELF."""
+    real = resolved_file(reader, path)
+    header = reader.read(real, limit=HEADER_SIZE) if real else b""
+    return header if elf_architecture(header) else b""
+
+
 def architecture_of(reader: GuestReader, path: PurePosixPath) -> str | None:
     """Return the architecture of the program at a guest path, links followed; None if not ELF."""
-    real = resolved_file(reader, path)
-    if real is None:
-        return None
-    return elf_architecture(reader.read(real, limit=HEADER_SIZE))
+    return elf_architecture(read_elf_header(reader, path))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -200,6 +200,8 @@ class GuestInfo:
     Attributes:
         arch: of the userland (``x86_64``, ``aarch64``, …), by its ELF files; ``unknown``.
         libc: ``glibc``, ``musl`` or ``unknown``.
+        abi: the userland's calling convention, where its architecture has several:
+            ``eabihf`` or ``eabi``, ``x32``, ``lp64d``, ``elfv2``.
         links: directories that are really elsewhere in the guest -> where they are.
         circles: directories that lead through a circle of links.
         mountpoints: guest directory -> device in the appliance.
@@ -213,6 +215,7 @@ class GuestInfo:
     arch: str
     libc: Literal["glibc", "musl", "unknown"]
     init: InitVerdict
+    abi: str = ""
     interpreters: tuple[Interpreter, ...] = ()
     kernels: tuple[Kernel, ...] = ()
     first_boot: tuple[FirstBoot, ...] = ()
@@ -269,6 +272,7 @@ class GuestInfo:
             "version": self.distribution.version,
             "arch": self.arch,
             "libc": self.libc,
+            "abi": self.abi or None,
             "init": _verdict_as_json(self.init),
             "interpreters": [
                 {

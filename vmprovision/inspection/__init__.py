@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
 from vmprovision.errors import printable
-from vmprovision.filesystem.elf import architecture_of
+from vmprovision.filesystem.elf import elf_abi, elf_architecture, read_elf_header
 from vmprovision.guest.facts import GuestInfo
 from vmprovision.initsystem import find_hints, judge_init
 from vmprovision.inspection.distribution import inspect_distribution
@@ -68,13 +68,15 @@ def inspect_guest(
         verdict = judge_init(reader, pid1, override=init)
     if verdict.system is None:  # whoever has to choose is told among what
         verdict = replace(verdict, hints=find_hints(reader, pid1, verdict))
-    arch = _architecture(reader, pid1.path)
+    header = _userland(reader, pid1.path)
+    arch = elf_architecture(header) or "unknown"
     interpreters = find_interpreters(reader, arch)
     agent = find_agent(reader, pid1)
     claims = agent.notes if agent else ()
     return GuestInfo(
         distribution=distribution,
         arch=arch,
+        abi=elf_abi(header),
         libc=_libc(reader),
         init=verdict,
         interpreters=interpreters,
@@ -117,13 +119,13 @@ def explain_init(reader: GuestReader, guest: GuestInfo) -> GuestInfo:
     return replace(guest, init=replace(guest.init, hints=hints))
 
 
-def _architecture(reader: GuestReader, pid1: PurePosixPath | None) -> str:
-    """Return the architecture of the first ELF program: PID 1, a shell, a Python."""
+def _userland(reader: GuestReader, pid1: PurePosixPath | None) -> bytes:
+    """Return the header of the first ELF program: PID 1, a shell, a Python; empty if none is."""
     candidates = [pid1] if pid1 else []
     for path in (*candidates, *(PurePosixPath(name) for name in PROGRAMS)):
-        if architecture := architecture_of(reader, path):
-            return architecture
-    return "unknown"
+        if header := read_elf_header(reader, path):
+            return header
+    return b""
 
 
 def _libc(reader: GuestReader) -> Literal["glibc", "musl", "unknown"]:

@@ -14,13 +14,36 @@ if TYPE_CHECKING:
     from vmprovision.filesystem.protocol import GuestReader
 
 SYSLINUX_FOLDERS = ("/boot/extlinux", "/extlinux", "/boot/syslinux", "/syslinux", "/boot", "/")
-EFI_PROGRAMS = ("/boot/efi/EFI/BOOT/BOOTX64.EFI", "/boot/efi/EFI/BOOT/BOOTAA64.EFI")
-# UEFI for virtual machines, as Debian, Ubuntu and Fedora install it.
-FIRMWARE = (
-    "/usr/share/OVMF/OVMF_CODE.fd",
-    "/usr/share/OVMF/OVMF_CODE_4M.fd",
-    "/usr/share/edk2/ovmf/OVMF_CODE.fd",
-)
+EFI_FOLDERS = ("/boot/efi/EFI/BOOT", "/efi/EFI/BOOT", "/boot/EFI/BOOT")
+# architecture -> the program that UEFI starts from a disk, and UEFI for virtual machines as
+# Debian, Ubuntu and Fedora install it
+UEFI = {
+    "x86_64": (
+        "BOOTX64.EFI",
+        (
+            "/usr/share/OVMF/OVMF_CODE.fd",
+            "/usr/share/OVMF/OVMF_CODE_4M.fd",
+            "/usr/share/edk2/ovmf/OVMF_CODE.fd",
+        ),
+    ),
+    "aarch64": (
+        "BOOTAA64.EFI",
+        (
+            "/usr/share/AAVMF/AAVMF_CODE.fd",
+            "/usr/share/edk2/aarch64/QEMU_EFI-pflash.raw",
+        ),
+    ),
+    "armv7l": ("BOOTARM.EFI", ("/usr/share/AAVMF/AAVMF32_CODE.fd",)),
+    "riscv64": (
+        "BOOTRISCV64.EFI",
+        (
+            "/usr/share/qemu-efi-riscv64/RISCV_VIRT_CODE.fd",
+            "/usr/share/edk2/riscv/RISCV_VIRT_CODE.fd",
+        ),
+    ),
+}
+UEFI["i386"] = UEFI["x86_64"]  # 32-bit programs under a 64-bit kernel
+PC = ("x86_64", "i386")
 BOOT_CODE = slice(0, 440)
 NETWORK_FILES = 100
 NETWORK_FOLDERS = ("/etc/network/interfaces.d", "/etc/systemd/network", "/etc/netplan")
@@ -34,21 +57,29 @@ class BootLoader:
     firmware: Path | None = None
 
 
-def find_boot_loader(first_sector: bytes, reader: GuestReader) -> BootLoader | None:
-    """Return the boot loader that a PC would start from this disk; None where there is none.
+def find_boot_loader(
+    first_sector: bytes, reader: GuestReader, arch: str = "x86_64"
+) -> BootLoader | None:
+    """Return the boot loader that a machine would start from this disk; None where there is none.
 
-    Boot code alone says nothing: partitioning tools write some that only looks
-    for an active partition.
+    A PC's BIOS comes first: such a disk starts everywhere.  Boot code alone says nothing:
+    partitioning tools write some that only looks for an active partition.
+
+    Args:
+        first_sector: of the disk.
+        reader: the guest's files.
+        arch: the architecture of the guest's kernel.
     """
-    if b"GRUB" in first_sector[BOOT_CODE]:
+    if arch in PC and b"GRUB" in first_sector[BOOT_CODE]:
         return BootLoader(name="GRUB")
-    if any(first_sector[BOOT_CODE]):
+    if arch in PC and any(first_sector[BOOT_CODE]):
         for folder in SYSLINUX_FOLDERS:
             if status_of(reader, PurePosixPath(folder) / "ldlinux.sys") is not None:
                 return BootLoader(name="syslinux")
-    firmware = next((Path(path) for path in FIRMWARE if Path(path).is_file()), None)
-    for path in EFI_PROGRAMS:
-        if firmware and status_of(reader, PurePosixPath(path)) is not None:
+    program, files = UEFI.get(arch, ("", ()))
+    firmware = next((Path(path) for path in files if Path(path).is_file()), None)
+    for folder in EFI_FOLDERS:
+        if firmware and status_of(reader, PurePosixPath(folder) / program) is not None:
             return BootLoader(name="UEFI", firmware=firmware)
     return None
 

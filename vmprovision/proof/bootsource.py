@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmprovision.errors import ProofError
 from vmprovision.inspection.boot import expects_classic_names, find_boot_loader
-from vmprovision.proof.machine.options import BootSource
+from vmprovision.inspection.kernelfile import kernel_architecture
+from vmprovision.proof.machine.options import HARDWARE, BootSource
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,9 +20,18 @@ if TYPE_CHECKING:
 BOOT_FILE_LIMIT = 512 << 20
 
 
-def find_boot_source(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootStart:
+    """What boots a guest: its name for people, and the machine's architecture."""
+
+    source: BootSource
+    name: str
+    arch: str
+
+
+def find_start(
     opened: OpenDisks, folder: Path, *, kernel: Path | None = None, initrd: Path | None = None
-) -> tuple[BootSource, str]:
+) -> BootStart:
     """Return the caller's kernel; else the image's own boot loader, else its own kernel.
 
     Args:
@@ -29,35 +40,41 @@ def find_boot_source(
         kernel: the caller's kernel, if there is one.
         initrd: the initrd that belongs to it.
 
-    Returns:
-        The source, and its name in words.
-
     Raises:
         ProofError: there is none of the three.
     """
-    guest, filesystem = opened.guest, opened.mounted.filesystem
-    loader = find_boot_loader(opened.appliance.call("pread_device", "/dev/sda", 512, 0), filesystem)
-    if loader is not None and not kernel:
-        return BootSource(firmware=loader.firmware), f"boot loader ({loader.name})"
-    command_line = f"root={_kernel_root(opened.mounted.root.device)} ro console=ttyS0"
-    if expects_classic_names(filesystem):
-        command_line += " net.ifnames=0"
+    guest, appliance = opened.guest, opened.appliance
     if kernel:
-        return BootSource(kernel=kernel, initrd=initrd, command_line=command_line), "given kernel"
+        return _start_kernel("given kernel", (kernel, initrd), opened)
+    first_sector = appliance.call("pread_device", "/dev/sda", 512, 0)
+    loader = find_boot_loader(first_sector, opened.mounted.filesystem, guest.arch)
+    if loader is not None:
+        source = BootSource(firmware=loader.firmware)
+        return BootStart(source=source, name=f"boot loader ({loader.name})", arch=guest.arch)
     if not guest.kernels:
         raise ProofError(
             "the image has neither a boot loader nor a kernel in /boot",
             hint="give a kernel with --kernel and --initrd",
         )
     own = guest.kernels[0]
-    own_kernel, own_initrd = folder / "kernel", folder / "initrd" if own.initrd else None
-    _fetch(opened.appliance, str(own.path), own_kernel)
-    if own.initrd and own_initrd:
-        _fetch(opened.appliance, str(own.initrd), own_initrd)
-    return (
-        BootSource(kernel=own_kernel, initrd=own_initrd, command_line=command_line),
-        f"own kernel ({own.version or own.path.name})",
-    )
+    files = folder / "kernel", folder / "initrd" if own.initrd else None
+    _fetch(appliance, str(own.path), files[0])
+    if own.initrd and files[1]:
+        _fetch(appliance, str(own.initrd), files[1])
+    return _start_kernel(f"own kernel ({own.version or own.path.name})", files, opened)
+
+
+def _start_kernel(name: str, files: tuple[Path, Path | None], opened: OpenDisks) -> BootStart:
+    """Return how to start a kernel and its initrd on the board of the kernel's architecture."""
+    kernel, initrd = files
+    arch = kernel_architecture(kernel) or opened.guest.arch
+    command_line = f"root={_kernel_root(opened.mounted.root.device)} ro"
+    if arch in HARDWARE:
+        command_line += f" console={HARDWARE[arch].console}"
+    if expects_classic_names(opened.mounted.filesystem):
+        command_line += " net.ifnames=0"
+    source = BootSource(kernel=kernel, initrd=initrd, command_line=command_line)
+    return BootStart(source=source, name=name, arch=arch)
 
 
 def _fetch(appliance: Appliance, guest_path: str, target: Path) -> None:

@@ -23,7 +23,7 @@ from vmprovision.host.workspace import workspace
 from vmprovision.image.disk import create_throwaway, open_image
 from vmprovision.initsystem import definition_of
 from vmprovision.progress import Control
-from vmprovision.proof.bootsource import find_boot_source
+from vmprovision.proof.bootsource import find_start
 from vmprovision.proof.machine import (
     MANAGER_URL,
     Machine,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from vmprovision.appliance.drives import Drive
     from vmprovision.guest.facts import GuestInfo, InstalledAgent
-    from vmprovision.proof.machine import BootSource
+    from vmprovision.proof.bootsource import BootStart
 
 READING_GAP = 1.2  # seconds between two readings: uptime counts whole ones
 DEFAULT_VM_ID = "vmprovision-proof"
@@ -153,8 +153,7 @@ class _Subject:
     agent: InstalledAgent
     settings: Mapping[str, str]
     disk: Drive
-    boot: BootSource
-    booted_by: str
+    start: BootStart
 
 
 def _prepare(disk: Drive, folder: Path, options: ProofOptions, access: Access) -> _Subject:
@@ -174,16 +173,13 @@ def _prepare(disk: Drive, folder: Path, options: ProofOptions, access: Access) -
             Attributes(mode=status.mode if status else None),
         )
         sectors = disk_sectors(opened.appliance)
-        boot_source, booted_by = find_boot_source(
-            opened, folder, kernel=options.kernel, initrd=options.initrd
-        )
+        start = find_start(opened, folder, kernel=options.kernel, initrd=options.initrd)
     return _Subject(
         guest=guest,
         agent=guest.agent,
         settings={**settings, **changes},
         disk=replace(disk, sectors=sectors),
-        boot=boot_source,
-        booted_by=booted_by,
+        start=start,
     )
 
 
@@ -197,11 +193,11 @@ def _boot_and_check(
         ReportListener() as listener,
         boot(
             subject.disk,
-            source=subject.boot,
+            source=subject.start.source,
             agent_port=port,
             manager=listener.address,
             control=control,
-            arch=subject.guest.arch,
+            arch=subject.start.arch,
             seconds=options.timeout + 60,
         ) as machine,
     ):
@@ -226,8 +222,8 @@ def _boot_and_check(
     return ProofReport(
         image=path,
         init=str(subject.guest.init.system),
-        booted_by=subject.booted_by,
-        checks=(f"booted by its {subject.booted_by}", *checks),
+        booted_by=subject.start.name,
+        checks=(f"booted by its {subject.start.name}", *checks),
         health=health,
         metrics=second,
         information=information,

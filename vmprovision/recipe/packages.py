@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from vmprovision.errors import CommandError, RecipeError
 from vmprovision.host.command import run
 from vmprovision.host.mirrors import APT_SECONDS, host_mirrors
+from vmprovision.recipe.emulation import require_emulation
 
 if TYPE_CHECKING:
     from vmprovision.recipe.schema import Recipe
@@ -59,6 +60,7 @@ def make_guest_files(recipe: Recipe, target: Path) -> None:
             "this host lacks the keys of the Debian archive",
             hint="install the package debian-archive-keyring",
         )
+    require_emulation(recipe.architecture)
     files = target.with_suffix(".files.tar")
     files.write_bytes(pack_files(recipe))
     try:
@@ -76,13 +78,14 @@ def make_guest_files(recipe: Recipe, target: Path) -> None:
 def mmdebstrap_command(recipe: Recipe, *, files: Path, target: Path) -> list[str | Path]:
     """Return the mmdebstrap command for a recipe, with this host's mirrors and apt settings."""
     command: list[str | Path] = ["mmdebstrap", "--quiet", "--format=tar"]
-    command += [f"--variant={recipe.variant}", f"--architectures={recipe.architecture}"]
+    command += [f"--variant={recipe.variant}", f"--architectures={','.join(recipe.architectures)}"]
     command += ['--aptopt=APT::Install-Recommends "false"']
     command += [f"--aptopt={setting}" for setting in host_apt_settings()]
     command += [f"--dpkgopt=path-exclude={pattern}" for pattern in recipe.leave_out]
     command += [f"--dpkgopt=path-include={pattern}" for pattern in recipe.keep]
-    if recipe.packages:
-        command += [f"--include={','.join(recipe.packages)}"]
+    packages = [name for name in (recipe.kernel, *recipe.packages) if name]
+    if packages:
+        command += [f"--include={','.join(packages)}"]
     # mmdebstrap has no later stage if packages are not installed
     stage = "extract" if recipe.variant == "extract" else "customize"
     # mmdebstrap copies these two from the host
@@ -138,6 +141,8 @@ def _cause(exc: CommandError) -> str:
 def _hint(exc: CommandError) -> str:
     if exc.is_missing:
         return "install the package mmdebstrap"
+    if "arch-test" in exc.stderr:
+        return "install the package arch-test"
     if "NO_PUBKEY" in exc.stderr:
         return "install a newer debian-archive-keyring"
     if "uid_map" in exc.stderr or "subuid" in exc.stderr:

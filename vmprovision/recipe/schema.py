@@ -34,7 +34,7 @@ FILES = "files"
 # Part of every image's key: increase it when the same recipe gives a different image.
 BUILDER_VERSION = 2
 
-ARCHITECTURES = ("amd64", "arm64", "i386")
+ARCHITECTURES = ("amd64", "arm64", "armhf", "i386", "ppc64el", "riscv64", "s390x")
 VARIANTS = ("extract", "custom", "essential", "apt", "minbase", "important", "standard")
 PARTITION_TABLES = ("mbr", "gpt", "none")
 FILESYSTEMS = ("ext2", "ext3", "ext4")
@@ -48,6 +48,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 # a leading "_" marks a recipe that others extend and that is not an image itself
 _BASE = re.compile(r"_?[a-z0-9][a-z0-9.-]*")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.:-]*")
+_KERNEL = re.compile(rf"[a-z0-9][a-z0-9+.-]*(:({'|'.join(ARCHITECTURES)}))?")
 _FEATURE = re.compile(r"\^?[a-z0-9_]+")
 _GUEST_PATH = re.compile(r"/[^\0\n]*")
 _TARBALL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*\.tar(\.(gz|bz2|xz))?")
@@ -109,7 +110,9 @@ class Recipe:
         updates: whether packages may come from its updates and security archives;
             for a release that is no longer supported, files disappear from those.
         variant: mmdebstrap's package set; "extract" unpacks without installing.
-        packages: packages beside those of the variant.
+        kernel: the package of its kernel, ":ARCHITECTURE" behind it if that is another one
+            than the guest's; empty if it has none.
+        packages: packages beside those of the variant and the kernel's.
         leave_out: dpkg's path-exclude patterns.
         keep: dpkg's path-include patterns, exceptions to ``leave_out``.
         shell: the guest's program, with arguments, that reads ``customise``.
@@ -126,6 +129,7 @@ class Recipe:
     suite: str
     updates: bool
     variant: str
+    kernel: str
     packages: tuple[str, ...]
     leave_out: tuple[str, ...]
     keep: tuple[str, ...]
@@ -134,6 +138,12 @@ class Recipe:
     remove: tuple[str, ...]
     tarball: Tarball | None
     disk: DiskLayout
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """The guest's architecture, then its kernel's if that is another one."""
+        kernel = self.kernel.partition(":")[2] or self.architecture
+        return tuple(dict.fromkeys((self.architecture, kernel)))
 
     def files(self) -> dict[str, Path]:
         """Return the regular files of the ``files/`` trees, sorted by their path in the guest.
@@ -214,6 +224,7 @@ def parse_recipe(folder: Path) -> Recipe:
         suite=table.matching("suite", _NAME),
         updates=table.truth("updates", default=True),
         variant=table.choice("variant", VARIANTS),
+        kernel=table.optional("kernel", _KERNEL),
         packages=table.texts("packages", _PACKAGE),
         leave_out=table.texts("leave_out", _GUEST_PATH),
         keep=table.texts("keep", _GUEST_PATH),
@@ -337,6 +348,12 @@ class _Table:
     def matching(self, key: str, pattern: re.Pattern[str]) -> str:
         value = self.text(key)
         if not pattern.fullmatch(value):
+            raise self.wrong(key, f"cannot be {value!r}")
+        return value
+
+    def optional(self, key: str, pattern: re.Pattern[str]) -> str:
+        value = self.text(key, default="")
+        if value and not pattern.fullmatch(value):
             raise self.wrong(key, f"cannot be {value!r}")
         return value
 

@@ -23,7 +23,7 @@ from vmprovision.errors import (
 from vmprovision.image.disk import open_image
 from vmprovision.image.diskfile import open_disk_file
 from vmprovision.image.header import determine_format
-from vmprovision.proof.bootsource import find_boot_source
+from vmprovision.proof.bootsource import find_start
 from vmprovision.reports import ImageOptions
 from vmprovision.server.access import permitted_image
 from vmprovision.server.files import (
@@ -125,8 +125,8 @@ def _find_boot(tools: Tools, image: Path, disk_format: str, *, needs_guest: bool
             ) as opened,
             open_guest([drive_of(opened.layer, readonly=True)], access, write=False) as guest,
         ):
-            source, name = find_boot_source(guest, partial)
-            boot |= {"arch": guest.guest.arch, "booted_by": name}
+            start = find_start(guest, partial)
+            boot |= {"arch": start.arch, "booted_by": start.name}
             boot["sectors"] = disk_sectors(guest.appliance)
     except (InspectionError, UnsupportedGuestError, ProofError):
         if needs_guest:
@@ -136,6 +136,7 @@ def _find_boot(tools: Tools, image: Path, disk_format: str, *, needs_guest: bool
     shutil.rmtree(kept, ignore_errors=True)
     partial.replace(kept)
     kept.chmod(0o711)
+    source = start.source
     for key, path in (("kernel", source.kernel), ("initrd", source.initrd)):
         boot[key] = str(kept / path.name) if path else None
     boot["firmware"] = str(source.firmware) if source.firmware else None

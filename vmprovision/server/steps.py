@@ -134,12 +134,13 @@ def define(tools: Tools, vm: VmRow, template: TemplateRow) -> Outcome:
     owner = host.qemu_owner()
     give_to_qemu(files.disk, owner)
     boot = template.boot or {}
-    accelerator = accelerator_of(host)
+    arch = boot.get("arch", "x86_64")
+    accelerator = accelerator_of(host, arch)
     machine = Machine(
         id=vm.id,
         title=vm.name,
         installation=tools.store.installation,
-        arch=boot.get("arch", "x86_64"),
+        arch=arch,
         vcpu=vm.vcpu,
         mem_mib=vm.mem_mib,
         disk=files.disk,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vmprovision.appliance.library import qemu_program
 from vmprovision.errors import HypervisorError
+from vmprovision.proof.machine import HARDWARE
 from vmprovision.qemu.accelerator import choose_accelerator
 from vmprovision.server.hypervisor import Hypervisor, HypervisorUnreachableError
 
@@ -93,9 +95,13 @@ class Tools:
         return self.hosts[max(free, key=lambda uri: free[uri])]
 
 
-def accelerator_of(host: Hypervisor) -> Accelerator:
-    """Return what runs machines on a host: on this one KVM only where it was seen to work."""
-    return choose_accelerator(qemu_program()).accelerator if host.is_local else "kvm"
+def accelerator_of(host: Hypervisor, arch: str) -> Accelerator:
+    """Return what runs a guest's machine: on this host KVM only where it was seen to work."""
+    if not host.is_local:
+        return "kvm"
+    if arch in HARDWARE and platform.machine() not in HARDWARE[arch].natively:
+        return "tcg"
+    return choose_accelerator(qemu_program()).accelerator
 
 
 def arrived(vm: VmRow, phase: Phase, detail: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401 -- any column's value

@@ -8,6 +8,6 @@ this process (``qemu/lifeline.py``) or after its time limit, whichever comes fir
 """
 
 from vmprovision.proof.machine.boot import Machine, boot, wait_for_http
-from vmprovision.proof.machine.options import MANAGER_URL, BootSource
+from vmprovision.proof.machine.options import HARDWARE, MANAGER_URL, BootSource
 
-__all__ = ["MANAGER_URL", "BootSource", "Machine", "boot", "wait_for_http"]
+__all__ = ["HARDWARE", "MANAGER_URL", "BootSource", "Machine", "boot", "wait_for_http"]

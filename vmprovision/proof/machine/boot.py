@@ -135,8 +135,8 @@ def boot(  # noqa: PLR0913 -- all but the disk by name
             *board_options(hardware, accelerator, memory_mb),
             *boot_options(opened),
             *firmware,
-            *disk_options(disk.describe(name_of), disk.sectors),
-            *network_options(agent_port, manager),
+            *disk_options(hardware, disk.describe(name_of), disk.sectors),
+            *network_options(hardware, agent_port, manager),
             *channels.options(),
         ]
         disk_files = disk.layer.files() if disk.layer else ()

@@ -22,28 +22,77 @@ MANAGER_URL = "http://10.0.2.100:8081"  # as the guest sees it; any address insi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """The names of QEMU's program and board for an architecture."""
+    """QEMU's program and board for an architecture.
+
+    Attributes:
+        programs: the names of QEMU's program, the preferred one first.
+        package: Debian's package of it.
+        machine: the board, with its properties.
+        natively: the hosts, as uname(1) has them, that may run it with KVM.
+        console: the board's serial port, as Linux names it.
+        processor: TCG's; it has what current distributions require.
+        bus: of virtio devices: "pci", or "ccw" as IBM Z has it.
+    """
 
     programs: tuple[str, ...]
+    package: str
     machine: str
-    natively: tuple[str, ...]
+    natively: tuple[str, ...] = ()
+    console: str = "ttyS0"
+    processor: str = "max"
+    bus: str = "pci"
 
 
 HARDWARE = {
     "x86_64": Hardware(
         programs=("qemu-system-x86_64", "/usr/libexec/qemu-kvm"),
+        package="qemu-system-x86",
         machine="q35",
         natively=("x86_64",),
     ),
     "i386": Hardware(
         programs=("qemu-system-x86_64", "qemu-system-i386"),
-        machine="q35",
+        package="qemu-system-x86",
+        machine="pc",
         natively=("x86_64", "i686"),
     ),
     "aarch64": Hardware(
         programs=("qemu-system-aarch64", "/usr/libexec/qemu-kvm"),
+        package="qemu-system-arm",
         machine="virt",
         natively=("aarch64",),
+        console="ttyAMA0",
+        # the architecture's own way to sign pointers takes most of an emulated processor's time
+        processor="max,pauth-impdef=on",
+    ),
+    "armv7l": Hardware(
+        programs=("qemu-system-arm", "qemu-system-aarch64"),
+        package="qemu-system-arm",
+        # a kernel without large addresses (LPAE) finds no PCI bus above 4 GiB
+        machine="virt,highmem=off",
+        console="ttyAMA0",
+        processor="cortex-a15",
+    ),
+    "riscv64": Hardware(
+        programs=("qemu-system-riscv64",),
+        package="qemu-system-misc",
+        machine="virt",
+        processor="rv64",
+    ),
+    "ppc64le": Hardware(
+        programs=("qemu-system-ppc64",),
+        package="qemu-system-ppc",
+        machine="pseries",
+        console="hvc0",
+        processor="power9",
+    ),
+    "s390x": Hardware(
+        programs=("qemu-system-s390x",),
+        package="qemu-system-misc (qemu-system-s390x since Debian 13)",
+        machine="s390-ccw-virtio",
+        natively=("s390x",),
+        console="ttysclp0",
+        bus="ccw",
     ),
 }
 
@@ -77,8 +126,7 @@ def find_qemu(arch: str, hardware: Hardware) -> Path:
             return Path(found)
     raise ProofError(
         f"{hardware.programs[0]} is not installed",
-        hint=f"install QEMU for {arch} guests, e.g. the package qemu-system-"
-        + ("arm" if arch == "aarch64" else "x86"),
+        hint=f"install QEMU for {arch} guests: on Debian the package {hardware.package}",
     )
 
 
@@ -86,9 +134,10 @@ def board_options(hardware: Hardware, accelerator: Accelerator, memory_mb: int) 
     """Return the board, its processor, memory and source of random numbers."""
     return [
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        *("-machine", hardware.machine, *accelerator_options(accelerator)),
+        *("-machine", hardware.machine),
+        *accelerator_options(accelerator, processor=hardware.processor),
         *("-m", str(memory_mb)),
-        *("-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng"),
+        *("-object", "rng-builtin,id=rng", "-device", f"virtio-rng-{hardware.bus},rng=rng"),
     ]
 
 
@@ -108,12 +157,12 @@ def boot_options(source: BootSource) -> list[str]:
     return options
 
 
-def disk_options(disk: dict[str, Any], sectors: int) -> list[str]:
+def disk_options(hardware: Hardware, disk: dict[str, Any], sectors: int) -> list[str]:
     """Return the guest's only disk, given its block node and the size of its sectors."""
     size = f"logical_block_size={sectors},physical_block_size={sectors}"
     return [
         *("-blockdev", _node("root", disk, readonly=False)),
-        *("-device", f"virtio-blk-pci,drive=root,bootindex=1,{size}"),
+        *("-device", f"virtio-blk-{hardware.bus},drive=root,bootindex=1,{size}"),
     ]
 
 
@@ -131,7 +180,7 @@ def _node(name: str, disk: dict[str, Any], *, readonly: bool) -> str:
     )
 
 
-def network_options(agent_port: int, manager: str) -> list[str]:
+def network_options(hardware: Hardware, agent_port: int, manager: str) -> list[str]:
     """Return the guest's network card, and the two ways out of its network."""
     host, _, port = manager.rpartition(":")
     host = host.strip("[]")
@@ -141,8 +190,9 @@ def network_options(agent_port: int, manager: str) -> list[str]:
     inside = urllib.parse.urlsplit(MANAGER_URL).netloc
     # the command is split as a shell would (g_shell_parse_argv), the option at commas
     command = shlex.join(relay_words).replace(",", ",,")
+    no_rom = ",romfile=" if hardware.bus == "pci" else ""
     ways = f"hostfwd=tcp:127.0.0.1:0-:{agent_port},guestfwd=tcp:{inside}-cmd:{command}"
     return [
         *("-netdev", f"user,id=net,restrict=on,{ways}"),
-        *("-device", "virtio-net-pci,netdev=net,romfile="),
+        *("-device", f"virtio-net-{hardware.bus},netdev=net{no_rom}"),
     ]
