@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 from vmprovision.errors import CommandError, ImageSpaceError
+from vmprovision.host.sync import sync_path
 from vmprovision.image.preconditions import host_failures
 
 if TYPE_CHECKING:
@@ -96,15 +97,7 @@ def _names(folder: Path) -> list[str]:
 def sync_tree(folder: Path) -> None:
     """Have the disk hold all that is in a folder."""
     for path in [folder, *folder.rglob("*")]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync_path(path)
 
 
 def put_in_place(folder: Path, target: Path) -> None:
@@ -120,7 +113,7 @@ def put_in_place(folder: Path, target: Path) -> None:
         _exchange(folder, target)
     else:
         folder.rename(target)
-    _sync(target.parent)
+    sync_path(target.parent)
 
 
 def _exchange(folder: Path, target: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vmprovision.errors import ImageError
 from vmprovision.host.cache import STATE_VARIABLE, state_directory
+from vmprovision.host.sync import sync_path
 
 KEY = "redo-log.key"
 KEY_BYTES = 32
@@ -62,8 +63,4 @@ def _make(path: Path) -> None:
             os.link(name, path)
     finally:
         Path(name).unlink()
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_path(path.parent)

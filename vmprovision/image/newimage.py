@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmprovision.errors import CommandError, ImageError, ImageSpaceError
+from vmprovision.host.sync import sync_path
 from vmprovision.image.chain import run_qemu_img, source
 from vmprovision.image.diskfile import name_of
 from vmprovision.image.preconditions import require_absent
@@ -45,7 +46,7 @@ def write_new_image(layer: Layer, base: DiskFile, new: Path, disk_format: str) -
             finally:
                 os.close(written)
             _put_in_place(partial, new)
-        _sync_directory(new.parent)
+        sync_path(new.parent)
     except (CommandError, OSError) as exc:
         cause = exc.message if isinstance(exc, CommandError) else exc.strerror
         full = isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -96,11 +97,3 @@ def _put_in_place(partial: Path, new: Path) -> None:
             raise
         require_absent(new)  # a filesystem without hard links
         partial.rename(new)
-
-
-def _sync_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
