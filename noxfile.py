@@ -146,6 +146,7 @@ def manual(session: nox.Session) -> None:
 @nox.session
 def wheel(session: nox.Session) -> None:
     """Build the sdist, and from it the wheel with all runtimes, into dist/; twice, and compare."""
+    session.run(sys.executable, "-m", "pip", "install", "--quiet", "--editable", ".[release]")
     runtimes(session)
     shipped = Path("vmprovision/runtimes")
     shutil.rmtree(shipped, ignore_errors=True)
