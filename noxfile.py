@@ -144,6 +144,13 @@ def manual(session: nox.Session) -> None:
 
 
 @nox.session
+def site(session: nox.Session) -> None:
+    """Build the documentation site into build/site/html; a dead link is an error."""
+    session.run(sys.executable, "-m", "pip", "install", "--quiet", "--editable", ".[site]")
+    _run(session, "python", "-m", "release.site", "build/site")
+
+
+@nox.session
 def wheel(session: nox.Session) -> None:
     """Build the sdist, and from it the wheel with all runtimes, into dist/; twice, and compare."""
     session.run(sys.executable, "-m", "pip", "install", "--quiet", "--editable", ".[release]")
@@ -162,25 +169,15 @@ def wheel(session: nox.Session) -> None:
 
 @nox.session
 def deb(session: nox.Session) -> None:
-    """Build the Debian package into dist/, from the sdist that ``nox -s wheel`` has made."""
+    """Build the Debian package into dist/, in a fresh Debian 13, from the sdist there; as root."""
     (source,) = Path("dist").glob("vmprovision-*.tar.gz")
-    building = Path("build/deb")
-    shutil.rmtree(building, ignore_errors=True)
-    (building / "source").mkdir(parents=True)
-    session.run("tar", "-xf", str(source), "-C", str(building / "source"), "--strip-components=1")
-    with session.chdir(building / "source"):
-        session.run(
-            "dpkg-buildpackage", "--build=binary", "--unsigned-source", "--unsigned-changes"
-        )
-    for package in building.glob("*.deb"):
-        shutil.copy(package, "dist")
-    session.run("lintian", "--fail-on", "error,warning", *map(str, building.glob("*.changes")))
+    _run(session, "python", "-m", "tests.release.deb", str(source), "dist")
 
 
 @nox.session
 def install(session: nox.Session) -> None:
     """Install what dist/ holds in fresh Debians, inject there, and bake as CI does; as root."""
-    _run(session, "pytest", "-n", "0", "-m", "slow", "tests/release", *session.posargs)
+    _run(session, "pytest", "-n", "0", "-rP", "-m", "slow", "tests/release", *session.posargs)
 
 
 def _build(session: nox.Session, folder: Path) -> dict[str, bytes]:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -77,7 +78,9 @@ def test_the_documented_commands_install_it(
     give(machine)
     lines = commands(section).strip().splitlines()
     assert len(lines) <= 2
+    begun = time.monotonic()
     machine.run("set -e\n" + "\n".join(lines), variables={"DEBIAN_FRONTEND": "noninteractive"})
+    print(f"{way} on {suite}: installed in {time.monotonic() - begun:.0f} s")  # noqa: T201 -- measured
     path = "PATH=venv/bin:$PATH\n"
     seen = json.loads(machine.run(f"{path}vmprovision inspect --json disk.qcow2").stdout)
     assert seen["guest"]["init"]["system"] == "systemd"
