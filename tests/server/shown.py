@@ -121,7 +121,11 @@ def insert_machines(services: Services) -> dict[str, str]:
         "exit_code": 52,
     }
     at = time.time()
-    ready: dict[str, Any] = {"guest_ip": "192.168.122.71", "reported_at": at - 20, "answered_at": at - 4}
+    ready: dict[str, Any] = {
+        "guest_ip": "192.168.122.71",
+        "reported_at": at - 20,
+        "answered_at": at - 4,
+    }
     found = {
         "web-1": insert_vm(store, "web-1", tags=["web", "production"], **ready),
         "db-1": insert_vm(store, "db-1", mem_mib=2048, tags=["db"], **ready),
