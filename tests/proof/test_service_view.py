@@ -83,7 +83,8 @@ def test_the_service_sees_the_guests_file_systems_and_host_name(tmp_path: Path) 
             appliance.call("ln_s", f"/etc/systemd/system/{name}.service", f"{wants}/{name}.service")
         appliance.call("write_append", "/etc/fstab", b"/dev/vdb /home ext4 defaults 0 2\n")
         appliance.call("umount_all")
-    assert vmprovision.inject(disk).changed
+    source = vmprovision.ImageOptions(format="qcow2", allow_backing=True)
+    assert vmprovision.inject(disk, source=source).changed
     console, metrics, information = boot_and_ask(disk, home, tmp_path / "console.log")
 
     exported = {
