@@ -17,6 +17,8 @@ import vmprovision
 from tests.appliance import full
 from tests.conftest import require
 from tests.image.tiny import tiny_disk
+from vmprovision.appliance.drives import Drive
+from vmprovision.appliance.session import open_appliance
 from vmprovision.appliance.snapshot.host import STOCK_VARIABLE, host_appliance
 from vmprovision.host.cache import CACHE_VARIABLE, cache_directory
 from vmprovision.progress import Control, Progress
@@ -28,6 +30,7 @@ pytestmark = pytest.mark.appliance
 
 WAYS = {"restored": "", "stock": "1"}
 DEATH_SECONDS = 20.0
+CLOCK_SOURCE = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
 INJECT = """
 import sys, vmprovision
 from vmprovision.progress import Control
@@ -142,6 +145,8 @@ def test_a_killed_session_leaves_nothing_behind_the_next_one(
     assert session.parent == cache_directory() / "run", way
     (elsewhere,) = (session / "elsewhere").read_text().splitlines()
     assert Path(elsewhere).name.startswith("libguestfs")
+    variables = Path(f"/proc/{machine}/environ").read_text().split("\0")
+    assert f"TMPDIR={session}" in variables, "QEMU leaves the file of its snapshot elsewhere"
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     wait_until_gone(machine)
@@ -153,6 +158,17 @@ def test_a_killed_session_leaves_nothing_behind_the_next_one(
     assert not session.exists()
     assert not Path(elsewhere).exists()
     assert not list(ours.glob("[!.]*"))  # libguestfs's cache is hidden there
+
+
+@pytest.mark.parametrize(
+    "way", ["restored", pytest.param("stock", marks=pytest.mark.slow)], indirect=True
+)
+def test_no_appliance_counts_time_by_the_processor(way: str, image: Path) -> None:
+    """On TCG the TSC is the host's, which ran far too fast in an appliance."""
+    drive = Drive(path=image, format="raw", readonly=True)
+    with open_appliance([drive], control=Control()) as appliance:
+        clock = appliance.call("debug", "sh", [f"cat {CLOCK_SOURCE}"]).strip()
+    assert clock not in {"", "tsc"}, way
 
 
 def wait_until_gone(process: int) -> None:

@@ -35,6 +35,8 @@ PROCESSORS = {
     "armv7l": ("arm", "arm926"),
     "i386": ("i386", "486"),
     "ppc64le": ("ppc64le", "power8"),
+    # QEMU has no z10; it lacks the vectors of z13, and what z196 and zEC12 brought
+    "s390x": ("s390x", "max,vx=off,vxeh=off,vxeh2=off,stfle45=off,stfle49=off,stfle53=off"),
 }
 
 

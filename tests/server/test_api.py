@@ -391,14 +391,13 @@ def test_tokens(services: Services, token_file: Path, store: Store) -> None:
     body = {"name": "test-vm", "template_id": "debian"}
     with serving(Gate(make_app(services), guarded)) as url, httpx.Client(base_url=url) as client:
         assert client.get("/health").status_code == 200
-        for headers in ({}, bearer("wrong"), {"Authorization": "Basic !"}):
+        for headers in ({}, bearer("wrong"), {"Authorization": "Basic eDpyZWFkLXRva2Vu"}):
             answer = client.get("/v1/vms", headers=headers)
             problem(answer, 401, "Unauthorized")
-            assert answer.headers["www-authenticate"].startswith("Basic")
+            assert answer.headers["www-authenticate"].startswith("Bearer")
         twice = [("Authorization", f"Bearer {ADMIN}"), ("Authorization", f"Bearer {ADMIN}")]
         problem(client.get("/v1/vms", headers=twice), 401, "Unauthorized")
         assert client.get("/v1/vms", headers=bearer(READER)).status_code == 200
-        assert client.get("/v1/vms", auth=("anybody", READER)).status_code == 200
         problem(client.post("/v1/vms", json=body, headers=bearer(READER)), 403, "Forbidden")
         made = client.post("/v1/vms", json=body, headers=bearer(ADMIN))
         assert made.status_code == 202

@@ -26,7 +26,7 @@ from vmprovision.image.chain import name_backing, virtual_size
 from vmprovision.image.diskfile import name_for_others
 from vmprovision.qemu.accelerator import run_accelerated
 from vmprovision.qemu.monitor import Listener, Monitor
-from vmprovision.qemu.options import socket_options
+from vmprovision.qemu.options import CLOCK, socket_options
 
 if TYPE_CHECKING:
     import contextlib
@@ -77,6 +77,7 @@ class StockAppliance:
             guestfs.set_hv(str(bound_qemu(qemu, accelerator)))
             if accelerator == "tcg":
                 guestfs.set_backend_setting("force_tcg", "1")
+                guestfs.set_append(CLOCK)
             for drive, serial in zip(drives, serials, strict=True):
                 # libguestfs resolves the name to a path; require_open compares the result
                 path = name_for_others(drive.layer.file.handle) if drive.layer else str(drive.path)

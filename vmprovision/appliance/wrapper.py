@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 CHANNEL = "channel0"  # libguestfs's name for the way to its daemon
 TRY_SECONDS = 10.0
 
-# Take libguestfs's channel, and our session's folder, from the options.
+# Take libguestfs's channel, and our session's folder, from the options. QEMU's temporary files
+# belong in that folder too: a killed QEMU leaves the file of its snapshot.
 FIND_SESSION = f"""\
 channel= session= last=
 for word; do
@@ -39,6 +40,7 @@ if [ -n "$channel" ] && [ -d "$session" ]; then
     made=${{channel#*path=}}
     made=${{made%%,*}}
     printf '%s\\n' "${{made%/*}}" >"$session/{ELSEWHERE}"
+    export TMPDIR="$session"
 fi
 """
 # Remove KVM from the accelerators that libguestfs names. It asks QEMU what it can do on KVM

@@ -156,7 +156,7 @@ def serve(  # noqa: PLR0913 -- one parameter for each option
             sys.stdout.flush()
 
         def say_where(where: str) -> None:
-            stderr().print(f"serving on {where}; the API is described at /docs")
+            stderr().print(f"serving on {where}: a page, and the API, described at /docs")
 
         serve_until_cancelled(wanted, control=control, is_ready=is_ready)
 

@@ -9,6 +9,10 @@ if TYPE_CHECKING:
 
 Accelerator = Literal["kvm", "tcg"]
 
+# On the kernel's command line of an appliance: on TCG its TSC is the host's, which may not
+# agree between the host's processors. QEMU's other clocks are the host's monotonic clock.
+CLOCK = "tsc=unstable"
+
 
 def accelerator_options(
     accelerator: Accelerator, *, tcg: str = "tcg", processor: str = "max"

@@ -69,7 +69,8 @@ ZIG_TARGETS = {
     "i386": Target(triple="x86-linux-musl", processor="i486", definitions=(_REGISTERS, _UNWINDING)),
     "riscv64": Target(triple="riscv64-linux-musl"),
     "ppc64le": Target(triple="powerpc64le-linux-musl", definitions=(_REGISTERS, _UNWINDING)),
-    "s390x": Target(triple="s390x-linux-musl"),
+    # without a name zig compiles for z13, whose vector instructions older ones lack
+    "s390x": Target(triple="s390x-linux-musl", processor="z10"),
 }
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import contextlib
 import hashlib
 import hmac
 import secrets
@@ -85,21 +82,12 @@ def is_token(shown: str, known_hash: str) -> bool:
 
 
 def shown_token(authorization: Iterable[str]) -> str:
-    """Return the token of a request's Authorization fields, or an empty string.
-
-    Programs send ``Bearer`` (RFC 6750). Browsers send ``Basic`` (RFC 7617); the password is
-    the token then, and the user's name is ignored.
-    """
+    """Return the token of a request's Authorization fields (RFC 6750), or an empty string."""
     fields = list(authorization)
     if len(fields) != 1:
         return ""
     scheme, _, rest = fields[0].partition(" ")
-    if scheme.lower() == "bearer":
-        return rest.strip()
-    if scheme.lower() == "basic":
-        with contextlib.suppress(binascii.Error, UnicodeDecodeError, ValueError):
-            return base64.b64decode(rest.strip(), validate=True).decode().partition(":")[2]
-    return ""
+    return rest.strip() if scheme.lower() == "bearer" else ""
 
 
 def permitted_image(path: str, folders: Iterable[Path]) -> Path:

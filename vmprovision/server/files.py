@@ -52,9 +52,9 @@ class VmFiles:
             return file.read(CONSOLE_BYTES)
         return b""
 
-    def console_lines(self) -> list[str]:
+    def console_lines(self, count: int = CONSOLE_LINES) -> list[str]:
         """Return the last lines that the guest printed, safe to show."""
-        return last_lines(self.console_tail(), CONSOLE_LINES)
+        return last_lines(self.console_tail(), count)
 
     def has_panicked(self) -> bool:
         """Return whether the guest's kernel printed a panic."""

@@ -13,15 +13,19 @@ import re
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
 
 from vmprovision.server.access import shown_token
 from vmprovision.server.problems import MEDIA_TYPE, ProblemError
+from vmprovision.server.sessions import cookie_name, role_of_session
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from vmprovision.server.access import Role
     from vmprovision.server.settings import ServerSettings
 
 BODY_BYTES = 64 << 10
@@ -30,6 +34,12 @@ BURST = 1000.0
 CLIENTS_KEPT = 10_000
 SAFE = ("GET", "HEAD", "OPTIONS")
 OPEN_PATHS = ("/health",)
+LOGIN_PATHS = ("/login", "/logout")  # and what these pages are made of
+STATIC = "/static/"
+# what programs ask for; everything else is a page
+API = re.compile(r"/(?:v1/.*|health|metrics|openapi\.json)")
+LOGINS_PER_SECOND = 0.5
+LOGIN_BURST = 10.0
 REPORT = re.compile(r"/v1/vms/[^/]+/guest-ip")
 
 
@@ -76,6 +86,7 @@ class Gate:
         self._settings = settings
         self._only_reports = only_reports
         self._buckets = Buckets(REQUESTS_PER_SECOND, BURST)
+        self._logins = Buckets(LOGINS_PER_SECOND, LOGIN_BURST)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or answer it with a problem."""
@@ -91,25 +102,25 @@ class Gate:
         await self._app(scope, _replayed(body, receive), _hardened(send))
 
     def _check(self, scope: Scope, headers: Headers) -> None:
-        client = scope.get("client")
-        if client and not self._buckets.take(str(client[0]), time.monotonic()):
-            raise ProblemError(
-                HTTPStatus.TOO_MANY_REQUESTS,
-                "TooManyRequests",
-                "this client asks too often",
-                headers={"Retry-After": "1"},
-            )
-        is_report = scope["method"] == "POST" and REPORT.fullmatch(scope["path"]) is not None
+        path, method = scope["path"], scope["method"]
+        _take(self._buckets, scope)
+        is_report = method == "POST" and REPORT.fullmatch(path) is not None
         if self._only_reports:
-            if not is_report and scope["path"] not in OPEN_PATHS:
+            if not is_report and path not in OPEN_PATHS:
                 raise ProblemError(
                     HTTPStatus.NOT_FOUND, "NotFound", "only agents' reports are taken here"
                 )
             return
-        if is_report or scope["path"] in OPEN_PATHS:
+        if is_report or path in OPEN_PATHS:
             return
         self._check_browser(scope, headers)
-        self._check_token(scope, headers)
+        role = self._role(scope, headers)
+        scope.setdefault("state", {})["role"] = role
+        if path in LOGIN_PATHS or path.startswith(STATIC):
+            if method == "POST":
+                _take(self._logins, scope)
+            return
+        _require(role, scope, headers)
 
     def _check_browser(self, scope: Scope, headers: Headers) -> None:
         """Refuse what a page of another site has a browser ask."""
@@ -130,22 +141,65 @@ class Gate:
                 HTTPStatus.FORBIDDEN, "CrossSiteRequest", "another site's page sent this request"
             )
 
-    def _check_token(self, scope: Scope, headers: Headers) -> None:
-        if self._settings.tokens is None:
-            return
-        role = self._settings.tokens.role_of(shown_token(headers.getlist("authorization")))
-        if role is None:
-            raise ProblemError(
-                HTTPStatus.UNAUTHORIZED,
-                "Unauthorized",
-                "this needs a token of the server's token file",
-                hint="send it as 'Authorization: Bearer TOKEN'",
-                headers={"WWW-Authenticate": 'Basic realm="vmprovision", charset="UTF-8"'},
-            )
-        if role == "read" and scope["method"] not in SAFE:
-            raise ProblemError(
-                HTTPStatus.FORBIDDEN, "Forbidden", "a read token cannot change anything"
-            )
+    def _role(self, scope: Scope, headers: Headers) -> Role | None:
+        """Return what the sender of a request may do; None for a stranger.
+
+        A browser's session reads everything, and changes something only by the pages' forms,
+        which have a token of their own.
+        """
+        tokens = self._settings.tokens
+        if tokens is None:
+            return "admin"
+        fields = headers.getlist("authorization")
+        if fields:
+            return tokens.role_of(shown_token(fields))
+        if scope["method"] not in SAFE and API.fullmatch(scope["path"]):
+            return None
+        name = cookie_name(scope.get("scheme", "http"))
+        session = cookie_parser(headers.get("cookie", "")).get(name, "")
+        return role_of_session(tokens, session, time.time())
+
+
+def _take(buckets: Buckets, scope: Scope) -> None:
+    """Count a request of a client.
+
+    Raises:
+        ProblemError: it asks too often.
+    """
+    client = scope.get("client")
+    if client and not buckets.take(str(client[0]), time.monotonic()):
+        raise ProblemError(
+            HTTPStatus.TOO_MANY_REQUESTS,
+            "TooManyRequests",
+            "this client asks too often",
+            hint="wait some seconds, and try again",
+            headers={"Retry-After": "1"},
+        )
+
+
+def _require(role: Role | None, scope: Scope, headers: Headers) -> None:
+    """Check that somebody may do what a request does.
+
+    Raises:
+        ProblemError: not so; a browser is sent to the page where one logs in.
+    """
+    if role == "admin" or (role == "read" and scope["method"] in SAFE):
+        return
+    if role == "read":
+        raise ProblemError(HTTPStatus.FORBIDDEN, "Forbidden", "a read token cannot change anything")
+    status, more = HTTPStatus.UNAUTHORIZED, {"WWW-Authenticate": 'Bearer realm="vmprovision"'}
+    if not API.fullmatch(scope["path"]):
+        login = f"/login?next={quote(scope['path'], safe='/')}"
+        is_part = "hx-request" in headers  # of a page: the page as a whole has to go there
+        status = HTTPStatus.UNAUTHORIZED if is_part else HTTPStatus.SEE_OTHER
+        more = {"HX-Redirect": login} if is_part else {"Location": login}
+    raise ProblemError(
+        status,
+        "Unauthorized",
+        "this needs a token of the server's token file",
+        hint="send it as 'Authorization: Bearer TOKEN', or log in at /login",
+        headers=more,
+    )
 
 
 def _is_own_name(host: str) -> bool:
@@ -203,12 +257,14 @@ def _hardened(send: Send) -> Send:
 
     async def send_on(message: Message) -> None:
         if message["type"] == "http.response.start":
+            given = message.get("headers", [])
+            is_kept = any(name.lower() == b"cache-control" for name, _ in given)
             message["headers"] = [
-                *message.get("headers", []),
+                *given,
                 (b"x-content-type-options", b"nosniff"),
                 (b"x-frame-options", b"DENY"),
                 (b"referrer-policy", b"no-referrer"),
-                (b"cache-control", b"no-store"),
+                *([] if is_kept else [(b"cache-control", b"no-store")]),
             ]
         await send(message)
 

@@ -119,6 +119,15 @@ def describe(error: VmprovisionError) -> dict[str, Any]:
     }
 
 
+def document_of(
+    error: ProblemError | VmprovisionError | RequestValidationError,
+) -> dict[str, Any]:
+    """Return why a request was not served, as a problem."""
+    if isinstance(error, VmprovisionError):
+        return describe(error)
+    return (_invalid(error) if isinstance(error, RequestValidationError) else error).document()
+
+
 def _respond(document: dict[str, Any], headers: Mapping[str, str] | None = None) -> JSONResponse:
     return JSONResponse(document, document["status"], headers=headers, media_type=MEDIA_TYPE)
 
@@ -128,15 +137,12 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(ProblemError)
     def _of_http(_: Request, exc: ProblemError) -> JSONResponse:
-        return _respond(exc.document(), exc.headers)
+        return _respond(document_of(exc), exc.headers)
 
     @app.exception_handler(VmprovisionError)
-    def _of_ours(_: Request, exc: VmprovisionError) -> JSONResponse:
-        return _respond(describe(exc))
-
     @app.exception_handler(RequestValidationError)
-    def _of_validation(_: Request, exc: RequestValidationError) -> JSONResponse:
-        return _respond(_invalid(exc).document())
+    def _of_ours(_: Request, exc: VmprovisionError | RequestValidationError) -> JSONResponse:
+        return _respond(document_of(exc))
 
     @app.exception_handler(HTTPException)
     def _of_routing(_: Request, exc: HTTPException) -> JSONResponse:

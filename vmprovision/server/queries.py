@@ -204,11 +204,22 @@ def list_samples(
     )
     with store.read() as connection:
         rows = list(connection.execute(query).mappings())
-    found = []
-    for row in reversed(rows):
-        values = dict(row)
-        found.append(Sample(recorded_at=moment(values.pop("at")), **values))
+    return [_sample(row) for row in reversed(rows)]
+
+
+def list_recent_samples(store: Store, *, begin: float) -> dict[str, list[Sample]]:
+    """Return every VM's samples since a time, the oldest first, by the VM's id."""
+    query = select(samples).where(samples.c.at >= begin).order_by(samples.c.at)
+    found: dict[str, list[Sample]] = {}
+    with store.read() as connection:
+        for row in connection.execute(query).mappings():
+            found.setdefault(row["vm_id"], []).append(_sample(row))
     return found
+
+
+def _sample(row: Mapping[Any, Any]) -> Sample:
+    values = dict(row)
+    return Sample(recorded_at=moment(values.pop("at")), **values)
 
 
 def count_by_phase(store: Store) -> dict[str, int]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vmprovision.appliance.handle import ATTENDANT, MONITOR
 from vmprovision.appliance.wrapper import CHANNEL, restoring_script
-from vmprovision.qemu.options import accelerator_options, socket_options
+from vmprovision.qemu.options import CLOCK, accelerator_options, socket_options
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +23,7 @@ TRANSLATION_MB = 64  # QEMU's buffer for translated code: more takes memory and 
 PORTS = {"org.libguestfs.channel.0": CHANNEL, "org.vmprovision.attendant": ATTENDANT}
 COMMAND_LINE = (
     "panic=1 console=ttyS0 edd=off no_timer_check printk.time=1 cgroup_disable=memory "
-    "usbcore.nousb cryptomgr.notests tsc=reliable 8250.nr_uarts=1 selinux=0 quiet TERM=xterm "
+    f"usbcore.nousb cryptomgr.notests {CLOCK} 8250.nr_uarts=1 selinux=0 quiet TERM=xterm "
     "root=/dev/vda"
 )
 # The memory stays in its file and is not copied into the state.

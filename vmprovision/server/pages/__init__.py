@@ -1,27 +1,34 @@
 """The pages for people; they read the store by ``queries`` and change it by ``actions``.
 
 They are made here, on the server: they work without JavaScript, and load nothing from
-anywhere else.
+anywhere else. htmx only replaces parts of them while they are open.
 """
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse
-from jinja2 import Environment, PackageLoader, select_autoescape
+from fastapi import APIRouter, Request, Response
 
-router = APIRouter(include_in_schema=False)
+from vmprovision.server.pages import login, templates, vms
+from vmprovision.server.pages.rendering import STATIC, PageRoute, answer_page, static_file
+from vmprovision.server.problems import not_found
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'self'"
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+for part in (login.router, vms.router, templates.router):
+    router.include_router(part)
+
+DAY = 86400
+
+
+@router.get("/static/{name}")
+def serve_static(name: str) -> Response:
+    """Send a file that pages are made of."""
+    if name not in STATIC:
+        raise not_found(f"file {name[:80]}")
+    headers = {"Cache-Control": f"public, max-age={DAY}"}
+    return Response(static_file(name), media_type=STATIC[name], headers=headers)
 
 
 @router.get("/docs")
-def docs(request: Request) -> HTMLResponse:
+def docs(request: Request) -> Response:
     """Show the API's document."""
-    environment = Environment(
-        loader=PackageLoader("vmprovision.server", "pages"),
-        autoescape=select_autoescape(default=True),
-    )
-    template = environment.get_template("docs.html.j2")
-    page = template.render(request.app.openapi())
-    return HTMLResponse(page, headers={"Content-Security-Policy": POLICY})
+    return answer_page(request, "docs.html.j2", request.app.openapi())
