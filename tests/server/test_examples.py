@@ -50,7 +50,7 @@ def test_prometheus_finds_the_agents(services: Services, tmp_path: Path) -> None
     with serving(Gate(make_app(services), services.settings)) as url:
         config = tmp_path / "prometheus.yml"
         config.write_text(CONFIGURATION.read_text().replace("http://127.0.0.1:8080", url))
-        command = [
+        command: list[str | Path] = [
             programs / "prometheus",
             f"--config.file={config}",
             f"--storage.tsdb.path={tmp_path / 'data'}",
