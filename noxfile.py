@@ -92,6 +92,17 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def browser(session: nox.Session) -> None:
+    """Use the server's pages in Chromium; with ``--screenshots docs`` take the pictures there."""
+    if shutil.which("chromium") is None:
+        session.error("Chromium is not installed: apt-get install chromium fonts-inter")
+    session.run(sys.executable, "-m", "pip", "install", "--quiet", "--editable", ".[browser]")
+    _run(
+        session, "pytest", "-n", "0", "-m", "slow", "tests/server/test_browser.py", *session.posargs
+    )
+
+
+@nox.session
 def soak(session: nox.Session) -> None:
     """Restore the saved appliance a thousand times, each disk and identity checked."""
     _run(session, "python", "-m", "tests.appliance.soak", *session.posargs)

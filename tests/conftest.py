@@ -88,11 +88,16 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--kvm``, which simulates a host whose KVM hangs or fails."""
+    """Add ``--kvm``, which simulates a host whose KVM hangs or fails, and ``--screenshots``."""
     parser.addoption(
         "--kvm",
         choices=("hangs", "fails"),
         help="run on a QEMU of which only KVM hangs, or fails",
+    )
+    parser.addoption(
+        "--screenshots",
+        metavar="FOLDER",
+        help="where the browser's tests put the pictures of the pages, such as docs",
     )
 
 

@@ -15,6 +15,10 @@ from tests.release.machine import make_machine
 SUITE = "trixie"
 TOOLS = "build-essential fakeroot lintian"
 PREPARE = f"""
+set -e
+cd /home/ci
+mkdir source
+tar -xf vmprovision-*.tar.gz -C source --strip-components=1
 export DEBIAN_FRONTEND=noninteractive
 apt-get update --quiet --quiet
 apt-get install --quiet --quiet --yes --no-install-recommends {TOOLS}
@@ -22,6 +26,7 @@ apt-get build-dep --quiet --quiet --yes --no-install-recommends ./source
 chown -R ci:ci .
 """
 BUILD = """
+set -e
 (cd source && dpkg-buildpackage --build=binary --unsigned-changes)
 lintian --fail-on error,warning --info *.changes
 """
@@ -35,13 +40,9 @@ def main(sdist: Path, folder: Path) -> None:
     """
     with tempfile.TemporaryDirectory() as place:
         machine = make_machine(SUITE, Path(place, "machine"))
-        source = machine.home / "source"
-        source.mkdir()
-        shutil.unpack_archive(sdist, machine.home, filter="data")
-        for part in (machine.home / sdist.name.removesuffix(".tar.gz")).iterdir():
-            part.rename(source / part.name)
-        machine.run(f"set -e\ncd /home/ci{PREPARE}", user="root")
-        machine.run(f"set -e{BUILD}")
+        shutil.copy(sdist, machine.home)
+        machine.run(PREPARE, user="root")
+        machine.run(BUILD)
         for package in machine.home.glob("*.deb"):
             shutil.copy(package, folder)
 

@@ -41,6 +41,13 @@ def commands(section: str) -> str:
     return block[1]
 
 
+def build_steps() -> list[tuple[str, str]]:
+    """Return the instructions of the Containerfile, each with its words."""
+    lines = (REPOSITORY / "ci/Containerfile").read_text("utf-8").splitlines()
+    found = [line.partition(" ") for line in lines if line and not line.startswith("#")]
+    return [(instruction, words) for instruction, _, words in found]
+
+
 def give(machine: Machine, *paths: Path) -> None:
     """Copy files into the home of a machine's user."""
     for path in paths:
@@ -83,12 +90,35 @@ def test_the_documented_commands_install_it(
     print(f"{way} on {suite}: installed in {time.monotonic() - begun:.0f} s")  # noqa: T201 -- measured
     path = "PATH=venv/bin:$PATH\n"
     seen = json.loads(machine.run(f"{path}vmprovision inspect --json disk.qcow2").stdout)
-    assert seen["guest"]["init"]["system"] == "systemd"
+    assert seen["init"]["system"] == "systemd"
     machine.run(f"{path}vmprovision inject disk.qcow2 --vm-id web-1")
     checked = json.loads(machine.run(f"{path}vmprovision verify --json disk.qcow2").stdout)
     assert checked["mismatches"] == []
     runtimes = json.loads(machine.run(f"{path}vmprovision runtime verify --json").stdout)
     assert len(runtimes["runtimes"]) == 7
+
+
+def test_the_containerfile_builds(debian_image_source: Path, place: Path) -> None:
+    """Its steps succeed in a bare Debian 13; then any user without a home inspects an image."""
+    wheel = built("*.whl")
+    machine = make_machine("trixie", place)
+    steps = build_steps()
+    for instruction, words in steps:
+        if instruction == "COPY":
+            shutil.copy(wheel, place / words.split()[-1].lstrip("/"))
+        elif instruction == "RUN":
+            machine.run(words, user="root", variables={"DEBIAN_FRONTEND": "noninteractive"})
+    variables = dict(words.split("=", 1) for each, words in steps if each == "ENV")
+    image = place / "srv/disk.qcow2"
+    subprocess.run(["cp", "--sparse=always", debian_image_source, image], check=True)
+    image.chmod(0o644)
+    (user,) = (words for each, words in steps if each == "USER")
+    command = (
+        f"setpriv --reuid={user} --regid=nogroup --clear-groups "
+        "vmprovision inspect --json /srv/disk.qcow2"
+    )
+    seen = json.loads(machine.run(command, user="root", variables=variables).stdout)
+    assert seen["init"]["system"] == "systemd"
 
 
 @pytest.mark.parametrize("kvm", [False, True], ids=["without-kvm", "with-kvm"])

@@ -263,7 +263,8 @@ def _hardened(send: Send) -> Send:
                 *given,
                 (b"x-content-type-options", b"nosniff"),
                 (b"x-frame-options", b"DENY"),
-                (b"referrer-policy", b"no-referrer"),
+                # with no-referrer, browsers hide the origin of our own forms as well
+                (b"referrer-policy", b"same-origin"),
                 *([] if is_kept else [(b"cache-control", b"no-store")]),
             ]
         await send(message)
