@@ -81,7 +81,7 @@ def main(folder: Path, docs: Path = DOCS) -> bool:
         warningiserror=True,
     )
     site.build()
-    return site.statuscode == 0
+    return bool(site.statuscode == 0)
 
 
 def _add_pages(source: Path) -> None:
