@@ -1,18 +1,21 @@
-"""The example of docs/examples: Debian's real Prometheus finds the agents by the server's list."""
+"""The example of docs/examples: Debian's Prometheus finds agents by the server, and asks them."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import socket
 import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.agent.agents import build_program
 from tests.debian import unpacked
 from tests.server.conftest import serving
 from tests.server.libvirt_host import wait_until
@@ -34,10 +37,10 @@ def test_the_page_shows_the_example() -> None:
 
 
 @pytest.mark.slow
-def test_prometheus_finds_the_agents(services: Services, tmp_path: Path) -> None:
-    """The example passes promtool, and Prometheus gets each agent with its labels by it.
+def test_prometheus_asks_the_agents(services: Services, tmp_path: Path) -> None:
+    """The example passes promtool, and Prometheus gets each agent's metrics with its labels by it.
 
-    No guest runs, so the agents' addresses are of loopback and nobody answers there.
+    No guest runs: the agents are two programs of this host, each at a loopback address.
     """
     programs = unpacked("prometheus") / "usr/bin"
     subprocess.run([programs / "promtool", "check", "config", CONFIGURATION], check=True)
@@ -56,27 +59,49 @@ def test_prometheus_finds_the_agents(services: Services, tmp_path: Path) -> None
             f"--storage.tsdb.path={tmp_path / 'data'}",
             f"--web.listen-address=127.0.0.1:{port}",
         ]
-        with (
-            (tmp_path / "log").open("wb") as log,
-            subprocess.Popen(command, stdout=log, stderr=log) as process,
-        ):
-            try:
-                found = wait_until("the targets", lambda: targets(port))
-            finally:
-                process.terminate()
+        with (tmp_path / "log").open("wb") as log, contextlib.ExitStack() as stack:
+            program = build_program(tmp_path)
+            (tmp_path / "empty.conf").touch()
+            for each in (command, *(agent_command(program, ip) for ip in addresses.values())):
+                process = subprocess.Popen(each, stdout=log, stderr=log)
+                stack.callback(process.wait)
+                stack.callback(process.terminate)
+            found = wait_until("answers", lambda: targets(port, health="up", count=2))
+            memory = query(port, "node_memory_MemTotal_bytes")
     assert {target["labels"]["vm"]: target["scrapeUrl"] for target in found} == {
         name: f"http://{address}:8080/metrics" for name, address in addresses.items()
     }
     assert {each["discoveredLabels"]["__meta_vmprovision_tags"] for each in found} == {",a,b,"}
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert memory == dict.fromkeys(addresses, total)
 
 
-def targets(port: int) -> list[dict[str, Any]]:
-    """Return what Prometheus scrapes; nothing while it does not answer."""
+def agent_command(program: Path, address: str) -> list[str | Path]:
+    """Return the command of an agent that listens on the port that the server expects."""
+    config = program.with_name("empty.conf")
+    where: list[str | Path] = ["--listen", address, "--port", "8080", "--config", config]
+    return [sys.executable, program, *where]
+
+
+def targets(port: int, *, health: str, count: int) -> list[dict[str, Any]]:
+    """Return what Prometheus scrapes, once so many are in this state."""
+    found: list[dict[str, Any]] = ask(port, "targets").get("activeTargets", [])
+    return found if [each["health"] for each in found].count(health) == count else []
+
+
+def query(port: int, name: str) -> dict[str, float]:
+    """Return a metric's value for each machine."""
+    answer = ask(port, f"query?query={name}")
+    return {each["metric"]["vm"]: float(each["value"][1]) for each in answer["result"]}
+
+
+def ask(port: int, path: str) -> dict[str, Any]:
+    """Return what Prometheus answers; nothing while it does not."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with (
         contextlib.suppress(OSError),
-        opener.open(f"http://127.0.0.1:{port}/api/v1/targets", timeout=10) as answer,
+        opener.open(f"http://127.0.0.1:{port}/api/v1/{path}", timeout=10) as answer,
     ):
-        found: list[dict[str, Any]] = json.load(answer)["data"]["activeTargets"]
+        found: dict[str, Any] = json.load(answer)["data"]
         return found
-    return []
+    return {}
