@@ -1,4 +1,4 @@
-"""The example of docs/examples: Debian's Prometheus finds agents by the server, and asks them."""
+"""The examples of docs/examples are run: an orchestrator, and Debian's real Prometheus."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ import pytest
 from tests.agent.agents import build_program
 from tests.debian import unpacked
 from tests.server.conftest import serving
-from tests.server.libvirt_host import wait_until
+from tests.server.libvirt_host import libvirt_host, wait_until
 from tests.server.shown import insert_vm
+from vmprovision.progress import Control
+from vmprovision.recipe import build_image
 from vmprovision.server.app import make_app
 from vmprovision.server.limits import Gate
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 DOCS = Path(__file__).parents[2] / "docs"
 CONFIGURATION = DOCS / "examples/prometheus.yml"
+ORCHESTRATOR = DOCS / "examples/orchestrator.py"
+TEN_BOOTS_SECONDS = 3000.0  # 200 s without KVM, if nothing else runs
 
 
 def test_the_page_shows_the_example() -> None:
@@ -74,6 +78,37 @@ def test_prometheus_asks_the_agents(services: Services, tmp_path: Path) -> None:
     assert {each["discoveredLabels"]["__meta_vmprovision_tags"] for each in found} == {",a,b,"}
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert memory == dict.fromkeys(addresses, total)
+
+
+@pytest.mark.slow
+@pytest.mark.appliance
+@pytest.mark.boot
+def test_the_orchestrator_creates_ten_machines(tmp_path: Path) -> None:
+    """Each is a domain of libvirt with an address of its own, at which its agent answers."""
+    for folder in (tmp_path, *tmp_path.parents):  # QEMU's own user must come through
+        if not folder.stat().st_mode & 0o001:
+            folder.chmod(0o711)
+    base, machines = tmp_path / "base.qcow2", tmp_path / "machines"
+    build_image("debian-12-systemd", output=base, control=Control())
+    base.chmod(0o644)
+    before = base.read_bytes()
+    machines.mkdir()
+    with libvirt_host(tmp_path / "host") as host:
+        done = subprocess.run(
+            host.enter(sys.executable, ORCHESTRATOR, base, machines, "qemu"),
+            capture_output=True,
+            check=False,
+            text=True,
+            timeout=TEN_BOOTS_SECONDS,
+        )
+        domains = host.domains()
+    assert done.returncode == 0, done.stderr
+    answers = [line.split() for line in done.stdout.splitlines()]
+    names = {name for name, _, _ in answers}
+    assert names == {f"machine-{number}" for number in range(1, 11)} == set(domains)
+    assert len({url for _, url, _ in answers}) == len(names)
+    assert {status for _, _, status in answers} == {"healthy"}
+    assert base.read_bytes() == before
 
 
 def agent_command(program: Path, address: str) -> list[str | Path]:
