@@ -59,6 +59,13 @@ def wait_until(what: str, condition: Any, seconds: float = SECONDS) -> Any:  # n
         time.sleep(POLL_SECONDS)
 
 
+def let_others_enter(folder: Path) -> None:
+    """Let every user pass through a folder: pytest closes its folders to others."""
+    for path in (folder, *folder.parents):
+        if not path.stat().st_mode & 0o001:
+            path.chmod(0o711)
+
+
 def children(pid: int) -> list[int]:
     """Return the processes that a process has started."""
     with contextlib.suppress(OSError):

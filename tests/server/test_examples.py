@@ -18,7 +18,7 @@ import pytest
 from tests.agent.agents import build_program
 from tests.debian import unpacked
 from tests.server.conftest import serving
-from tests.server.libvirt_host import libvirt_host, wait_until
+from tests.server.libvirt_host import let_others_enter, libvirt_host, wait_until
 from tests.server.shown import insert_vm
 from vmprovision.progress import Control
 from vmprovision.recipe import build_image
@@ -85,9 +85,7 @@ def test_prometheus_asks_the_agents(services: Services, tmp_path: Path) -> None:
 @pytest.mark.boot
 def test_the_orchestrator_creates_ten_machines(tmp_path: Path) -> None:
     """Each is a domain of libvirt with an address of its own, at which its agent answers."""
-    for folder in (tmp_path, *tmp_path.parents):  # QEMU's own user must come through
-        if not folder.stat().st_mode & 0o001:
-            folder.chmod(0o711)
+    let_others_enter(tmp_path)  # QEMU has a user of its own
     base, machines = tmp_path / "base.qcow2", tmp_path / "machines"
     build_image("debian-12-systemd", output=base, control=Control())
     base.chmod(0o644)

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.server.libvirt_host import LibvirtHost, Server, libvirt_host, running, wait_until
+from tests.server.libvirt_host import (
+    LibvirtHost,
+    Server,
+    let_others_enter,
+    libvirt_host,
+    running,
+    wait_until,
+)
 from vmprovision.progress import Control
 from vmprovision.recipe import build_image
 
@@ -39,10 +46,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LibvirtHost]:
 @pytest.fixture
 def server(host: LibvirtHost, images: Path, tmp_path: Path) -> Iterator[Server]:
     """Return a server that runs."""
-    # QEMU's own user must come through; pytest's folders are closed to others
-    for folder in (tmp_path, *tmp_path.parents):
-        if not folder.stat().st_mode & 0o001:
-            folder.chmod(0o711)
+    let_others_enter(tmp_path)  # QEMU has a user of its own
     with running(Server(host=host, state=tmp_path / "state", images=images)) as started:
         yield started
 

@@ -19,6 +19,7 @@ from alembic.migration import MigrationContext
 
 from tests.conftest import require, require_root
 from tests.server.conftest import insert_template, serving
+from tests.server.libvirt_host import let_others_enter
 from vmprovision.server.app import make_app
 from vmprovision.server.leases import claim_building_vm
 from vmprovision.server.limits import Gate
@@ -45,9 +46,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     require(found, "PostgreSQL is not installed: apt-get install postgresql", optional=True)
     programs = found[-1].parent
     folder = tmp_path_factory.mktemp("postgresql")
-    for path in (folder, *folder.parents):
-        if not path.stat().st_mode & 0o001:
-            path.chmod(0o711)
+    let_others_enter(folder)
     user = pwd.getpwnam("postgres")
     os.chown(folder, user.pw_uid, user.pw_gid)
     become = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.server.libvirt_host import LibvirtHost, Server, libvirt_host, running, wait_until
+from tests.server.libvirt_host import (
+    LibvirtHost,
+    Server,
+    let_others_enter,
+    libvirt_host,
+    running,
+    wait_until,
+)
 from vmprovision.progress import Control
 from vmprovision.recipe import build_image
 
@@ -35,9 +42,7 @@ def images(tmp_path: Path) -> Path:
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[LibvirtHost]:
     """Return a private libvirt."""
-    for folder in (tmp_path, *tmp_path.parents):
-        if not folder.stat().st_mode & 0o001:
-            folder.chmod(0o711)
+    let_others_enter(tmp_path)  # QEMU has a user of its own
     with libvirt_host(tmp_path / "host") as started:
         yield started
 
