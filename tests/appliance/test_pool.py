@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ import pytest
 import vmprovision
 from tests.image.tiny import tiny_disk
 from vmprovision.appliance.drives import Drive, WrongDiskError
-from vmprovision.appliance.handle import SESSION
+from vmprovision.appliance.handle import SESSION, ApplianceCallError
 from vmprovision.appliance.snapshot.host import host_appliance
 from vmprovision.appliance.snapshot.restore import RestoredAppliance
 from vmprovision.errors import ApplianceError, CancelledError, PlanError
@@ -233,6 +234,25 @@ def test_a_disk_of_another_size_is_refused(
         monkeypatch.setattr(machine.monitor, "ask", meddle)
         with pytest.raises(WrongDiskError, match="size"):
             machine.attach(Drive(path=image, format="raw"))
+
+
+def test_bytes_are_read_as_libguestfs_reads_them(tmp_path: Path) -> None:
+    """The attendant and guestfsd read the same: lines, the end, beyond it, and no such device."""
+    image = tmp_path / "disk.raw"
+    content = random.Random(1).randbytes(1 << 20)
+    image.write_bytes(content[:-2] + b"\n\n")
+    end = 1 << 20
+    with restored() as machine:
+        machine.attach(Drive(path=image, format="raw"))
+        for place, size in ((0, 1), (511, 73728), (end - 5, 5), (end - 5, 900), (end, 9)):
+            read = machine.read_device("/dev/sda", place, size)
+            assert read == image.read_bytes()[place : place + size]
+            assert read == machine.call("pread_device", "/dev/sda", size, place)
+        assert machine.read_device("/dev/sda", 3, 1 << 19) == content[3 : 3 + (1 << 19)]
+        with pytest.raises(ApplianceCallError):
+            machine.read_device("/dev/sdb", 0, 1)
+        assert machine.read_device("/dev/sda", 7, 2) == content[7:9]
+        machine.finish()
 
 
 @contextlib.contextmanager

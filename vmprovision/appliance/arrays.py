@@ -63,7 +63,7 @@ def examine_arrays(appliance: Appliance, members: Iterable[str]) -> Arrays:
 
 def _read_member(appliance: Appliance, device: str) -> Member | None:
     def read(offset: int, length: int) -> bytes:
-        return bytes(appliance.call("pread_device", device, length, offset))
+        return appliance.read_device(device, offset, length)
 
     try:
         return parse_member(read, int(appliance.call("blockdev_getsize64", device)))

@@ -8,9 +8,9 @@ appliance's blkid(8) is asked for that one.
 
 from __future__ import annotations
 
+import functools
 import logging
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from vmprovision.appliance.devicenames import LVM_UUID
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 READING_LIMIT = 2 << 20  # libguestfs's messages hold 4 MiB
+KEPT_READINGS = 8  # the first partition is read for the size of its sectors, too
 DISK_LIMIT = 1 << 62  # a place beyond is no number for libguestfs
 BLOCK = 4096  # the least that a filesystem may leave over; a RAID takes twice as much
 UNIX = ("ext", "xfs", "btrfs")
@@ -197,8 +198,9 @@ def _require_clear(volumes: Iterable[Volume]) -> None:
 
 def _read_disk(appliance: Appliance, disk: str) -> list[tuple[Volume, ReadAt]]:
     """Return what is on a disk, each with what reads it."""
-    head: bytes = appliance.call("pread_device", disk, START_SIZE, 0)
+    head = appliance.read_device(disk, 0, START_SIZE)
 
+    @functools.lru_cache(KEPT_READINGS)
     def read(place: int, size: int) -> bytes:
         if place + size <= len(head):
             return head[place : place + size]
@@ -217,7 +219,7 @@ def _read_disk(appliance: Appliance, disk: str) -> list[tuple[Volume, ReadAt]]:
             superblock=identify(start),
             kind=identify_kind(start),
         )
-        found.append((volume, partial(_read_part, read, partition, start)))
+        found.append((volume, functools.partial(_read_part, read, partition, start)))
     return found
 
 
@@ -233,7 +235,7 @@ def _read_at(appliance: Appliance, disk: str, place: int, size: int) -> bytes:
     if place + size > DISK_LIMIT:
         raise UnclearLayoutError("a place is outside of any disk")
     parts = [
-        bytes(appliance.call("pread_device", disk, min(READING_LIMIT, place + size - at), at))
+        appliance.read_device(disk, at, min(READING_LIMIT, place + size - at))
         for at in range(place, place + size, READING_LIMIT)
     ]
     return b"".join(parts)

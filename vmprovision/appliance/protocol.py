@@ -54,6 +54,13 @@ class Appliance(Protocol):
             ApplianceCallError: the filesystem cannot be mounted or read.
         """
 
+    def read_device(self, device: str, place: int, size: int) -> bytes:
+        """Return bytes of a disk, a partition or a logical volume; fewer at its end.
+
+        Raises:
+            ApplianceCallError: they cannot be read.
+        """
+
     def unmount(self, place: str | None = None) -> None:
         """Unmount what is at a place of the guest, or all of the guest.
 

@@ -85,7 +85,7 @@ def disk_sectors(appliance: Appliance, number: int = 0) -> int:
     """Return the size of the sectors that the partition table of a disk counts in."""
 
     def read(place: int, size: int) -> bytes:
-        return bytes(appliance.call("pread_device", device_name(number), size, place))
+        return appliance.read_device(device_name(number), place, size)
 
     return sector_size(read(0, 2 * LARGE_SECTOR), read)
 

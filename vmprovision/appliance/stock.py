@@ -112,6 +112,10 @@ class StockAppliance:
     ) -> set[str] | None:
         """As the Protocol has it: it cannot."""
 
+    def read_device(self, device: str, place: int, size: int) -> bytes:
+        """As the Protocol has it."""
+        return bytes(self.call("pread_device", device, size, place))
+
     def unmount(self, place: str | None = None) -> None:
         """As the Protocol has it."""
         if place is None:

@@ -46,7 +46,7 @@ def find_start(
     guest, appliance = opened.guest, opened.appliance
     if kernel:
         return _start_kernel("given kernel", (kernel, initrd), opened)
-    first_sector = appliance.call("pread_device", "/dev/sda", 512, 0)
+    first_sector = appliance.read_device("/dev/sda", 0, 512)
     loader = find_boot_loader(first_sector, opened.mounted.filesystem, guest.arch)
     if loader is not None:
         source = BootSource(firmware=loader.firmware)

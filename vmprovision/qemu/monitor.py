@@ -100,6 +100,20 @@ class Connection:
             raise ApplianceTimeoutError("QEMU does not answer")
         return line
 
+    def receive_bytes(self, count: int, seconds: float) -> bytes:
+        """Return the next bytes, which are no line.
+
+        Raises:
+            ApplianceTimeoutError: they did not come in time.
+            ApplianceEndedError: QEMU is gone.
+        """
+        deadline = time.monotonic() + seconds
+        while len(self._rest) < count:
+            if not self._receive_more(deadline):
+                raise ApplianceTimeoutError("QEMU does not answer")
+        found, self._rest = self._rest[:count], self._rest[count:]
+        return found
+
     def receive_soon(self, seconds: float) -> str | None:
         """Return the next line, or None if none comes in time.
 
@@ -108,20 +122,26 @@ class Connection:
         """
         deadline = time.monotonic() + seconds
         while b"\n" not in self._rest:
-            self._socket.settimeout(max(0.001, deadline - time.monotonic()))
-            try:
-                data = self._socket.recv(1 << 16)
-            except TimeoutError:
+            if not self._receive_more(deadline):
                 return None
-            except OSError as exc:
-                raise ApplianceEndedError(GONE, hint=GONE_HINT) from exc
-            self._rest += data
-            if not data:
-                raise ApplianceEndedError(GONE, hint=GONE_HINT)
-            if len(self._rest) > LINE_LIMIT:
-                raise ApplianceError(GARBLED)
         line, _, self._rest = self._rest.partition(b"\n")
         return line.decode("utf-8", "replace")
+
+    def _receive_more(self, deadline: float) -> bool:
+        """Wait for more; return whether any came in time."""
+        self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+        try:
+            data = self._socket.recv(1 << 16)
+        except TimeoutError:
+            return False
+        except OSError as exc:
+            raise ApplianceEndedError(GONE, hint=GONE_HINT) from exc
+        self._rest += data
+        if not data:
+            raise ApplianceEndedError(GONE, hint=GONE_HINT)
+        if len(self._rest) > LINE_LIMIT:
+            raise ApplianceError(GARBLED)
+        return True
 
     def has_data(self) -> bool:
         """Return whether anything can be read now."""

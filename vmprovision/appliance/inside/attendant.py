@@ -14,6 +14,8 @@ The host and the attendant talk over a virtio port of their own, a line each:
 ``look DEVICE DRIVER OPTIONS NAME...``
                       mount it read-only in a place of its own, and unmount it; ``seen`` and
                       which of these names are in its root directory
+``read DEVICE PLACE SIZE``
+                      ``read COUNT``, and after this line so many bytes of a device
 ``map TABLE LINK...`` make devices of device-mapper by a concise table of dmsetup(8), in
                       hexadecimal, and the link /dev/LINK to each, in its order; ``mapped``
 ``unmap``             remove these links and devices; ``unmapped``
@@ -60,7 +62,14 @@ def main():
         lines = (rest + read).split(b"\n")
         rest = lines.pop()
         for line in lines:
-            posix.write(port, answer(line.decode().split()).encode() + b"\n")
+            send(port, answer(line.decode().split()))
+
+
+def send(port, answered):
+    if isinstance(answered, str):
+        answered = answered.encode() + b"\n"
+    while answered:  # the port takes so much at a time
+        answered = answered[posix.write(port, answered) :]
 
 
 def answer(words):
@@ -121,6 +130,13 @@ def look(device, driver, options, *wanted):
     finally:
         _guest.umount(LOOK)
     return " ".join(["seen"] + seen)  # noqa: RUF005 -- MicroPython has no other way
+
+
+def read(device, place, size):
+    with open(device, "rb") as file:
+        file.seek(int(place))
+        content = file.read(int(size))
+    return b"read %d\n" % len(content) + content
 
 
 def map_devices(table, *links):
@@ -213,6 +229,7 @@ COMMANDS = {
     "mount": mount,
     "unmount": unmount,
     "look": look,
+    "read": read,
     "map": map_devices,
     "unmap": unmap,
     "volumes": volumes,
@@ -242,7 +259,7 @@ def wait_for(condition):
         if found:
             return found
         time.sleep(PAUSE)
-    raise OSError("it was waited for in vain")
+    raise OSError("timed out")
 
 
 def names(folder):
