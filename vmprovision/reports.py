@@ -81,7 +81,7 @@ class ChangeReport:
     Attributes:
         image: the image that was worked on, or the new one.
         guest: what was found before.
-        changed: guest paths that were written, in order; empty where nothing was to do.
+        changed: guest paths that were written, in order; empty if nothing was to do.
         verified: how many operations' end conditions were seen to hold afterwards.
         disks: the guest's other images, of which only those were written to that had to be.
     """

@@ -293,7 +293,7 @@ def _remove_temporary_files(
     """Remove what a killed run has left under temporary names."""
     folders = {UNFINISHED.parent}
     if guest.agent and guest.agent.unfinished:
-        paths = (*guest.agent.receipt.paths, guest.locate(RECEIPT))
+        paths = (*guest.agent.receipt.paths, guest.real_path(RECEIPT))
         folders |= {disk_path(files, path.parent) for path in paths}
     filesystem.clear(sorted(folders))
 

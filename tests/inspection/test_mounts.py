@@ -194,7 +194,7 @@ def test_a_plan_below_a_mount_is_refused(
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("/dev/vdb1 /usr ext4 defaults 0 2", ["taken for it"]),
+        ("/dev/vdb1 /usr ext4 defaults 0 2", ["taken for that filesystem"]),
         ("/dev/vdb1 /usr/local ext4 noauto 0 2", ["noauto"]),
         ("tmpfs /var/log tmpfs", ["tmpfs"]),
         ("tmpfs /tmp tmpfs", []),

@@ -243,7 +243,7 @@ def test_names_and_tags_change(client: httpx.Client, vm: dict[str, Any]) -> None
 def test_a_report_needs_the_token_of_the_vm(
     client: httpx.Client, store: Store, vm: dict[str, Any]
 ) -> None:
-    """401 without it or with another VM's, 422 for what is no address of a guest."""
+    """401 without it or with another VM's, 422 for what is not an address of a guest."""
     other = client.post("/v1/vms", json={"name": "other", "template_id": "debian"}).json()["id"]
     path, body = f"/v1/vms/{vm['id']}/guest-ip", {"guest_ip": "192.0.2.7"}
     for headers in ({}, {"Authorization": "Bearer x"}, bearer(token_of(store, other))):

@@ -73,7 +73,7 @@ def _ask(target, request):
 
 
 def look_at_port(settings):
-    """Return whether something is wrong with the port, and a text; None where it is not used."""
+    """Return whether something is wrong with the port, and a text, or None if it is not used."""
     place = "port %d" % settings.port
     hosts = tcp_addresses(settings)
     if settings.listen and not hosts:
@@ -168,7 +168,7 @@ def agent_processes(proc):
 def is_agent(words):
     """Return whether a process is the agent, and not something that has its path as an argument.
 
-    It is the program itself, or an interpreter's first word that is no option.
+    It is the program itself, or an interpreter's first word that is not an option.
     """
     program = words[0].rpartition(b"/")[2]
     words = list(words)

@@ -17,7 +17,7 @@ SOURCE = "configuration"  # what /info calls this file
 
 
 class Settings(object):
-    """The configuration; None for what it does not set.
+    """The configuration, or None for what it does not set.
 
     ``identity`` has the text of VM_ID and MANAGER_URL, by their names in lower
     case, and where each comes from.

@@ -26,7 +26,7 @@ class RefusalError(Exception):
 def parse_object(text):
     """Return a JSON object (RFC 8259) as a dict. Raises RefusalError: it is anything else.
 
-    What is no string, null or object may be another value of its kind: nobody asks for it.
+    What is not a string, null or object may be another value of its kind: nobody asks for it.
     """
     try:
         value, at = _value(text, 0, 0)
@@ -34,7 +34,7 @@ def parse_object(text):
             return value
     except ValueError:
         pass
-    raise RefusalError("the body is no JSON object")
+    raise RefusalError("the body is not a JSON object")
 
 
 _NESTED = 32

@@ -9,7 +9,7 @@ from . import compat
 from .files import read_lines, read_text
 
 _MOST = 1 << 64  # beyond what the kernel counts to
-# Partitions of these are counted in their disks, and the others are no disks (node_exporter's
+# Partitions of these are counted in their disks, and the others are not disks (node_exporter's
 # choice as well).
 _DISK_KINDS = ("hd", "sd", "vd", "xvd", "dasd", "ubd")
 _NO_DISKS = ("ram", "zram", "loop", "fd")
@@ -94,7 +94,7 @@ def _unescape(word):
 
 
 class _Mount(object):
-    """One line of a mount table. What is text in the end stays bytes here: it may be no UTF-8."""
+    """One line of a mount table. What is text in the end stays bytes here: it may not be UTF-8."""
 
     def __init__(self, source, point, kind, options, place):
         self.source = _unescape(source)

@@ -88,7 +88,7 @@ def _listen_on_path(path, mode):
     try:
         probe.connect(address)
     except compat.SOCKET_ERRORS as error:
-        # A file that is no socket refuses connections, too.
+        # A file that is not a socket refuses connections, too.
         if compat.errno_of(error) == compat.ECONNREFUSED and os.stat(path)[0] & 0xF000 == 0xC000:
             os.remove(path)
     finally:

@@ -82,7 +82,7 @@ def _running(appliance: Appliance) -> dict[str, str]:
 
 
 def _fault_of(members: list[Member]) -> str:
-    """Why an array must not be worked on; empty where it may."""
+    """Why an array must not be worked on; empty if it may."""
     if any(member.is_reshaped for member in members):
         return "it is being reshaped"
     if count := missing_members(members):

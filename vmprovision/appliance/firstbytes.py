@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 READING_LIMIT = 2 << 20  # libguestfs's messages hold 4 MiB
-DISK_LIMIT = 1 << 62  # a place beyond is no number for libguestfs
+DISK_LIMIT = 1 << 62  # a place beyond is not a number for libguestfs
 BLOCK = 4096  # the least that a filesystem may leave over; a RAID takes twice as much
 UNIX = ("ext", "xfs", "btrfs")
 LVM, RAID = "LVM2_member", "linux_raid_member"
@@ -49,7 +49,7 @@ class Volume:
 
     Attributes:
         superblock: of the one plain filesystem, or swap, that is there.
-        kind: what is there as blkid(8) would say; None where that is to be asked.
+        kind: what is there as blkid(8) would say, or None if that is to be asked.
         lvm_uuid: of a logical volume, with its group's, as device-mapper joins them.
     """
 
@@ -83,7 +83,7 @@ class Volume:
 
     @property
     def certain_kind(self) -> str:
-        """What the first bytes alone say for certain; empty where blkid(8) is to be asked."""
+        """What the first bytes alone say for certain; empty if blkid(8) is to be asked."""
         if self.is_unix:
             return self.driver
         return "unknown" if self.is_nothing else self.kind or ""
@@ -144,7 +144,7 @@ def blkid_tags(appliance: Appliance, device: str) -> Mapping[str, str]:
 
 
 def kind_of_device(appliance: Appliance, device: str) -> str:
-    """Return what blkid(8) sees on a device; empty where it knows nothing."""
+    """Return what blkid(8) sees on a device; empty if it knows nothing."""
     try:
         return str(appliance.call("vfs_type", device))
     except ApplianceCallError:

@@ -151,7 +151,7 @@ def mount_found_guest(
 def _look_into(
     appliance: Appliance, device: str, kind: str, driver: str
 ) -> Root | Unreadable | None:
-    """Return the root on a device, or why it cannot be read; None where there is none."""
+    """Return the root on a device, or why it cannot be read, or None if there is none."""
     if kind in SKIPPED or kind in FOREIGN or kind == "swsuspend":
         return None
     if kind == "ufs":
@@ -328,7 +328,7 @@ def _lvm_uuid(appliance: Appliance, device: str) -> str:
 
 
 def without_parts(roots: Sequence[Root], names_of: Callable[[], DeviceNames]) -> list[Root]:
-    """Return the roots that no other root's fstab mounts: a ``/usr`` is no system of its own.
+    """Return the roots that no other root's fstab mounts: a ``/usr`` is not a system of its own.
 
     One whose own fstab mounts it at ``/`` is a system all the same, of two that see
     each other.

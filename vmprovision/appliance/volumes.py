@@ -58,7 +58,7 @@ class Layers:
     contents: Contents | None = None
 
     def driver(self, device: str) -> str:
-        """Return the kernel's filesystem on a device; empty where mount(8) is to look."""
+        """Return the kernel's filesystem on a device; empty if mount(8) is to look."""
         return self.contents.driver(device) if self.contents else ""
 
     @property
@@ -76,7 +76,7 @@ def open_layers(appliance: Appliance, contents: Contents | None, keys: Sequence[
 
     Args:
         appliance: has the disks.
-        contents: of the disks; None where their structures do not say all of it.
+        contents: of the disks, or None if their structures do not say all of it.
         keys: the caller's.
 
     Raises:
@@ -111,7 +111,7 @@ def open_layers(appliance: Appliance, contents: Contents | None, keys: Sequence[
 
 
 def _known_layers(appliance: Appliance, contents: Contents, keys: Sequence[Key]) -> Layers | None:
-    """Return what is on disks whose contents are known; None where more is to be started."""
+    """Return what is on disks whose contents are known, or None if more is to be started."""
     try:
         kinds = _known_kinds(appliance, contents)
     except ApplianceCallError as exc:
@@ -220,7 +220,7 @@ def _works(appliance: Appliance, name: str, **arguments: Any) -> bool:  # noqa: 
 
 
 def _others(appliance: Appliance, filesystems: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Each device that is no filesystem of libguestfs's, with its kind, where it has one."""
+    """Each device that is not a filesystem of libguestfs's, with its kind, where it has one."""
     partitions = appliance.call("list_partitions")
     partitioned = {appliance.call("part_to_dev", partition) for partition in partitions}
     devices = [

@@ -121,7 +121,7 @@ def _check_signature(copy: Path, signature: Path, keyring: Path) -> None:
     except CommandError as exc:
         reason = exc.stderr.strip().splitlines()[-1:] or [exc.message]
         raise SourceError(
-            f"{signature} is no signature of the source by a key of {keyring}: {reason[0]}",
+            f"{signature} is not a signature of the source by a key of {keyring}: {reason[0]}",
             hint="get image and signature again; gpgv is in the package gpgv",
         ) from exc
 
@@ -224,7 +224,7 @@ class _OnlyHttps(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         """Return the request for the new place."""
         if urlsplit(rest[-1]).scheme != REDIRECTS_TO:
-            raise SourceError(f"{req.full_url} redirects to {rest[-1]}, which is no https URL")
+            raise SourceError(f"{req.full_url} redirects to {rest[-1]}, which is not an https URL")
         return super().redirect_request(req, *rest)
 
 

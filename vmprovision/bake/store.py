@@ -100,7 +100,7 @@ def holds_bake(folder: Path, key: str, control: Control) -> bool:
 
 
 def key_in(folder: Path) -> str | None:
-    """Return the key of the bake that a folder holds; None where it is none."""
+    """Return the key of the bake that a folder holds, or None if it is none."""
     try:
         with (folder / DOCUMENT).open("rb") as file:
             document = json.loads(file.read(DOCUMENT_LIMIT))

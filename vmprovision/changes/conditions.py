@@ -35,7 +35,7 @@ class DirectoryCondition:
     """A directory is at path.
 
     Attributes:
-        label: its SELinux label; None where any is right.
+        label: its SELinux label, or None if any is right.
     """
 
     kind: ClassVar[ConditionKind] = "directory"
@@ -53,9 +53,9 @@ class FileCondition:
     """A regular file with this content, mode and owner is at path.
 
     Attributes:
-        mode: permission bits; None where any are right, and so for the owner.
+        mode: permission bits, or None if any are right, and so for the owner.
         sha256: of its content; a receipt without it is met by no file.
-        label: its SELinux label; None where any is right.
+        label: its SELinux label, or None if any is right.
     """
 
     kind: ClassVar[ConditionKind] = "file"
@@ -98,7 +98,7 @@ class SymlinkCondition:
     """A symbolic link with this target is at path.
 
     Attributes:
-        label: its SELinux label; None where any is right.
+        label: its SELinux label, or None if any is right.
     """
 
     kind: ClassVar[ConditionKind] = "symlink"

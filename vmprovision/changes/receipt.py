@@ -185,7 +185,7 @@ def _integer(digits: str) -> int:
 
 
 def _refuse_number(_number: str) -> None:
-    raise ValueError("a number that is no integer")
+    raise ValueError("a number that is not an integer")
 
 
 def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

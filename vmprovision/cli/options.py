@@ -275,7 +275,7 @@ def grouped_options(*, without: Collection[str] = ()) -> Callable[[Command], Com
     """Decorate a command so that Typer sees an option for each field of an options class.
 
     Args:
-        without: fields that are no options of this command and keep their defaults.
+        without: fields that are not options of this command and keep their defaults.
     """
 
     def decorate(command: Command) -> Command:

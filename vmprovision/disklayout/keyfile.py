@@ -111,7 +111,7 @@ def _read(path: Path) -> bytes:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise PlanError(
-                f"the key file {path} is no regular file", hint="write the key into a file first"
+                f"the key file {path} is not a regular file", hint="write the key into a file first"
             )
         if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             log.warning("the key file %s is open to other users: chmod 600 it", path)

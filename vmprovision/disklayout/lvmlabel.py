@@ -39,7 +39,7 @@ class PhysicalVolume:
     Attributes:
         uuid: its own, with hyphens, unchecked.
         size: of the device, as it was when the label was written.
-        text: of the group's metadata; empty where this device keeps no copy.
+        text: of the group's metadata; empty if this device keeps no copy.
     """
 
     uuid: str
@@ -97,7 +97,7 @@ def _metadata_areas(sector: bytes, offset: int) -> list[tuple[int, int]]:
 
 
 def _read_text(read: ReadAt, place: int, size: int, device: int) -> str:
-    """Return the metadata of an area; empty where it holds none."""
+    """Return the metadata of an area; empty if it holds none."""
     if not _AREA_SIZE < size <= device - place:
         raise UnclearLayoutError("an LVM metadata area is outside of its device")
     header = read(place, _AREA_SIZE)

@@ -35,7 +35,7 @@ class Member:
         name: what the array was called when it was made (``host:0``); of version 0.90 its
             number.
         slots: how many devices the array is made of.
-        slot: this device's place; None for a spare.
+        slot: this device's place, or None for a spare.
         events: counts the array's changes: a member with fewer has missed some.
         active: the places whose devices were at work at the last change.
         is_reshaped: whether the array is being given another shape.
@@ -51,7 +51,7 @@ class Member:
 
 
 def parse_member(read: ReadAt, size: int) -> Member | None:
-    """Return what the superblock on a device of this size says; None where it has none."""
+    """Return what the superblock on a device of this size says, or None if it has none."""
     ends = ((size >> 9) - 16 & ~7) << 9
     for place in (4096, 0, ends):
         content = read(place, _SIZE) if 0 <= place <= size - _SIZE else b""

@@ -133,7 +133,7 @@ def _without_table(head: bytes) -> tuple[Partition, ...]:
     """Return the whole disk; all but XFS and LVM leave its first kilobyte free."""
     is_volume = head[SECTOR : SECTOR + 8] == _LVM_LABEL and not any(head[:SECTOR])
     if head[:4] != b"XFSB" and not is_volume and any(head[:1024]):
-        raise UnclearLayoutError("something is in the first sectors that is no MBR")
+        raise UnclearLayoutError("something is in the first sectors that is not an MBR")
     return (Partition(number=0, start=0, size=0),)
 
 

@@ -69,7 +69,7 @@ class Superblock:
     Attributes:
         uuid: as fstab(5) names it.
         label: likewise; for FAT only its boot sector's, which need not be the one that counts.
-        driver: the kernel's, where there is only one for it; empty where mount(8) knows better.
+        driver: the kernel's, where there is only one for it; empty if mount(8) knows better.
         size: in bytes; 0 where it was not read.
         devices: how many the filesystem is made of.
     """
@@ -99,7 +99,7 @@ def _foreign(start: bytes) -> set[str]:
 
 
 def identify_kind(start: bytes) -> str | None:
-    """Return what begins with these bytes as blkid(8) names it; None where that is to be asked.
+    """Return what begins with these bytes as blkid(8) names it, or None if that is to be asked.
 
     ``unknown`` is nothing at all, ``ext`` any of its generations, ``swsuspend`` the
     memory of a system that sleeps.

@@ -55,7 +55,7 @@ _EXECUTABLE = (2, 3)  # at a fixed address, or at any
 
 
 def elf_architecture(header: bytes) -> str | None:
-    """Return the architecture that a file's first bytes name; None for other files than ELF."""
+    """Return the architecture that a file's first bytes name, or None for other files than ELF."""
     if len(header) < HEADER_SIZE or header[:4] != b"\x7fELF":
         return None
     bits = 64 if header[4] == 2 else 32  # noqa: PLR2004 -- ELFCLASS64
@@ -122,7 +122,7 @@ class ElfFile:
 
     Attributes:
         architecture: as ``uname -m`` has it.
-        loader: the path of the program that loads it; None where the kernel alone does.
+        loader: the path of the program that loads it, or None if the kernel alone does.
         libraries: the names of those that it is linked with.
         library_paths: where it looks for them first; ``$ORIGIN`` is its own directory.
         names: every name that it takes from libraries or gives to them, each ended by a zero.
@@ -143,7 +143,7 @@ class _Segment(NamedTuple):
 
 
 def read_elf(reader: GuestReader, path: PurePosixPath) -> ElfFile | None:
-    """Return what the file at a path, free of links, says of itself; None where it is no ELF."""
+    """Return what the file at a path, free of links, says of itself, or None if not ELF."""
     head = reader.read(path, limit=HEAD_SIZE)
     architecture = elf_architecture(head)
     if architecture is None:

@@ -57,7 +57,7 @@ class Attributes:
     """What a new file has besides its content.
 
     Attributes:
-        mode: the twelve permission bits; None where there is no choice to be made: 0644 for
+        mode: the twelve permission bits, or None if there is no choice to be made: 0644 for
             a file, 0755 for a directory; a link has none.
         label: the SELinux label; None leaves it to the filesystem.
     """
@@ -89,7 +89,7 @@ class LinkReader(Protocol):
     """What it takes to follow links."""
 
     def lstat(self, path: PurePosixPath) -> FileStatus | None:
-        """Return the status of what is at path, a last link not followed; None where nothing is."""
+        """Return the status of what is at path, a last link not followed, or None if nothing is."""
 
     def readlink(self, path: PurePosixPath) -> str:
         """Return the target of the link at path, as it is written in it."""
@@ -151,7 +151,7 @@ def resolve(reader: LinkReader, path: PurePosixPath, *, last: bool = True) -> Pu
     """Return the path with every symbolic link resolved inside the guest's root.
 
     What does not exist is kept as it is written, so a path that is yet to be
-    made resolves too.  Below what is no directory nothing is asked for.
+    made resolves too.  Below what is not a directory nothing is asked for.
 
     Args:
         reader: the guest.
@@ -197,7 +197,7 @@ def circle(path: PurePosixPath) -> LinkCircleError:
 
 
 def follow(reader: LinkReader, path: PurePosixPath) -> PurePosixPath | None:
-    """Return the path without any symbolic link in it; None where the links lead in a circle.
+    """Return the path without any symbolic link in it, or None if the links lead in a circle.
 
     Whoever reads a guest uses this one: a program that meets such a path finds nothing.
     """
@@ -208,7 +208,7 @@ def follow(reader: LinkReader, path: PurePosixPath) -> PurePosixPath | None:
 
 
 def status_of(reader: GuestReader, path: PurePosixPath) -> FileStatus | None:
-    """Return the status of what the path leads to, links followed; None where nothing is."""
+    """Return the status of what the path leads to, links followed, or None if nothing is."""
     real = follow(reader, path)
     return reader.lstat(real) if real else None
 
@@ -222,7 +222,7 @@ def read_text(reader: GuestReader, path: PurePosixPath, limit: int = TEXT_LIMIT)
 
 
 def resolved_file(reader: GuestReader, path: str | PurePosixPath) -> PurePosixPath | None:
-    """Return the real path of the regular file at path, links followed; None where none is."""
+    """Return the real path of the regular file at path, or None if there is none."""
     real = follow(reader, PurePosixPath(path))
     status = reader.lstat(real) if real else None
     return real if status is not None and status.kind == "file" else None

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT = 8080
 _PORT_DIGITS = 5
-_UNIX_DOOR = re.compile(r"unix:/[^:]{1,106}(:0?[0-7]{3})?$")
-_VSOCK_DOOR = re.compile(r"vsock:(\d{1,10}:)?\d{1,10}$")
+_UNIX_ADDRESS = re.compile(r"unix:/[^:]{1,106}(:0?[0-7]{3})?$")
+_VSOCK_ADDRESS = re.compile(r"vsock:(\d{1,10}:)?\d{1,10}$")
 _PLAIN = re.compile(r"[A-Za-z0-9._~:/?#\[\]@!()*+,;=%-]*$")
 _VM_ID = re.compile(r"[A-Za-z0-9._~:@+-]{1,128}$")
 _KEY = re.compile(rb"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)$")
@@ -89,7 +89,7 @@ def check_manager_url(value: str) -> str:
     """Return the manager's base URL without a trailing slash.
 
     Raises:
-        PlanError: it is no http or https URL with a host, or carries a password,
+        PlanError: it is not an http or https URL with a host, or carries a password,
             a query or characters that the configuration file cannot hold.
     """
     try:
@@ -126,15 +126,16 @@ def check_listen(value: str) -> str:
     Raises:
         PlanError: one of them is none of these.
     """
-    doors = [door.strip() for door in value.split(",")]
-    for door in doors:
-        known = _UNIX_DOOR.match(door) or _VSOCK_DOOR.match(door)
-        if not _PLAIN.match(door) or not (known or _is_network(door.strip("[]"), prefix=False)):
+    addresses = [address.strip() for address in value.split(",")]
+    for address in addresses:
+        special = _UNIX_ADDRESS.match(address) or _VSOCK_ADDRESS.match(address)
+        is_ip = _is_network(address.strip("[]"), prefix=False)
+        if not _PLAIN.match(address) or not (special or is_ip):
             raise PlanError(
-                f"the agent cannot listen on {door!r}",
+                f"the agent cannot listen on {address!r}",
                 hint="give addresses, unix:/PATH or vsock:PORT, separated by commas",
             )
-    return ",".join(doors)
+    return ",".join(addresses)
 
 
 def check_allow(value: str) -> str:

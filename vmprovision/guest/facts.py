@@ -58,13 +58,13 @@ class Pid1:
     Attributes:
         program: what it is (``systemd``, ``busybox``, ``script``, …); ``unknown``
             for a program that nothing identifies, ``none`` where there is none.
-        path: where it is, links resolved; None where there is none.
+        path: where it is, links resolved, or None if there is none.
         evidence: how that is known, in sentences.
         is_seen: False where it is not there, or may not be run, and is known by its name only.
-        doubt: what in the guest contradicts itself, as a sentence; empty where nothing does.
+        doubt: what in the guest contradicts itself, as a sentence; empty if nothing does.
         offered: programs that the boot menu starts if a person chooses them, each with the
             sentence that says where.
-        units: what the boot menu has systemd start, each once; None for ``default.target``.
+        units: what the boot menu has systemd start, each once, or None for ``default.target``.
         seals: the filesystems that the boot menu has sealed.
     """
 
@@ -101,7 +101,7 @@ class InitVerdict:
     """Which program runs services in this guest, and how that is known.
 
     Attributes:
-        system: what runs services, of those that we have a service for; None for others.
+        system: what runs services, of those that we have a service for, or None for others.
         pid1: the program that the kernel starts: ``systemd``, ``busybox``, ``sysvinit``, …
         confidence: ``certain`` (the file says so), ``likely`` (a rule of thumb), ``told``
             (by the caller), ``unknown`` (there is no system).
@@ -136,8 +136,8 @@ class Interpreter:
     """A Python in the guest.
 
     Attributes:
-        version: as its files say it (``3.11``); None where they do not.
-        fault: why its files cannot run the agent, as the end of a sentence; empty where they can.
+        version: as its files say it (``3.11``), or None if they do not.
+        fault: why its files cannot run the agent, as the end of a sentence; empty if they can.
     """
 
     path: PurePosixPath
@@ -159,7 +159,7 @@ class FirstBoot:
     """A program that sets the guest up at its first boot, from data that its host gives it.
 
     Attributes:
-        obstacle: why it would not take a seed of ours, as a sentence; empty where it would.
+        obstacle: why it would not take a seed of ours, as a sentence; empty if it would.
     """
 
     program: Literal["cloud-init", "ignition"]
@@ -180,7 +180,7 @@ class InstalledAgent:
     """The agent that the guest already has, by its receipt.
 
     Attributes:
-        configuration: what ``/etc/guest-agent.conf`` holds now; empty where it is gone.
+        configuration: what ``/etc/guest-agent.conf`` holds now; empty if it is gone.
         unfinished: whether an injection or removal was interrupted; the receipt is then of
             all that it may have changed.
         notes: what a person should know of the receipt, in sentences.
@@ -242,10 +242,10 @@ class GuestInfo:
     @property
     def has_runtime(self) -> bool:
         """Whether the agent that is installed brought a runtime with it."""
-        path = self.locate(RUNTIME)
+        path = self.real_path(RUNTIME)
         return self.agent is not None and self.agent.receipt.entry_for(path) is not None
 
-    def locate(self, path: PurePosixPath) -> PurePosixPath:
+    def real_path(self, path: PurePosixPath) -> PurePosixPath:
         """Return the real path in this guest: the longest parent that is a link is followed."""
         for parent in path.parents:
             if parent in self.links:

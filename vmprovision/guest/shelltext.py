@@ -76,7 +76,7 @@ def _variable(raw: str, at: int) -> tuple[str, int]:
 def without_comments(text: str) -> list[str]:
     """Return the lines of a script or table, each up to its first ``#``, the empty ones left out.
 
-    A ``#`` may be no comment; then less of the line is seen, and never more.
+    A ``#`` may not be a comment; then less of the line is seen, and never more.
     """
     lines = (line.partition("#")[0].strip() for line in text.splitlines())
     return [line for line in lines if line]

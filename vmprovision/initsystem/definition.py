@@ -30,7 +30,7 @@ class Supervisor:
     """What the running agent's ``/info`` shows while an init system supervises it.
 
     Attributes:
-        pid1: the name of process 1; None for any name but ``systemd``.
+        pid1: the name of process 1, or None for any name but ``systemd``.
         allows_systemd: whether process 1 may be systemd, which then only starts the supervisor.
         parents: process numbers and names, one of which is the parent's; empty for any parent.
         in_unit: whether the agent runs in the control group of its systemd unit.
@@ -64,7 +64,7 @@ class Supervisor:
         if not isinstance(parent, dict):
             return False
         pid, comm = parent.get("pid"), parent.get("comm")
-        if type(pid) is int and pid in self.parents:  # JSON's true is no process number
+        if type(pid) is int and pid in self.parents:  # JSON's true is not a process number
             return True
         names = [each[:COMM_LENGTH] for each in self.parents if isinstance(each, str)]
         return isinstance(comm, str) and comm[:COMM_LENGTH] in names
@@ -101,7 +101,7 @@ class Variant:
         dialect: its name, as ``InitVerdict.dialect`` has it; empty for the only or usual one.
         hook: the file through which boot starts commands, where there is no place for services.
         supervisor: how a running agent shows who supervises it.
-        live: how the agent installs itself in a running system; None where it cannot.
+        live: how the agent installs itself in a running system, or None if it cannot.
     """
 
     dialect: str = ""

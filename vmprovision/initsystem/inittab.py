@@ -18,7 +18,7 @@ _OPENRC_NAME = re.compile(r"\bopenrc\b|/sbin/rc\b")
 
 
 def read_inittab(reader: GuestReader) -> str:
-    """Return the lines of the inittab that are no comments; empty if there is no inittab."""
+    """Return the lines of the inittab that are not comments; empty if there is no inittab."""
     lines = (read_text(reader, INITTAB) or "").splitlines()
     return "\n".join(line for line in lines if line.strip() and not line.lstrip().startswith("#"))
 

@@ -76,7 +76,7 @@ def complete(reader: GuestReader, pid1: Pid1, verdict: InitVerdict) -> InitVerdi
 
 
 def _first_preset(reader: GuestReader) -> str | None:
-    """Return a name for our preset that sorts before the guest's own; None where none does."""
+    """Return a name for our preset that sorts before the guest's own, or None if none does."""
     folders = map(PurePosixPath, PRESET_FOLDERS)
     names = {name for folder in folders for name in reader.list_directory(folder)}
     others = {name for name in names if name.endswith(".preset") and name not in PRESET_NAMES}

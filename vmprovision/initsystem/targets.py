@@ -157,7 +157,7 @@ class _UnitFiles:
         return _Unit(names=tuple(names), state="missing")
 
     def _ending(self, names: tuple[str, ...], path: PurePosixPath) -> _Unit:
-        """Return the unit at a path that is no alias of another; an empty file masks the unit."""
+        """Return the unit at a path that is not an alias; an empty file masks the unit."""
         real = follow(self.reader, path)
         status = self.reader.lstat(real) if real else None
         if real == PurePosixPath("/dev/null") or (

@@ -131,7 +131,7 @@ def plan_injection(
     earlier = guest.agent.receipt.paths if guest.agent else ()
     paths = dict.fromkeys([*planned.paths, *earlier])
     if guest.selinux:
-        paths |= dict.fromkeys([AUTORELABEL, guest.locate(RECEIPT)])
+        paths |= dict.fromkeys([AUTORELABEL, guest.real_path(RECEIPT)])
     return with_receipt(planned, guest, survey(paths, reader), archive.version)
 
 
@@ -161,8 +161,8 @@ def plan_service(guest: GuestInfo, archive: Archive, options: InjectOptions) -> 
     ]
     definition = definition_of(str(guest.init.system))
     files += definition.service_operations(service, guest.init)
-    located = [replace(operation, path=guest.locate(operation.path)) for operation in files]
-    receipt = guest.locate(RECEIPT)
+    located = [replace(operation, path=guest.real_path(operation.path)) for operation in files]
+    receipt = guest.real_path(RECEIPT)
     refuse_hidden(guest, [*(operation.path for operation in located), receipt])
     directories: list[Operation] = list(directories_for([*(o.path for o in located), receipt]))
     return Plan(operations=(*directories, *located), notes=notes)
@@ -350,7 +350,7 @@ def plan_removal(guest: GuestInfo, reader: GuestReader) -> Plan:
     found = survey(guest.agent.receipt.paths, reader)
     # what no receipt lists, itself included, comes first in it, and so goes last
     unlisted = [
-        Entry(condition=AbsentCondition(path=guest.locate(path)), before=ABSENT)
+        Entry(condition=AbsentCondition(path=guest.real_path(path)), before=ABSENT)
         for path in (RECEIPT, *LOGS)
     ]
     entries = [*unlisted, *guest.agent.receipt.entries]

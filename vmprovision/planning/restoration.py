@@ -112,7 +112,7 @@ def with_receipt(
     is made gets its SELinux label.  The enabling operation stays last.
     """
     earlier = guest.agent.receipt if guest.agent else None
-    folder = guest.locate(SET_ASIDE)
+    folder = guest.real_path(SET_ASIDE)
     wanted = [operation for operation in plan.operations if _is_wanted(operation, earlier, found)]
     before = {o.path: _before(o.path, folder, earlier, found) for o in wanted}
     copies = {
@@ -121,7 +121,7 @@ def with_receipt(
         if (kept := what.kept) and (content := _copied(what, found, (path, kept))) is not None
     }
     made = MakeDirectory(path=folder, mode=0o700)
-    own = WriteFile(path=guest.locate(RECEIPT), content=b"", mode=0o600)
+    own = WriteFile(path=guest.real_path(RECEIPT), content=b"", mode=0o600)
     labels = find_labels(guest.selinux, [*wanted, made, *copies.values(), own], found)
     requests, notes = request_relabelling(guest.selinux, labels, wanted, found)
 

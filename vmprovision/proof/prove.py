@@ -165,7 +165,7 @@ def _prepare(disk: Drive, folder: Path, options: ProofOptions, access: Access) -
             raise PlanError("the guest holds no agent of ours to prove", hint="inject it first")
         settings = parse_configuration(guest.agent.configuration)
         changes = {"MANAGER_URL": MANAGER_URL, "VM_ID": settings.get("VM_ID", DEFAULT_VM_ID)}
-        configuration = guest.locate(CONFIGURATION)
+        configuration = guest.real_path(CONFIGURATION)
         status = mounted.filesystem.lstat(configuration)
         mounted.filesystem.write(
             configuration,
@@ -249,7 +249,7 @@ def _check_health(health: Mapping[str, Any], agent: InstalledAgent) -> str:
             f"/health does not answer as agent {agent.version} does: {dict(health)!r:.300}"
         )
     if not _is_integer(health.get("timestamp")):
-        raise ProofError(f"/health's timestamp is no integer: {health.get('timestamp')!r:.100}")
+        raise ProofError(f"/health's timestamp is not an integer: {health.get('timestamp')!r:.100}")
     return f"/health answers: healthy, agent {agent.version}"
 
 
@@ -265,20 +265,20 @@ def _check_metrics(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
 def metric_faults(metrics: Mapping[str, Any]) -> list[str]:
     """Return what an answer of ``/metrics`` has wrong by the wire contract, one sentence each."""
     faults = [
-        f"{name} is no integer: {metrics.get(name)!r:.60}"
+        f"{name} is not an integer: {metrics.get(name)!r:.60}"
         for name in INTEGERS
         if not _is_integer(metrics.get(name)) or metrics[name] < 0
     ]
     faults += [
-        f"{name} is no percentage: {metrics.get(name)!r:.60}"
+        f"{name} is not a percentage: {metrics.get(name)!r:.60}"
         for name in PERCENTAGES
         if not isinstance(metrics.get(name), float) or not 0 <= metrics[name] <= 100  # noqa: PLR2004
     ]
     load, count = metrics.get("load_average"), metrics.get("process_count")
     if not isinstance(load, float) or load < 0:
-        faults.append(f"load_average is no number: {load!r:.60}")
+        faults.append(f"load_average is not a number: {load!r:.60}")
     if not _is_integer(count) or not isinstance(count, int) or count < 1:
-        faults.append(f"process_count is no count: {count!r:.60}")
+        faults.append(f"process_count is not a count: {count!r:.60}")
     if not faults:
         total, used = metrics["memory_total_kb"], metrics["memory_used_kb"]
         if not 0 < used < total or used + metrics["memory_available_kb"] != total:

@@ -30,7 +30,7 @@ class Report:
         method: "POST", or whatever else the guest sent.
         path: the request's target, e.g. "/v1/vms/web-1/guest-ip".
         headers: by their names in small letters.
-        body: the JSON value in the body; None where it is no JSON.
+        body: the JSON value in the body, or None if it is not JSON.
         received: ``time.monotonic()`` of its arrival.
     """
 
@@ -116,7 +116,7 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 -- as the base class has it
-        """Say nothing: a guest that breaks off is no event of this host."""
+        """Say nothing: a guest that breaks off is not an event of this host."""
 
 
 def _request_class(take: Callable[[Report], None]) -> type[BaseHTTPRequestHandler]:

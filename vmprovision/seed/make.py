@@ -44,7 +44,7 @@ class SeedOptions:
 
     Attributes:
         kind: which first-boot program reads it, or ``smbios`` and ``credentials`` for an
-            agent that is in the image already; None for what the image has.
+            agent that is in the image already, or None for what the image has.
         arch: the guest's architecture, as uname(1) has it, where no image shows it.
         user_data: a document of the caller's own, for cloud-init to apply as well.
         instance_id: cloud-init's id of the machine; the VM id, if it is left out.
@@ -61,7 +61,7 @@ class SeedReport:
     """The seed that was written.
 
     Attributes:
-        output: the new file, or the directory with the new files; None where none was wanted.
+        output: the new file, or the directory with the new files, or None if none was wanted.
         guest: what was found in the image, or what the options say.
         paths: what the guest's first-boot program will make.
         strings: of a firmware, the strings themselves.
@@ -112,7 +112,7 @@ def make_seed(  # noqa: PLR0913 -- the options of one seed
     """Write what makes a guest install the agent at its first boot; the image stays as it is.
 
     Args:
-        image: a disk image or a directory, to be inspected; None where the options say enough.
+        image: a disk image or a directory, to be inspected, or None if the options say enough.
         output: the new file. For cloud-init a directory that exists gets ``user-data`` and
             ``meta-data`` instead. Strings need none.
         options: as of an injection.
@@ -219,10 +219,10 @@ def _plan_seed(guest: GuestInfo, options: InjectOptions) -> tuple[str, Plan]:
     archive = build_archive()
     running = replace(guest, hidden=(), seals=(), selinux=None)
     plan = plan_service(running, archive, options)
-    own = {guest.locate(FOLDER), FOLDER}
+    own = {guest.real_path(FOLDER), FOLDER}
     # the guest's usual directories are not ours to list in a receipt
     kept = [o for o in plan.operations if not isinstance(o, MakeDirectory) or o.path in own]
-    paths = [*(operation.path for operation in kept), guest.locate(RECEIPT)]
+    paths = [*(operation.path for operation in kept), guest.real_path(RECEIPT)]
     plan = with_receipt(
         replace(plan, operations=tuple(kept)),
         running,

@@ -124,7 +124,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _parse_rule(line: str) -> Rule | None:
-    """Return the rule of a line; None for comments and for file kinds that we never make."""
+    """Return the rule of a line, or None for comments and for file kinds that we never make."""
     fields = line.split(None, 3)[:3]
     if not fields or fields[0].startswith("#"):
         return None

@@ -29,7 +29,7 @@ AUTORELABEL = PurePosixPath("/.autorelabel")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labels:
-    """The labels by guest path, and why they are not all there; empty where they are."""
+    """The labels by guest path, and why they are not all there; empty if they are."""
 
     by_path: Mapping[PurePosixPath, str] = field(default_factory=dict)
     obstacle: str = ""

@@ -14,10 +14,10 @@ class SELinuxPolicy:
     """The guest's SELinux configuration: selinux(8)'s ``/etc/selinux/config``.
 
     Attributes:
-        contexts: which label the policy gives to which path; None where that
+        contexts: which label the policy gives to which path, or None if that
             cannot be found out.
         obstacle: why files cannot get their labels from here, as the end of a
-            sentence; empty where they can.
+            sentence; empty if they can.
         takes_labels: whether labels can be written to its filesystem at all.
     """
 

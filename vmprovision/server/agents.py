@@ -91,7 +91,7 @@ class AgentClient:
         """Return the JSON object that the agent at an address answers with.
 
         Raises:
-            AgentError: as ``get``, or it is no JSON object.
+            AgentError: as ``get``, or it is not a JSON object.
         """
         try:
             found = json.loads(self.get(address, path).content)

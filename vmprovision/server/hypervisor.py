@@ -79,7 +79,7 @@ class Hypervisor:
         return sum(found.get(name, 0) for name in ("free", "buffers", "cached")) << 10
 
     def qemu_owner(self) -> tuple[int, int] | None:
-        """Return the user and group that QEMU runs as; None where libvirt does not say."""
+        """Return the user and group that QEMU runs as, or None if libvirt does not say."""
         with self._connected() as connection:
             capabilities = ET.fromstring(connection.getCapabilities()[:XML_LIMIT])  # noqa: S314 -- libvirt's own
         for model in capabilities.iterfind("host/secmodel"):

@@ -142,7 +142,7 @@ class Gate:
             )
 
     def _role(self, scope: Scope, headers: Headers) -> Role | None:
-        """Return what the sender of a request may do; None for a stranger.
+        """Return what the sender of a request may do, or None for a stranger.
 
         A browser's session reads everything, and changes something only by the pages' forms,
         which have a token of their own.

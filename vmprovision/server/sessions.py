@@ -55,7 +55,7 @@ def form_token(installation: str, session: str) -> str:
 
     Args:
         installation: the store's own name, which all its servers know.
-        session: the browser's session; empty where nobody logs in.
+        session: the browser's session; empty if nobody logs in.
     """
     return _sign(hash_token(installation), f"form {session}")
 

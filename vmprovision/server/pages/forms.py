@@ -46,7 +46,7 @@ async def read_form(request: Request) -> Form:
     """Return the fields of a form; of two with one name the last.
 
     Raises:
-        ProblemError: it is no form, or not one of this server's pages.
+        ProblemError: it is not a form, or not one of this server's pages.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != TYPE:
         raise unprocessable("this is not a form of this server's pages")
@@ -88,7 +88,7 @@ def faults_of(error: ProblemError | VmprovisionError) -> Faults:
 
 
 def number(text: str) -> int | str | None:
-    """Return what a number's field holds; what is no number is left to the check of the form."""
+    """Return a number field's value; leave text that is not a number to the form's check."""
     text = text.strip()
     if not text:
         return None
