@@ -216,12 +216,12 @@ UNCLEAR = {
         "is missing",
     ),
     "overlap": (group(volume("a", linear(0, 9, 0)), ROOT), "overlap"),
-    "outside": (group(volume("a", linear(0, 2, 286))), "outside of its device"),
-    "negative": (group(volume("a", linear(0, 2, -1))), "outside of its device"),
+    "outside": (group(volume("a", linear(0, 2, 286))), "outside its device"),
+    "negative": (group(volume("a", linear(0, 2, -1))), "outside its device"),
     "gap": (group(volume("a", linear(0, 2, 0), linear(3, 2, 9))), "a gap"),
     "on-another-volume": (
         group(volume("a", linear(0, 2, 0).replace("pv0", "b"))),
-        "something else than a device",
+        "not on a device",
     ),
     "huge-count": (PLAIN.replace("segment_count = 2", "segment_count = 999999999"), "too many"),
     "huge-extent": (
