@@ -283,7 +283,7 @@ def test_a_guest_that_has_an_agent_needs_no_seed(tmp_path: Path) -> None:
     """It is told apart, and what to do is named."""
     root = make_tree(tmp_path / "root", CLOUD_TREE)
     vmprovision.inject(root)
-    with pytest.raises(vmprovision.PlanError, match="holds agent") as caught:
+    with pytest.raises(vmprovision.PlanError, match="has agent") as caught:
         make_seed(root, tmp_path / "seed.iso")
     assert "--for smbios" in caught.value.hint
 

@@ -1,4 +1,4 @@
-"""Read from ``/etc/inittab`` what runs services: inittab(5), and BusyBox's dialect of it."""
+"""Read ``/etc/inittab``: inittab(5), and BusyBox's dialect of it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def names_openrc(text: str) -> bool:
 
 
 def starts_openrc(reader: GuestReader, inittab: str) -> bool:
-    """Return whether an inittab names OpenRC, and the guest holds OpenRC.
+    """Return whether an inittab names OpenRC, and OpenRC is installed.
 
-    Alpine's minimal root filesystem has the inittab without the program.
+    Alpine's minimal root filesystem has that inittab without OpenRC.
     """
     return names_openrc(inittab) and any(resolved_file(reader, path) for path in OPENRC)
