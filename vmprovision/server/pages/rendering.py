@@ -52,11 +52,13 @@ class Part:
     Attributes:
         name: its id in the page.
         template: the file that shows it.
+        shows: the names of the page's values that the file uses.
         seconds: how often a browser asks for it.
     """
 
     name: str
     template: str
+    shows: tuple[str, ...]
     seconds: int = 2
 
 
@@ -153,16 +155,28 @@ def answer_page(
 
 
 def answer_live_page(
-    request: Request, template: str, parts: tuple[Part, ...], values: Mapping[str, Any]
+    request: Request,
+    template: str,
+    parts: tuple[Part, ...],
+    sources: Mapping[str, Callable[[], object]],
 ) -> Response:
-    """Return a page, or the part of it that a browser asks for; 204 if it has that already."""
+    """Return a page, or the part of it that a browser asks for; 204 if it has that already.
+
+    Args:
+        request: the browser's.
+        template: the file that shows the page.
+        parts: the page's.
+        sources: give the page's values by name; a part asks only those that it shows.
+    """
     wanted = request.query_params.get("part")
     for part in parts:
         if part.name == wanted:
-            html, digest = _render_part(request, part, values)
+            shown = {name: sources[name]() for name in part.shows}
+            html, digest = _render_part(request, part, shown)
             if digest == request.query_params.get("seen"):
                 return Response(status_code=204)
             return HTMLResponse(html, headers={"Content-Security-Policy": POLICY})
+    values = {name: source() for name, source in sources.items()}
     rendered = {part.name: _render_part(request, part, values)[0] for part in parts}
     return answer_page(request, template, {**values, "parts": rendered, "is_live_page": True})
 
