@@ -83,7 +83,11 @@ def test_a_bake_file_is_read(tmp_path: Path) -> None:
         ("[source]\n" + OUTPUT, 1, "[source]: needs an image, a url or a recipe"),
         (f'[source]\nrecipe = "a"\nsha256 = "{SHA}"\n' + OUTPUT, 1, "a recipe is built here"),
         (f'[source]\nurl = "http://a/b"\nsha256 = "{SHA}"\n' + OUTPUT, 2, "https:// or file://"),
-        (f'[source]\nurl = "https://u:p@a/b"\nsha256 = "{SHA}"\n' + OUTPUT, 2, "must not contain a password"),
+        (
+            f'[source]\nurl = "https://u:p@a/b"\nsha256 = "{SHA}"\n' + OUTPUT,
+            2,
+            "must not contain a password",
+        ),
         (SOURCE + 'signature = "a.asc"\n' + OUTPUT, 1, "signature and keyring belong together"),
         (SOURCE + '[agent]\nmanager_url = "ftp://a"\n' + OUTPUT, 5, "is not valid"),
         (SOURCE + "[agent]\nport = 70000\n" + OUTPUT, 5, "70000 is not a TCP port"),

@@ -355,7 +355,7 @@ def test_the_api_is_described(client: httpx.Client) -> None:
 def test_strangers_need_a_token(settings: ServerSettings) -> None:
     """Listening on other addresses than loopback is refused without a token file."""
     for text in ("0.0.0.0:8080", "[::]:8080", "192.0.2.1:80"):
-        with pytest.raises(PlanError, match="nobody needs a token") as caught:
+        with pytest.raises(PlanError, match="no token is required") as caught:
             ServerSettings(
                 listen=parse_address(text), state=settings.state, database=settings.database
             )
