@@ -1,7 +1,8 @@
-"""Build runtimes from source: MicroPython's unix port with ``port``, linked statically.
+"""Build runtimes from source: MicroPython's unix port and our ``port``, linked statically.
 
-musl-gcc compiles for this host's own architecture if it is installed. The ziglang wheel
-compiles for all others. Each runtime is checked before it gets its name in the cache.
+This host's own architecture is compiled by musl-gcc if that is installed; other
+architectures, and otherwise this one, by the ziglang wheel.  Each runtime is checked
+before it gets its name in the cache.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ MAKE_SECONDS = 1800.0
 VERSION_SECONDS = 60.0
 SOURCE_DATE_EPOCH = "1767225600"  # 2026-01-01: the same inputs give the same bytes
 VARIANT = "guest"
-# MicroPython's own code for reading registers and for unwinding is written for gcc.
-# With clang, reading fails on all architectures, unwinding on two.
+# MicroPython's own code to read the registers and to unwind is written for gcc.
+# With clang the former fails everywhere, the latter on two architectures.
 _REGISTERS = "-DMICROPY_GCREGS_SETJMP=1"
 _UNWINDING = "-DMICROPY_NLR_SETJMP=1"
 MUSL_GCC_LICENCE = Path("/usr/share/doc/musl-dev/copyright")
@@ -54,7 +55,7 @@ MUSL_GCC_LICENCE = Path("/usr/share/doc/musl-dev/copyright")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """The processor and the definitions with which zig compiles for an architecture."""
+    """How zig compiles for an architecture: for its oldest processor, with these definitions."""
 
     triple: str
     processor: str = ""
@@ -122,7 +123,7 @@ def build_runtimes(
 
 
 def _is_usable(architecture: str) -> bool:
-    """Return whether there is an undamaged runtime."""
+    """Whether there is an undamaged runtime."""
     try:
         load(find_runtime(architecture))
     except BundledRuntimeError:
@@ -146,7 +147,7 @@ def _build(
 
 
 def _copy_port(source: Path) -> None:
-    """Copy the port's files to where MicroPython's makefiles expect a variant."""
+    """Copy our files to where MicroPython's makefiles look for a variant of the unix port."""
     variant = source / "ports" / "unix" / "variants" / VARIANT
     shutil.copytree(PORT, variant)
     (variant / "main.c").replace(source / "ports" / "unix" / "main.c")
@@ -160,7 +161,7 @@ def _compile(source: Path, architecture: str, toolchain: Toolchain, directory: P
         f"BUILD=build-{architecture}",
         f"CC={compiler}",
         f"CPP={one_by_one} {compiler} -E",
-        "LDFLAGS_ARCH=-Wl,--gc-sections",  # without the linker map, which zig cannot write
+        "LDFLAGS_ARCH=-Wl,--gc-sections",  # without the map, which zig cannot write
         f"CFLAGS_EXTRA={' '.join(toolchain.definitions)}",
     ]
     unix = source / "ports" / "unix"
@@ -220,7 +221,7 @@ def _make(folder: Path, settings: list[str], directory: Path) -> None:
 
 
 def find_toolchain(architecture: str) -> Toolchain:
-    """Return the compiler for an architecture on this host.
+    """Return what compiles for an architecture on this host.
 
     Raises:
         BundledRuntimeError: no compiler for it is installed.
@@ -250,7 +251,7 @@ def find_toolchain(architecture: str) -> Toolchain:
 
 
 def _host_compiler() -> list[str]:
-    """Return the compiler for programs that run here during the build."""
+    """Return the compiler of programs that run here during the build."""
     zig = _find_zig()
     return [str(zig), "cc"] if zig and not shutil.which("gcc") else ["gcc"]
 

@@ -1,9 +1,10 @@
-"""Run the words of the command line as CPython does: a zip archive, a source file, -c CODE.
+"""Runs what stands on the command line as CPython does: a zip archive, a file of source, -c CODE.
 
-main.c calls it with its own name and the words after the options in ``sys.argv``. If an
-archive is at the end of the interpreter's own file, that archive is run, with all
-words. An archive may follow other bytes, such as the lines of a launcher. Its members
-may be stored or deflated (PKWARE's APPNOTE.TXT). Nothing is written to disk.
+Called by main.c with its own name and the words behind the options in
+``sys.argv``.  Where an archive stands at the end of the interpreter's own file,
+that is run, with all words.  An archive may stand behind other bytes, such as
+the lines of a launcher, and its members may be stored or deflated (PKWARE's
+APPNOTE.TXT).  Nothing is written to disk.
 """
 
 import gc
@@ -20,8 +21,8 @@ _END = b"PK\x05\x06"
 _END_SIZE = 22
 _LONGEST_COMMENT = 65535
 _SIZE_LIMIT = 1 << 20
-# Collect garbage after so many allocated bytes, not only when the heap is full. Then the
-# pages above are never touched, and take no memory.
+# What has been allocated is collected after so many bytes, not only when the heap is full: the
+# pages above are then never touched, and take no memory.
 _COLLECT_AFTER = 256 * 1024
 
 
@@ -55,7 +56,7 @@ class Archive:
         return self._source.read(size)
 
     def read(self, path):
-        """Return the content of a member, checked."""
+        """The content of a member, checked."""
         method, check, packed, size, offset = self._members[path]
         name, extra = struct.unpack("<HH", self._read(self._before + offset + 26, 4))
         content = self._read(self._before + offset + 30 + name + extra, packed)
@@ -67,7 +68,7 @@ class Archive:
             raise ValueError("damaged member " + path)
         return content
 
-    # The methods that the interpreter requires of a file system.
+    # What the interpreter asks of a file system.
 
     def mount(self, readonly, mkfs):
         pass
@@ -91,12 +92,12 @@ class Archive:
 
 
 def run(source, name):
-    """Run source as the main program."""
+    """Runs source as the main program."""
     exec(compile(source, name, "exec"), {"__name__": "__main__", "__file__": name})
 
 
 def find_archive(source, longest_comment):
-    """Return the archive at the end of an open file, or None."""
+    """The archive at the end of an open file, or None."""
     end = source.seek(0, 2)
     for comment in (0, longest_comment):
         start = max(0, end - _END_SIZE - comment)
@@ -111,15 +112,15 @@ def find_archive(source, longest_comment):
 
 
 def run_archive(archive, path):
-    """Run an archive's ``__main__.py``."""
-    inside = path + "/.zip"  # no file system has a path below a file
+    """Runs an archive's ``__main__.py``."""
+    inside = path + "/.zip"  # no path of a file system begins with that of a file
     vfs.mount(archive, inside)
     sys.path.insert(0, inside)
     run(archive.read("__main__.py").decode(), inside + "/__main__.py")
 
 
 def run_file(path):
-    """Run an archive, or a source file."""
+    """Runs an archive, or a file of source."""
     source = open(path, "rb")
     archive = find_archive(source, _LONGEST_COMMENT)
     if archive:
@@ -133,7 +134,7 @@ def run_file(path):
 
 
 def find_own_archive():
-    """Return the archive at the end of the interpreter itself, or None."""
+    """The archive behind the interpreter itself, or None."""
     try:
         return find_archive(open("/proc/self/exe", "rb"), 0)
     except OSError:  # no /proc
