@@ -150,7 +150,7 @@ def test_two_runs_do_not_mix(tmp_path: Path) -> None:
     make_tree(tmp_path, TREE)
     with (
         inroot.Root(tmp_path).locked(),
-        pytest.raises(ImageLockedError, match="at work"),
+        pytest.raises(ImageLockedError, match="is working"),
     ):
         vmprovision.inject(tmp_path)
     vmprovision.inspect(tmp_path)

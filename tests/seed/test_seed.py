@@ -245,7 +245,7 @@ def test_a_guest_that_would_read_no_seed_is_refused(
         (InjectOptions(), SeedOptions(kind="ignition"), "--arch"),
         (InjectOptions(init="openrc"), SeedOptions(kind="ignition", arch="x86_64"), "systemd"),
         (InjectOptions(), SeedOptions(kind="smbios"), "--vm-id"),
-        (InjectOptions(vm_id="a", port=80), SeedOptions(kind="smbios"), "nothing else"),
+        (InjectOptions(vm_id="a", port=80), SeedOptions(kind="smbios"), "can hold only"),
         (UNSEEN, SeedOptions(kind="ignition", user_data=b"x"), "--user-data"),
         (UNSEEN, SeedOptions(kind="cloud-init", user_data=b"\xff"), "UTF-8"),
     ],
