@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.server.conftest import TEMPLATE_ID, serving
+from tests.server.libvirt_host import wait_until
 from tests.server.shown import insert_machines, insert_samples, insert_vm
 from vmprovision.server.access import Tokens, hash_token
 from vmprovision.server.app import make_app
@@ -200,6 +201,20 @@ def test_a_part_comes_only_when_it_changed(client: httpx.Client, services: Servi
     stopped = read(client, "/?live=no")
     assert not any("hx-get" in attributes for _, attributes in stopped.elements)
     assert stopped.all("script") == []
+
+
+def test_a_part_alone_is_that_of_the_page(client: httpx.Client, services: Services) -> None:
+    """A browser that has a whole page has the newest state of each of its parts."""
+    vm_id = insert_vm(services.store, "web")
+    insert_samples(services.store, vm_id, level=20)
+    for path, count in (("/", 2), (f"/vms/{vm_id}", 7), ("/templates", 1)):
+
+        def statuses(path: str = path) -> list[int]:
+            urls = [e["hx-get"] for _, e in read(client, path).elements if "hx-get" in e]
+            return [client.get(f"{path}{url}").status_code for url in urls]
+
+        # charts move on every ten seconds
+        wait_until("the same state", lambda: statuses() == [204] * count, 30)  # noqa: B023 -- at once
 
 
 def test_the_page_of_a_vm_that_is_gone(client: httpx.Client) -> None:

@@ -1,7 +1,7 @@
 """Answer with pages: made here, without anything that a browser has to run or to load elsewhere.
 
-Text from guests, images and clients reaches a page by ``{{ }}`` only, where it is escaped,
-and where control and format characters are written out.
+Text from guests, images and clients reaches a page only through ``{{ }}``.  There it is
+escaped, and control and format characters are made visible.
 """
 
 from __future__ import annotations
@@ -47,16 +47,18 @@ POLICY = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """A part of a page that is replaced while the page is open.
+    """A part of a page that is refreshed while the page is open.
 
     Attributes:
         name: its id in the page.
         template: the file that shows it.
-        seconds: how often a browser asks for it.
+        shows: the names of the page's values that the file uses.
+        seconds: the time between two refreshes.
     """
 
     name: str
     template: str
+    shows: tuple[str, ...]
     seconds: int = 2
 
 
@@ -64,7 +66,7 @@ class PageRoute(APIRoute):
     """A route whose errors are pages."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return what answers a request, with a page in any case."""
+        """Return a handler that answers every request with a page."""
         handle = super().get_route_handler()
 
         async def answer(request: Request) -> Response:
@@ -78,12 +80,12 @@ class PageRoute(APIRoute):
 
 @cache
 def static_file(name: str) -> bytes:
-    """Return one of the files that pages are made of."""
+    """Return a static file of the pages."""
     return (FOLDER / name).read_bytes()
 
 
 def _static_url(name: str) -> str:
-    """Return where a file is; its content is in the name, so browsers may keep it."""
+    """Return a file's URL; it contains a hash of the content, so browsers may cache it."""
     return f"/static/{name}?v={hashlib.sha256(static_file(name)).hexdigest()[:12]}"
 
 
@@ -107,7 +109,7 @@ def _environment() -> Environment:
 
 
 def _shown(value: object) -> object:
-    """Return what a page shows of a value."""
+    """Return the text of a value on a page."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
@@ -153,16 +155,28 @@ def answer_page(
 
 
 def answer_live_page(
-    request: Request, template: str, parts: tuple[Part, ...], values: Mapping[str, Any]
+    request: Request,
+    template: str,
+    parts: tuple[Part, ...],
+    sources: Mapping[str, Callable[[], object]],
 ) -> Response:
-    """Return a page, or the part of it that a browser asks for; 204 if it has that already."""
+    """Return a page, or the part of it that a browser asks for; 204 if it has that already.
+
+    Args:
+        request: the browser's.
+        template: the file that shows the page.
+        parts: the page's.
+        sources: give the page's values by name; a part asks only those that it shows.
+    """
     wanted = request.query_params.get("part")
     for part in parts:
         if part.name == wanted:
-            html, digest = _render_part(request, part, values)
+            shown = {name: sources[name]() for name in part.shows}
+            html, digest = _render_part(request, part, shown)
             if digest == request.query_params.get("seen"):
                 return Response(status_code=204)
             return HTMLResponse(html, headers={"Content-Security-Policy": POLICY})
+    values = {name: source() for name, source in sources.items()}
     rendered = {part.name: _render_part(request, part, values)[0] for part in parts}
     return answer_page(request, template, {**values, "parts": rendered, "is_live_page": True})
 
@@ -179,7 +193,7 @@ def _render_part(request: Request, part: Part, values: Mapping[str, Any]) -> tup
 
 
 def _context(request: Request) -> dict[str, Any]:
-    """Return what every page knows."""
+    """Return the values that every page needs."""
     services = services_of(request)
     session = session_of(request)
     return {
@@ -193,7 +207,7 @@ def _context(request: Request) -> dict[str, Any]:
 
 
 def _error_page(request: Request, document: dict[str, Any]) -> HTMLResponse:
-    """Return a page that says what is wrong and what to do next."""
+    """Return a page with the error and the next step."""
     answer = answer_page(request, "error.html.j2", {"problem": document}, status=document["status"])
     if "hx-request" in request.headers and document["status"] == 404:  # noqa: PLR2004 -- the VM is gone
         answer.headers["HX-Redirect"] = "/"

@@ -27,14 +27,16 @@ from vmprovision.server.services import Served, Services  # noqa: TC001 -- FastA
 
 router = APIRouter(route_class=PageRoute)
 
-PARTS = (Part(name="templates", template="templates_list.html.j2", seconds=3),)
+PARTS = (
+    Part(name="templates", template="templates_list.html.j2", shows=("templates",), seconds=3),
+)
 
 
 @router.get("/templates")
 def show_templates(request: Request, services: Served) -> Response:
     """Show all templates."""
-    values = {"templates": list_templates(services.store)}
-    return answer_live_page(request, "templates.html.j2", PARTS, values)
+    sources = {"templates": lambda: list_templates(services.store)}
+    return answer_live_page(request, "templates.html.j2", PARTS, sources)
 
 
 @router.get("/templates/new")

@@ -51,6 +51,9 @@ from vmprovision.server.services import Served, Services  # noqa: TC001 -- FastA
 if TYPE_CHECKING:
     from typing import Any
 
+    from vmprovision.server.models import Sample
+    from vmprovision.server.pages.views import VmLine
+
 router = APIRouter(route_class=PageRoute)
 
 SAMPLES = 8640  # a day
@@ -58,17 +61,22 @@ CONSOLE_LINES = 60
 EVENTS = 30
 
 LIST_PARTS = (
-    Part(name="summary", template="vms_summary.html.j2", seconds=3),
-    Part(name="vms", template="vms_table.html.j2"),
+    Part(name="summary", template="vms_summary.html.j2", shows=("summary",), seconds=3),
+    Part(name="vms", template="vms_table.html.j2", shows=("lines", "templates")),
 )
 VM_PARTS = (
-    Part(name="state", template="vm_state.html.j2"),
-    Part(name="acts", template="vm_acts.html.j2"),
-    Part(name="progress", template="vm_progress.html.j2"),
-    Part(name="agent", template="vm_agent.html.j2", seconds=5),
-    Part(name="charts", template="vm_charts.html.j2", seconds=5),
-    Part(name="console", template="vm_console.html.j2", seconds=3),
-    Part(name="events", template="vm_events.html.j2", seconds=5),
+    Part(name="state", template="vm_state.html.j2", shows=("vm", "badge")),
+    Part(name="acts", template="vm_acts.html.j2", shows=("vm", "acts")),
+    Part(name="progress", template="vm_progress.html.j2", shows=("vm", "steps")),
+    Part(name="agent", template="vm_agent.html.j2", shows=("vm", "latest"), seconds=5),
+    Part(
+        name="charts",
+        template="vm_charts.html.j2",
+        shows=("vm", "charts", "range", "ranges"),
+        seconds=5,
+    ),
+    Part(name="console", template="vm_console.html.j2", shows=("console",), seconds=3),
+    Part(name="events", template="vm_events.html.j2", shows=("events",), seconds=5),
 )
 
 
@@ -76,13 +84,17 @@ VM_PARTS = (
 def show_vms(request: Request, services: Served) -> Response:
     """Show all VMs."""
     found = list_vms(services.store)
-    samples = list_recent_samples(services.store, begin=time.time() - SPARK_SECONDS)
-    values = {
-        "lines": lines_of(found, samples),
-        "summary": summarize(found),
-        "templates": list_templates(services.store),
+
+    def lines() -> list[VmLine]:
+        samples = list_recent_samples(services.store, begin=time.time() - SPARK_SECONDS)
+        return lines_of(found, samples)
+
+    sources = {
+        "lines": lines,
+        "summary": lambda: summarize(found),
+        "templates": lambda: list_templates(services.store),
     }
-    return answer_live_page(request, "vms.html.j2", LIST_PARTS, values)
+    return answer_live_page(request, "vms.html.j2", LIST_PARTS, sources)
 
 
 @router.get("/vms/new")
@@ -132,21 +144,26 @@ def show_vm(request: Request, services: Served, vm_id: str) -> Response:
     vm = require_vm(services, vm_id)
     chosen = request.query_params.get("range", DEFAULT_RANGE)
     chosen = chosen if chosen in RANGES else DEFAULT_RANGE
-    begin = time.time() - RANGES[chosen]
-    samples = list_samples(services.store, vm.id, begin=begin, limit=SAMPLES)
-    values = {
-        "vm": vm,
-        "badge": badge_of(vm),
-        "steps": steps_of(vm),
-        "acts": acts_of(vm),
-        "charts": charts_of(samples, RANGES[chosen]),
-        "latest": samples[-1] if samples else None,
-        "range": chosen,
-        "ranges": list(RANGES),
-        "console": vm_files(services.settings.state, vm.id).console_lines(CONSOLE_LINES),
-        "events": list_events(services.store, vm.id)[: -EVENTS - 1 : -1],
+    seconds = RANGES[chosen]
+
+    def samples(limit: int) -> list[Sample]:
+        begin = time.time() - seconds
+        return list_samples(services.store, vm.id, begin=begin, limit=limit)
+
+    files = vm_files(services.settings.state, vm.id)
+    sources = {
+        "vm": lambda: vm,
+        "badge": lambda: badge_of(vm),
+        "steps": lambda: steps_of(vm),
+        "acts": lambda: acts_of(vm),
+        "charts": lambda: charts_of(samples(SAMPLES), seconds),
+        "latest": lambda: next(iter(samples(1)), None),
+        "range": lambda: chosen,
+        "ranges": lambda: list(RANGES),
+        "console": lambda: files.console_lines(CONSOLE_LINES),
+        "events": lambda: list_events(services.store, vm.id)[: -EVENTS - 1 : -1],
     }
-    return answer_live_page(request, "vm.html.j2", VM_PARTS, values)
+    return answer_live_page(request, "vm.html.j2", VM_PARTS, sources)
 
 
 @router.get("/vms/{vm_id}/delete")
