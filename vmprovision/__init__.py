@@ -1,8 +1,8 @@
-"""Put a running guest agent into any Linux disk image, offline.
+"""Install a guest agent offline in any Linux disk image.
 
-``inject`` is the heart: it opens an image in a libguestfs appliance, finds out
-what the guest is, plans, writes behind a redo log, verifies and merges.  No
-root, no mounts on the host, no KVM needed.  ``docs/library.md`` shows its use.
+``inject`` is the main function. It opens an image in a libguestfs appliance, finds out
+what the guest is, plans, writes behind a redo log, verifies and merges. It needs no
+root, no mounts on the host and no KVM. ``docs/library.md`` shows its use.
 """
 
 import importlib
@@ -89,8 +89,8 @@ __all__ = [
     "verify",
 ]
 
-# Where each public name is defined. It is imported when it is first used (PEP 562), so that
-# `import vmprovision` and `vmprovision --help` load nothing that they do not need.
+# The module of each public name. It is imported at the first use (PEP 562), so that
+# `import vmprovision` and `vmprovision --help` load only what they need.
 _MODULES = {
     "vmprovision.api": ("inject", "inspect", "plan", "recover", "remove", "verify"),
     "vmprovision.appliance.pool": ("Pool",),

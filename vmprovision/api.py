@@ -54,13 +54,13 @@ def inspect(  # noqa: PLR0913 -- the options of one inspection
     Args:
         image: a disk image, or a directory with an unpacked root filesystem.
         source: how to open the image.
-        init: the init system, where the caller overrides the evidence.
+        init: the init system, if the caller overrides the evidence.
         explain: also find the evidence for other init systems, as ``init.hints``.
         pool: a source of ready appliances.
         control: progress and cancellation.
 
     Raises:
-        VmprovisionError: one of its kinds; the message names the image.
+        VmprovisionError: the subclass says what is wrong; the message names the image.
     """
     access = Access(source=source, init=init, pool=pool, control=control or Control())
     with open_target(Path(image), access, write=False) as target:
@@ -109,13 +109,13 @@ def inject(  # noqa: PLR0913 -- the options of one injection
     pool: Appliances | None = None,
     control: Control | None = None,
 ) -> ChangeReport:
-    """Put the agent into the guest; the image is afterwards finished, or unchanged to the byte.
+    """Install the agent in the guest; afterwards the image is finished, or unchanged to the byte.
 
-    A guest that already is as wanted is not written to.
+    A guest that needs no change is not written to.
 
     Args:
         image: a disk image, or a directory with an unpacked root filesystem.
-        options: what the caller wants; a setting left open stays as it is in the guest.
+        options: the caller's settings; a setting that is None stays as it is in the guest.
         source: how to open the image.
         output: keep the image and write this new one.
         pool: a source of ready appliances.
@@ -125,11 +125,12 @@ def inject(  # noqa: PLR0913 -- the options of one injection
         ImageError: the image cannot be opened, locked, written or merged.
         ApplianceError: the appliance did not start or failed.
         InspectionError: the guest cannot be read, or its files contradict each other.
-        UnsupportedGuestError: there is no service or no runtime for this guest.
+        UnsupportedGuestError: the guest's init system is not supported, or nothing in it can
+            run the agent.
         BundledRuntimeError: the runtime is damaged, or the given one does not fit the guest.
         PlanError: the options do not fit the guest or each other.
         ApplyError: writing inside the guest failed.
-        VerificationError: the guest does not hold what was written.
+        VerificationError: the guest differs from the plan after writing.
         CancelledError: ``control.cancelled`` was set.
     """
     new = Path(output) if output is not None else None
@@ -147,12 +148,12 @@ def remove(
     pool: Appliances | None = None,
     control: Control | None = None,
 ) -> ChangeReport:
-    """Take the agent out of the guest; restore content, mode and owner of what it replaced.
+    """Remove the agent from the guest; restore content, mode and owner of replaced files.
 
     Set-user-ID, set-group-ID and sticky bits are not restored: a guest could forge a receipt.
 
     Raises:
-        PlanError: the guest holds no agent of ours, or a file that was set aside is gone.
+        PlanError: the guest has no injected agent, or a file that was set aside is gone.
         VmprovisionError: otherwise as ``inject``.
     """
     access = Access(source=source, pool=pool, control=control or Control())
@@ -191,7 +192,7 @@ def verify(
     """Compare the guest with the receipt that the injection left in it.
 
     Raises:
-        PlanError: the guest holds no agent of ours.
+        PlanError: the guest has no injected agent.
         VmprovisionError: otherwise as ``inspect``.
     """
     access = Access(source=source, pool=pool, control=control or Control())
@@ -206,7 +207,7 @@ def list_contents(
     pool: Appliances | None = None,
     control: Control | None = None,
 ) -> ContentsReport:
-    """Return what an injected guest holds: ``verify``'s report, the receipt and the packages.
+    """Return the content of an injected guest: ``verify``'s report, the receipt and the packages.
 
     Raises:
         VmprovisionError: as ``verify``.
@@ -223,13 +224,13 @@ def list_contents(
 
 
 def _installed_agent(guest: GuestInfo) -> InstalledAgent:
-    """Return the agent that is in the guest.
+    """Return the guest's installed agent.
 
     Raises:
-        PlanError: there is none.
+        PlanError: the guest has no injected agent.
     """
     if guest.agent is None:
-        raise PlanError("the guest holds no agent of ours", hint="inject it first")
+        raise PlanError("the guest has no injected agent", hint="inject it first")
     return guest.agent
 
 
@@ -253,16 +254,16 @@ def recover(
     control: Control | None = None,
     trust: bool = False,
 ) -> Recovery:
-    """Complete or discard what an interrupted injection left beside an image.
+    """Complete or discard an interrupted injection of an image.
 
     Args:
         image: a disk image.
         source: how to open the image.
         control: progress and cancellation.
-        trust: merge a redo log though this user has not sealed it on this host.
+        trust: merge a redo log that this user did not seal on this host.
 
     Returns:
-        ``nothing`` (there was nothing), ``discarded`` (an unfinished redo log) or
+        ``nothing`` (no redo log), ``discarded`` (an unfinished redo log) or
         ``merged`` (a finished one).
 
     Raises:

@@ -21,7 +21,7 @@ from vmprovision.qemu.accelerator import AcceleratorChoice, choose_accelerator
 from vmprovision.runtime.build import find_toolchain
 from vmprovision.runtime.store import find_runtime, host_architecture, load
 
-APPLIANCE_ROOM = 1 << 30  # libguestfs's appliance, unpacked, with its margin
+APPLIANCE_ROOM = 1 << 30  # libguestfs's unpacked appliance, with a margin
 RELEASE = Path("/etc/os-release")
 _USAGE = "du -xsh {}/* | sort -h"
 VAR_TMP = Path("/var/tmp")  # noqa: S108 -- libguestfs's own default
@@ -33,7 +33,7 @@ class Finding:
 
     Attributes:
         subject: what was examined.
-        ok: whether it is as the work needs it.
+        ok: whether it suffices for the work.
         detail: what was found, in a sentence.
         fix: the command that fixes it, or an empty string.
         needed: whether nothing works without it; otherwise the work is slower, or only
@@ -58,7 +58,7 @@ class Finding:
 
 
 def examine_host() -> list[Finding]:
-    """Examine, and where possible try, everything that the work needs of this host."""
+    """Examine everything that the work needs of this host, by trying it if possible."""
     return [
         _binding(),
         _kernel(),

@@ -1,7 +1,7 @@
-"""Every error that a caller of vmprovision meets.
+"""Every error that vmprovision raises to a caller.
 
-One root, so that ``except VmprovisionError`` is enough; one class for every
-cause that a caller can treat in its own way.  Each class has the exit code that
+All have one root, so ``except VmprovisionError`` is enough. Each cause that a caller
+may want to treat differently has its own class. Each class has the exit code that
 ``docs/exit-codes.md`` lists.
 """
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def printable(text: str) -> str:
-    """Return text that a terminal or a log can show: no control or format characters.
+    """Return text that is safe for a terminal or a log: no control or format characters.
 
-    Guests are hostile: their file names, release files and consoles may hold
-    escape sequences.  Line breaks are escaped as well.
+    Guests are hostile: their file names, release files and consoles may contain escape
+    sequences. Line breaks are escaped as well.
     """
     return "".join(
         char if unicodedata.category(char)[0] not in "CZ" or char == " " else _escaped(char)
@@ -33,14 +33,14 @@ def _escaped(char: str) -> str:
 
 
 class VmprovisionError(Exception):
-    """What went wrong, in one sentence that names the image or guest path, and the next step.
+    """The root of all errors: a sentence about what is wrong, and the next step.
 
     Attributes:
         sentence: what is wrong, without the image and without control characters.
         hint: the next step, or an empty string.
-        image: the image or directory that was worked on, once that is known.
+        image: the image or directory, once it is known.
         exit_code: the exit code of the command line; docs/exit-codes.md.
-        names_file: whether the sentence of this class itself names the file at fault.
+        names_file: whether this class's sentence itself names the file at fault.
     """
 
     exit_code: ClassVar[int] = 1
@@ -55,17 +55,17 @@ class VmprovisionError(Exception):
 
     @property
     def message(self) -> str:
-        """The sentence, behind the image where one is known and not named in it."""
+        """The sentence, prefixed with the image unless it names the image itself."""
         if self.image is None or self.names_file:
             return self.sentence
         return printable(f"{self.image}: ") + self.sentence
 
     def __str__(self) -> str:
-        """Return the message, with the hint behind it."""
+        """Return the message followed by the hint."""
         return f"{self.message} ({self.hint})" if self.hint else self.message
 
     def __reduce__(self) -> tuple[Callable[..., VmprovisionError], tuple[Any, ...], dict[str, Any]]:
-        """Let an error come back from another process as it is, whatever its class keeps in it."""
+        """Let an error survive pickling with all its attributes, whatever its class."""
         return _revived, (type(self), self.args), self.__dict__
 
     def as_json(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class VmprovisionError(Exception):
 
 @contextlib.contextmanager
 def about_image(path: Path) -> Iterator[None]:
-    """Give the errors that are raised in the block the image that they are about."""
+    """Set the image of the errors that are raised in the block."""
     try:
         yield
     except VmprovisionError as exc:
@@ -103,7 +103,7 @@ def unexpected_error(exc: Exception) -> VmprovisionError:
 
 
 class ImageError(VmprovisionError):
-    """The image file itself cannot be worked on.
+    """The image file cannot be used.
 
     The sentence names the file at fault: the image, another disk of the guest, or a
     file that one of them refers to.
@@ -120,7 +120,7 @@ class ImageNotFoundError(ImageError):
 
 
 class ImageFormatError(ImageError):
-    """The disk format is unknown, or the file's header and its name do not agree."""
+    """The disk format is unknown, or the file's header and name disagree."""
 
     exit_code: ClassVar[int] = 12
 
@@ -138,25 +138,25 @@ class ImageCorruptError(ImageError):
 
 
 class ImageReadOnlyError(ImageError):
-    """The image, or the directory beside which its redo log must stand, cannot be written."""
+    """The image, or the directory for its redo log, cannot be written to."""
 
     exit_code: ClassVar[int] = 15
 
 
 class ImageSpaceError(ImageError):
-    """The host's filesystem has no room for the redo log or for merging it."""
+    """The host's filesystem has too little free space for the redo log or its merge."""
 
     exit_code: ClassVar[int] = 16
 
 
 class ImageReferenceError(ImageError):
-    """The image refers to another file (backing or data file) that may not be followed."""
+    """The image refers to another file (backing or data file) that must not be followed."""
 
     exit_code: ClassVar[int] = 17
 
 
 class ImageRecoveryError(ImageError):
-    """An interrupted injection left a redo log that cannot be merged as things stand."""
+    """An interrupted injection left a redo log that cannot be merged now."""
 
     exit_code: ClassVar[int] = 18
 
@@ -174,13 +174,13 @@ class ApplianceTimeoutError(ApplianceError):
 
 
 class ApplianceEndedError(ApplianceError):
-    """The appliance was ended from outside, or its QEMU crashed."""
+    """The appliance was killed, or its QEMU crashed."""
 
     exit_code: ClassVar[int] = 23
 
 
 class CommandError(VmprovisionError):
-    """A host program is missing, failed or ran out of time.
+    """A host program is missing, failed or timed out.
 
     Attributes:
         stderr: all that the program printed on its standard error.
@@ -192,83 +192,83 @@ class CommandError(VmprovisionError):
     def __init__(
         self, message: str, *, stderr: str = "", hint: str = "", is_missing: bool = False
     ) -> None:
-        """Keep the program's own words beside the message."""
+        """Keep the program's error output beside the message."""
         super().__init__(message, hint=hint)
         self.stderr = stderr
         self.is_missing = is_missing
 
 
 class InspectionError(VmprovisionError):
-    """What the guest is could not be found out."""
+    """The guest could not be inspected."""
 
     exit_code: ClassVar[int] = 30
 
 
 class NoOperatingSystemError(InspectionError):
-    """No filesystem of the image holds an operating system."""
+    """No filesystem of the image has an operating system."""
 
     exit_code: ClassVar[int] = 31
 
 
 class SeveralOperatingSystemsError(InspectionError):
-    """The image holds more than one operating system and none was chosen."""
+    """The image has several operating systems, and none was chosen."""
 
     exit_code: ClassVar[int] = 32
 
 
 class AmbiguousInitError(InspectionError):
-    """The evidence does not say which program runs services, or names two."""
+    """The guest's init system is unknown, or there is evidence for two."""
 
     exit_code: ClassVar[int] = 33
 
 
 class WrongKeyError(InspectionError):
-    """A key was given for an encrypted volume and does not open it."""
+    """A key for an encrypted volume does not open it."""
 
     exit_code: ClassVar[int] = 35
 
 
 class UnsupportedGuestError(VmprovisionError):
-    """The guest is known, and this version has nothing right to put into it.
+    """The guest was recognised, but is not supported.
 
     Attributes:
-        configuration: what to add to the guest's own configuration instead, where it is
-            built from one; else empty.
+        configuration: the text to add to the guest's own configuration instead, if the
+            guest is built from one; else empty.
     """
 
     exit_code: ClassVar[int] = 34
 
     def __init__(self, message: str, *, hint: str = "", configuration: str = "") -> None:
-        """Keep the configuration, which is ours and not the guest's, as it is."""
+        """Keep the configuration unescaped: it comes from vmprovision, not from the guest."""
         super().__init__(message, hint=hint)
         self.configuration = configuration
 
     def as_json(self) -> dict[str, Any]:
-        """Return the error as ``--json`` prints it, with the configuration where there is one."""
+        """Return the error as ``--json`` prints it, with the configuration if there is one."""
         more = {"configuration": self.configuration} if self.configuration else {}
         return {**super().as_json(), **more}
 
 
 class PlanError(VmprovisionError):
-    """The wanted injection cannot be planned from these facts and options."""
+    """The injection cannot be planned from these facts and options."""
 
     exit_code: ClassVar[int] = 40
 
 
 class ApplyError(VmprovisionError):
-    """An operation failed inside the guest; the image is as it was."""
+    """An operation failed inside the guest; the image is unchanged."""
 
     exit_code: ClassVar[int] = 50
 
 
 class GuestSpaceError(ApplyError):
-    """The guest's filesystem is full or cannot be written; the image is as it was."""
+    """The guest's filesystem is full or read-only; the image is unchanged."""
 
     exit_code: ClassVar[int] = 51
 
 
 class VerificationError(VmprovisionError):
-    """The guest does not hold what it should.
+    """The guest differs from what it should be.
 
     Attributes:
         mismatches: one sentence for each difference, guest path first.
@@ -282,12 +282,12 @@ class VerificationError(VmprovisionError):
         self.mismatches = tuple(printable(mismatch) for mismatch in mismatches)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the error as ``--json`` prints it, every mismatch in it."""
+        """Return the error as ``--json`` prints it, with every mismatch."""
         return {**super().as_json(), "mismatches": list(self.mismatches)}
 
 
 class ProofError(VmprovisionError):
-    """The guest was booted and did not do what an injected guest does.
+    """The guest was booted, but did not behave as an injected guest must.
 
     Attributes:
         console: the last lines of the guest's console, without control characters.
@@ -306,22 +306,22 @@ class ProofError(VmprovisionError):
 
 
 class BundledRuntimeError(VmprovisionError):
-    """A runtime for guests without Python cannot be built, or is not what it should be."""
+    """A runtime for guests without Python cannot be built, or is damaged."""
 
     exit_code: ClassVar[int] = 81
 
 
 class RecipeError(VmprovisionError):
-    """The recipe of a guest image is wrong, or cannot be built on this host."""
+    """The recipe of a guest image is invalid, or cannot be built on this host."""
 
     exit_code: ClassVar[int] = 80
 
 
 class BakeFileError(VmprovisionError):
-    """A bake file cannot be read, or says what no bake file can say.
+    """A bake file cannot be read, or is invalid.
 
     Attributes:
-        problems: every fault of the file, each with the line that it is on.
+        problems: every fault of the file, each with its line.
     """
 
     exit_code: ClassVar[int] = 82
@@ -346,18 +346,18 @@ class SourceError(VmprovisionError):
 
 
 class FleetError(VmprovisionError):
-    """What was to do the work elsewhere cannot be reached, or lost it."""
+    """The scheduler or its workers cannot be reached, or lost the work."""
 
     exit_code: ClassVar[int] = 90
 
 
 class HypervisorError(VmprovisionError):
-    """libvirt cannot be reached, or refused what was asked of it."""
+    """libvirt cannot be reached, or refused a request."""
 
     exit_code: ClassVar[int] = 91
 
 
 class CancelledError(VmprovisionError):
-    """The caller cancelled; the image is as it was."""
+    """The caller cancelled; the image is unchanged."""
 
     exit_code: ClassVar[int] = 130

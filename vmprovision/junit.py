@@ -1,8 +1,8 @@
-"""Results as JUnit XML, the form that CI systems show.
+"""Write results as JUnit XML, the format that CI systems show.
 
-There is no standard: the elements and attributes are those of Ant's JUnit task, which
-Jenkins, GitLab and others read.  A failure is work that could not be done; an error is
-a fault of vmprovision itself.
+There is no standard. The elements and attributes are those of Ant's JUnit task, which
+Jenkins, GitLab and others read. A failure is work that could not be done; an error is a
+fault of vmprovision itself.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class TestCase:
     """One result.
 
     Attributes:
-        group: what it belongs to, as a dotted name.
-        name: what was worked on.
-        output: what to show of a success.
+        group: a dotted name of its group.
+        name: the image or file.
+        output: the text to show for a success.
         error: why it failed.
         skipped: why it was not done.
     """
@@ -55,9 +55,9 @@ def junit_document(name: str, cases: Sequence[TestCase], *, seconds: float) -> b
     """Return results as a document, in UTF-8.
 
     Args:
-        name: of the command that gave them.
+        name: the command's name.
         cases: the results.
-        seconds: how long all of it took.
+        seconds: the total duration.
     """
     errors = [case.error for case in cases if case.error]
     faults = sum(type(error) is VmprovisionError for error in errors)

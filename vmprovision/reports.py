@@ -1,4 +1,4 @@
-"""What a caller says of an image, and what the commands report; each with its JSON form."""
+"""The caller's options for an image, and the commands' reports, each with its JSON form."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageOptions:
-    """How an image is to be opened.
+    """How to open an image.
 
     Attributes:
-        format: ``raw``, ``qcow2``, ``vmdk``, ``vdi`` or ``vhdx``; needed where the
-            file's name does not say.
-        root: the device that holds the guest's root, where there are several.
+        format: ``raw``, ``qcow2``, ``vmdk``, ``vdi`` or ``vhdx``; needed if the file's
+            name does not state it.
+        root: the device of the guest's root, if there are several.
         allow_backing: follow backing files out of the image's folder.
-        repair: let QEMU repair an image that its machine has not closed, in place.
+        repair: let QEMU repair, in place, an image that its machine has not closed.
         keys: files that unlock encrypted volumes of the guest.
         disks: the images of the guest's other disks; the image itself is the first one.
-        disks_format: the format of all of these, where their names do not say it.
+        disks_format: the format of all other disks, if their names do not state it.
     """
 
     format: str | None = None
@@ -43,7 +43,7 @@ class ImageOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedOperation:
-    """One operation of a plan, and whether the guest already is as it would make it."""
+    """One operation of a plan, and whether the guest already meets its end condition."""
 
     operation: Operation
     satisfied: bool
@@ -76,14 +76,14 @@ class PlanReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeReport:
-    """What an injection or a removal found, wrote and verified.
+    """The findings and changes of an injection or a removal.
 
     Attributes:
-        image: the image that was worked on, or the new one.
-        guest: what was found before.
-        changed: guest paths that were written, in order; empty where nothing was to do.
-        verified: how many operations' end conditions were seen to hold afterwards.
-        disks: the guest's other images, of which only those were written to that had to be.
+        image: the changed image, or the new one.
+        guest: the facts before the change.
+        changed: guest paths that were written, in order; empty if nothing had to change.
+        verified: the number of operations whose end condition was verified afterwards.
+        disks: the guest's other images; only those that had to change were written to.
     """
 
     image: Path
@@ -109,10 +109,10 @@ class ChangeReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
-    """How the guest compares with its receipt.
+    """The comparison of a guest with its receipt.
 
     Attributes:
-        checked: how many paths the receipt names.
+        checked: the number of paths in the receipt.
         mismatches: one sentence for each difference, guest path first.
     """
 
@@ -138,7 +138,7 @@ class VerifyReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContentsReport:
-    """What an injected guest holds: its agent, compared with the receipt, and its packages."""
+    """The content of an injected guest: its agent, compared with the receipt, and its packages."""
 
     guest: GuestInfo
     verification: VerifyReport
@@ -151,17 +151,16 @@ Outcome = Literal["injected", "unchanged", "skipped", "failed", "cancelled"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobResult:
-    """How one image of a batch ended.
+    """The result for one image of a batch.
 
     Attributes:
         image: as the caller named it.
-        outcome: ``injected``; ``unchanged``, where the guest already was as wanted;
-            ``skipped``, where an earlier run of the batch had done it; ``failed``;
-            ``cancelled``.
-        report: of an image that is injected or unchanged. The rules of its SELinux
-            policy, thousands of them, are left out.
+        outcome: ``injected``; ``unchanged`` (the guest needed no change); ``skipped`` (done by an
+            earlier run of the batch); ``failed``; ``cancelled``.
+        report: the report for an injected or unchanged image, without the thousands of rules
+            of its SELinux policy.
         error: why it failed or was cancelled.
-        seconds: how long it took, waiting for its turn not counted.
+        seconds: the duration, without waiting for its turn.
     """
 
     image: Path
@@ -177,7 +176,7 @@ class JobResult:
 
     @property
     def exit_code(self) -> int:
-        """How the command line would end for this image alone."""
+        """The command line's exit code for this image alone."""
         return self.error.exit_code if self.error else 0
 
     def as_json(self) -> dict[str, Any]:
@@ -193,13 +192,13 @@ class JobResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchReport:
-    """One result for every image of a batch, in the order in which they were given."""
+    """The results of a batch, one for every image, in the caller's order."""
 
     results: tuple[JobResult, ...]
 
     @property
     def ok(self) -> bool:
-        """Return whether every image is as wanted."""
+        """Return whether every image succeeded."""
         return not self.count("failed", "cancelled")
 
     def count(self, *outcomes: Outcome) -> int:

@@ -1,8 +1,8 @@
-"""Open the guest in a disk image or a directory, and commit what a plan wrote to it.
+"""Open the guest in a disk image or a directory, and commit the changes of a plan.
 
-A ``Target`` hides which of the two it is.  Leaving its block without ``commit``
-leaves the guest as it was: an image's redo log is thrown away, and what changed
-in a directory is put back.
+A ``Target`` hides which of the two it is. Leaving its block without ``commit`` leaves
+the guest unchanged: an image's redo log is discarded, and changes in a directory are
+undone.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Access:
     Attributes:
         source: the caller's options for the image.
         control: progress and cancellation.
-        init: the init system, where the caller overrides the evidence.
-        pool: a source of ready appliances; None starts one.
+        init: the init system, if the caller overrides the evidence.
+        pool: a source of ready appliances, or None to start one.
     """
 
     source: ImageOptions
@@ -65,7 +65,7 @@ class Access:
 
 
 class Target(Protocol):
-    """A guest that is open, its root filesystem at hand."""
+    """An open guest with its facts and its files."""
 
     @property
     def guest(self) -> GuestInfo:
@@ -76,14 +76,14 @@ class Target(Protocol):
         """The guest's files."""
 
     def apply(self, plan: Plan) -> list[Operation]:
-        """Carry out a plan; return the operations that had something to do.
+        """Carry out a plan; return the operations that changed something.
 
         Raises:
             ApplyError: an operation failed.
         """
 
     def commit(self) -> None:
-        """Make the changes last.
+        """Make the changes permanent.
 
         Raises:
             ImageError: the redo logs could not be merged.
@@ -110,7 +110,7 @@ def open_target(
         path: a disk image, or a directory with an unpacked root filesystem.
         access: how to open it.
         write: allow ``apply`` and ``commit``.
-        output: keep the image; ``commit`` writes this new one.
+        output: keep the image; ``commit`` writes this new image.
 
     Raises:
         PlanError: the options do not fit each other.
@@ -131,7 +131,7 @@ def open_guest(drives: Sequence[Drive], access: Access, *, write: bool) -> Itera
 
     Raises:
         ApplianceError: the appliance did not start.
-        InspectionError: the drives hold no guest, several, or one that cannot be read.
+        InspectionError: the drives have no guest, several, or one that cannot be read.
         UnsupportedGuestError: the guest must not be written to offline.
     """
     keys = read_keys(access.source.keys)
@@ -180,7 +180,7 @@ class _ImageTarget:
         return applied
 
     def commit(self) -> None:
-        """Merge the redo logs; without a change, write only a new image that is wanted."""
+        """Merge the redo logs; without a change, write only a requested new image."""
         # closing the appliance brings every write to the redo logs, or raises
         self._appliance.close()
         if self._is_changed or self._images[0].new is not None:
@@ -223,8 +223,8 @@ def _formats_of(path: Path, source: ImageOptions) -> dict[Path, str | None]:
 class _DirectoryTarget:
     """A guest in a directory, written in place.
 
-    The guest holds a list of what may change before anything does, so that a run
-    after a crash knows what was there.
+    Before any change, a list of all paths that may change is written to the guest.  So a run
+    after a crash knows what was there before.
     """
 
     def __init__(self, guest: GuestInfo, filesystem: GuestFilesystem, control: Control) -> None:
@@ -249,7 +249,7 @@ class _DirectoryTarget:
             self.filesystem.remove(UNFINISHED)
 
     def roll_back(self) -> None:
-        """Put back what a plan has changed; do nothing after ``commit``."""
+        """Undo a plan's changes; do nothing after ``commit``."""
         if self._plan is None:
             return
         _put_back(self._plan, self._before, self.filesystem)
@@ -272,7 +272,7 @@ def _open_directory(
         access.control.step("inspecting the guest")
         if recognise_system(filesystem) != "linux":
             raise NoOperatingSystemError(
-                "the directory does not hold the root filesystem of a Linux guest",
+                "the directory is not the root filesystem of a Linux guest",
                 hint="give the directory that has /etc in it",
             )
         files = enter_deployment(filesystem)
@@ -290,10 +290,10 @@ def _open_directory(
 def _remove_temporary_files(
     filesystem: LocalFilesystem, files: GuestFilesystem, guest: GuestInfo
 ) -> None:
-    """Remove what a killed run has left under temporary names."""
+    """Remove temporary files that a killed run has left."""
     folders = {UNFINISHED.parent}
     if guest.agent and guest.agent.unfinished:
-        paths = (*guest.agent.receipt.paths, guest.locate(RECEIPT))
+        paths = (*guest.agent.receipt.paths, guest.real_path(RECEIPT))
         folders |= {disk_path(files, path.parent) for path in paths}
     filesystem.clear(sorted(folders))
 

@@ -247,7 +247,7 @@ def test_sighup_changes_who_may_ask(
     ],
 )
 def test_invalid_listen_addresses(value: str) -> None:
-    """A list with one wrong door is refused as a whole."""
+    """A list with one wrong address is refused as a whole."""
     with pytest.raises(ValueError, match=r"has a|is not"):
         config.parse_listen(value)
 
@@ -304,7 +304,7 @@ def test_vsock_is_a_door(interpreter: Interpreter, program: Path, tmp_path: Path
 def test_an_old_python_says_what_vsock_needs(
     interpreter: Interpreter, program: Path, tmp_path: Path
 ) -> None:
-    """CPython 2.7 and 3.6 cannot, and say so in one line; a busy door is one line, too."""
+    """CPython 2.7 and 3.6 cannot, and say so in one line; a busy address is one line, too."""
     old = interpreter.name in ("cpython-2.7.18", "cpython-3.6.15")
     require(old, "this interpreter has vsock", optional=True)
     run = run_to_end(interpreter, program, "--listen=vsock:18081", f"--config={tmp_path}/none")

@@ -31,7 +31,7 @@ WORDS = st.sampled_from(
     [
         *(b"VM_ID", b"TOKEN", b"=", b" ", b"\t", b"#", b"'", b'"', b"\\", b"\r", b"\n", b"export"),
         *(b"x", b"1", b"$x", b"`", b"%41", b";", b"\x0b", b"\xc3\xa9", b"\xff", b"\0", b"\xc2\xa0"),
-        *(b"\xef\xbb\xbf", b"VM_ID=web-1 # named by hand\n", b"PORT='18121' # the other door\n"),
+        *(b"\xef\xbb\xbf", b"VM_ID=web-1 # named by hand\n", b"PORT='18121' # the other address\n"),
     ]
 )
 CONFIGURATIONS = st.one_of(st.lists(WORDS, max_size=20).map(b"".join), st.binary(max_size=200))
@@ -111,7 +111,7 @@ def test_large_files_pass_systemd(
     assert sum(map(len, found.values())) == 3 * 65536
 
 
-SETTINGS = 'VM_ID=web-1 # named by hand\nPORT="18121" # the other door\nTOKEN=a\\b#c\n'
+SETTINGS = 'VM_ID=web-1 # named by hand\nPORT="18121" # the other address\nTOKEN=a\\b#c\n'
 
 
 def test_an_agent_that_may_not_read_has_the_same_settings(

@@ -198,7 +198,7 @@ def test_an_address_is_leased(interpreter: Interpreter, program: Path, tmp_path:
 def test_wrong_orders_change_nothing(
     interpreter: Interpreter, program: Path, tmp_path: Path
 ) -> None:
-    """What is no interface, address or gateway of this guest is refused in words."""
+    """What is not an interface, address or gateway of this guest is refused in words."""
     with running_guest(interpreter, program, tmp_path) as guest:
         before = guest.run("ip", "addr")
         for wanted, word in (

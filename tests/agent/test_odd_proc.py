@@ -82,11 +82,11 @@ def spoil(rng: random.Random, content: bytes) -> bytes:
 
 def refuse(name: str) -> NoReturn:
     """Fail for a number that JSON does not have."""
-    pytest.fail(f"{name} is no JSON")
+    pytest.fail(f"{name} is not JSON")
 
 
 def check_exposition(text: str) -> None:
-    """Fail if a line is no sample of finite value in Prometheus' format."""
+    """Fail if a line is not a sample of finite value in Prometheus' format."""
     for line in text.splitlines():
         if not line.startswith("#"):
             sample = SAMPLE.fullmatch(line)

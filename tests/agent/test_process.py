@@ -520,7 +520,7 @@ def test_root_becomes_the_user_it_is_told_to_be(
 def test_without_the_right_to_change_it_stays_who_it_is(
     interpreter: Interpreter, program: Path, tmp_path: Path
 ) -> None:
-    """--user where it cannot be followed for want of root is no failure."""
+    """--user where it cannot be followed for want of root is not a failure."""
     require(os.geteuid() != 0, "root can become another user", optional=True)
     with running_agent(interpreter, program, tmp_path, arguments=["--user", "nobody"]) as agent:
         assert agent.get("/health").status == 200

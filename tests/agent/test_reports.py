@@ -243,7 +243,7 @@ def test_real_programs_deliver(program: str, place: int, prefix: tuple[str, ...]
 
 @pytest.mark.parametrize("place", [0, 1])
 def test_real_programs_tell_a_refusal(place: int) -> None:
-    """A 404 is no success for curl or wget."""
+    """A 404 is not a success for curl or wget."""
     name = ("curl", "wget")[place]
     require(shutil.which(name), f"{name} is not installed")
     with running_manager(404) as manager:

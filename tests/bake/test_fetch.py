@@ -199,7 +199,7 @@ def test_a_part_of_another_file_is_thrown_away(server: Server) -> None:
 def test_only_https_is_followed(server: Server, target: str) -> None:
     """A redirection to anything else is refused."""
     server.redirect = target
-    with pytest.raises(SourceError, match=r"which is no https URL|is not allowed"):
+    with pytest.raises(SourceError, match=r"which is not an https URL|is not allowed"):
         download(server.url, SHA256, Control())
     assert len(server.asked) == 1
 

@@ -225,7 +225,7 @@ def test_removing_what_is_not_there_is_an_error(tmp_path: Path) -> None:
     """A guest without a receipt holds nothing that is known to be ours."""
     make_tree(tmp_path, SYSTEMD_TREE)
     for command in (vmprovision.remove, vmprovision.verify):
-        with pytest.raises(PlanError, match="no agent"):
+        with pytest.raises(PlanError, match="no injected agent"):
             command(tmp_path)
 
 

@@ -126,7 +126,7 @@ def test_the_next_run_ends_as_if_nobody_had_been_killed(tmp_path: Path, name: st
 def _repeat(change: Callable[[Path], object], root: Path) -> None:
     """Repeat the change; a removal may find nothing begun or everything done."""
     if change is vmprovision.remove and vmprovision.inspect(root).agent is None:
-        with pytest.raises(vmprovision.PlanError, match="holds no agent"):
+        with pytest.raises(vmprovision.PlanError, match="has no injected agent"):
             change(root)
     else:
         change(root)
@@ -150,7 +150,7 @@ def test_two_runs_do_not_mix(tmp_path: Path) -> None:
     make_tree(tmp_path, TREE)
     with (
         inroot.Root(tmp_path).locked(),
-        pytest.raises(ImageLockedError, match="at work"),
+        pytest.raises(ImageLockedError, match="is working"),
     ):
         vmprovision.inject(tmp_path)
     vmprovision.inspect(tmp_path)

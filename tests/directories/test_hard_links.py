@@ -31,10 +31,12 @@ def test_a_tree_of_hard_links_leaves_the_other_one_alone(tmp_path: Path) -> None
     planned = vmprovision.plan(first, options).notes
     notes = vmprovision.inject(first, options).notes
     for path in ("/etc/rc.local", "/usr/local/bin/guest-agent"):
-        assert [note for note in notes if f"{path} has other names" in note]
-        assert [note for note in planned if f"{path} has other names" in note]
+        assert [note for note in notes if f"{path} has other hard links" in note]
+        assert [note for note in planned if f"{path} has other hard links" in note]
     assert tree_state(second) == before
     assert (first / "etc/rc.local").stat().st_mode & 0o7777 == 0o755
-    assert not [note for note in vmprovision.inject(first, options).notes if "other names" in note]
+    assert not [
+        note for note in vmprovision.inject(first, options).notes if "other hard links" in note
+    ]
     vmprovision.remove(first)
     assert tree_state(second) == before

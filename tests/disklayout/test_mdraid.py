@@ -87,7 +87,7 @@ def test_a_member_of_version_0_90() -> None:
 
 @pytest.mark.parametrize("superblock", [b"", WHOLE[:64], b"\xfc\x4e\x2b\xa9" + b"\xff" * 4092])
 def test_what_is_no_superblock(superblock: bytes) -> None:
-    """Nothing, a cut one and one with absurd numbers are no member's."""
+    """Nothing, a cut one and one with absurd numbers are not a member's."""
     assert device(4096, superblock) is None
 
 

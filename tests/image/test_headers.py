@@ -95,13 +95,13 @@ def test_missing_file(refuse: Refuse, tmp_path: Path, command: str) -> None:
 
 
 def test_not_a_file(refuse: Refuse, tmp_path: Path) -> None:
-    """A pipe is no image, and opening it does not hang."""
+    """A pipe is not an image, and opening it does not hang."""
     os.mkfifo(tmp_path / "pipe.raw")
     refuse(tmp_path / "pipe.raw", NOT_FOUND)
 
 
 def test_directory_without_a_guest(refuse: Refuse, tmp_path: Path) -> None:
-    """A directory that is no root filesystem is exit code 31, and stays empty."""
+    """A directory that is not a root filesystem is exit code 31, and stays empty."""
     (tmp_path / "empty").mkdir()
     refuse(tmp_path / "empty", 31)
     assert list((tmp_path / "empty").iterdir()) == []

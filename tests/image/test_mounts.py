@@ -37,7 +37,7 @@ class Case:
 
     Attributes:
         second: what the other filesystem holds.
-        refused: what the refusal says; empty where the agent goes into the other filesystem.
+        refused: what the refusal says; empty if the agent goes into the other filesystem.
     """
 
     fstab: Sequence[str]

@@ -192,7 +192,7 @@ CASES = {
         make=tiny(**{"usr__local__bin__guest-agent__x": b""}), code=50, says="directory", slow=True
     ),
     "no-python": Case(make=finished(_no_python), code=34, says="Python", slow=True),
-    "no-agent": Case(make=tiny(), code=40, says="no agent", command="remove", slow=True),
+    "no-agent": Case(make=tiny(), code=40, says="no injected agent", command="remove", slow=True),
 }
 
 

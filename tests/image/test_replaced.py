@@ -321,14 +321,14 @@ def test_link_in_the_place_of_the_redo_log(tiny: dict[str, Path], tmp_path: Path
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
     (tmp_path / f"new.raw{OPEN}").symlink_to(victim)
-    with pytest.raises(ImageError, match="in the way"):
+    with pytest.raises(ImageError, match="exists, and the redo log"):
         vmprovision.inject(tiny["raw"], output=tmp_path / "new.raw")
     assert victim.read_bytes() == b"precious"
 
 
 @pytest.mark.parametrize("name", [b"bad\xff.raw", b"bad\xff.qcow2", b"with, comma:colon.raw"])
 def test_image_with_any_name(tiny: dict[str, Path], tmp_path: Path, name: bytes) -> None:
-    """A name that is no UTF-8, or that means something to QEMU, is a name."""
+    """A name that is not UTF-8, or that means something to QEMU, is a name."""
     image = tmp_path / os.fsdecode(name)
     shutil.copy(tiny[image.suffix[1:]], image)
     assert vmprovision.inject(image).changed

@@ -187,7 +187,7 @@ def test_other_disks_say_which_to_recover(disks: dict[Path, str]) -> None:
         recover_image(second, stated_format="raw", control=Control())
     assert f"recover {first}" in caught.value.hint
     moved = first.rename(first.with_name("moved.raw"))
-    with pytest.raises(ImageRecoveryError, match="nobody can tell"):
+    with pytest.raises(ImageRecoveryError, match="unknown whether"):
         recover_image(second, stated_format="raw", control=Control())
     moved.rename(first)
     hidden = second.rename(second.with_name("hidden.raw"))

@@ -243,7 +243,7 @@ def test_an_init_for_the_first_boot_only_is_passed_over(tmp_path: Path) -> None:
     files: Tree = {"/boot/cmdline.txt": "root=x init=/usr/lib/once\n", "/usr/lib/once": once}
     found = vmprovision.inspect(make_tree(tmp_path, {**THREE, **files})).init
     assert (found.system, found.confidence) == ("sysv", "certain")
-    assert "/usr/lib/once runs once and takes itself out of the command line" in found.evidence
+    assert "/usr/lib/once runs once and removes itself from the command line" in found.evidence
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_a_versioned_name_alone_is_found(tmp_path: Path) -> None:
 
 
 def test_what_is_not_executable_is_none(tmp_path: Path) -> None:
-    """A dangling link, a circle of links, a directory and a plain file are no interpreters."""
+    """A dangling link, a circle of links, a directory and a plain file are not interpreters."""
     files: Tree = {
         "/usr/bin/python3": Link("gone"),
         "/usr/bin/python": "text",
@@ -142,10 +142,10 @@ BUILT_IN = (*CORE, "PyInit_zlib", "PyInit_select", "PyInit__socket")
         ({**python_tree(), f"{LIB}/lib-dynload/zlib.cpython-311.so": elf(183)}, "lacks zlib"),
         ({**python_tree(), BIN: elf(183)}, "is for aarch64"),
         ({**python_tree(), BIN: elf(3, bits=32)}, "is for i386"),
-        ({"/usr/bin/python3": Program(b"")}, "is no program but a script or an empty file"),
+        ({"/usr/bin/python3": Program(b"")}, "is not a program but a script or an empty file"),
         (
             {"/usr/bin/python3": Program(b"#!/bin/sh\nexit 1\n")},
-            "is no program but a script or an empty file",
+            "is not a program but a script or an empty file",
         ),
         (
             {**python_tree(), BIN: linked(loader=MUSL)},

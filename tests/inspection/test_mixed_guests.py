@@ -285,7 +285,7 @@ def test_explain_shows_what_speaks_for_whom_and_why_it_lost(
     assert hints["openrc", "files"]["outcome"].endswith("systemd runs the services")
     assert "process 1, which is systemd" in hints["openrc", "program"]["outcome"]
     assert "'Gentoo, OpenRC'" in hints["openrc-init", "boot"]["seen"]
-    assert hints["openrc-init", "boot"]["outcome"] == "boots only where a person chooses it"
+    assert hints["openrc-init", "boot"]["outcome"] == "boots only if a person chooses it"
     text = run_cli("inspect", tmp_path, "--explain").stdout
     assert "against openrc: /etc/runlevels/default holds 1 entry; " in text
     assert "for     systemd: " in text

@@ -165,7 +165,7 @@ def test_the_automounter(tmp_path: Path) -> None:
     [
         ({"/etc/fstab": "/data /usr/local none bind 0 0\n"}, "/data on /usr/local (line 1 of"),
         ({"/etc/fstab": "nas:/l /usr nfs 0 0\n"}, "nas:/l on /usr (line 1 of"),
-        ({"/etc/fstab": "tmpfs /etc tmpfs 0 0\n"}, "a tmpfs is made anew"),
+        ({"/etc/fstab": "tmpfs /etc tmpfs 0 0\n"}, "a tmpfs is empty"),
         ({"/etc/fstab": "x\\033[2Jy /etc overlay 0 0\n"}, "x\\x1b[2Jy on /etc"),
         (
             {
@@ -176,7 +176,7 @@ def test_the_automounter(tmp_path: Path) -> None:
             "/empty",
         ),
         ({UNIT: MOUNT, WANTS: Link(UNIT)}, f"(the unit {UNIT})"),
-        ({"/usr/local/lib": Link("/run/local")}, "/run is made anew"),
+        ({"/usr/local/lib": Link("/run/local")}, "/run is empty"),
     ],
 )
 def test_a_plan_below_a_mount_is_refused(
@@ -194,7 +194,7 @@ def test_a_plan_below_a_mount_is_refused(
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("/dev/vdb1 /usr ext4 defaults 0 2", ["taken for it"]),
+        ("/dev/vdb1 /usr ext4 defaults 0 2", ["taken for that filesystem"]),
         ("/dev/vdb1 /usr/local ext4 noauto 0 2", ["noauto"]),
         ("tmpfs /var/log tmpfs", ["tmpfs"]),
         ("tmpfs /tmp tmpfs", []),

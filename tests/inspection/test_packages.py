@@ -96,7 +96,7 @@ def packages_of(root: Path) -> PackageList:
 
 
 def test_dpkg(tmp_path: Path) -> None:
-    """What is installed or half so is there; continuation lines are no fields."""
+    """What is installed or half so is there; continuation lines are not fields."""
     found = packages_of(make_tree(tmp_path, {"/var/lib/dpkg/status": STATUS}))
     assert found.packages == (
         Package(
@@ -238,7 +238,7 @@ def test_what_is_not_read_is_said(tmp_path: Path) -> None:
     assert "/var/lib/rpm/Packages has a format that is not read" in gap
     tree = make_tree(tmp_path / "b", {"/var/lib/rpm/rpmdb.sqlite": b"nothing"})
     (gap,) = packages_of(tree).gaps
-    assert "it is no SQLite database" in gap
+    assert "it is not an SQLite database" in gap
     assert packages_of(make_tree(tmp_path / "c", SYSTEMD_TREE)).packages == ()
 
 
@@ -267,4 +267,4 @@ def test_hostile_text_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module, "PACKAGE_LIMIT", 2)
     tree = make_tree(tmp_path / "many", {"/var/lib/dpkg/status": STATUS})
     assert len(packages_of(tree).packages) == 2
-    assert "only these are listed" in packages_of(tree).gaps[0]
+    assert "only the first ones are listed" in packages_of(tree).gaps[0]

@@ -54,10 +54,10 @@ def test_a_python_that_cannot_run_the_agent_is_none(content: bytes, guest: Path)
     found = vmprovision.inspect(guest).as_json()
     assert found["runtime"] == "bundled"
     assert found["interpreters"][0]["usable"] is False
-    assert found["interpreters"][0]["fault"] == "is no program but a script or an empty file"
+    assert found["interpreters"][0]["fault"] == "is not a program but a script or an empty file"
     vmprovision.inject(guest)
     assert (guest / PLACE).is_file()
-    with pytest.raises(vmprovision.UnsupportedGuestError, match="/usr/bin/python3 is no program"):
+    with pytest.raises(vmprovision.UnsupportedGuestError, match="python3 is not a program"):
         vmprovision.plan(guest, vmprovision.InjectOptions(runtime="guest"))
 
 

@@ -245,7 +245,7 @@ def test_a_guest_that_would_read_no_seed_is_refused(
         (InjectOptions(), SeedOptions(kind="ignition"), "--arch"),
         (InjectOptions(init="openrc"), SeedOptions(kind="ignition", arch="x86_64"), "systemd"),
         (InjectOptions(), SeedOptions(kind="smbios"), "--vm-id"),
-        (InjectOptions(vm_id="a", port=80), SeedOptions(kind="smbios"), "nothing else"),
+        (InjectOptions(vm_id="a", port=80), SeedOptions(kind="smbios"), "can hold only"),
         (UNSEEN, SeedOptions(kind="ignition", user_data=b"x"), "--user-data"),
         (UNSEEN, SeedOptions(kind="cloud-init", user_data=b"\xff"), "UTF-8"),
     ],
@@ -283,7 +283,7 @@ def test_a_guest_that_has_an_agent_needs_no_seed(tmp_path: Path) -> None:
     """It is told apart, and what to do is named."""
     root = make_tree(tmp_path / "root", CLOUD_TREE)
     vmprovision.inject(root)
-    with pytest.raises(vmprovision.PlanError, match="holds agent") as caught:
+    with pytest.raises(vmprovision.PlanError, match="has agent") as caught:
         make_seed(root, tmp_path / "seed.iso")
     assert "--for smbios" in caught.value.hint
 

@@ -170,7 +170,7 @@ def planned_paths() -> Iterator[str]:
 
 
 def example_of(pattern: str, chance: random.Random) -> str | None:
-    """Return a path that the pattern probably matches; None where it is too odd for that."""
+    """Return a path that the pattern probably matches, or None if it is too odd for that."""
     text = re.sub(r"\[\^/\][*+]|\.[*+]", lambda _: chance.choice(["", "x", "a/b", ".so"]), pattern)
     text = re.sub(r"\[(.)[^]]*\]", r"\1", text)
     for _ in range(3):

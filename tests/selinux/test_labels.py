@@ -264,7 +264,7 @@ def test_a_filesystem_without_labels(tmp_path: Path) -> None:
         timeout=120,
         env={**os.environ, "place": str(place)},
     )
-    assert "note: the guest labels its files" in done.stdout
+    assert "note: the guest relabels its files" in done.stdout
     assert "cannot be written to its filesystem" in done.stdout
     assert ".autorelabel\n" in done.stdout
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vmprovision.server.store import Store
 
 SEEN = {
-    "requested": (0.0, "the request was written down"),
+    "requested": (0.0, "the request was recorded"),
     "disk": (0.2, "a qcow2 overlay of 0.2 MB"),
     "injected": (1.7, "the agent is in the guest, enabled for systemd"),
     "defined": (1.9, "libvirt knows the domain"),

@@ -243,7 +243,7 @@ def test_names_and_tags_change(client: httpx.Client, vm: dict[str, Any]) -> None
 def test_a_report_needs_the_token_of_the_vm(
     client: httpx.Client, store: Store, vm: dict[str, Any]
 ) -> None:
-    """401 without it or with another VM's, 422 for what is no address of a guest."""
+    """401 without it or with another VM's, 422 for what is not an address of a guest."""
     other = client.post("/v1/vms", json={"name": "other", "template_id": "debian"}).json()["id"]
     path, body = f"/v1/vms/{vm['id']}/guest-ip", {"guest_ip": "192.0.2.7"}
     for headers in ({}, {"Authorization": "Bearer x"}, bearer(token_of(store, other))):
@@ -367,7 +367,7 @@ def test_a_database_without_room(client: httpx.Client, store: Store) -> None:
 def test_strangers_need_a_token(settings: ServerSettings) -> None:
     """Listening on other addresses than loopback is refused without a token file."""
     for text in ("0.0.0.0:8080", "[::]:8080", "192.0.2.1:80"):
-        with pytest.raises(PlanError, match="nobody needs a token") as caught:
+        with pytest.raises(PlanError, match="no token is required") as caught:
             ServerSettings(
                 listen=parse_address(text), state=settings.state, database=settings.database
             )

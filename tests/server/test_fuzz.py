@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = 10  # of each operation
 HOSTILE = 1000
-# what is slow on a loaded host is no fault
+# what is slow on a loaded host is not a fault
 UNHURRIED = settings(
     max_examples=EXAMPLES,
     deadline=None,

@@ -45,17 +45,17 @@ def is_allowed(allow, packed):
         packed = packed[12:]
     if [network for network in _SELF + allow if is_in(network, packed)]:
         return True
-    # Nobody else can connect from an address of ours: our answer would not leave this machine.
+    # No other machine can connect from one of this guest's addresses: the answer would stay here.
     return addresses.is_own(packed)
 
 
 def shows(values, token):
-    """Return whether a request has one Authorization field, with this token (RFC 6750)."""
+    """Return whether a request has exactly one Authorization field, with this token (RFC 6750)."""
     if not token or len(values) != 1 or values[0][:7].lower() != b"bearer ":
         return False
     shown = bytearray(values[0][7:].strip())
     wanted = bytearray(compat.to_bytes(token))
-    # This takes as long for a wrong token as for the right one, however much they share.
+    # Constant time: a wrong token takes as long as the right one.
     difference = len(shown) ^ len(wanted)
     for place, byte in enumerate(shown):
         difference |= byte ^ wanted[place % len(wanted)]

@@ -1,8 +1,8 @@
 """Find the guest's own address, whatever its interfaces are called.
 
-The kernel is asked first, without starting a program: by rtnetlink(7), else by
-its tables in /proc/net. If neither has an address worth reporting, the programs that
-the specification names follow, each only if those before it found none: ``ip addr
+The kernel is queried first, without starting a program: by rtnetlink(7), else through its
+tables in /proc/net. If neither has a suitable address, the specification's programs
+follow, each only if the earlier ones found none: ``ip addr
 show`` (ip-address(8), busybox), ``ifconfig`` (ifconfig(8) of old and new
 net-tools, busybox) and ``ip route get 1``.
 """
@@ -15,12 +15,12 @@ from .files import read_bounded
 
 COMMANDS = (("ip", "addr", "show"), ("ifconfig",), ("ip", "route", "get", "1"))
 
-# Addresses on these are the guest's own business; prefixes of names given by the programs that
-# make them. Only a tie-break: with nothing else, they are reported.
+# Prefixes of interface names for addresses inside the guest. Only a tie-break: if there are no
+# other addresses, these are reported.
 _INNER = ("docker", "br-", "veth", "virbr", "cni", "flannel", "cali", "cilium", "lxc", "lxd")
 _INNER += ("incus", "podman", "kube", "dummy", "tun", "tap", "wg", "zt")
 
-_HOPELESS = 9  # the first rank that is only reported when every way has been tried
+_HOPELESS = 9  # addresses from this rank on are reported only after every method was tried
 
 _GETLINK, _GETADDR, _GETROUTE = 18, 22, 26  # RTM_GETLINK and so on
 _LINK, _ADDRESS, _ROUTE = 16, 20, 24
@@ -29,9 +29,9 @@ _WIRES = (1, 6, 32)  # ARPHRD_ETHER, _IEEE802 and _INFINIBAND: everything else i
 
 
 class Candidate(object):
-    """An address, the interface it is on (None if unknown) and whether it is short-lived.
+    """An address, its interface (None if unknown), and whether it is short-lived.
 
-    ``idle``: nobody outside reaches the guest there, since the interface is the
+    ``idle``: no other machine reaches the guest there, because the interface is the
     loopback, is down or has no carrier. ``inner``: it is a tunnel.
     """
 
@@ -52,7 +52,7 @@ def is_ipv4(text):
 
 
 def _address(word):
-    """Return an address in the one form that RFC 5952 gives it, or None."""
+    """Return an address in the canonical form of RFC 5952, or None."""
     word = word.split("/")[0].split("%")[0]
     if ":" not in word and not is_ipv4(word):
         return None
@@ -78,10 +78,10 @@ def parse_ip_address(text):
             interface = words[1].rstrip(":").split("@")[0]
             flags = words[2][1:-1].split(",") if words[2:] and words[2][0] == "<" else ["UP"]
             idle = "UP" not in flags or "NO-CARRIER" in flags or "LOOPBACK" in flags
-            words = words[2:]  # names may be any of the words below
+            words = words[2:]  # an interface's name may be one of the words below
         if words[:1] in (["inet"], ["inet6"]) and words[1:]:
             address = _address(words[1])
-            flags = words[2:] if words[0] == "inet6" else words[2:-1]  # a label is last
+            flags = words[2:] if words[0] == "inet6" else words[2:-1]  # the label is the last word
             if address and "tentative" not in flags and "dadfailed" not in flags:
                 temporary = "temporary" in flags or "deprecated" in flags
                 found.append(Candidate(address, interface, temporary, idle))
@@ -91,7 +91,7 @@ def parse_ip_address(text):
 def parse_ifconfig(text):
     """Return candidates from ``ifconfig`` of old and new net-tools and of busybox."""
     found = []
-    first = 0  # of the addresses on this interface
+    first = 0  # candidates on this interface
     interface = None
     idle = False
     for line in text.split("\n"):
@@ -101,7 +101,7 @@ def parse_ifconfig(text):
             interface = words[0].split(":")[0]
             idle = False
             first = len(found)
-        if "flags=" in line or "MTU:" in line:  # before the addresses, or in the old one after them
+        if "flags=" in line or "MTU:" in line:  # before the addresses, or after in old versions
             idle = "RUNNING" not in line or "LOOPBACK" in line
             for each in found[first:]:
                 each.idle = each.idle or idle
@@ -119,7 +119,7 @@ def parse_ifconfig(text):
 
 
 def complete_names(candidates, proc):
-    """Give interfaces their whole names, of which old net-tools print nine characters.
+    """Replace interface names that old net-tools cut to nine characters by the full names.
 
     A prefix that several names share is dropped.
     """
@@ -133,7 +133,7 @@ def complete_names(candidates, proc):
 
 
 def parse_route_get(text):
-    """Return the candidate that ``ip route get`` names as the source address, as a list."""
+    """Return, in a list, the candidate that ``ip route get`` names as the source address."""
     named = {}
     key = None
     for word in text.split():
@@ -150,7 +150,7 @@ PARSERS = (parse_ip_address, parse_ifconfig, parse_route_get)
 
 
 def _number(data):
-    """Return a number as the kernel has it in memory; not every guest has the module struct."""
+    """Return a number from the kernel's bytes; not every guest has the module struct."""
     number = 0
     for byte in list(bytearray(data))[:: -1 if sys.byteorder == "little" else 1]:
         number = number << 8 | byte
@@ -158,7 +158,7 @@ def _number(data):
 
 
 def _field(number, size):
-    """Return a number as bytes, as the kernel has it in memory."""
+    """Return a number as the kernel's bytes."""
     parts = [number >> 8 * at & 255 for at in range(size)]
     return bytes(bytearray(parts[:: 1 if sys.byteorder == "little" else -1]))
 
@@ -181,7 +181,7 @@ def _ask_kernel(kind, body=b"\0\0\0\0", flags=_DUMP):
                     return
                 yield answer, data[16:length]
                 data = data[(length + 3) & ~3 :]
-            if not flags:  # one message is all
+            if not flags:  # there is only one message
                 return
     finally:
         sock.close()
@@ -200,7 +200,7 @@ def _attributes(data):
 
 
 def read_netlink():
-    """Return the kernel's own addresses and links as candidates; none where it may not be asked."""
+    """Return the kernel's own addresses and links as candidates; none if it may not be asked."""
     links = {}
     found = []
     try:
@@ -214,8 +214,8 @@ def read_netlink():
             if kind == _ADDRESS and len(body) >= 8:
                 flags = _number(body[2:3])
                 parts = _attributes(body[8:])
-                packed = parts.get(2) or parts.get(1)  # IFA_LOCAL, where the other is a peer's
-                # tentative and failed addresses are not ours yet
+                packed = parts.get(2) or parts.get(1)  # IFA_LOCAL; the other may be a peer's
+                # tentative and failed addresses cannot be used
                 if packed and len(packed) in (4, 16) and not flags & 0x48:
                     name, idle, inner = links.get(_number(body[4:8]), (None, False, False))
                     temporary = len(packed) == 16 and bool(flags & 0x21)
@@ -254,7 +254,7 @@ def _routes(proc):
 
 
 def default_interfaces(proc):
-    """Return the interfaces of the IPv4 and the IPv6 default route, None if there is no such route.
+    """Return the interfaces of the IPv4 and IPv6 default routes, None for a missing route.
 
     Of several routes the one with the lowest metric counts.
     """
@@ -273,7 +273,7 @@ def default_interfaces(proc):
 
 
 def _hexadecimal(word):
-    """Return the number, or one of all bits where it is none."""
+    """Return the number, or a number of all ones if the word is invalid."""
     try:
         return int(word, 16)
     except ValueError:
@@ -288,7 +288,7 @@ def _ipv4_number(address):
 
 
 def _route_number(word):
-    # The kernel prints a big-endian number as if it were one of its own.
+    # The kernel prints a big-endian number as if it had its own byte order.
     number = int(word, 16)
     if sys.byteorder == "big":
         return number
@@ -304,7 +304,7 @@ def read_kernel_tables(proc):
         for name, network, gateway, _flags, _metric, mask in _routes(proc)
         if mask and not gateway
     ]
-    networks.sort(reverse=True)  # the narrowest network says where an address is
+    networks.sort(reverse=True)  # the narrowest network determines an address's interface
     found = []
     seen = set()
     last = None
@@ -319,7 +319,7 @@ def read_kernel_tables(proc):
             found.append(Candidate(last, on[0] if on else None))
     for line in compat.to_text(read_bounded(proc + "/net/if_inet6")).split("\n"):
         words = line.split()
-        # The fifth word has the flags: tentative and failed addresses are not ours yet.
+        # The fifth word has the flags: tentative and failed addresses cannot be used.
         if len(words) == 6 and len(words[0]) == 32 and not _hexadecimal(words[4]) & 0x48:
             groups = [words[0][at : at + 4] for at in range(0, 32, 4)]
             address = _address(":".join(groups))
@@ -329,21 +329,21 @@ def read_kernel_tables(proc):
 
 
 def read_kernel(proc):
-    """Return the candidates that the kernel tells without a program, and whether those are all.
+    """Return the candidates from the kernel, and whether these are all.
 
-    Tables below another directory than /proc are another machine's, or a test's.
+    Tables below another directory than /proc are from another machine or a test.
     """
     found = read_netlink() if proc == "/proc" else []
     return found or read_kernel_tables(proc), bool(found)
 
 
 def is_loopback(address):
-    """Return whether the address only ever reaches the guest itself, or nobody."""
+    """Return whether the address reaches only the guest itself, or nothing."""
     return address.startswith("127.") or address in ("::1", "0:0:0:0:0:0:0:1", "::", "0.0.0.0")
 
 
 def is_link_local(address):
-    """Return whether the address is one a host gives itself (RFC 3927, RFC 4291)."""
+    """Return whether a host assigns the address to itself (RFC 3927, RFC 4291)."""
     return address.startswith("169.254.") or address[:3] in ("fe8", "fe9", "fea", "feb")
 
 
@@ -353,7 +353,7 @@ def _rank(candidate, default4, default6):  # noqa: PLR0911 -- one for each kind
     if is_link_local(candidate.address):
         return _HOPELESS + version6
     if candidate.address[:8] == "192.0.0." and int(candidate.address[8:]) < 8:
-        return 8  # RFC 7335: the guest's end of a translation, behind which only IPv6 leaves it
+        return 8  # RFC 7335: the guest's end of a translation; only IPv6 leaves the guest
     if candidate.idle or name == "lo":
         return 6 + version6
     if name and name == (default6 if version6 else default4):
@@ -368,11 +368,11 @@ def _rank(candidate, default4, default6):  # noqa: PLR0911 -- one for each kind
 
 
 def choose(candidates, defaults, interface=None):
-    """Return the addresses worth reporting, best first, and whether the best is a good one.
+    """Return the addresses to report, best first, and whether the best one is good.
 
-    IPv4 comes before IPv6, and what is on the default route's interface before
-    the rest. Link-local addresses count only if there is nothing else, loopback
-    never. With ``interface`` given only its addresses count.
+    IPv4 comes before IPv6, and addresses on the default route's interface before
+    others. Link-local addresses count only if there are no others, loopback addresses
+    never. If ``interface`` is given, only its addresses count.
     """
     ranked = []
     for place, each in enumerate(candidates):

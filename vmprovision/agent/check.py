@@ -19,14 +19,14 @@ def once(proc, root):
     clock = compat.Clock()
     metrics = Metrics(proc, root, clock)
     due = metrics.tick(clock())
-    time.sleep(SAMPLE_SECONDS)  # the processors' figures are of this time
+    time.sleep(SAMPLE_SECONDS)  # the processor figures cover this pause
     metrics.tick(due)
     compat.print_text(jsonio.dumps(metrics.read()) + "\n")
     return 0
 
 
 class _Findings(Log):
-    """Prints findings; what the agent would log about its settings is a fault."""
+    """Print findings; a warning about the settings counts as a fault."""
 
     def __init__(self):
         Log.__init__(self)
@@ -44,7 +44,7 @@ class _Findings(Log):
 
 
 def check(path, settings_of, proc, root):
-    """Print whether all that the agent needs is right; return the exit status."""
+    """Print whether everything that the agent needs is right; return the exit status."""
     found = _Findings()
     found.tell("agent", False, "version %s on %s" % (__version__, compat.runtime_name()))
     if config.is_out_of_reach(path):
@@ -73,7 +73,7 @@ def _ask(target, request):
 
 
 def look_at_port(settings):
-    """Return whether something is wrong with the port, and a text; None where it is not used."""
+    """Return whether something is wrong with the port, and a text; None if it is not used."""
     place = "port %d" % settings.port
     hosts = tcp_addresses(settings)
     if settings.listen and not hosts:
@@ -95,12 +95,12 @@ def look_at_port(settings):
 
 
 def tcp_addresses(settings):
-    """Return those listen addresses that are TCP addresses."""
+    """Return the listen addresses that are TCP addresses."""
     return [each for each in settings.listen if each[:5] != "unix:" and each[:6] != "vsock:"]
 
 
 def why_not_listen(settings):
-    """Return why nobody can listen on the port now, or None."""
+    """Return why the agent cannot listen on the port now, or None."""
     hosts = tcp_addresses(settings)
     try:
         if hosts or not settings.listen:
@@ -120,9 +120,9 @@ def _check_port(settings, found):
 
 
 def find_renamed(path, root=""):
-    """Return the path, or that of a link of a runlevel under the number it has now, or None.
+    """Return the path, or a runlevel link's path under its current number, or None.
 
-    update-rc.d(8) and chkconfig(8) number those as the order of all services wants it.
+    update-rc.d(8) and chkconfig(8) number the links by the order of all services.
     """
     folder, _, name = path.rpartition("/")
     if compat.exists(root + path):
@@ -155,7 +155,7 @@ def _check_service(found, proc, root):
 
 
 def command_line(proc, number):
-    """Return the words that a process was started with, as bytes."""
+    """Return the command line of a process as bytes, split into words."""
     return read_bounded("%s/%s/cmdline" % (proc, number), 4096).split(b"\0")
 
 
@@ -166,9 +166,9 @@ def agent_processes(proc):
 
 
 def is_agent(words):
-    """Return whether a process is the agent, and not something that has its path as an argument.
+    """Return whether a process is the agent, and does not only have its path as an argument.
 
-    It is the program itself, or an interpreter's first word that is no option.
+    It is the program itself, or the first word after an interpreter's options.
     """
     program = words[0].rpartition(b"/")[2]
     words = list(words)

@@ -1,8 +1,8 @@
 """Every difference between the interpreters the agent runs on.
 
-The rest of the package is written in the subset that CPython 2.6 to 3.14 and
-MicroPython share, and asks this module for everything else. ``novermin`` marks what
-is only used by those that have it. MicroPython is the
+The rest of the package uses only the subset that CPython 2.6 to 3.14 and MicroPython
+share. This module has everything else. ``novermin`` marks features that only newer
+interpreters have. MicroPython is the
 bundled runtime, whose os, signal and fcntl have what is used here. It has no
 os.path, getsockopt or strftime, decodes UTF-8 only, does not call signal
 handlers, and its socket addresses are opaque bytes; Python 2 has bytes for
@@ -16,8 +16,8 @@ import select
 import sys
 import time
 
-# CPython's socket and signal modules are wrappers that bring in enum, collections and selectors:
-# more than a megabyte that the agent would hold in every guest.
+# CPython's socket and signal modules are wrappers that import enum, collections and selectors,
+# which would take more than a megabyte in every guest.
 try:
     import _socket as socket
 except ImportError:  # MicroPython
@@ -51,7 +51,7 @@ ECONNREFUSED = errno.ECONNREFUSED
 EINPROGRESS = errno.EINPROGRESS
 EADDRINUSE = errno.EADDRINUSE
 EINTR = getattr(errno, "EINTR", 4)
-# The manager, or the way to it, is down; MicroPython names only some of these.
+# The manager, or the network to it, is down; MicroPython names only some of these.
 UNREACHED = (errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH)
 UNREACHED += (getattr(errno, "ENETUNREACH", 101), getattr(errno, "EPIPE", 32))
 UNREACHED += (getattr(errno, "EAFNOSUPPORT", 97), getattr(errno, "EADDRNOTAVAIL", 99))
@@ -66,21 +66,21 @@ IS_MICROPYTHON = getattr(getattr(sys, "implementation", None), "name", "") == "m
 
 # MicroPython runs in a heap of half a megabyte: fewer clients, each worth up to 16 KiB of it.
 CONNECTION_LIMIT = 16 if IS_MICROPYTHON else 64
-# Mounts, or devices of a kind, that are looked at.
+# The limit for mounts, and for devices of a kind.
 ROW_LIMIT = 128 if IS_MICROPYTHON else 1024
 
-# MicroPython allocates what read() is asked for, so files are read in pieces of this size.
+# MicroPython allocates the requested size, so files are read in pieces of this size.
 READ_SIZE = 4096
 # O_RDWR | O_CREAT | O_EXCL, which MicroPython does not name: the numbers of its processors.
 _NEW_FILE = 2 | getattr(os, "O_CREAT", 64) | getattr(os, "O_EXCL", 128)
 COMMAND_OUTPUT_LIMIT = 16384 if IS_MICROPYTHON else 65536
-_DRAIN_READS = 32  # twice what a pipe holds: who writes without end keeps nobody
+_DRAIN_READS = 32  # twice a pipe's size: a limit for endless writers
 # Services often have no sbin folders in their PATH, and ip and ifconfig live there.
 COMMAND_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 
 
 def load(name):
-    """Return a module of ours that is rarely needed: the archive has those in a member apart."""
+    """Return a module that is rarely needed; the archive has those in a separate member."""
     package = sys.modules[__name__.rpartition(".")[0]]
     if not hasattr(package, name):
         if hasattr(package, "unpack"):
@@ -110,11 +110,11 @@ def errno_of(error):
 def describe_error(error):
     """Return one line about an exception for the log, without a traceback."""
     code = errno_of(error)
-    if code is not None and code < 0:  # getaddrinfo(3)'s own numbers
+    if code is not None and code < 0:  # getaddrinfo(3) has its own numbers
         return str(error.args[1])
     if code is not None:
         return os.strerror(code)
-    if str(error)[:10] == "[addrinfo ":  # MicroPython's way to tell those
+    if str(error)[:10] == "[addrinfo ":  # MicroPython's form of those
         return "the name is not known %s" % error
     return "%s: %s" % (type(error).__name__, error)
 
@@ -144,9 +144,9 @@ def to_bytes(text):
 
 
 def to_path(text):
-    """Return what calls take for the path that is meant, in whatever locale they are made.
+    """Return a path in the form that system calls need in any locale.
 
-    CPython up to 3.6 has only ASCII in the C locale, and what it cannot decode are surrogates.
+    CPython up to 3.6 has only ASCII in the C locale; other bytes become surrogates.
     """
     if isinstance(text, bytes) or IS_MICROPYTHON:
         return text
@@ -174,10 +174,10 @@ def machine():
 
 
 class Clock(object):
-    """Seconds that only ever go forward, whatever happens to the wall clock.
+    """Seconds that only go forward, even if the wall clock jumps.
 
-    A guest's wall clock jumps when time synchronisation starts; Python 2 has
-    no monotonic clock, but the kernel's ``times(2)`` behind os.times() is one.
+    A guest's wall clock jumps when time synchronisation starts. Python 2 has no
+    monotonic clock, but ``times(2)`` behind os.times() is one.
     """
 
     def __init__(self):
@@ -204,7 +204,7 @@ class Clock(object):
 
 
 def chance(proc):
-    """Return a number from 0 to below 1 that differs between calls and between machines."""
+    """Return a number from 0 to below 1 that differs between calls and machines."""
     try:
         source = open(proc + "/sys/kernel/random/uuid", "rb")
         try:
@@ -219,7 +219,7 @@ def chance(proc):
 
 
 class PrivilegeError(Exception):
-    """Root's rights could not be given up; the argument says why."""
+    """Root's privileges could not be dropped; the argument says why."""
 
 
 def is_root():
@@ -240,10 +240,10 @@ def become(uid, gid):
 
 
 def keep_to_itself():
-    """Make what this process inherited harmless: call it before anything else.
+    """Make inherited process settings harmless; call it before anything else.
 
-    Files that it makes are its own user's only. With SIGCHLD ignored, which a
-    parent may have left so, the kernel would keep no status of any child.
+    New files are readable only by this user. A parent may have left SIGCHLD ignored;
+    then the kernel would keep no child's status.
     """
     os.umask(0o077)
     signal.signal(getattr(signal, "SIGCHLD", 17), signal.SIG_DFL)
@@ -253,7 +253,7 @@ def keep_to_itself():
 
 
 def list_names(path):
-    """Return the names in a directory, one at a time where the interpreter can."""
+    """Return the names in a directory, one at a time if the interpreter can."""
     if hasattr(os, "ilistdir"):
         return (entry[0] for entry in os.ilistdir(path))
     return iter(os.listdir(path))
@@ -263,7 +263,7 @@ def getenv(name):
     """Return an environment variable as text, or None."""
     try:
         value = os.getenv(name)
-    except UnicodeError:  # MicroPython's, of what is not UTF-8
+    except UnicodeError:  # MicroPython raises it for text that is not UTF-8
         return None
     return value and to_text(to_path(value))
 
@@ -272,31 +272,31 @@ def as_file(descriptor):
     """Return a file object for reading bytes from a descriptor, which it closes."""
     try:
         return getattr(os, "fdopen", open)(descriptor, "rb")
-    except FILE_ERRORS:  # a directory's
+    except FILE_ERRORS:  # for a directory
         os.close(descriptor)
         raise
 
 
 def open_standard():
-    """Take the numbers 0 to 2 where they are closed: else a socket would get what is printed.
+    """Open the descriptors 0 to 2 if they are closed; else a socket would get the output.
 
-    Writing to them goes on to fail.
+    Writing to them still fails.
     """
     descriptor = 0
     while descriptor < 3:
-        descriptor = os.open("/", 0)  # which is always there; /dev may come later
+        descriptor = os.open("/", 0)  # / always exists; /dev may be mounted later
     os.close(descriptor)
 
 
 def print_text(text, descriptor=1):
-    """Write text to standard output, or error, in whatever locale. Raises OSError."""
+    """Write text to standard output or error, in any locale. Raises OSError."""
     data = to_bytes(text)
     while data:
         data = data[os.write(descriptor, data) :]
 
 
 def exists(path):
-    """Return whether there is something at the path."""
+    """Return whether the path exists."""
     try:
         os.stat(to_path(path))
     except OSError:
@@ -313,8 +313,8 @@ def read_link(path):
 
 
 def accept(listener):
-    """Return the next connection's socket and the peer's packed IP address, or None for it."""
-    if hasattr(listener, "_accept"):  # Python 3's bare sockets give a descriptor
+    """Return the next connection's socket, and the peer's packed IP address or None."""
+    if hasattr(listener, "_accept"):  # Python 3's _socket returns a descriptor
         descriptor, peer = listener._accept()  # noqa: SLF001 -- see the import
         sock = socket.socket(fileno=descriptor)
     else:
@@ -337,14 +337,14 @@ def pack_address(text):
 
 
 def unix_address(path):
-    """Return what ``bind`` and ``connect`` take for a Unix socket, by unix(7)."""
+    """Return the argument of ``bind`` and ``connect`` for a Unix socket, by unix(7)."""
     if not IS_MICROPYTHON:
         return to_path(path)
     return (1).to_bytes(2, sys.byteorder) + to_bytes(path) + b"\0"  # novermin
 
 
 def vsock_address(cid, port):
-    """Return what ``bind`` takes for vsock(7). Raises ValueError if the interpreter has none."""
+    """Return the argument of ``bind`` for vsock(7). Raises ValueError if it is not supported."""
     if IS_MICROPYTHON:
         numbers = (port).to_bytes(4, sys.byteorder) + (cid).to_bytes(4, sys.byteorder)  # novermin
         family = (AF_VSOCK).to_bytes(2, sys.byteorder)  # novermin
@@ -355,17 +355,17 @@ def vsock_address(cid, port):
 
 
 def close_on_exec(sock):
-    """Keep programs that the agent starts from inheriting a socket."""
+    """Keep child programs from inheriting a socket."""
     flags = fcntl.fcntl(sock.fileno(), fcntl.F_GETFD)
     fcntl.fcntl(sock.fileno(), fcntl.F_SETFD, flags | fcntl.FD_CLOEXEC)
 
 
 def send_at_once(sock):
-    """Send pieces without waiting for the last one's acknowledgement (RFC 896)."""
+    """Send pieces without waiting for the acknowledgement of the last one (RFC 896)."""
     try:
         sock.setsockopt(6, 1, 1)  # IPPROTO_TCP, TCP_NODELAY
     except SOCKET_ERRORS:
-        pass  # it is none of TCP's
+        pass  # not a TCP socket
 
 
 def _set_nonblocking(descriptor):
@@ -376,9 +376,9 @@ def _set_nonblocking(descriptor):
 def unnamed_file(content=b""):
     """Return a file open for writing and reading that has no name any more.
 
-    Only this user may open it while it has one, whatever the umask is: it may
-    hold a token. O_EXCL neither follows a link nor takes a file that somebody
-    else made. Raises OSError if no directory can be had.
+    While it has a name, only this user may open it, whatever the umask is: it may hold
+    a token. O_EXCL neither follows a link nor opens an existing file. Raises OSError if
+    no directory can be used.
     """
     shared = ("/run", "/var/run", "/dev/shm", "/tmp")  # noqa: S108 -- see above
     for parent in (getenv("RUNTIME_DIRECTORY"),) + shared:
@@ -403,11 +403,11 @@ def unnamed_file(content=b""):
 
 
 class Child(object):
-    """A program, or a function of ours, run in a child process without waiting for it.
+    """A program, or a function, that runs in a child process without blocking this one.
 
-    ``poll()`` gives None while it runs, then ``(status, output)``; ``kill()``
-    ends it and everything it started. A function is called with no arguments
-    and returns bytes. Raises OSError if no process can be had, and keeps nothing then.
+    ``poll()`` returns None while it runs, then ``(status, output)``. ``kill()`` ends it
+    and everything that it started. A function gets no arguments and returns bytes.
+    Raises OSError, and leaves nothing open, if no process can be started.
     """
 
     def __init__(self, argv=None, stdin=b"", function=None):
@@ -437,7 +437,7 @@ class Child(object):
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
                 signal.signal(number, signal.SIG_DFL)
-            os.umask(0o022)  # what a DHCP client or an installer makes is for everybody
+            os.umask(0o022)  # files of a DHCP client or an installer are for everybody
             os.setpgid(0, 0)
             os.dup2(source, 0)
             os.dup2(write_out, 1)
@@ -484,7 +484,7 @@ class Child(object):
 
 
 def _wait_for(pid, options):
-    """Return what waitpid(2) gives, or a signal's status where the kernel has kept none."""
+    """Return waitpid(2)'s result, or a signal's status if the kernel has kept none."""
     while True:
         try:
             return os.waitpid(pid, options)
@@ -494,9 +494,9 @@ def _wait_for(pid, options):
 
 
 def program_environment(environment):
-    """Return the environment of a program that we start: the C locale and nothing secret.
+    """Return the environment for child programs: the C locale, and nothing secret.
 
-    An empty or relative word in PATH would run what lies in the current directory.
+    An empty or relative word in PATH would run programs in the current directory.
     """
     secret = ("TOKEN", "READ_TOKEN")
     names = [name for name in environment if name[:12] != "GUEST_AGENT_" and name not in secret]
@@ -514,7 +514,7 @@ def resolve(host, port):
     """Return the TCP addresses of a host: a list of ``(family, socket address)``.
 
     Blocks while a name is looked up; numeric addresses never block. The host
-    goes in as bytes because CPython would import its idna codec for text.
+    is passed as bytes because CPython would import its idna codec for text.
     """
     found = socket.getaddrinfo(to_bytes(host), port, 0, socket.SOCK_STREAM)
     return [(entry[0], entry[4]) for entry in found if entry[1] == socket.SOCK_STREAM]
@@ -530,7 +530,7 @@ def lookup_function(host, port):
 
 
 def numeric_host(target):
-    """Return the numeric address in an item of ``resolve``."""
+    """Return the numeric address in an item from ``resolve``."""
     family, address = target
     if IS_MICROPYTHON:
         return socket.inet_ntop(family, socket.sockaddr(address)[1])
@@ -554,11 +554,11 @@ def stop_sending(sock):
 
 
 class Signals(object):
-    """Turns SIGTERM and SIGINT into ``stopped`` and SIGHUP into ``reload``.
+    """Turn SIGTERM and SIGINT into ``stopped``, and SIGHUP into ``reload``.
 
-    ``fileno`` becomes readable when one arrives, so that a poll which Python
-    3.5 and later would silently restart (PEP 475) comes back. MicroPython
-    only writes the signals' numbers there and leaves the rest to us.
+    ``fileno`` becomes readable when a signal arrives, so that a poll returns which
+    Python 3.5 and later would restart silently (PEP 475). MicroPython only writes the
+    signals' numbers there; this class does the rest.
     """
 
     def __init__(self):

@@ -17,10 +17,10 @@ SOURCE = "configuration"  # what /info calls this file
 
 
 class Settings(object):
-    """The configuration; None for what it does not set.
+    """The settings; None for a setting that the configuration lacks.
 
-    ``identity`` has the text of VM_ID and MANAGER_URL, by their names in lower
-    case, and where each comes from.
+    ``identity`` has the text of VM_ID and MANAGER_URL by their names in lower case,
+    with the source of each.
     """
 
     def __init__(self):
@@ -48,19 +48,19 @@ class Url(object):
         self.prefix = prefix
 
     def authority(self):
-        """Return the host and port as a Host header and a URL show them."""
+        """Return host and port in the form of a Host header and a URL."""
         host = "[%s]" % self.host.split("%")[0] if ":" in self.host else self.host
         default = {"http": 80, "https": 443}[self.scheme]
         return host if self.port == default else "%s:%d" % (host, self.port)
 
 
 def is_out_of_reach(path):
-    """Return whether the file is there and this process may not read it."""
+    """Return whether the file exists but this process may not read it."""
     return _fault(path) == compat.EACCES
 
 
 def _fault(path):
-    """Return the number of the error that opening a file gives, or None."""
+    """Return the error number of opening a file, or None."""
     try:
         os.close(open_to_read(path))
     except OSError as error:
@@ -79,11 +79,11 @@ def find_user(name):
 
 
 def read_settings(path, log):
-    """Return the settings of a file, each bad value logged and replaced by its default.
+    """Return the settings of a file; log each invalid value and use its default.
 
-    A missing file gives the defaults. Where the agent may not read it (systemd's
-    DynamicUser=), ``identify`` has handed the same bytes over; without those the
-    environment's values count, each read as in a line of the file.
+    A missing file gives the defaults. If the agent may not read the file (systemd's
+    DynamicUser=), it uses the bytes that ``identify`` has handed over. Without those,
+    it uses the environment's values, each read like a line of the file.
     """
     if is_out_of_reach(path):
         log.info("%s may not be read: using the environment" % path)
@@ -107,10 +107,10 @@ def _read(path):
 
 
 def hand_over(path):
-    """Return the file as lines of an EnvironmentFile= that no parser can read in two ways.
+    """Return the file as lines of an EnvironmentFile= that every parser reads in the same way.
 
-    systemd.exec(5) would keep a comment after a value and take out backslashes.
-    One variable may not be longer than 128 KB (execve(2)).
+    systemd.exec(5) would keep a comment after a value and remove backslashes. A
+    variable has at most 128 KB (execve(2)).
     """
     data = _read(path)
     pieces = [quote(data[at : at + 20000]) for at in range(0, len(data), 20000)]
@@ -121,7 +121,7 @@ _VARIABLE = "GUEST_AGENT_FILE"
 
 
 def take_over():
-    """Return the bytes of the file that ``hand_over`` put into the environment, if it did."""
+    """Return the bytes that ``hand_over`` put into the environment, if it did."""
     data = bytearray()
     number = 0
     while True:
@@ -142,18 +142,18 @@ def take_over():
 def parse_pairs(data, log):
     """Yield the ``(key, value)`` pairs of a configuration file's bytes, in order.
 
-    A line at a time: a small heap has no room for all of them. Space is ASCII's,
-    as it is not the same to all interpreters otherwise.
+    One line at a time, because a small heap has no room for all of them. Only ASCII's
+    white space counts, because interpreters differ in others.
     """
     if len(data) > SIZE_LIMIT:
         log.warning("configuration: only the first %d bytes are read" % SIZE_LIMIT)
         data = data[: data.rfind(b"\n", 0, SIZE_LIMIT) + 1]
-    at = 3 if data.startswith(b"\xef\xbb\xbf") else 0  # the mark that some editors write
+    at = 3 if data.startswith(b"\xef\xbb\xbf") else 0  # the byte order mark that some editors write
     number = 0
     while at < len(data):
         end = data.find(b"\n", at)
         end = len(data) if end < 0 else end
-        line = data[at:end].strip()  # of a carriage return, too
+        line = data[at:end].strip()  # including a carriage return
         at = end + 1
         number += 1
         if not line or line.startswith(b"#"):
@@ -169,7 +169,7 @@ def parse_pairs(data, log):
 
 
 def _unquote(value):
-    """Return the text between quotes, or what comes before a comment."""
+    """Return the text between quotes, or the text before a comment."""
     value = value.strip()
     if value[:1] in (b'"', b"'"):
         end = value.find(value[:1], 1)
@@ -180,11 +180,11 @@ def _unquote(value):
     return compat.to_text(value.split(b" #")[0].split(b"\t#")[0].rstrip())
 
 
-_CLOSED = {"ALLOW": [], "READ_TOKEN": ""}  # nobody is in it, and nothing is equal to it
+_CLOSED = {"ALLOW": [], "READ_TOKEN": ""}  # contains no address, and equals nothing
 
 
 def parse_settings(pairs, log):
-    """Return settings from pairs; the last value of a key counts, an empty one counts as unset."""
+    """Return the settings in pairs; the last value of a key counts, an empty one means unset."""
     settings = Settings()
     parsers = {
         "VM_ID": ("vm_id", parse_vm_id),
@@ -211,7 +211,7 @@ def parse_settings(pairs, log):
                 if key.lower() in settings.identity:
                     settings.identity[key.lower()] = {"value": value, "source": SOURCE}
             except (ValueError, MemoryError) as error:
-                if key in _CLOSED:  # who meant to shut somebody out must not let everybody in
+                if key in _CLOSED:  # an invalid restriction must not let everybody in
                     setattr(settings, name, _CLOSED[key])
                 # The value itself stays out of the log: it may be the token.
                 reason = error.args[0] if isinstance(error, ValueError) else "is too long"
@@ -241,10 +241,10 @@ def parse_flag(value):
 
 
 def parse_outside(value):
-    """Return bytes or text as text, if it is short printable ASCII that can stand between quotes.
+    """Return bytes or text as text, if it is short printable ASCII without quotes.
 
-    For what no file of ours says. Other bytes have no one meaning: clones would share the name
-    that is left when they are replaced.
+    For values from outside the configuration. Bytes that cannot be decoded have no
+    clear meaning: clones could share a name in which they were replaced.
     """
     codes = bytearray(compat.to_bytes(value))
     if len(codes) > 1024 or [code for code in codes if code in (34, 39, 92)]:
@@ -255,7 +255,7 @@ def parse_outside(value):
 
 
 def parse_vm_id(value):
-    """Return the text, if it has at most 128 characters: what begins one in UTF-8 is counted."""
+    """Return the text if it has at most 128 characters, counted by their first bytes in UTF-8."""
     if len([1 for byte in bytearray(compat.to_bytes(value)) if byte & 0xC0 != 0x80]) > 128:
         raise ValueError("is longer than 128 characters")
     return parse_word(value)

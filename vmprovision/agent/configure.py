@@ -1,8 +1,8 @@
 """Configure a network interface: ``POST /configure-interface``.
 
-It changes the guest, so it is there only with ALLOW_CONFIGURE=yes, and only for
-who shows TOKEN. It needs CAP_NET_ADMIN, and root for DHCP clients. What is
-asked for holds until the next boot; the distribution's own configuration stays.
+It changes the guest, so it needs ALLOW_CONFIGURE=yes and a request with TOKEN. It needs
+CAP_NET_ADMIN, and root for DHCP clients. The change lasts until the next boot; the
+distribution's own configuration stays unchanged.
 """
 
 from . import access, addresses, compat
@@ -11,7 +11,7 @@ from .tasks import Outcome, run_program
 SECONDS = 5.0
 DHCP_SECONDS = 45.0
 
-# Each ends with a status other than 0 if it gets no lease, and keeps one in the background.
+# Each exits with a status other than 0 without a lease, and renews a lease in the background.
 DHCP_CLIENTS = (
     ("dhclient", "-1"),
     ("dhcpcd", "-w", "-t", "30"),
@@ -24,9 +24,10 @@ class RefusalError(Exception):
 
 
 def parse_object(text):
-    """Return a JSON object (RFC 8259) as a dict. Raises RefusalError: it is anything else.
+    """Return a JSON object (RFC 8259) as a dict. Raises RefusalError for anything else.
 
-    What is no string, null or object may be another value of its kind: nobody asks for it.
+    Only strings, null and objects are parsed exactly, because no other values are
+    needed.
     """
     try:
         value, at = _value(text, 0, 0)
@@ -34,7 +35,7 @@ def parse_object(text):
             return value
     except ValueError:
         pass
-    raise RefusalError("the body is no JSON object")
+    raise RefusalError("the body is not a JSON object")
 
 
 _NESTED = 32
@@ -48,7 +49,7 @@ def _skip(text, at):
 
 
 def _value(text, at, depth):
-    """Return the value that begins at a place, and where it ends. Raises ValueError."""
+    """Return the value at an offset, and the offset after it. Raises ValueError."""
     at = _skip(text, at)
     head = text[at : at + 1]
     if head == '"':
@@ -59,14 +60,14 @@ def _value(text, at, depth):
     while end < len(text) and text[end] not in '{}[]:," \t\r\n':
         end += 1
     word = text[at:end]
-    # Numbers are not asked for, so it may be something like one.
+    # No number is needed, so anything that looks like one is skipped.
     if word not in ("true", "false", "null") and (not word or word.strip("0123456789+-.eE")):
         raise ValueError
     return None if word == "null" else 0, end
 
 
 def _members(text, at, depth):
-    """Return an object as a dict or an array as its last member in a list, and where it ends."""
+    """Return an object as a dict or an array as a list of its last member, and the end offset."""
     is_object = text[at] == "{"
     found = {}
     closing = "}" if is_object else "]"
@@ -95,7 +96,7 @@ def _string(text, at):
     out = []
     while text[at : at + 1] != '"':
         character = text[at : at + 1]
-        if character < " ":  # or the end
+        if character < " ":  # or the end of the text
             raise ValueError
         at += 1
         if character == "\\":
@@ -106,7 +107,7 @@ def _string(text, at):
                 if len(code) < 4 or code.strip("0123456789abcdefABCDEF"):
                     raise ValueError
                 at += 4
-                # Nothing that can be asked for has other characters in it.
+                # No valid value has other characters.
                 character = chr(int(code, 16)) if int(code, 16) < 127 else "?"
             elif character not in _ESCAPES:
                 raise ValueError
@@ -117,7 +118,7 @@ def _string(text, at):
 
 
 def parse_interface(name, root):
-    """Return the name of an interface that this guest has. Raises RefusalError."""
+    """Return the name of an existing interface of this guest. Raises RefusalError."""
     if not name or len(name) > 15 or name[0] in "-." or [c for c in name if c not in _NAME]:
         raise RefusalError("interface is not the name of one")
     if not compat.exists("%s/sys/class/net/%s" % (root, name)):
@@ -140,13 +141,13 @@ def parse_cidr(text):
 
 
 def parse_gateway(text, address, length):
-    """Return a gateway that the kernel can take beside an address. Raises RefusalError."""
+    """Return a gateway that the kernel accepts for an address. Raises RefusalError."""
     own, packed = compat.pack_address(address), compat.pack_address(text)
     if packed is None or len(packed) != len(own):
         raise RefusalError("gateway is not an address of the same kind")
     network = access.parse_allow("%s/%d" % (address, length))
     near = network + access.parse_allow("fe80::/10")
-    host = 1  # neither the network's own address nor its broadcast
+    host = 1  # not the network's own address or its broadcast address
     if len(packed) == 4 and length < 31:
         number = 0
         for byte in bytearray(packed):
@@ -159,9 +160,9 @@ def parse_gateway(text, address, length):
 
 
 def configure(body, root, outcome, clock):
-    """Do what the body of a request asks for; ``outcome.output`` is then the answer.
+    """Carry out a request; ``outcome.output`` is then the answer.
 
-    Where it cannot be done, addresses and routes are left, or set again, as they were.
+    If it fails, addresses and routes stay as they were, or are restored.
     """
     try:
         wanted = parse_object(compat.to_text(body))
@@ -196,7 +197,7 @@ def _set_static(wanted, answer, clock):
 
 
 def _set_by_ip(name, cidr, gateway, clock):
-    """Add the new before removing the old, so that a refusal by the kernel changes nothing."""
+    """Add the new address before removing the old one, so that a refusal changes nothing."""
     ip = ("ip", "-6" if ":" in cidr else "-4")
     device = ("dev", name)
     before = Addresses(ip, name)
@@ -209,7 +210,7 @@ def _set_by_ip(name, cidr, gateway, clock):
     yield _run_all(new, clock, failure)
     if not failure:
         yield _run_all([ip + ("addr", "del", each[0]) + device for each in others], clock)
-        # The kernel may have taken the address away with the first one of its network.
+        # The kernel may have removed the address with the first one of its network.
         yield _run_all(new, clock, failure)
     if failure:
         gone = [ip + ("addr", "del", cidr) + device]
@@ -222,10 +223,10 @@ def _set_by_ip(name, cidr, gateway, clock):
 
 
 class Addresses(object):
-    """What ``ip`` tells of an interface's addresses and routes, to set them again."""
+    """An interface's addresses and routes from ``ip``, to restore them."""
 
     def __init__(self, ip, name):
-        self.addresses = []  # each with its broadcast address behind it, as ``ip`` takes both
+        self.addresses = []  # each followed by its broadcast address, as ``ip`` takes it
         self._ip = ip
         self._device = ("dev", name)
         self._routes = []
@@ -248,20 +249,20 @@ class Addresses(object):
             if "expires" in words:
                 at = words.index("expires")
                 del words[at : at + 2]
-            # What the kernel made of an address comes with that.
+            # The kernel adds routes of addresses again by itself.
             if words and line[:1] != "\t" and "kernel" not in words:
                 if words[0] == "default" or self._device[1] in words:
                     self._routes.append(tuple(words))
 
     def commands(self):
-        """Return what sets all of them again."""
+        """Return the commands that restore all of them."""
         add, via = self._ip + ("addr", "replace"), self._ip + ("route", "replace")
         commands = [add + each + self._device for each in self.addresses]
         return commands + [via + each for each in self._routes]
 
 
 def _set_by_ifconfig(name, address, length, gateway, clock):
-    """Set an IPv4 address in the place of the first one, which comes back if that fails."""
+    """Replace the first IPv4 address; restore it if that fails."""
     if ":" in address:
         raise RefusalError("IPv6 addresses need ip, which this guest does not have")
     number = (0xFFFFFFFF << (32 - length)) & 0xFFFFFFFF
@@ -269,7 +270,7 @@ def _set_by_ifconfig(name, address, length, gateway, clock):
     shown, routes, failure = Outcome(), Outcome(), []
     yield run_program(("ifconfig", name), SECONDS, shown, clock)
     yield run_program(("route", "-n"), SECONDS, routes, clock)
-    words = compat.to_text(shown.output).replace(":", " ").split()  # "addr:" in old ones
+    words = compat.to_text(shown.output).replace(":", " ").split()  # "addr:" in old versions
     before = ("ifconfig", name)
     for word, value in zip(words, words[1:]):
         if word in ("inet", "addr") and len(before) == 2 and addresses.is_ipv4(value):
@@ -292,7 +293,7 @@ def _set_by_ifconfig(name, address, length, gateway, clock):
 
 
 def _run_all(commands, clock, failure=None):
-    """Run one after the other. With a list for the first failure, stop there; else go on."""
+    """Run the commands in order. With a list for the first failure, stop there; else continue."""
     for argv in commands:
         ran = Outcome()
         yield run_program(argv, SECONDS, ran, clock)
@@ -314,6 +315,6 @@ def _ask_dhcp(_wanted, answer, clock):
             answer["dhcp_client"] = argv[0]
             return
         if ran.status != 127:
-            yield _run_all(before.commands(), clock)  # it may have taken them away first
+            yield _run_all(before.commands(), clock)  # the DHCP client may have removed them
             raise RefusalError("%s got no lease for %s" % (argv[0], name))
     raise RefusalError("this guest has neither dhclient, dhcpcd nor udhcpc")

@@ -11,7 +11,7 @@ _UNRESERVED = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._
 
 def quote(text):
     """Return the text percent-encoded as one segment of a path (RFC 3986)."""
-    if text in (".", ".."):  # would be removed as segments
+    if text in (".", ".."):  # dot segments would be removed
         return text.replace(".", "%2E")
     out = [
         chr(byte) if chr(byte) in _UNRESERVED else "%%%02X" % byte
@@ -42,7 +42,7 @@ def render_report(settings, address):
 
 
 def parse_status(data):
-    """Return the final status of an HTTP answer; None while incomplete, 0 if it is not HTTP."""
+    """Return the final status of an HTTP answer; None if incomplete, 0 if it is not HTTP."""
     while data:
         line, newline, rest = data.partition(b"\n")
         if not newline:
@@ -53,7 +53,7 @@ def parse_status(data):
         status = int(words[1])
         if status < 100 or status >= 200:
             return status
-        # An interim answer (RFC 9110, section 15.2): the final one follows its head.
+        # An interim answer (RFC 9110, section 15.2): the final answer follows its head.
         ends = [at for at in (rest.find(b"\r\n\r\n") + 4, rest.find(b"\n\n") + 2) if at > 3]
         if rest.startswith(b"\r\n"):
             ends.append(2)
@@ -64,10 +64,10 @@ def parse_status(data):
 
 
 def deliver_by_socket(settings, address, targets, outcome, clock):
-    """Post the report to the first of the targets that takes the connection.
+    """Post the report to the first target that accepts the connection.
 
-    All of them together have five seconds. ``outcome.hopeless`` then tells whether a program
-    would fare no better: the manager has answered, or nothing at its address does.
+    All targets together have five seconds. ``outcome.hopeless`` tells whether a program
+    would fail too: the manager has answered, or nothing answers at its address.
     """
     end = clock() + SECONDS
     outcome.hopeless = bool(targets)
@@ -90,14 +90,14 @@ def _judge(status):
 
 
 def post(target, request, seconds, outcome, clock):  # noqa: C901 -- one exchange, to its end
-    """Send one request and wait for the answer's status.
+    """Send one request and wait for the status of the answer.
 
-    The output is what has arrived by then.
+    The output is the data that has arrived by then.
     """
     sock = None
     received = b""
     try:
-        sock = socket.socket(target[0], socket.SOCK_STREAM)  # fails for a family that is off
+        sock = socket.socket(target[0], socket.SOCK_STREAM)  # fails for a disabled address family
         compat.close_on_exec(sock)
         sock.setblocking(False)
         try:
@@ -108,7 +108,7 @@ def post(target, request, seconds, outcome, clock):  # noqa: C901 -- one exchang
         for pause in pauses(seconds, clock):
             yield pause
             try:
-                # While the connection is being made, sending says EAGAIN.
+                # While the connection is being made, sending fails with EAGAIN.
                 while request:
                     request = request[sock.send(request) :]
                 data = sock.recv(1024)
@@ -140,9 +140,8 @@ def _quoted(text):
 def programs(settings, address):
     """Return the ``(argv, input)`` pairs to try, in order; nc for http only.
 
-    What is secret goes through the input: arguments are visible to every
-    user of the guest. The wget of busybox takes only arguments, so it is
-    tried only if there is no token.
+    Secrets go through the input, because every user of the guest can see arguments.
+    BusyBox's wget accepts only arguments, so it is tried only without a token.
     """
     manager = settings.manager
     url = "%s://%s%s" % (manager.scheme, manager.authority(), report_path(settings))
@@ -179,7 +178,7 @@ def _lines(lines):
 def deliver_by_program(settings, address, outcome, clock):
     """Post the report with the first of curl, wget and nc that gets an answer.
 
-    A failure that the outcome already has stays if none of them does.
+    If none gets an answer, an earlier failure in the outcome stays.
     """
     failure = None
     useless = []
@@ -200,7 +199,7 @@ def deliver_by_program(settings, address, outcome, clock):
             failure = failure or "%s: %s" % (argv[0], text)
         elif ran.status != 127:
             failure = failure or "%s ended with status %d" % (argv[0], ran.status)
-        if ran.status not in (1, 2, 127):  # it is there, and knows its options
+        if ran.status not in (1, 2, 127):  # the program exists and knows its options
             useless.append(argv[0])
     if not outcome.failure:
         outcome.failure = failure or "https needs curl or wget"

@@ -1,8 +1,8 @@
 """``GET /metrics`` for Prometheus: its text format, version 0.0.4.
 
-Names, types, units and labels are those of node_exporter wherever the figure is the same, so that
-dashboards and alerts made for that one work; what is about the agent itself begins with
-``guest_agent_``. Fractions are written from the kernel's integers, so nothing is rounded.
+Names, types, units and labels are those of node_exporter for the same figures, so that its
+dashboards and alerts work. Metrics of the agent itself begin with ``guest_agent_``.
+Fractions are written from the kernel's integers, so nothing is rounded.
 """
 
 import time
@@ -40,9 +40,9 @@ _PRESSURE = (
     ("memory", "some", "waiting"),
     ("memory", "full", "stalled"),
 )
-# Colons are for the names that Prometheus' own rules give.
+# Colons are reserved for Prometheus' recording rules.
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_"
-_NUMBERS = (  # a name, a file below /proc/sys, and which of its words
+_NUMBERS = (  # a name, a file below /proc/sys, and the index of a word in it
     ("filefd_allocated", "fs/file-nr", 0),
     ("filefd_maximum", "fs/file-nr", 2),
     ("nf_conntrack_entries", "net/netfilter/nf_conntrack_count", 0),
@@ -125,7 +125,7 @@ def _memory(proc, _):
 
 
 def _is_new(name, seen):
-    """Return whether a kernel's name is valid for a metric; a wrong one spoils the whole text."""
+    """Return whether a kernel's name is valid for a metric; an invalid one spoils the text."""
     if name in seen or name.strip(_LETTERS):
         return False
     seen.add(name)
@@ -141,7 +141,7 @@ def _load(proc, _):
 
 
 def _table(prefix, names, rows, source, render):
-    """Return a metric for each column of a table, with a sample for each long enough row."""
+    """Return a metric for each column of a table, with a sample from each row of full length."""
     rows = [row for row, _ in zip(rows, range(compat.ROW_LIMIT))]
     seen = set()
     rows = [row for row in rows if not (row[0] in seen or seen.add(row[0]))]
@@ -262,9 +262,9 @@ _COLLECTORS += (_pressure, _vmstat, _sockets, _numbers)
 
 
 def render(proc, root, vm_id):
-    """Yield the text in pieces of some kilobytes; all of it may not fit into memory.
+    """Yield the text in pieces of some kilobytes, because all of it may not fit into memory.
 
-    What cannot be read or understood is left out.
+    Figures that cannot be read or parsed are left out.
     """
     pairs = (("version", __version__), ("runtime", compat.runtime_name()))
     pieces = [_information("guest_agent_build_info", "the agent", pairs)]
@@ -281,5 +281,5 @@ def render(proc, root, vm_id):
                     size, pieces = 0, []
         except (ValueError, KeyError, IndexError, TypeError, OSError):
             pass
-    if pieces:  # nothing is what a body in chunks ends with
+    if pieces:  # an empty chunk would end the body
         yield compat.to_bytes("".join(pieces))

@@ -10,9 +10,9 @@ LINES_LIMIT = 262144
 
 
 def open_to_read(path):
-    """Return a descriptor of a file. Neither opening nor reading it waits, whatever it is.
+    """Return a descriptor of a file; neither opening nor reading it blocks, whatever it is.
 
-    A FIFO that nobody writes to is empty. Raises OSError.
+    A FIFO without a writer is empty. Raises OSError.
     """
     return os.open(compat.to_path(path), os.O_NONBLOCK)
 
@@ -37,14 +37,14 @@ def read_bounded(path, limit=READ_LIMIT):
 
 
 def read_text(path, limit=READ_LIMIT):
-    """Return the content of a file as text without space around it; None if there is none."""
+    """Return the content of a file as text without surrounding space; None if there is none."""
     return compat.to_text(read_bounded(path, limit)).strip() or None
 
 
 def read_pieces(path, limit, size):
     """Yield a file's content as bytes, up to the limit; nothing if it cannot be read."""
     try:
-        # MicroPython never closes a generator that nobody goes on with, but a file object.
+        # MicroPython closes abandoned file objects, but not abandoned generators.
         source = compat.as_file(open_to_read(path))
         try:
             while limit > 0:
@@ -62,8 +62,8 @@ def read_pieces(path, limit, size):
 def read_lines(path, limit=LINES_LIMIT):
     """Yield the lines of a file as bytes, with little of it in memory at a time.
 
-    Of long lines, such as the interrupts' in /proc/stat, the beginning only, and what begins
-    within the limit; nothing if it cannot be read.
+    Long lines, such as the interrupts in /proc/stat, are cut. Only lines that begin
+    within the limit are read. Yield nothing if the file cannot be read.
     """
     rest = b""
     for piece in read_pieces(path, limit, LINE_LIMIT):
@@ -72,5 +72,5 @@ def read_lines(path, limit=LINES_LIMIT):
         limit -= len(piece)
         for line in lines:
             yield line[:LINE_LIMIT]
-    if rest and limit > 0:  # else it may be the beginning of a line only
+    if rest and limit > 0:  # else it may be an incomplete line
         yield rest

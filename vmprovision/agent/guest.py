@@ -7,7 +7,7 @@ from .files import read_bounded, read_text
 def parse_process(stat):
     """Return a process's number, name and parent from /proc/PID/stat, or None.
 
-    The name stands in parentheses and may itself hold spaces and parentheses.
+    The name is in parentheses and may itself contain spaces and parentheses.
     """
     text = compat.to_text(stat)
     opening, closing = text.find("("), text.rfind(")")
@@ -23,7 +23,7 @@ def parse_process(stat):
 def parse_cgroup(cgroup):
     """Return this process's path in systemd's own or the unified hierarchy, or None.
 
-    The root of one says nothing if the other knows better.
+    A path at the root of one hierarchy counts only if the other has none.
     """
     named = unified = None
     for line in compat.to_text(cgroup).split("\n"):
@@ -36,7 +36,7 @@ def parse_cgroup(cgroup):
 
 
 def describe(proc, root, addresses, settings):
-    """Return what ``GET /info`` answers; a fact that nothing states is None."""
+    """Return the answer of ``GET /info``; a fact that is not known is None."""
 
     def process(name):
         return parse_process(read_bounded("%s/%s/stat" % (proc, name))) or {}

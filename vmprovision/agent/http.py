@@ -1,4 +1,4 @@
-"""The part of HTTP/1.1 (RFC 9110, RFC 9112) that a server of small JSON answers needs."""
+"""The subset of HTTP/1.1 (RFC 9110, RFC 9112) for a server of small JSON answers."""
 
 import time
 
@@ -7,13 +7,13 @@ from . import compat, jsonio
 LINE_LIMIT = 4096
 HEAD_LIMIT = 8192
 BODY_LIMIT = 65536
-ORDER_LIMIT = 4096  # of a body that is not thrown away
+ORDER_LIMIT = 4096  # bytes kept of a body
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 JSON = "application/json"
-EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"  # what Prometheus reads
-# Version 1.0.0 has more names, none of which are ours, and ways to write those.
+EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"  # the format that Prometheus reads
+# Version 1.0.0 allows more names, which are not used here, and ways to write them.
 _EXPOSITION_PARAMETERS = ("version=0.0.4", "version=1.0.0", "charset=utf-8")
-RANGE_LIMIT = 32  # in an Accept header; what follows is not looked at
+RANGE_LIMIT = 32  # entries in an Accept header; others are ignored
 
 REASONS = {
     200: "OK",
@@ -39,14 +39,14 @@ _MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 
 
 class RequestError(Exception):
-    """A request that cannot be understood: ``args`` are the status to answer and why."""
+    """A request that cannot be parsed: ``args`` are the status to answer and the reason."""
 
 
 class Request(object):
-    """One request's head: method, path as text, lists of values by lower-case field name.
+    """The head of a request: method, path as text, lists of values by lower-case field name.
 
-    ``chunks`` takes a body in chunks apart, else ``body_length`` is known; ``is_waiting`` is
-    set where the client waits for a word before it sends the body.
+    ``chunks`` parses a body in chunks; else ``body_length`` is known. ``is_waiting`` is
+    set if the client waits for an interim answer before it sends the body.
     """
 
     def __init__(self, method, path, fields, is_old):
@@ -61,20 +61,20 @@ class Request(object):
 
 
 class Chunks(object):
-    """Takes a body in chunks (RFC 9112, section 7.1) apart as it arrives, and keeps its beginning.
+    """Parse a body in chunks (RFC 9112, section 7.1) as it arrives, and keep its beginning.
 
-    ``size`` counts what the chunks cost in all, their heads and trailers too.
+    ``size`` counts all received bytes, including the chunks' heads and trailers.
     """
 
     def __init__(self):
         self.body = b""
         self.size = 0
         self.is_whole = False
-        self._left = 0  # of the chunk
+        self._left = 0  # bytes left in the chunk
         self._next = "size"
 
     def take(self, data):
-        """Return what of the data follows what was taken. Raises RequestError."""
+        """Return the part of the data after the body. Raises RequestError."""
         while data and not self.is_whole:
             if self._left:
                 piece = data[: self._left]
@@ -117,7 +117,7 @@ def take_head(data):
     dropped (RFC 9112, section 2.2). Raises RequestError beyond the limits.
     """
     data = data.lstrip(b"\r\n")
-    if data and bytearray(data[:1])[0] not in _TOKEN:  # TLS, say: its end is not worth waiting for
+    if data and bytearray(data[:1])[0] not in _TOKEN:  # probably TLS, so do not wait for its end
         raise RequestError(400, "malformed request line")
     ends = [end for end in (data.find(b"\n\r\n") + 3, data.find(b"\n\n") + 2) if end > 2]
     # find() + length is at least 3 for a real hit, because the data no longer starts with LF.
@@ -161,7 +161,7 @@ def parse_head(head):
 
 
 def _list_of(fields, name):
-    """Return the members of a field that is a list, in lower case."""
+    """Return the members of a list field, in lower case."""
     members = b",".join(fields.get(name, ())).lower().split(b",")
     return [member.strip(b" \t") for member in members if member.strip(b" \t")]
 
@@ -171,7 +171,7 @@ def _is_host(value):
     name, port = value, b""
     if value[:1] == b"[":
         name, closing, port = value[1:].partition(b"]")
-        packed = compat.pack_address(compat.to_text(name.split(b"%")[0]))  # with a zone, too
+        packed = compat.pack_address(compat.to_text(name.split(b"%")[0]))  # also with a zone
         if not closing or port[:1] not in (b"", b":") or len(packed or ()) != 16:
             return False
         name, port = b"", port[1:]
@@ -230,7 +230,7 @@ def _body_length(values):
 
 
 def _path_of(target):
-    """Return the path of a target in origin form, or in the absolute form that proxies send."""
+    """Return the path of a target in origin form, or in the absolute form of proxies."""
     target = target.split(b"?")[0].split(b"#")[0]
     lowered = target.lower()
     for scheme in (b"http://", b"https://"):
@@ -242,9 +242,9 @@ def _path_of(target):
 def likes_exposition(values):
     """Return whether an Accept header prefers Prometheus' text to JSON.
 
-    By RFC 9110, section 12.5.1. What fits none of the ranges is unwanted; without a header,
-    and where both are as welcome, it is JSON. But who names a kind that only Prometheus and
-    its like read, be it one that we do not have, can do nothing with JSON.
+    By RFC 9110, section 12.5.1. A type that matches no range is not wanted. Without a
+    header, and if both are equally wanted, the answer is JSON. But a client that names
+    any format of Prometheus, even one that is not supported here, cannot use JSON.
     """
     ranges = []
     for each in compat.to_text(b",".join(values)).lower().split(",", RANGE_LIMIT)[:RANGE_LIMIT]:
@@ -260,7 +260,7 @@ def likes_exposition(values):
 
 
 def _welcome(ranges, kind, parameters):
-    """Return the quality that the most specific range that fits a kind gives it; 0 for none."""
+    """Return the quality that the most specific matching range gives to a type; 0 for none."""
     names = {kind: 2, kind.split("/")[0] + "/*": 1, "*/*": 0}
     best = (-1, 0)
     for name, wanted, quality in ranges:
@@ -284,12 +284,12 @@ def _is_scrape(entry):
 def _thousandths(text):
     whole, _, decimals = text.partition(".")
     if whole not in ("0", "1") or decimals.strip("0123456789") or len(decimals) > 3:
-        return 0  # no quality value: nothing that was asked for
+        return 0  # an invalid quality value: not wanted
     return min(1000, int(whole + (decimals + "000")[:3]))
 
 
 class Stream(object):
-    """An answer of another kind than JSON, in pieces that are made while it is sent."""
+    """An answer of another type than JSON, in pieces that are made while it is sent."""
 
     def __init__(self, kind, pieces):
         self.kind = kind
@@ -297,21 +297,21 @@ class Stream(object):
 
 
 def chunk(data):
-    """Return a piece of a body whose length was not announced; an empty one ends it."""
+    """Return a chunk of a body of unannounced length; an empty one ends the body."""
     return compat.to_bytes("%x\r\n" % len(data)) + data + b"\r\n"
 
 
 def _date(now):
-    """Return a time as a Date field has it (RFC 9110, section 5.6.7)."""
+    """Return a time in the form of a Date field (RFC 9110, section 5.6.7)."""
     year, month, day, hour, minute, second, weekday = tuple(time.gmtime(now))[:7]
     date = _DAYS[weekday], day, _MONTHS[month - 1], year, hour, minute, second
     return "%s, %02d %s %04d %02d:%02d:%02d GMT" % date
 
 
 def render(status, answer, request=None, keep_alive=False, allow=None):
-    """Return the bytes of a response with a JSON body; to HEAD, everything but the body.
+    """Return a response with a JSON body as bytes; for HEAD, without the body.
 
-    Of a Stream likewise everything but the body.
+    For a Stream, also without the body.
     """
     lines = ["HTTP/1.1 %d %s" % (status, REASONS[status]), "Cache-Control: no-store"]
     lines.append("Date: " + _date(int(time.time())))

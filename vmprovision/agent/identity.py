@@ -1,12 +1,11 @@
-"""Tells which machine this is, where one injected image serves many.
+"""Find out which machine this is, because one injected image may serve many machines.
 
-What the configuration does not say is looked for outside the image, under one
-name everywhere, ``guest_agent.vm_id`` and ``guest_agent.manager_url``: on the
-kernel's command line, in SMBIOS (OEM Strings, type 11 of DSP0134), among
-systemd's credentials (systemd.exec(5)) and in QEMU's fw_cfg (below ``opt/``).
-A machine without any name there is called by cloud-init's instance id, else by
-its SMBIOS UUID. Whoever runs the machine sets these; they are read as text that
-may be anything.
+A setting that the configuration lacks is searched outside the image, under the same
+name everywhere, ``guest_agent.vm_id`` and ``guest_agent.manager_url``: on the kernel's
+command line, in SMBIOS (OEM Strings, type 11 of DSP0134), among systemd's credentials
+(systemd.exec(5)) and in QEMU's fw_cfg (below ``opt/``). A machine without a name there
+gets cloud-init's instance ID, else its SMBIOS UUID. The operator of the machine sets
+these; they may be any text.
 """
 
 import os
@@ -16,23 +15,23 @@ from .files import READ_LIMIT, read_bounded, read_pieces
 
 PREFIX = "guest_agent."
 HANDOVER = "/run/guest-agent.identity"
-VARIABLE = "GUEST_AGENT_"  # before the names in it
+VARIABLE = "GUEST_AGENT_"  # prefix of the names in it
 _PROTECTED = ("SMBIOS_VM_ID", "SMBIOS_MANAGER_URL", "FW_CFG_VM_ID", "FW_CFG_MANAGER_URL", "UUID")
 _PARTS = (("VM_ID", "vm_id", config.parse_vm_id), ("MANAGER_URL", "manager", config.parse_url))
 
 _TABLES_LIMIT = 1 << 22
 
-# What cloud-init calls machines that nobody gave a name.
+# cloud-init's names for machines without one.
 _SHARED_NAMES = ("nocloud", "iid-local01", "iid-datasource", "iid-datasource-none")
-# What vendors left in boards instead of a UUID.
+# Vendors' placeholders for a UUID.
 _SHARED_UUIDS = ("03000200-0400-0500-0006-000700080009", "00020003-0004-0005-0006-000700080009")
 
 
 def oem_strings(path):
     """Return the strings of every OEM Strings structure in a file of SMBIOS tables, as bytes.
 
-    A guest with much memory has far more than 64 KiB of tables, so each structure is passed over
-    as soon as it is whole.
+    A guest with much memory has far more than 64 KiB of tables, so each structure is skipped
+    as soon as it is complete.
     """
     found = []
     rest = b""
@@ -40,7 +39,7 @@ def oem_strings(path):
         rest += piece
         while len(rest) >= 4:
             kind, length = bytearray(rest[:2])
-            if length < 4 or kind == 127:  # the end mark: what follows is stale
+            if length < 4 or kind == 127:  # the end marker; stale data may follow
                 return found
             end = rest.find(b"\0\0", length)
             if end < 0:
@@ -48,16 +47,16 @@ def oem_strings(path):
             if kind == 11:
                 found += rest[length:end].split(b"\0")
             rest = rest[end + 2 :]
-        if len(rest) > READ_LIMIT:  # no structure is as long
+        if len(rest) > READ_LIMIT:  # no structure is so long
             break
     return found
 
 
 def split_parameters(line):
-    """Return the parameters of a kernel command line; spaces between double quotes are in one.
+    """Return the parameters of a kernel command line; double quotes keep spaces in a parameter.
 
-    By the kernel's own rules (kernel-parameters.rst): a quote may be anywhere in a parameter,
-    and those that are around it as a whole are none of it.
+    By the kernel's own rules (kernel-parameters.rst), a quote may be anywhere in a
+    parameter. Quotes around a whole parameter are removed.
     """
     found = [b""]
     for place, part in enumerate(line.split(b'"')):
@@ -71,9 +70,9 @@ def split_parameters(line):
 
 
 def pick(words, key):
-    """Return the value that the last ``guest_agent.KEY=VALUE`` of some words gives a key, or None.
+    """Return the value of the last ``guest_agent.KEY=VALUE`` among some words, or None.
 
-    In a name - and _ are the same, as in the kernel's; quotes around a value are none of it.
+    In a name - and _ are equal, as in the kernel; quotes around a value are removed.
     """
     value = None
     for word in words:
@@ -84,17 +83,17 @@ def pick(words, key):
 
 
 def parse_uuid(text):
-    """Return a system UUID in lower case, or None if other machines may have the same."""
+    """Return a system UUID in lower case, or None if other machines may have the same one."""
     uuid = text.strip().lower()
     digits = uuid.replace("-", "")
     if len(uuid) != 36 or len(digits) != 32 or digits.strip("0123456789abcdef"):
         return None
-    # All zeros, all ones, 12345678-1234-...: no version 1 to 8 UUID has so few different digits.
+    # All zeros, all ones, 12345678-1234-...: no real UUID has so few different digits.
     return None if len(set(digits)) < 4 or uuid in _SHARED_UUIDS else uuid
 
 
 def read_protected(root):
-    """Return what only root may read, as a dict of bytes by the names in ``_PROTECTED``."""
+    """Return the facts that only root may read, as bytes by the names in ``_PROTECTED``."""
     found = {}
     firmware = root + "/sys/firmware/"
     words = oem_strings(firmware + "dmi/tables/DMI")
@@ -112,17 +111,17 @@ def read_protected(root):
 
 
 def hand_over(root, path):
-    """Write what only root may read as a systemd EnvironmentFile= for an agent that is not root.
+    """Write the facts that only root may read to a systemd EnvironmentFile= for the agent's user.
 
-    The configuration file at ``path`` is in it, so this file is root's only, from
-    the beginning on. Raises OSError (IOError on Python 2).
+    It contains the configuration file at ``path``, so from its creation on only root
+    may read it. Raises OSError (IOError on Python 2).
     """
     lines = config.hand_over(path)
     for name, value in sorted(read_protected(root).items()):
         try:
             lines.append("%s%s='%s'\n" % (VARIABLE, name, config.parse_outside(value)))
         except ValueError:
-            pass  # the agent could not use it either
+            pass  # the agent could not use this value either
     former = os.umask(0o077)
     try:
         if compat.exists(root + HANDOVER):
@@ -137,7 +136,7 @@ def hand_over(root, path):
 
 
 class Identity(object):
-    """Completes settings by what is known of this machine; made while the agent is still root."""
+    """Complete settings from facts about this machine; made while the agent is still root."""
 
     def __init__(self, root, proc, log):
         self._root = root
@@ -148,7 +147,7 @@ class Identity(object):
             self._protected.setdefault(name, compat.getenv(VARIABLE + name))
 
     def complete(self, settings):
-        """Set what the configuration does not, each value from the first source that has it."""
+        """Set what the configuration lacks, each value from the first source that has it."""
         for key, name, parse in _PARTS:
             if settings.identity[key.lower()]["source"] == config.SOURCE:
                 continue
@@ -182,11 +181,11 @@ class Identity(object):
                 yield "SMBIOS UUID", self._protected["UUID"]
 
     def _instance(self):
-        # Not /var/lib/cloud: what an image was captured with would name every clone.
+        # Not /var/lib/cloud: an ID captured in an image would name every clone.
         name = read_bounded(self._root + "/run/cloud-init/.instance-id", 256).strip()
         return None if compat.to_text(name) in _SHARED_NAMES else name
 
     def _is_being_named(self):
-        """Return whether cloud-init is still running: the machine may yet get a name from it."""
+        """Return whether cloud-init is still running, so that the machine may yet get a name."""
         run = self._root + "/run/cloud-init/"
         return compat.exists(run + "enabled") and not compat.exists(run + "result.json")

@@ -1,7 +1,7 @@
-"""Installs the agent in the running system, and uninstalls it.
+"""Install the agent in the running system, and uninstall it.
 
-``services`` says what each init system needs. Some interpreters cannot make links or
-change modes, so programs of the system do it: ``ln``, ``chmod``, ``rm``.
+``services`` has the variants of each init system. Some interpreters cannot make links
+or change modes, so programs of the system do that: ``ln``, ``chmod``, ``rm``.
 """
 
 import sys
@@ -17,14 +17,14 @@ services = compat.load("services")
 
 AGENT = "/usr/local/bin/guest-agent"
 FOLDER = "/usr/local/lib/guest-agent"
-RECEIPT = FOLDER + "/receipt.json"  # an injected agent has it
+RECEIPT = FOLDER + "/receipt.json"  # only an injected agent has it
 MANIFEST = FOLDER + "/installed"
 SECONDS = 60.0
 
 _NAME = "guest-agent"
 _NEW = ".guest-agent-new"
 _KEPT = FOLDER + "/set-aside/"
-# Files that the agent and its scripts make while they run.
+# Files that the agent and its scripts create at run time.
 _LEFT = ("/var/log/guest-agent.log", "/var/log/guest-agent.log.1", "/run/guest-agent.identity")
 _LEFT += ("/var/run/guest-agent.pid", "/var/run/guest-agent.child.pid")
 ANSWER_SECONDS = 30.0
@@ -70,8 +70,8 @@ def _put(new, path, mode):
 class _Variant(object):
     """One way to run the service: an entry of ``services.VARIANTS``.
 
-    ``Live`` in ``initsystem/definition.py`` describes all but the name, and the operations:
-    tuples of kind, path, mode, and content or link target.
+    ``Live`` in ``initsystem/definition.py`` describes its parts, except the name and
+    the operations: tuples of kind, path, mode, and content or link target.
     """
 
     def __init__(self, parts):
@@ -79,7 +79,7 @@ class _Variant(object):
         self.start, self.stop, self.afterwards, self.operations = parts[3:]
 
     def find_files(self):
-        """Return the first path of each group that exists, None for a group without one."""
+        """Return the first existing path of each group, None for a group without one."""
         return [
             ([path for path in group if compat.exists(path)] + [None])[0] for group in self.files
         ]
@@ -95,7 +95,7 @@ def find_variant():
 
 
 def _identify_process_1():
-    """Return what process 1 is: BusyBox and Upstart are both called init."""
+    """Return the program of process 1: BusyBox and Upstart are both called init."""
     if b"busybox" in _run(("readlink", "-f", "/proc/1/exe")).output:
         return "busybox"
     if b"upstart" in _run(("initctl", "version")).output:
@@ -104,9 +104,9 @@ def _identify_process_1():
 
 
 def with_block(source, block):
-    """Return a file's content with a block before its last ``exit``, or at its end; None: without.
+    """Return a file's content with a block before its last ``exit`` or at its end; None: without.
 
-    A marker whose other one is missing is not the edge of a block: the lines stay.
+    A marker whose partner is missing does not delimit a block, so the lines stay.
     """
     lines = []
     begin = None
@@ -127,13 +127,13 @@ def with_block(source, block):
 
 
 def _is_end(line):
-    """Return whether a script ends at this line: an ``exit`` that is not indented."""
+    """Return whether a script ends at this line: an ``exit`` without indentation."""
     words = line.split(b"#")[0].replace(b";", b" ").split()
     return words[:1] == [b"exit"] and len(words) < 3 and line[:1] == b"e"
 
 
 def _edit(path, block, mode):
-    """Put a block into a file; None removes it."""
+    """Put a block into a file; a block of None removes it."""
     source = read_bounded(path, 1048577)
     if len(source) > 1048576:
         raise InstallError("%s is larger than 1 MiB: edit it by hand" % path)
@@ -167,10 +167,10 @@ def _check():
 
 
 class _Manifest(object):
-    """A list of all that install makes, written before each step, so that uninstall finds it.
+    """A list of everything that install makes, written before each step, for uninstall.
 
-    A line is the path of a file, link or folder of ours. ``# `` marks a file with our
-    block, ``< `` one whose earlier content is kept.
+    A line is the path of a file, link or folder that install made. ``# `` marks a file
+    with the agent's block, ``< `` a file whose earlier content is kept.
     """
 
     def __init__(self, variant, lines):
@@ -189,7 +189,7 @@ class _Manifest(object):
                 target.close()
 
     def add(self, path):
-        """Record a path that will be written; make the folders above it and keep what is there."""
+        """Record a path that will be written; make its parent folders and keep an existing file."""
         for folder in _folders(path):
             _must("mkdir", folder)
             self.record(folder)
@@ -199,7 +199,7 @@ class _Manifest(object):
         return path
 
     def keep(self, path):
-        """Keep a copy of what somebody else has at a path."""
+        """Keep a copy of an existing file."""
         if not compat.exists(path) and compat.read_link(path) is None:
             return
         if _KEPT[:-1] not in self.lines:
@@ -214,7 +214,7 @@ def _kept(path):
 
 
 def install(own_path):
-    """Copy the agent, and have the init system start it now and at every boot."""
+    """Copy the agent, and make the init system start it now and at every boot."""
     _check()
     if read_bounded(own_path, 4) not in (b"#!/b", b"\x7fELF"):
         raise InstallError(
@@ -248,7 +248,7 @@ def install(own_path):
 
 
 def _perform(operation, manifest, places):
-    """Write a file, make a link or edit a block, which goes into the last of the places."""
+    """Write a file, make a link or edit a block; a block goes into the last of the places."""
     kind, path, mode, content = operation
     if kind == "block":
         path = places[-1]
@@ -278,7 +278,7 @@ def _await_answer(settings):
 
 
 def _take_manifest(name, own_path):
-    """Return what an earlier install made, after removing another init system's service."""
+    """Return what an earlier install made, after removing the service of another init system."""
     lines = compat.to_text(read_bounded(MANIFEST)).split("\n")[:-1]
     if lines and lines[0] != name:
         uninstall(own_path)
@@ -287,13 +287,13 @@ def _take_manifest(name, own_path):
 
 
 def uninstall(spared=None):
-    """Stop the agent, remove what install made and nothing else, and put back what was kept."""
+    """Stop the agent, remove only what install made, and restore the kept files."""
     _check()
     lines = compat.to_text(read_bounded(MANIFEST)).split("\n")[:-1]
     if not lines:
         raise InstallError("nothing is installed here: there is no " + MANIFEST)
     known = [_Variant(parts) for parts in services.VARIANTS if parts[0] == lines[0]]
-    for variant in known:  # else another version has installed it
+    for variant in known:  # other files are from another version
         for command in variant.stop:
             _run(command.split())
     for line in lines[:0:-1]:
@@ -313,17 +313,17 @@ def _take_out(line):
     if line[:2] == "# ":
         _edit(path, None, 0)
         if read_bounded(path, 1048577) == read_bounded(_kept(path), 1048577):
-            _run(("mv", "-f", _kept(path), path))  # with its mode and owner
+            _run(("mv", "-f", _kept(path), path))  # including mode and owner
     elif line[:2] == "< ":
-        if compat.exists(path):  # it was edited and has other lines by now
+        if compat.exists(path):  # the file has other lines by now
             _run(("rm", "-f", _kept(path)))
         else:
             _run(("mv", "-f", _kept(path), path))
     elif path == config.DEFAULT_PATH:
-        if read_bounded(path) == services.CONFIGURATION:  # else somebody has changed it
+        if read_bounded(path) == services.CONFIGURATION:  # else it was changed since
             _run(("rm", "-f", path))
     else:
-        # a folder goes only if it is empty
+        # a folder is removed only if it is empty
         path = check.find_renamed(path) or path
         _run(("sh", "-c", 'rm -f "$1" 2>/dev/null || rmdir "$1"', "sh", path))
 
@@ -340,7 +340,7 @@ def _kill_agents(variant):
 
 
 def _is_loop(words, scripts):
-    """Return whether a shell runs our loop, or a script that has it."""
+    """Return whether a shell runs the agent's loop, or a script that contains it."""
     texts = [compat.to_text(word) for word in words]
     return [text for text in texts if text in scripts or "until " + AGENT in text] != []
 

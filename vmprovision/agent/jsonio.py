@@ -1,7 +1,7 @@
-"""Writes JSON (RFC 8259), because python3-minimal has no json module.
+"""Write JSON (RFC 8259), because python3-minimal has no json module.
 
-The output is pure ASCII. Integers never carry a fraction and floats always
-do: the wire contract tells the two apart.
+The output is pure ASCII. Integers never have a fraction and floats always have one,
+because the wire contract distinguishes the two.
 """
 
 from . import compat
@@ -10,7 +10,7 @@ _SHORT = {8: "\\b", 9: "\\t", 10: "\\n", 12: "\\f", 13: "\\r", 34: '\\"', 92: "\
 
 
 class Written(object):
-    """A value whose JSON text is there already."""
+    """A value that is JSON text already."""
 
     def __init__(self, text):
         self.text = text

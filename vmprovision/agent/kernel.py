@@ -1,6 +1,6 @@
-"""What the kernel counts, read from /proc (proc(5)): for ``/metrics`` in both of its forms.
+"""Read the kernel's counters from /proc (proc(5)), for both forms of ``/metrics``.
 
-Absent files and lines that are not as expected give nothing. Kernels from 2.6 on.
+Missing files and unexpected lines give nothing. Kernels from 2.6 on are supported.
 """
 
 import os
@@ -8,18 +8,18 @@ import os
 from . import compat
 from .files import read_lines, read_text
 
-_MOST = 1 << 64  # beyond what the kernel counts to
-# Partitions of these are counted in their disks, and the others are no disks (node_exporter's
-# choice as well).
+_MOST = 1 << 64  # larger than the kernel's counters
+# Partitions of these are counted in their disks; other devices are not disks (as in
+# node_exporter).
 _DISK_KINDS = ("hd", "sd", "vd", "xvd", "dasd", "ubd")
 _NO_DISKS = ("ram", "zram", "loop", "fd")
 
-# Only what cannot hang: statvfs on a network's file system waits for a server that may be gone.
+# Only types that cannot hang: statvfs on a network file system may wait for a lost server.
 _LOCAL = (
     "ext2 ext3 ext4 xfs btrfs bcachefs f2fs jfs nilfs2 reiserfs zfs ufs vfat msdos exfat ntfs ntfs3"
     " hfsplus ubifs jffs2 yaffs2 tmpfs"
 ).split()
-# Neither local nor in the way: nothing below these can hang.
+# Not local disks, but harmless: nothing below these can hang.
 _HARMLESS = (
     "rootfs overlay aufs squashfs erofs iso9660 udf ramfs devtmpfs proc sysfs devpts cgroup cgroup2"
     " bpf debugfs tracefs securityfs configfs pstore efivarfs mqueue hugetlbfs fusectl binfmt_misc"
@@ -35,7 +35,7 @@ _SANDBOX_POINTS = (b"/run/private", b"/run/credentials")
 
 
 def numbers(words):
-    """Return words as integers, or None if one of them is none that the kernel writes."""
+    """Return words as integers, or None if one of them is not a number of the kernel's."""
     try:
         found = [int(word) for word in words]
     except ValueError:
@@ -44,17 +44,17 @@ def numbers(words):
 
 
 def is_disk(name):
-    """Return whether a block device is a disk of its own, by its name.
+    """Return whether a block device is a whole disk, by its name.
 
-    The kernel puts a partition's number behind a name that ends with a letter, and behind
-    one that ends with a digit a p and the number.
+    The kernel appends a partition's number to a name that ends with a letter, and ``p``
+    and the number to one that ends with a digit.
     """
     stem = name.rstrip("0123456789")
     if stem == name:
         return True
     if stem in _NO_DISKS or (stem[-1:] == "p" and compat.is_digits(stem[-2:-1])):
         return False
-    if stem[:4] == "nvme" and "c" in stem:  # one path to a disk that has more
+    if stem[:4] == "nvme" and "c" in stem:  # one of several paths to a disk
         return False
     return not [kind for kind in _DISK_KINDS if stem[: len(kind)] == kind]
 
@@ -71,9 +71,9 @@ def disks(proc):
 
 
 def networks(proc):
-    """Yield name and sixteen counters, those of receiving first, of every interface."""
+    """Yield name and sixteen counters of every interface, received ones first."""
     for line in read_lines(proc + "/net/dev"):
-        # before Linux 2.6.39 a large counter stands right behind the colon
+        # before Linux 2.6.39 a large counter follows the colon without a space
         name, colon, rest = line.rpartition(b":")
         counters = numbers(rest.split())
         if colon and counters and len(counters) > 15:
@@ -81,7 +81,7 @@ def networks(proc):
 
 
 def _unescape(word):
-    """Return a word of a mount table, in which spaces stand as octal numbers, as it was."""
+    """Return a word of a mount table with its octal numbers decoded."""
     parts = word.split(b"\\")
     out = parts[:1]
     for part in parts[1:]:
@@ -94,23 +94,23 @@ def _unescape(word):
 
 
 class _Mount(object):
-    """One line of a mount table. What is text in the end stays bytes here: it may be no UTF-8."""
+    """A line of a mount table; text stays bytes here, because it may not be UTF-8."""
 
     def __init__(self, source, point, kind, options, place):
         self.source = _unescape(source)
         self.point = _unescape(point)
         self.kind = compat.to_text(kind)
         self.is_read_only = b"ro" in options.split(b",")
-        # Its own number, that of the mount below, the device, and which part of it is shown.
+        # Its own number, its parent's, the device, and the root of the mount on the device.
         self.number, self.parent, self.device, self.root = place
 
 
 def _all_mounts(proc):
-    """Return all that is mounted but harmless, and what is harmless but covers that.
+    """Return the mounts that may hang or are measured, and harmless mounts that cover those.
 
-    /proc/self/mountinfo (from Linux 2.6.26) tells the file system's own options; those in
-    /proc/mounts are of the view that this service has, which systemd lets it only read.
-    Of too many there are none: one that is not known of may be one that hangs.
+    /proc/self/mountinfo (from Linux 2.6.26) has the file system's own options. Those in
+    /proc/mounts are of this service's view, which systemd may make read-only. If there
+    are too many mounts, return none: an unknown one may be one that hangs.
     """
     found = []
     for name in ("/self/mountinfo", "/mounts"):
@@ -139,8 +139,8 @@ def _is_at(point, folder):
 def _is_sandbox(mount, mounts):
     """Return whether only one service sees a mount, or the same files are there without it.
 
-    systemd mounts the folders that a service may only read, or alone may write to, upon
-    themselves.
+    systemd mounts folders onto themselves that a service may only read, or alone may
+    write to.
     """
     if mount.point in _SANDBOX_POINTS:
         return True
@@ -174,8 +174,8 @@ def _is_covered(mount, mounts):
 def file_systems(proc, root):
     """Yield device, mount point, type, read-only and statvfs(3), None if that fails.
 
-    Local ones only, as the guest has them and not as a sandbox shows them, whose mount point
-    can be reached without a network's file system, a FUSE program or an automounter.
+    Only local file systems, as the guest and not a sandbox sees them, whose mount point
+    can be reached without a network file system, a FUSE program or an automounter.
     """
     mounts = _all_mounts(proc)
     risky = [each.point for each in mounts if each.kind not in _LOCAL + _HARMLESS]
@@ -193,7 +193,7 @@ def file_systems(proc, root):
         seen.add((mount.source, point))
         try:
             figures = os.statvfs(compat.to_bytes(compat.to_path(root)) + point)
-        except (OSError, ValueError, TypeError):  # of a NUL in it
+        except (OSError, ValueError, TypeError):  # for a NUL in the path
             figures = None
         names = compat.to_text(mount.source), compat.to_text(point)
         yield names + (mount.kind, mount.is_read_only, figures)
@@ -209,7 +209,7 @@ def pressure(proc, name):
 
 
 def os_release(root):
-    """Return os-release(5) by its keys in lower case, or what older systems have; else {}."""
+    """Return os-release(5) by its keys in lower case, or an older system's equivalent, else {}."""
     values = {}
     for name in ("/etc/os-release", "/usr/lib/os-release"):
         for line in read_lines(root + name, 16384):

@@ -9,26 +9,27 @@ from . import compat
 FILE_LIMIT = 1024 * 1024
 BURST = 20
 BURST_SECONDS = 60
-LINE_LIMIT = 4000  # a pipe that has room has it for that much
-# What MicroPython does not name are the numbers of its processors.
+LINE_LIMIT = 4000  # a pipe with room takes at least so much
+# Numbers for the names that MicroPython lacks.
 _APPEND = os.O_WRONLY | os.O_NONBLOCK | getattr(os, "O_APPEND", 1024) | getattr(os, "O_CREAT", 64)
 _TRUNCATE = getattr(os, "O_TRUNC", 512)
 
 
 def printable(text):
-    """Return the text as one line of ASCII: what a peer or a file sent cannot forge log lines."""
+    """Return the text as one line of ASCII, so that it cannot forge log lines."""
     codes = compat.code_points(text)
     return "".join([chr(code) if 32 <= code < 127 else "\\u%04x" % code for code in codes])
 
 
 class Log(object):
-    """Writes to stderr, or appends to ``path`` and renames it to ``path``.1 beyond ``limit`` bytes.
+    """Write to stderr, or append to ``path`` and rename it to ``path``.1 beyond ``limit`` bytes.
 
-    Where the folder belongs to another user it cannot be renamed, and begins anew instead.
+    If the folder belongs to another user the file cannot be renamed, and is emptied
+    instead.
 
-    The file is opened for each line, so an outside log rotation works too. A
-    line that cannot be written at once is dropped, as where a pipe is full or a FIFO
-    has no reader: logging never stops the agent.
+    The file is opened for each line, so an outside log rotation works too. A line that
+    cannot be written at once is dropped, for instance if a pipe is full or a FIFO has
+    no reader: logging never blocks the agent.
     """
 
     def __init__(self, path=None, limit=FILE_LIMIT):
@@ -57,7 +58,7 @@ class Log(object):
             if self._path:
                 os.chown(self._path, uid, gid)
         except OSError:
-            pass  # its lines are dropped then, as every line is that cannot be written
+            pass  # its lines are then dropped, like every line that cannot be written
 
     def info(self, text):
         self._write("info", text)
@@ -69,13 +70,13 @@ class Log(object):
         self._write("error", text)
 
     def changed(self, subject, text, write=None):
-        """Log only if the last line about the subject was another one."""
+        """Log only if the last line about the subject had another text."""
         if self._seen.get(subject) != text:
             self._seen[subject] = text
             (write or self.info)(text)
 
     def limited(self, text):
-        """Log a warning that a client can provoke, at most 20 of those a minute."""
+        """Log a warning that a client can cause, at most 20 of those a minute."""
         now = self._clock()
         if self._window is None or now - self._window >= BURST_SECONDS:
             if self._count > BURST:
@@ -102,7 +103,7 @@ class Log(object):
         mode = _APPEND
         try:
             if os.stat(self._path)[6] + len(line) > self._limit:
-                mode |= _TRUNCATE  # where its folder is not ours to rename in, it begins anew
+                mode |= _TRUNCATE  # if it cannot be renamed, empty it
                 os.rename(self._path, self._path + compat.to_path(".1"))
         except OSError:
             pass
@@ -114,7 +115,7 @@ class Log(object):
 
 
 def _has_room(descriptor):
-    """Return whether a line can be written without waiting: others may share the file's flags."""
+    """Return whether a line can be written without blocking; others may share the file's flags."""
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
     return bool([event for event in poll.poll(0) if event[1] & select.POLLOUT])

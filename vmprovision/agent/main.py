@@ -1,4 +1,4 @@
-"""The agent's command line and its one loop."""
+"""The agent's command line and its only loop."""
 
 import time
 
@@ -94,12 +94,12 @@ def main(argv):
 
 
 def _end_well(function, *arguments):
-    """Return the exit status that a function gives, and say in a line what stopped it."""
+    """Return a function's exit status; print what stopped it in one line."""
     try:
         return function(*arguments)
-    except KeyboardInterrupt:  # before Signals
+    except KeyboardInterrupt:  # before Signals is set up
         return 0
-    except compat.FILE_ERRORS as error:  # standard output is closed, or what it goes to is full
+    except compat.FILE_ERRORS as error:  # standard output is closed, or its disk is full
         _complain(compat.describe_error(error) + "\n")
         return 1
 
@@ -147,7 +147,7 @@ _WORDS["install"] = _WORDS["uninstall"] = _refuse
 
 
 def _places(options):
-    """Return the path of /proc, and the folder that precedes all other paths."""
+    """Return the path of /proc, and the prefix of all other paths."""
     root = options.get("--root", "")
     return options.get("--proc", root + "/proc"), root
 
@@ -222,7 +222,7 @@ def _run(options):
 
 
 def _give_up_privileges(user, log):
-    """Become this user for good, if one is named and this is root. Raises PrivilegeError."""
+    """Become this user permanently, if one is named and this is root. Raises PrivilegeError."""
     if user is not None and compat.is_root():
         uid, gid = config.find_user(user)
         log.give_to(uid, gid)
@@ -241,7 +241,7 @@ def _metrics(request, metrics, proc, root, settings):
 
 
 def _loop(parts, clock, signals, reload, log):
-    """Call every part when it is due; the last one, the server, waits for clients in between."""
+    """Call every part when it is due; the server, the last one, waits for clients in between."""
     while not signals.stopped:
         try:
             now = clock()
@@ -250,6 +250,6 @@ def _loop(parts, clock, signals, reload, log):
             if signals.reload:
                 signals.reload = False
                 reload()
-        except Exception as error:  # out of memory, say: an agent that is gone helps nobody
+        except Exception as error:  # such as out of memory: the agent must continue
             log.limited("in the loop: " + compat.describe_error(error))
             time.sleep(1)

@@ -1,7 +1,7 @@
-"""Measures the guest: what ``GET /metrics`` answers as JSON, from /proc (proc(5)).
+"""Measure the guest: the JSON answer of ``GET /metrics``, from /proc (proc(5)).
 
-Every figure stands alone: one that the kernel does not offer is None. Works
-with kernels from 2.6 on, whose /proc/stat lines are shorter and whose
+The figures are independent of each other: one that the kernel does not offer is None.
+Works with kernels from 2.6 on, whose /proc/stat lines are shorter and whose
 /proc/meminfo has no MemAvailable.
 """
 
@@ -11,7 +11,7 @@ from .files import read_bounded
 SAMPLE_SECONDS = 1.0
 WINDOW = 5  # samples before the newest one
 LIST_LIMIT = 64  # devices of a kind, or file systems
-STAT_LIMIT = 8192  # of /proc/stat, for some 130 processors
+STAT_LIMIT = 8192  # bytes of /proc/stat, enough for some 130 processors
 
 _MEMORY = (b"MemTotal", b"MemFree", b"MemAvailable", b"Buffers", b"Cached", b"Shmem")
 _MEMORY = frozenset(_MEMORY + (b"SReclaimable", b"SwapTotal", b"SwapFree"))
@@ -19,9 +19,10 @@ _SECTORS = ("read_bytes", "written_bytes")
 
 
 def parse_cpus(stat):
-    """Return the tick counters in /proc/stat of every processor by name, "cpu" being their sum.
+    """Return the tick counters of every processor in /proc/stat by name; "cpu" is their sum.
 
-    Lists of 4 to 8. Counters beyond the eighth (guest, guest_nice) are part of the first two.
+    The lists have 4 to 8 counters. Counters beyond the eighth (guest, guest_nice) are
+    part of the first two.
     """
     found = {}
     for line in stat.split(b"\n"):
@@ -36,9 +37,9 @@ def parse_cpus(stat):
 def cpu_usage(before, after):
     """Return the percentage of time between two readings that was not idle.
 
-    Idle is the fourth counter plus, where the kernel has it, iowait. Steal
-    counts as busy: the guest wanted to run. A counter that went back (iowait
-    does) counts as unchanged.
+    Idle is the fourth counter plus, if the kernel has it, iowait. Steal counts as busy,
+    because the guest wanted to run. A counter that decreased (as iowait may) counts as
+    unchanged.
     """
     steps = [max(0, new - old) for old, new in zip(before, after)]
     total = sum(steps)
@@ -49,9 +50,9 @@ def cpu_usage(before, after):
 def parse_memory(meminfo):
     """Return total and available memory, total and used swap in KiB from /proc/meminfo.
 
-    None for what is not there. Before MemAvailable (Linux 3.14) the free, buffer
-    and page cache memory stands for it; shared memory sits in the page cache but
-    cannot be dropped.
+    None for a missing figure. Before MemAvailable (Linux 3.14) the sum of free memory, buffers
+    and page cache replaces it, without shared memory, which is in the page cache but cannot
+    be dropped.
     """
     values = {}
     for line in meminfo.split(b"\n"):
@@ -70,13 +71,13 @@ def parse_memory(meminfo):
         available = min(available, total)
     swap = values.get(b"SwapTotal")
     swap_free = values.get(b"SwapFree")
-    # Containers' and some kernels' have more that is free than there is.
+    # In containers and some kernels more memory is free than exists.
     swap_used = None if swap is None or swap_free is None else max(0, swap - swap_free)
     return total, available, swap, swap_used
 
 
 def _floats(content):
-    """Return the numbers a file begins with, up to three: none is negative, endless or NaN."""
+    """Return up to three numbers at the beginning of a file; none is negative, infinite or NaN."""
     found = []
     for field in compat.to_text(content).split()[:3]:
         if not compat.is_digits(field.replace(".", "", 1)) or len(field) > 20:
@@ -140,7 +141,7 @@ class Metrics(object):
         self._proc = proc
         self._root = root
         self._samples = []
-        self._usage = None  # what the samples come to, once it was asked for
+        self._usage = None  # the result of the samples, once it was requested
         self._more = None
         self._due = clock()
 
@@ -156,11 +157,11 @@ class Metrics(object):
         return self._due
 
     def read(self):
-        """Return what ``GET /metrics`` answers, as a jsonio.Written.
+        """Return the answer of ``GET /metrics`` as a jsonio.Written.
 
-        The processor figures cover the last five seconds; before the second
-        sample they cover the time since the guest booted. Those beyond the
-        specification are found out once a second at most.
+        The processor figures cover the last five seconds, or before the second sample
+        the time since the guest booted. Figures beyond the specification are read at
+        most once a second.
         """
         total, available, swap, swap_used = parse_memory(read_bounded(self._proc + "/meminfo"))
         used = percent = None
@@ -198,7 +199,7 @@ class Metrics(object):
         for name, way in ways.items():
             try:
                 more[name] = way() or None
-            except (ValueError, KeyError, IndexError):  # not what these kernels write
+            except (ValueError, KeyError, IndexError):  # unexpected text
                 more[name] = None
         return more
 

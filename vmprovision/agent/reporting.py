@@ -1,8 +1,8 @@
-"""Keeps the manager informed of the guest's address.
+"""Keep the manager informed of the guest's address.
 
-A generator does one thing after the other and yields the seconds it wants to
-rest, so nothing here ever holds up the server: programs run in children that
-are looked at now and then, sockets do not block, and every wait has an end.
+A generator does one thing after another and yields the seconds that it wants to pause,
+so nothing here blocks the server: programs run in children that are polled, sockets do
+not block, and every wait has a limit.
 """
 
 from . import addresses, compat
@@ -11,17 +11,17 @@ from .tasks import Outcome, flow, run_program
 
 FIRST_REPORT_SECONDS = 3.0
 RETRY_SECONDS = 5.0
-EAGER_SECONDS = 60.0  # of failing, before retries become rarer
+EAGER_SECONDS = 60.0  # seconds of failures, before retries become rarer
 RETRY_LIMIT_SECONDS = 60.0
 HEARTBEAT_SECONDS = 30.0
-JITTER = 0.2  # the share by which a pause may be shorter, so that clones do not march in step
+JITTER = 0.2  # the share by which a pause may be shorter, so that clones do not retry together
 WATCH_SECONDS = 5.0
 COMMAND_SECONDS = 3.0
 REPEAT_FAILURE_SECONDS = 600.0
 
 
 class Retries(object):
-    """The pauses between retries: five seconds for a minute, then twice as long each, up to one."""
+    """The pauses between retries: five seconds for a minute, then doubled, up to a minute."""
 
     def __init__(self):
         self._since = None
@@ -42,13 +42,13 @@ class Retries(object):
 
 
 class Reporter(object):
-    """Finds the guest's addresses and reports the best one.
+    """Find the guest's addresses and report the best one.
 
-    Three seconds after the start, every five seconds until the manager has
-    accepted this address, then every thirty; at once when addresses or routes
-    change. After a minute of failures each pause is twice as long as the one
-    before, up to a minute; every pause is up to a fifth shorter, by chance.
-    ``addresses`` always has what was found last, even without a manager.
+    The first report follows three seconds after the start; then one every five seconds
+    until the manager accepts this address, then one every thirty; and one at once when
+    addresses or routes change. After a minute of failures each pause is twice as long
+    as the one before, up to a minute. Every pause is shortened by a random part of up
+    to a fifth. ``addresses`` always has the latest result, even without a manager.
     """
 
     def __init__(self, settings, identity, proc, log, clock):
@@ -62,12 +62,12 @@ class Reporter(object):
         self._accepted = None
         self._failure = (None, 0.0)
         self._retries = Retries()
-        self._targets = []  # the manager's socket addresses while they work
+        self._targets = []  # the manager's socket addresses, while they work
         self._flow = flow(self._run())
         self._due = clock()
 
     def tick(self, now):
-        """Go on if it is time; return the time of the next call."""
+        """Continue if it is time; return the time of the next call."""
         if now < self._due:
             return self._due
         try:
@@ -108,7 +108,7 @@ class Reporter(object):
             yield self._rest(seconds * (1 - JITTER * compat.chance(self._proc)))
 
     def _is_wanted(self):
-        """Return whether guest name and manager are known; repeated until a report is accepted."""
+        """Return whether guest name and manager are known, until a report is accepted."""
         if self._accepted is None:
             self._identity.complete(self.settings)
         if self.settings.vm_id and self.settings.manager:
@@ -126,7 +126,7 @@ class Reporter(object):
                 return
 
     def _detect(self):
-        """Go through the ways to find addresses until one of them finds a good one."""
+        """Try the methods to find addresses until one of them finds a good one."""
         self._fingerprint = addresses.fingerprint(self._proc)
         defaults = addresses.default_interfaces(self._proc)
         interface = self.settings.interface
@@ -190,5 +190,5 @@ class Reporter(object):
         now = self._clock()
         if text != last or now - since >= REPEAT_FAILURE_SECONDS:
             self._failure = (text, now)
-            self._log.changed("report", None, lambda _: None)  # so that a success is news again
+            self._log.changed("report", None, lambda _: None)  # so that the next success is logged
             self._log.warning(text)

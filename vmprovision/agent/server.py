@@ -1,8 +1,7 @@
 """The HTTP server: one poll over non-blocking sockets, no threads.
 
-A client can only hurt itself: every connection has a deadline, what it may
-send and what it may leave unread are bounded, and an exception while serving
-it closes it and nothing else.
+A client can only harm itself: every connection has a deadline, limits apply to what it
+sends and leaves unread, and an exception while serving it only closes its connection.
 """
 
 import os
@@ -12,15 +11,15 @@ from . import access, compat, config, http, jsonio, tasks
 from .compat import socket
 
 WORK_SECONDS = 120.0
-REQUEST_SECONDS = 10.0  # from a request's first byte to its last, and to take an answer
-IDLE_SECONDS = 30.0  # between two requests of a connection
+REQUEST_SECONDS = 10.0  # seconds for receiving a request, and for sending an answer
+IDLE_SECONDS = 30.0  # seconds between two requests of a connection
 ACCEPT_PAUSE_SECONDS = 1.0
-PENDING_LIMIT = 16384  # bytes that a client may send while its order is carried out
-ANSWERS_LIMIT = 4096  # bytes that wait to be taken, before more requests are answered
+PENDING_LIMIT = 16384  # bytes that a client may send during its action
+ANSWERS_LIMIT = 4096  # unsent bytes, above which no more requests are answered
 ACCEPT_BURST = 16
 RECEIVE_SIZE = 4096
 GIVE_WAY_SECONDS = 1.0
-LINGER_SECONDS = 1.0  # for a client to take a refusal
+LINGER_SECONDS = 1.0  # seconds for sending a refusal
 
 
 class _Connection(object):
@@ -29,14 +28,14 @@ class _Connection(object):
         self.fd = sock.fileno()
         self.received = b""
         self.pending = b""
-        self.request = None  # one whose body is awaited, or that is being worked on
-        self.stream = None  # pieces of an answer that follow what is pending
+        self.request = None  # a request that waits for its body or its action
+        self.stream = None  # further pieces of the pending answer
         self.is_chunked = False
-        self.skip = 0  # bytes of a request body still to be thrown away
-        self.closing = False  # after what is pending
+        self.skip = 0  # bytes of a request body still to be discarded
+        self.closing = False  # close after the pending answer
         # The client may still be sending: closing now would reset the
         # connection and could destroy the answer before it is read (RFC 9112,
-        # section 9.6), so what arrives is thrown away for a moment.
+        # section 9.6), so incoming data is discarded for a moment.
         self.lingering = False
         self.since = now
         self.deadline = now + REQUEST_SECONDS
@@ -55,7 +54,7 @@ def open_listeners(listen, port):
     try:
         for where in listen or [""]:
             listeners += [_open(where, port)]
-        for listener in listeners:  # who is accepted on one may ask on all
+        for listener in listeners:  # a peer that one accepts may use all
             listener.listen(64)
     except Exception:
         for listener in listeners:
@@ -82,13 +81,13 @@ def _open(where, port):
 
 
 def _listen_on_path(path, mode):
-    """Return a Unix socket that replaces one nobody listens on any more, and nothing else."""
+    """Return a Unix socket; replace an existing socket only if no process listens on it."""
     path, address = compat.to_path(path), compat.unix_address(path)
     probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         probe.connect(address)
     except compat.SOCKET_ERRORS as error:
-        # A file that is no socket refuses connections, too.
+        # A file that is not a socket refuses connections, too.
         if compat.errno_of(error) == compat.ECONNREFUSED and os.stat(path)[0] & 0xF000 == 0xC000:
             os.remove(path)
     finally:
@@ -116,13 +115,12 @@ def _bind(family, address, dual=False):
 
 
 class Server(object):
-    """Serves ``routes``, a dict of path to a function from a request to the answer.
+    """Serve ``routes``, a dict of path to a function from a request to the answer.
 
-    That is a value for JSON, or an http.Stream.
-    ``actions`` is a dict of path to a function that changes the guest, one at a
-    time: it takes a request's body and an Outcome and gives a task, after which
-    the output is what to answer. ``settings`` says who may ask; it may be
-    replaced while serving.
+    The answer is a value for JSON, or an http.Stream. ``actions`` is a dict of path to
+    a function that changes the guest, one at a time: it takes a request's body and an
+    Outcome and returns a task, whose output is the answer. ``settings`` decides who may
+    connect; it may be replaced while serving.
     """
 
     def __init__(self, listeners, routes, actions, settings, log, clock, wake=None):  # noqa: PLR0913, PLR0917
@@ -138,13 +136,13 @@ class Server(object):
         self._clock = clock
         self._connections = {}
         self._poll = select.poll()
-        self._accept_at = None  # when to go on accepting after the system ran out of something
+        self._accept_at = None  # when to accept again after the system ran out of resources
         self._watch_listeners()
         if wake is not None:
             self._poll.register(wake, select.POLLIN)
 
     def wait(self, seconds):
-        """Serve what arrives within the time; return early if anything did."""
+        """Serve requests for some seconds; return early if anything arrived."""
         try:
             events = self._poll.poll(int(max(0.0, seconds) * 1000) + 1)
         except compat.SOCKET_ERRORS as error:
@@ -157,11 +155,11 @@ class Server(object):
                 ready.append(self._listeners[event[0]])
             elif event[0] in self._connections:
                 self._serve(self._connections[event[0]])
-        for listener in ready:  # last: who is already here comes before who may push him out
+        for listener in ready:  # last: serve existing clients before accepting new ones
             self._accept(listener)
 
     def tick(self, now):
-        """Close what is overdue; return the time of the next call that is needed."""
+        """Close overdue connections; return the time of the next necessary call."""
         for connection in list(self._connections.values()):
             if now >= connection.deadline:
                 self._drop(connection)
@@ -248,7 +246,7 @@ class Server(object):
                 self._receive(connection)
         except compat.SOCKET_ERRORS as error:
             if compat.errno_of(error) not in (compat.EAGAIN, compat.EINTR):
-                self._drop(connection)  # a client that went away is not worth a line
+                self._drop(connection)  # do not log a client that went away
         except Exception as error:
             self._drop(connection)
             self._log.limited("while serving: " + compat.describe_error(error))
@@ -268,7 +266,7 @@ class Server(object):
                 self._answer(connection)
 
     def _answer(self, connection):
-        """Answer the requests received, as long as the client takes the answers."""
+        """Answer the received requests, as long as the client reads the answers."""
         while not (connection.closing or connection.stream) and (
             len(connection.pending) < ANSWERS_LIMIT
         ):
@@ -324,7 +322,7 @@ class Server(object):
         return bool(self._task and self._task[0] is connection)
 
     def _take_order(self, connection):
-        """Begin what a request with a whole body asks for; False if there is nothing to answer."""
+        """Start the action of a complete request; False if there is nothing to answer."""
         request = connection.request
         if self._is_begun(connection):
             return False
@@ -355,7 +353,7 @@ class Server(object):
         return False
 
     def _refusal(self, request):
-        """Return the status and answer that refuse a change of the guest, else None."""
+        """Return the status and answer that refuse a change of the guest, or None."""
         if request.method != b"POST":
             return 405, {"error": "method not allowed"}
         if not self.settings.configure or not self.settings.token:
@@ -371,7 +369,7 @@ class Server(object):
         connection.closing = not request.keep_alive
 
     def _advance(self, now):
-        """Go on with the current action, even if its client has gone."""
+        """Continue the current action, even if its client has gone."""
         connection, flow, outcome = self._task
         try:
             pause = next(flow)
@@ -440,7 +438,7 @@ class Server(object):
                 self._answer(connection)
 
     def _continue(self, connection):
-        """Take the next piece of a stream; it is sent after other clients had their turn."""
+        """Take the next piece of a stream; it is sent after other clients' turns."""
         piece = next(connection.stream, None)
         if piece is None:
             connection.stream = None

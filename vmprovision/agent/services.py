@@ -1,10 +1,10 @@
-"""Services that ``guest-agent install`` can offer; empty in the source, filled in by the archive.
+"""Services for ``guest-agent install``; empty in the source, filled in by the archive.
 
-``runtime/archive.py`` makes this module anew from the templates and from those variants of
-``vmprovision.initsystem`` that have a ``live`` part.
+``runtime/archive.py`` generates this module from the templates and from those variants
+in ``vmprovision.initsystem`` that have a ``live`` part.
 """
 
 CONFIGURATION = b""  # the default settings
-BEGIN = END = b""  # the lines around a block in somebody else's file
-# The parts of each install._Variant, in the order in which the machine is asked for them.
+BEGIN = END = b""  # the lines around a block in another program's file
+# The parts of each install._Variant, in the order in which they are tried.
 VARIANTS = ()

@@ -1,4 +1,4 @@
-"""Wait without blocking: generators that yield how long they want to pause.
+"""Wait without blocking: generators that yield the length of their pauses.
 
 They may also yield another generator, to wait for it; ``flow`` runs those.
 """
@@ -20,7 +20,7 @@ class Outcome(object):
 
 
 def pauses(seconds, clock):
-    """Yield pauses, short ones first, until the time is up."""
+    """Yield pauses, short ones first, until the time limit."""
     end = clock() + seconds
     pause = 0.01
     while clock() < end:
@@ -29,10 +29,11 @@ def pauses(seconds, clock):
 
 
 def flow(task):
-    """Yield the pauses of a task, and in their place those of the tasks that it yields.
+    """Yield the pauses of a task and, in their place, those of the tasks that it yields.
 
-    What one raises goes to the one that yielded it. Closing closes them all, the innermost
-    first: MicroPython would not, and each would leave what it holds.
+    An exception of one goes to the task that yielded it. Closing closes all of them,
+    the innermost first; MicroPython would not do that by itself, and each would leak
+    its resources.
     """
     stack = [task]
     raised = None
@@ -60,10 +61,10 @@ def flow(task):
 
 
 def run_program(argv, seconds, outcome, clock, stdin=b"", function=None):  # noqa: PLR0913, PLR0917
-    """Run a program, or a function in a process of its own, and keep its status and output.
+    """Run a program, or a function in a child process, and keep its status and output.
 
-    The status is None if the time was up first, 127 if there is no such program. Where no
-    process can be had, ``outcome.failure`` says why.
+    The status is None at the time limit, 127 if there is no such program. If no process
+    can be started, ``outcome.failure`` says why.
     """
     try:
         child = compat.Child(argv, stdin, function)

@@ -1,7 +1,7 @@
-"""MD arrays of the guest: only those are worked on whose working members are all here.
+"""MD arrays of the guest: an array is used only if all its active members are here.
 
-What is written to a part of a mirror is not on the other part.  When the guest starts
-with both, it takes one of them for the truth and overwrites the other.
+A write to one part of a mirror does not reach the other part. When the guest starts
+with both, it may take the old one as current and overwrite the new one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MEMBER = "linux_raid_member"  # as blkid(8) calls it
+MEMBER = "linux_raid_member"  # blkid(8)'s name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +29,8 @@ class Arrays:
     """The arrays that were found.
 
     Attributes:
-        names: what the guest calls an array (``/dev/md/root``) -> the appliance's device.
-        unusable: member -> why its array must not be worked on.
+        names: the guest's name of an array (``/dev/md/root``) -> the appliance's device.
+        unusable: member -> why its array must not be used.
     """
 
     names: Mapping[str, str]
@@ -38,11 +38,11 @@ class Arrays:
 
 
 def examine_arrays(appliance: Appliance, members: Iterable[str]) -> Arrays:
-    """Read what the members of arrays say of each other, and stop the arrays that lack some.
+    """Compare the members' superblocks, and stop the arrays that lack members.
 
     Args:
-        appliance: in which arrays were started, whole or not.
-        members: devices that hold a member.
+        appliance: the appliance, in which arrays were started, complete or not.
+        members: the devices that are members of arrays.
     """
     found: dict[str, dict[str, Member]] = {}
     for device in members:
@@ -73,7 +73,7 @@ def _read_member(appliance: Appliance, device: str) -> Member | None:
 
 
 def _running(appliance: Appliance) -> dict[str, str]:
-    """UUID -> device of each array that was started."""
+    """Return the device of each started array, by UUID."""
     arrays = {}
     for device in appliance.call("list_md_devices"):
         details = appliance.call("md_detail", device)
@@ -82,16 +82,16 @@ def _running(appliance: Appliance) -> dict[str, str]:
 
 
 def _fault_of(members: list[Member]) -> str:
-    """Why an array must not be worked on; empty where it may."""
+    """Return why an array must not be used; empty if it may."""
     if any(member.is_reshaped for member in members):
         return "it is being reshaped"
     if count := missing_members(members):
-        return f"{count} of its {members[0].slots} members is not here and was at work before"
+        return f"{count} of its {members[0].slots} members is missing and was active before"
     return ""
 
 
 def _names_of(members: Iterable[Member]) -> set[str]:
-    """What mdadm(8) may call an array in the guest: its number or name, with or without a host."""
+    """Return mdadm(8)'s possible names for an array: its number or name, with or without a host."""
     names = set()
     for member in members:
         name = PurePosixPath(member.name.rpartition(":")[2]).name

@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 
     from vmprovision.appliance.session import Appliance
 
-CHUNK = 2 << 20  # libguestfs's messages hold 4 MiB
+CHUNK = 2 << 20  # a message of libguestfs has at most 4 MiB
 NAME_LIMIT = 255  # NAME_MAX of limits.h
-LISTED_SIZE = 64 << 10  # a directory's own: a larger one is not listed for one name
-ASKED_TOGETHER = 100  # of more entries only the one that is asked for
+LISTED_SIZE = 64 << 10  # bytes of a directory; a larger one is not listed for one name
+ASKED_TOGETHER = 100  # if a directory has more entries, only the wanted one is read
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 
 
@@ -61,7 +61,7 @@ class ApplianceFilesystem:
         self._cache.forget_below(path)
 
     def lstat(self, path: PurePosixPath) -> FileStatus | None:
-        """As the Protocol has it."""
+        """Implement ``GuestFilesystem.lstat``."""
         _check_encodable(path)
         if path not in self._cache.statuses and not self._is_in_real_directory(path):
             try:
@@ -144,7 +144,7 @@ class ApplianceFilesystem:
         )
 
     def read(self, path: PurePosixPath, *, limit: int, offset: int = 0) -> bytes:
-        """As the Protocol has it."""
+        """Implement ``GuestFilesystem.read``."""
         real = resolve(self, path)
         status = self.lstat(real)
         if status is None or status.kind != "file":
@@ -170,14 +170,14 @@ class ApplianceFilesystem:
         return content
 
     def load(self, path: PurePosixPath, *, limit: int) -> tuple[FileStatus, bytes]:
-        """As the Protocol has it; nothing else changes a guest that is off."""
+        """Implement ``GuestFilesystem.load``; nothing else changes a guest that is off."""
         status = self.lstat(path)
         if status is None or status.kind != "file":
             raise InspectionError(f"guest path {path} is not a regular file")
         return status, self.read(path, limit=limit)
 
     def readlink(self, path: PurePosixPath) -> str:
-        """As the Protocol has it."""
+        """Implement ``GuestFilesystem.readlink``."""
         here = resolve(self, path, last=False)
         if here not in self._cache.targets:
             try:  # unlike `readlink`, this starts no process
@@ -190,7 +190,7 @@ class ApplianceFilesystem:
         return self._cache.targets[here]
 
     def list_directory(self, path: PurePosixPath) -> list[str]:
-        """As the Protocol has it."""
+        """Implement ``GuestFilesystem.list_directory``."""
         real = follow(self, path)
         status = self.lstat(real) if real else None
         if real is None or status is None or status.kind != "directory":
@@ -217,7 +217,7 @@ class ApplianceFilesystem:
             return listing.read_bytes().split(b"\0")[:-1]
 
     def label(self, path: PurePosixPath) -> str | None:
-        """As the Protocol has it."""
+        """Implement ``GuestFilesystem.label``."""
         try:
             # an answer without it is cheaper than an error
             found = self._appliance.call("lgetxattrs", str(path))
@@ -235,7 +235,7 @@ class ApplianceFilesystem:
             return None
 
     def takes_labels(self) -> bool:
-        """As the Protocol has it."""
+        """Implement ``GuestFilesystem.takes_labels``."""
         try:
             self._appliance.call("lgetxattr", str(ROOT), SELINUX)
         except ApplianceCallError as exc:
@@ -243,7 +243,7 @@ class ApplianceFilesystem:
         return True
 
     def write(self, path: PurePosixPath, content: bytes, attributes: Attributes = PLAIN) -> None:
-        """As the Protocol has it."""
+        """Implement ``GuestFilesystem.write``."""
         self._make_way(path)
         with self._changing(path):
             self._appliance.call("write", str(path), content[:CHUNK])
@@ -252,14 +252,14 @@ class ApplianceFilesystem:
         self._dress(path, attributes, 0o644)
 
     def make_directory(self, path: PurePosixPath, attributes: Attributes = PLAIN) -> None:
-        """As the Protocol has it."""
+        """Implement ``GuestFilesystem.make_directory``."""
         with self._changing(path) as real:
             self._appliance.call("mkdir", str(path))
         self._cache.names[real] = set()
         self._dress(path, attributes, 0o755)
 
     def symlink(self, path: PurePosixPath, target: str, attributes: Attributes = PLAIN) -> None:
-        """As the Protocol has it.
+        """Implement ``GuestFilesystem.symlink``.
 
         Of the calls used here, only ``ln_s`` runs a program outside the guest's root. An
         absolute link among the path's parents would lead it into the appliance, and it
@@ -300,14 +300,14 @@ class ApplianceFilesystem:
             self.set_label(path, attributes.label)
 
     def remove(self, path: PurePosixPath) -> None:
-        """As the Protocol has it."""
+        """Implement ``GuestFilesystem.remove``."""
         status = self.lstat(path)
         with self._changing(path, removing=True):
             name = "rmdir" if status is not None and status.kind == "directory" else "rm"
             self._appliance.call(name, str(path))
 
     def set_label(self, path: PurePosixPath, label: str) -> None:
-        """As the Protocol has it."""
+        """Implement ``GuestFilesystem.set_label``."""
         with _applying(path):  # the binding takes no NUL, and the kernel needs none
             self._appliance.call("lsetxattr", SELINUX, label, len(label.encode()), str(path))
 

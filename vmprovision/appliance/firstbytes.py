@@ -1,9 +1,9 @@
-"""What an image's disks hold, by the first bytes of each partition and logical volume.
+"""Recognise the content of an image's disks by each volume's first bytes.
 
-libguestfs's ``list_filesystems`` starts several processes for each partition, and a
-disk of sixty takes it minutes; udev, LVM and a scan for btrfs take ten seconds more.  One
-reading of a partition's first bytes mostly says all of it; where it does not, the
-appliance's blkid(8) is asked for that one.
+libguestfs's ``list_filesystems`` starts several processes for each partition, so a disk
+with sixty partitions takes minutes. udev, LVM and a scan for btrfs take ten more
+seconds. Reading a partition's first bytes once is usually enough. If it is not, the
+appliance's blkid(8) is run for that partition.
 """
 
 from __future__ import annotations
@@ -36,21 +36,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-READING_LIMIT = 2 << 20  # libguestfs's messages hold 4 MiB
-DISK_LIMIT = 1 << 62  # a place beyond is no number for libguestfs
-BLOCK = 4096  # the least that a filesystem may leave over; a RAID takes twice as much
+READING_LIMIT = 2 << 20  # a message of libguestfs has at most 4 MiB
+DISK_LIMIT = 1 << 62  # a place beyond is not a number for libguestfs
+BLOCK = 4096  # unused bytes at a volume's end; a RAID's superblock needs twice as many
 UNIX = ("ext", "xfs", "btrfs")
 LVM, RAID = "LVM2_member", "linux_raid_member"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
-    """A partition, the whole disk or a logical volume, and what is on it.
+    """A partition, a whole disk or a logical volume, with its content.
 
     Attributes:
-        superblock: of the one plain filesystem, or swap, that is there.
-        kind: what is there as blkid(8) would say; None where that is to be asked.
-        lvm_uuid: of a logical volume, with its group's, as device-mapper joins them.
+        device: its name in the appliance.
+        superblock: the superblock of the only plain filesystem, or swap.
+        kind: blkid(8)'s name of the content, or None if blkid must be run.
+        lvm_uuid: for a logical volume, the group's and its own UUID, as device-mapper
+            joins them.
     """
 
     device: str
@@ -66,16 +68,16 @@ class Volume:
 
     @property
     def is_nothing(self) -> bool:
-        """Whether it holds no filesystem at all: boot code, or zeros."""
+        """Whether it has no filesystem: only boot code, or zeros."""
         boot_code = self.superblock is None and self.partition.kind in BOOT_CODE_TYPES
         return boot_code or self.kind == "unknown"
 
     @property
     def driver(self) -> str:
-        """The kernel's filesystem, where nothing else can be on it.
+        """The kernel's filesystem, if the volume can hold nothing else.
 
-        One that leaves room at its partition's end may be a member of an old RAID,
-        whose own superblock is there: mount(8) looks, and does not mount it.
+        A filesystem that leaves room at the volume's end may be a member of an old
+        RAID, whose superblock is there. mount(8) detects that and refuses.
         """
         block = self.superblock
         filled = block is not None and 0 <= self.partition.size - block.size < BLOCK
@@ -83,7 +85,7 @@ class Volume:
 
     @property
     def certain_kind(self) -> str:
-        """What the first bytes alone say for certain; empty where blkid(8) is to be asked."""
+        """The kind that the first bytes prove; empty if blkid(8) must be run."""
         if self.is_unix:
             return self.driver
         return "unknown" if self.is_nothing else self.kind or ""
@@ -91,36 +93,29 @@ class Volume:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:
-    """What is on the disks of an image.
-
-    Attributes:
-        volumes: partitions, whole disks and logical volumes by device, without the
-            members of volume groups.
-        mapped: the logical volumes among them.
-        types: of all partitions.
-    """
+    """The content of an image's disks."""
 
     volumes: Mapping[str, Volume]
     mapped: Sequence[Mapped]
     types: Sequence[str]
 
     def start_volumes(self, appliance: Appliance) -> None:
-        """Make the logical volumes.
+        """Create the logical volumes.
 
         Raises:
-            ApplianceCallError: they cannot be made.
+            ApplianceCallError: they cannot be created.
         """
         if self.mapped:
             table = ";".join(each.table for each in self.mapped)
             appliance.map_devices(table, [each.name for each in self.mapped])
 
     def driver(self, device: str) -> str:
-        """Return the kernel's filesystem on a device or subvolume; empty: mount(8) is to look."""
+        """Return the kernel's filesystem on a device or subvolume; empty if mount(8) must probe."""
         volume = self.volumes.get(split_subvolume(device)[0])
         return volume.driver if volume else ""
 
     def tag(self, appliance: Appliance, device: str, tag: str) -> str:
-        """Return what fstab may call a volume by, by the name of ``devicenames``."""
+        """Return a tag by which fstab may name a volume; tags are named as in ``devicenames``."""
         volume = self.volumes[device]
         superblock = volume.superblock
         if tag == LVM_UUID:
@@ -128,7 +123,7 @@ class Contents:
         if tag.startswith("PART_"):
             partition = volume.partition
             return partition.uuid if tag == "PART_ENTRY_UUID" else partition.name
-        # FAT's label is in its root directory, and the tags of some others were not read
+        # FAT's label is in its root directory, and some tags are not parsed here
         is_read = superblock is not None and superblock.kind not in ("ntfs", "exfat")
         if superblock is None or not is_read or (superblock.kind == "vfat" and tag == "LABEL"):
             return "" if volume.is_nothing else blkid_tags(appliance, device).get(tag, "")
@@ -136,15 +131,15 @@ class Contents:
 
 
 def blkid_tags(appliance: Appliance, device: str) -> Mapping[str, str]:
-    """Return what blkid(8) says of a device, which takes a process of the appliance."""
+    """Return blkid(8)'s tags of a device; this starts a process in the appliance."""
     try:
         return dict(appliance.call("blkid", device))
-    except (ApplianceCallError, UnicodeDecodeError):  # nothing that it knows, or no text
+    except (ApplianceCallError, UnicodeDecodeError):  # nothing recognised, or not text
         return {}
 
 
 def kind_of_device(appliance: Appliance, device: str) -> str:
-    """Return what blkid(8) sees on a device; empty where it knows nothing."""
+    """Return blkid(8)'s name of a device's content; empty if blkid recognises none."""
     try:
         return str(appliance.call("vfs_type", device))
     except ApplianceCallError:
@@ -152,11 +147,11 @@ def kind_of_device(appliance: Appliance, device: str) -> str:
 
 
 def read_contents(appliance: Appliance, disks: Sequence[str]) -> Contents:
-    """Return what is on these disks.
+    """Return the content of these disks.
 
     Raises:
-        UnclearLayoutError: the appliance's own tools are to be asked.
-        InspectionError: a partition table has no end.
+        UnclearLayoutError: the appliance's own tools must be used.
+        InspectionError: a partition table is endless.
         ApplianceCallError: a disk cannot be read.
     """
     volumes: dict[str, Volume] = {}
@@ -187,7 +182,7 @@ def read_contents(appliance: Appliance, disks: Sequence[str]) -> Contents:
 
 
 def _require_clear(volumes: Iterable[Volume]) -> None:
-    """Raise where something would have to be started to see what is inside."""
+    """Raise an error if a layer must be started before its content can be seen."""
     for volume in volumes:
         if volume.kind == RAID:
             raise UnclearLayoutError(f"{volume.device} is a member of an array")
@@ -196,7 +191,7 @@ def _require_clear(volumes: Iterable[Volume]) -> None:
 
 
 def _read_disk(appliance: Appliance, disk: str) -> list[tuple[Volume, ReadAt]]:
-    """Return what is on a disk, each with what reads it."""
+    """Yield the volumes of a disk, each with a function that reads it."""
     head: bytes = appliance.call("pread_device", disk, START_SIZE, 0)
 
     def read(place: int, size: int) -> bytes:
@@ -222,16 +217,16 @@ def _read_disk(appliance: Appliance, disk: str) -> list[tuple[Volume, ReadAt]]:
 
 
 def _read_part(read: ReadAt, partition: Partition, start: bytes, place: int, size: int) -> bytes:
-    """Return what is at a place of a partition, of which these first bytes are known."""
+    """Return bytes of a partition, from its first bytes if these suffice."""
     if place + size <= len(start):
         return start[place : place + size]
     return read(partition.start + place, min(size, partition.size - place))
 
 
 def _read_at(appliance: Appliance, disk: str, place: int, size: int) -> bytes:
-    """Return what is at a place of a disk, perhaps less at its end."""
+    """Return bytes of a disk; fewer at its end."""
     if place + size > DISK_LIMIT:
-        raise UnclearLayoutError("a place is outside of any disk")
+        raise UnclearLayoutError("an offset is outside of any disk")
     parts = [
         bytes(appliance.call("pread_device", disk, min(READING_LIMIT, place + size - at), at))
         for at in range(place, place + size, READING_LIMIT)

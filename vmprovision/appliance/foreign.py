@@ -1,7 +1,4 @@
-"""Kinds of storage that are recognised and not opened, each with its next step.
-
-The names are blkid(8)'s, which recognises most kinds by their first or last bytes.
-"""
+"""Kinds of storage that are recognised but not opened, each with its next step."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ FROM_INSIDE = (
 BEFORE = "inject before the guest is put on it, or " + FROM_INSIDE
 FIRMWARE_RAID = "a member of a RAID of the mainboard's firmware"
 
-# blkid(8)'s kind -> what it is, and the next step
+# blkid(8)'s kind -> a description, and the next step
 FOREIGN = {
     "zfs_member": (
         "a member of a ZFS pool, for which the appliance has no driver",
@@ -72,12 +69,12 @@ FOREIGN = {
 
 
 def refuse_unreadable(layers: Layers) -> None:
-    """Raise the reason why no operating system was found, if a layer below is the reason.
+    """Raise an error if a layer that was not opened is why no operating system was found.
 
     Raises:
-        WrongKeyError: the keys open none of the encrypted volumes.
-        UnsupportedGuestError: a volume is encrypted and has no key, or is of a kind that
-            is not opened.
+        WrongKeyError: no key opens an encrypted volume.
+        UnsupportedGuestError: a volume is encrypted and has no key, or its kind is not
+            supported.
     """
     locked = layers.locked
     if layers.tried:

@@ -1,8 +1,8 @@
-"""Logical volumes of LVM2 without LVM: found in its metadata, made by device-mapper.
+"""Logical volumes of LVM2 without LVM: parsed from its metadata, created by device-mapper.
 
 Starting LVM in the appliance takes udev and a scan of all devices, which is most of the
-time of an injection.  Where all volume groups are complete and their volumes linear or
-striped, the tables of device-mapper follow from the metadata alone.
+time of an injection. If all volume groups are complete and all their volumes are linear
+or striped, the metadata alone gives the tables of device-mapper.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from vmprovision.disklayout.partitions import ReadAt
 
 VOLUMES_LIMIT = 256
-SLACK = 4096  # a RAID's superblock takes twice as much
-TABLE_LIMIT = 100_000  # a single argument of execve(2) takes 128 KiB
+SLACK = 4096  # unused bytes at a device's end; a RAID's superblock needs twice as many
+TABLE_LIMIT = 100_000  # an argument of execve(2) has at most 128 KiB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +36,8 @@ class Member:
     """A device with an LVM label.
 
     Attributes:
-        size: in bytes; 0 where it is not known.
-        read: gives its content.
+        size: in bytes; 0 if unknown.
+        read: reads its content.
     """
 
     device: str
@@ -47,12 +47,12 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mapped:
-    """A logical volume, as device-mapper is to make it.
+    """A logical volume that device-mapper is to create.
 
     Attributes:
-        name: below ``/dev``, with its group's: ``GROUP/VOLUME``.
-        table: of device-mapper, in the concise form of dmsetup(8).
-        read: gives its first bytes, as many as are asked for.
+        name: its name below ``/dev``: ``GROUP/VOLUME``.
+        table: the device-mapper table, in the concise form of dmsetup(8).
+        read: returns its first bytes, given their number.
     """
 
     name: str
@@ -62,17 +62,17 @@ class Mapped:
 
 
 def find_logical_volumes(members: Sequence[Member]) -> list[Mapped]:
-    """Return the logical volumes of all groups that these devices are the members of.
+    """Return the logical volumes of all groups whose members these devices are.
 
     Raises:
-        UnclearLayoutError: LVM itself is to be asked.
+        UnclearLayoutError: LVM itself must be used.
         ApplianceCallError: a device cannot be read.
     """
     found: dict[str, tuple[Member, PhysicalVolume]] = {}
     for member in members:
         label = parse_label(member.read, member.size)
         if not 0 <= member.size - label.size < SLACK:
-            # a member of an old RAID has the array's superblock at its end
+            # an old RAID's superblock would be at the end
             raise UnclearLayoutError(f"the physical volume on {member.device} does not fill it")
         if label.uuid in found:
             raise UnclearLayoutError("two devices are the same physical volume")
@@ -92,12 +92,12 @@ def find_logical_volumes(members: Sequence[Member]) -> list[Mapped]:
 
 
 def _newest_groups(texts: Iterable[str]) -> list[VolumeGroup]:
-    """Return the groups of all metadata, of which every copy must be as new as the others."""
+    """Return the groups in all metadata; raise an error if copies differ."""
     groups: dict[str, VolumeGroup] = {}
     for text in dict.fromkeys(filter(None, texts)):
         group = parse_group(text)
         if groups.setdefault(group.name, group) != group:
-            raise UnclearLayoutError(f"there are different groups or copies of {group.name}")
+            raise UnclearLayoutError(f"the copies of the metadata of {group.name} differ")
     return list(groups.values())
 
 

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 OperatingSystem = Literal["linux", "windows", "bsd", "hurd"]
 
-# What inspection reads besides the directories that a plan may write to.
+# Directories that inspection reads, besides those that a plan may write to.
 READ = (
     *("/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib64", "/bin", "/sbin", "/lib", "/lib64"),
     *("/var/lib", "/var/lib/dpkg", "/opt", "/boot", "/boot/efi"),
@@ -181,7 +181,7 @@ def mount_root(
 def mount_device(
     appliance: Appliance, device: str, *, readonly: bool, driver: str
 ) -> ApplianceFilesystem:
-    """As ``mount_root``, with the appliance's own error.
+    """Mount a root as ``mount_root`` does, but raise the appliance's own error.
 
     Raises:
         ApplianceCallError: it cannot be mounted.
@@ -318,7 +318,7 @@ class Mounting:
             mount = entry.mount
             if not mount.at_boot:
                 if mount.place not in ON_DEMAND:
-                    notes.append(f"{mount.sentence} only when a person does so (noauto)")
+                    notes.append(f"{mount.sentence}, but not at boot (noauto)")
             elif why := self.done.get(mount, mount.obstacle):
                 hidden.append(HiddenMount(mount=mount, why=why))
         filesystem = enter_deployment(self.files)

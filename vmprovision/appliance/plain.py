@@ -1,9 +1,9 @@
-"""Mount the guest of a disk whose structures say where everything is, without a search.
+"""Mount a guest whose disk structures show where everything is, without a search.
 
-That is a disk without a table, with a GPT or with an MBR, whose partitions and logical
-volumes hold ext2 to ext4, XFS or btrfs, swap, boot code, nothing, and filesystems that
-Linux does not boot from; and of which one only may be a root of Linux.  What is otherwise
-is left to the search in ``roots``, and so is every refusal.
+Such a disk has no table, a GPT or an MBR. Its partitions and logical volumes have ext2
+to ext4, XFS or btrfs, swap, boot code, nothing, or filesystems that Linux does not boot
+from. Only one of them may be a root of Linux. All other disks are left to the search in
+``roots``, which also raises every refusal.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Without any of these names there is nothing that `recognise_system` would know.
+# `recognise_system` knows no system without one of these names.
 OF_A_ROOT = frozenset(("bin", "etc", "gnu", "hurd", "nix", "ostree", "sbin", "usr"))
-OF_A_USR = frozenset(("share", "lib", "dev", "proc", "init"))  # what `is_usr` asks for besides
+OF_A_USR = frozenset(("share", "lib", "dev", "proc", "init"))  # further names that `is_usr` checks
 
 
 def mount_plain_guest(
     appliance: Appliance, contents: Contents, *, readonly: bool
 ) -> MountedGuest | None:
-    """Return the guest, mounted; None, and nothing mounted, where a search is to find it.
+    """Return the mounted guest, or None with nothing mounted if a search is needed.
 
     Args:
         appliance: has the disk.
-        contents: of the disk.
+        contents: the disk's content.
         readonly: mount without writing.
     """
     try:
@@ -60,13 +60,13 @@ def mount_plain_guest(
         device = _find_root(appliance, contents)
         return _mount(appliance, contents, device, readonly=readonly)
     except (UnclearLayoutError, ApplianceCallError, InspectionError) as exc:
-        log.info("every filesystem is looked into: %s", exc)
+        log.info("searching every filesystem: %s", exc)
     appliance.unmount()
     return None
 
 
 def _require_known(volumes: Iterable[Volume]) -> None:
-    """Raise where it is not known what is on a volume."""
+    """Raise an error if a volume's content is unknown."""
     for volume in volumes:
         if volume.superblock is None and not volume.is_nothing:
             raise UnclearLayoutError(f"{volume.device} holds no plain filesystem")
@@ -95,7 +95,7 @@ def _find_root(appliance: Appliance, contents: Contents) -> str:
 
 
 def _subvolume_roots(appliance: Appliance, volume: Volume) -> list[str]:
-    """Return the subvolume that holds the root, of a btrfs whose default one does not."""
+    """Return the subvolume with the root, for a btrfs whose default subvolume has none."""
     if not volume.driver:
         raise UnclearLayoutError(f"the btrfs on {volume.device} does not fill it")
     names = [
@@ -110,7 +110,7 @@ def _subvolume_roots(appliance: Appliance, volume: Volume) -> list[str]:
 
 
 def _look_into(appliance: Appliance, device: str, driver: str) -> Root | None:
-    """Return the root on a device, which is not mounted before and after."""
+    """Return the root on a device; mount the device only for the duration of the call."""
     files = mount_root(appliance, device, readonly=True, driver=driver)
     try:
         return unix_root(files, device)
@@ -119,9 +119,9 @@ def _look_into(appliance: Appliance, device: str, driver: str) -> Root | None:
 
 
 def may_hold_root(appliance: Appliance, device: str, driver: str) -> bool:
-    """Return whether the root directory of a filesystem may be that of an operating system.
+    """Return whether a filesystem's root directory may be that of an operating system.
 
-    Nothing is mounted before and after.
+    The filesystem is mounted only for the duration of the call.
 
     Raises:
         ApplianceCallError: it cannot be mounted.
@@ -143,18 +143,18 @@ def may_hold_root(appliance: Appliance, device: str, driver: str) -> bool:
 def _mount(
     appliance: Appliance, contents: Contents, device: str, *, readonly: bool
 ) -> MountedGuest:
-    """Return the guest of a root, mounted.
+    """Mount a root and return the guest.
 
     Raises:
-        UnclearLayoutError: there is no root of Linux.
-        ApplianceCallError: something cannot be mounted or asked.
+        UnclearLayoutError: the device has no root of Linux.
+        ApplianceCallError: a device cannot be mounted or queried.
         InspectionError: likewise, or the files cannot be read.
     """
     driver = contents.driver(device)
     files = mount_root(appliance, device, readonly=readonly, driver=driver)
     root = unix_root(files, device)
     if root is None or root.system != "linux":
-        raise UnclearLayoutError(f"{device} holds no Linux")
+        raise UnclearLayoutError(f"{device} has no Linux")
     names = DeviceNames(list(contents.volumes), lambda *asked: contents.tag(appliance, *asked))
     return Mounting(
         appliance=appliance,

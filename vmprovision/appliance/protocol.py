@@ -1,4 +1,4 @@
-"""What every appliance offers, restored or stock."""
+"""The Protocol of every appliance, restored or stock."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Appliance(Protocol):
             driver: the kernel's filesystem.
             place: a directory of the guest, free of links.
             readonly: do not write to it.
-            options: of the filesystem's own.
+            options: the filesystem's own mount options.
 
         Raises:
             ApplianceCallError: it cannot be mounted.
@@ -65,11 +65,11 @@ class Appliance(Protocol):
         """Make the guest's logical volumes, unless LVM has made them.
 
         Args:
-            table: of device-mapper, in the concise form of dmsetup(8).
-            links: for each device of the table its name below ``/dev``.
+            table: the device-mapper table, in the concise form of dmsetup(8).
+            links: the name below ``/dev`` for each device of the table.
 
         Raises:
-            ApplianceCallError: one cannot be made.
+            ApplianceCallError: a volume cannot be created.
         """
 
     def activate_volumes(self) -> None:

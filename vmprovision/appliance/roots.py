@@ -1,8 +1,8 @@
-"""Find the operating systems on the drives of an appliance, and mount the one to work on.
+"""Find the operating systems on an appliance's drives, and mount the chosen one.
 
-libguestfs's own ``inspect_os`` is not used: it takes most of its time for facts
-that we do not need, and it finds nothing where ``/etc`` or ``/bin`` is an
-absolute link, or where only ``/usr/lib/os-release`` is there.
+libguestfs's own ``inspect_os`` is not used. It spends most of its time on facts that
+are not needed here. It also finds no system if ``/etc`` or ``/bin`` is an absolute
+link, or if only ``/usr/lib/os-release`` exists.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Filesystems that hold no tree of files, or none that Linux boots from.
+# Kinds without a tree of files, or from which Linux does not boot.
 SKIPPED = ("swap", "unknown", "LVM2_member", "linux_raid_member", LUKS)
 LISTED_LIMIT = 20
-GPT_BSD = "516e7c"  # the FreeBSD family of types begins so
+GPT_BSD = "516e7c"  # FreeBSD's partition types begin so
 MBR_BSD = (0xA5, 0xA6, 0xA9)  # FreeBSD, OpenBSD, NetBSD
-SOLE_DISK = "/dev/sda"  # libguestfs's name for the only drive of an appliance
+SOLE_DISK = "/dev/sda"  # libguestfs's name for an appliance's only drive
 
 
 def mount_guest(
@@ -70,21 +70,21 @@ def mount_guest(
     disk: str | None = None,
     keys: Sequence[Key] = (),
 ) -> MountedGuest:
-    """The image's Linux guest, mounted at the appliance's guest root.
+    """Mount the image's Linux guest at the appliance's guest root, and return it.
 
     Args:
-        appliance: holds the image as its drive.
-        wanted: the device of the root to use where there are several.
+        appliance: an appliance with the image as its drive.
+        wanted: the device of the root to use, if there are several.
         readonly: mount without writing.
-        disk: the appliance's only disk; where there is one only, its structures mostly say
-            where the root is, and not every filesystem is looked into.
-        keys: of its encrypted volumes.
+        disk: the appliance's only disk, or None. The structures of a single disk usually show
+            where the root is, without a search of every filesystem.
+        keys: the keys of its encrypted volumes.
 
     Raises:
-        NoOperatingSystemError: nothing here boots.
-        SeveralOperatingSystemsError: more than one root and none wanted.
+        NoOperatingSystemError: the image has no operating system.
+        SeveralOperatingSystemsError: there are several roots and ``wanted`` names none.
         UnsupportedGuestError: Windows, BSD, Hurd, encrypted without a key, or hibernated.
-        WrongKeyError: no key opens what is encrypted.
+        WrongKeyError: no key opens an encrypted volume.
     """
     contents = _find_contents(appliance, disk)
     if contents is not None and disk is not None and wanted is None:
@@ -96,10 +96,10 @@ def mount_guest(
 
 
 def _find_contents(appliance: Appliance, disk: str | None) -> Contents | None:
-    """Return what is on the disks; None, said in the log, where libguestfs is to search them.
+    """Return the disks' content, or None (with a log entry) if libguestfs must search them.
 
     Raises:
-        InspectionError: a partition table has no end.
+        InspectionError: a partition table is endless.
     """
     try:
         disks = [disk] if disk is not None else appliance.call("list_devices")
@@ -112,7 +112,7 @@ def _find_contents(appliance: Appliance, disk: str | None) -> Contents | None:
 def mount_found_guest(
     appliance: Appliance, wanted: str | None, layers: Layers, *, readonly: bool
 ) -> MountedGuest:
-    """Mount the guest that a look into each filesystem finds.
+    """Search each filesystem for a root, and mount the guest.
 
     Raises:
         VmprovisionError: as ``mount_guest``.
@@ -131,8 +131,8 @@ def mount_found_guest(
     root = search.choose(wanted)
     if any(kind == "swsuspend" for kind in filesystems.values()):
         raise UnsupportedGuestError(
-            f"the guest {root.name} is hibernated: it holds its filesystems in memory",
-            hint="start it, shut it down, and inject then",
+            f"the guest {root.name} is hibernated, with filesystem data in its saved memory",
+            hint="start it, shut it down, and inject again",
         )
     files = mount_root(appliance, root.device, readonly=readonly, driver=layers.driver(root.device))
     names = search.names()
@@ -151,7 +151,7 @@ def mount_found_guest(
 def _look_into(
     appliance: Appliance, device: str, kind: str, driver: str
 ) -> Root | Unreadable | None:
-    """Return the root on a device, or why it cannot be read; None where there is none."""
+    """Return the root on a device, or why it cannot be read, or None if it has none."""
     if kind in SKIPPED or kind in FOREIGN or kind == "swsuspend":
         return None
     if kind == "ufs":
@@ -159,7 +159,7 @@ def _look_into(
     try:
         return _mounted_root(appliance, device, kind, driver)
     except ApplianceCallError as exc:
-        if driver:  # mount(8) has more words for what is wrong
+        if driver:  # mount(8) describes the fault better
             return _look_into(appliance, device, kind, "")
         log.info("cannot mount %s (%s): %s", device, kind, exc.message)
         return unmountable(appliance, device, kind, exc.message)
@@ -169,7 +169,7 @@ def _look_into(
 
 
 def _mounted_root(appliance: Appliance, device: str, kind: str, driver: str) -> Root | None:
-    """Return the root on a device, which is not mounted before and after.
+    """Return the root on a device; mount the device only for the duration of the call.
 
     Raises:
         ApplianceCallError: it cannot be mounted.
@@ -201,7 +201,7 @@ def _is_windows(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Search:
-    """All that was seen of the image, of which one root is to be chosen."""
+    """The findings of a search, from which one root is chosen."""
 
     appliance: Appliance
     layers: Layers
@@ -211,16 +211,16 @@ class _Search:
 
     @property
     def devices(self) -> list[str]:
-        """All that have tags of their own, which subvolumes have not."""
+        """The devices with tags of their own; subvolumes have none."""
         found = self.layers.filesystems
         return [device for device in found if split_subvolume(device)[1] is None]
 
     def names(self, *more: str) -> DeviceNames:
-        """What a guest may call them, and more of the image's devices."""
+        """The guest's possible names for these, and more of the image's devices."""
         return DeviceNames([*self.devices, *more], self.tag, dict(self.layers.array_names))
 
     def tag(self, device: str, tag: str) -> str:
-        """What blkid(8), or LVM, says of a device; each is asked once."""
+        """Return a tag of a device from blkid(8) or LVM; each is queried once."""
         contents = self.layers.contents
         if contents is not None and device in contents.volumes:
             return contents.tag(self.appliance, device, tag)
@@ -231,12 +231,14 @@ class _Search:
         return self.known[device].get(tag, "")
 
     def choose(self, wanted: str | None) -> Root:
-        """The root that is wanted, or the only one.
+        """Return the wanted root, or the only one.
 
         Raises:
-            InspectionError: there is none, or it cannot be read; one of its kinds.
-            SeveralOperatingSystemsError: there are more, or what cannot be read may be one.
-            UnsupportedGuestError: there is no Linux, or nothing that is not encrypted.
+            InspectionError: there is no such root, or it cannot be read; the subclass
+                says which.
+            SeveralOperatingSystemsError: there are more, or a device that cannot be
+                read may have one.
+            UnsupportedGuestError: there is no Linux, or every candidate is encrypted.
         """
         if wanted is not None:
             return self._wanted(wanted)
@@ -269,7 +271,7 @@ class _Search:
         )
 
     def _refuse_doubt(self, root: Root, unreadable: Sequence[Unreadable]) -> None:
-        """Raise where what cannot be read may be the guest's real root."""
+        """Raise an error if a device that cannot be read may have the guest's real root."""
         driver = self.layers.driver(root.device)
         files = mount_root(self.appliance, root.device, readonly=True, driver=driver)
         try:
@@ -280,24 +282,24 @@ class _Search:
         if left:
             listed = ", ".join(map(str, left))
             raise SeveralOperatingSystemsError(
-                f"the image holds an operating system on {root.device} ({root.name}), and "
-                f"perhaps another one on what cannot be read: {listed}",
+                f"the image holds an operating system on {root.device} ({root.name}), "
+                f"and perhaps another one that cannot be read: {listed}",
                 hint=f"choose --root {root.device} if that is the one that boots; to read "
                 f"{left[0].device}: {left[0].hint}",
             )
 
     def _nothing(self, unreadable: Sequence[Unreadable]) -> VmprovisionError:
-        """The error for an image without a root that can be read."""
+        """Return the error for an image without a readable root."""
         if damaged := [each for each in unreadable if not each.is_closed]:
             return InspectionError(
-                "no filesystem that can be read holds an operating system, and "
+                "no readable filesystem has an operating system, and "
                 f"{', '.join(map(str, damaged))}",
                 hint=damaged[0].hint,
             )
         refuse_unreadable(self.layers)
         if unreadable:
             return UnsupportedGuestError(
-                "no filesystem that can be read holds an operating system, and "
+                "no readable filesystem has an operating system, and "
                 f"{', '.join(map(str, unreadable))}",
                 hint=unreadable[0].hint,
             )
@@ -307,7 +309,7 @@ class _Search:
             )
         listed = [f"{device} ({kind})" for device, kind in self.layers.filesystems.items()]
         return NoOperatingSystemError(
-            "no filesystem of the image holds an operating system",
+            "no filesystem of the image has an operating system",
             hint=f"filesystems seen: {', '.join(listed[:LISTED_LIMIT]) or 'none'}",
         )
 
@@ -318,7 +320,7 @@ class _Search:
 
 
 def _lvm_uuid(appliance: Appliance, device: str) -> str:
-    """The identifiers of a logical volume's group and its own, as device-mapper joins them."""
+    """Return the UUIDs of a logical volume's group and its own, as device-mapper joins them."""
     try:
         volume = str(appliance.call("lvuuid", device)).replace("-", "")
         group = str(appliance.call("vguuid", device.split("/")[2])).replace("-", "")
@@ -328,10 +330,10 @@ def _lvm_uuid(appliance: Appliance, device: str) -> str:
 
 
 def without_parts(roots: Sequence[Root], names_of: Callable[[], DeviceNames]) -> list[Root]:
-    """Return the roots that no other root's fstab mounts: a ``/usr`` is no system of its own.
+    """Return the roots that no other root's fstab mounts, such as a ``/usr``.
 
-    One whose own fstab mounts it at ``/`` is a system all the same, of two that see
-    each other.
+    A root whose own fstab mounts it at ``/`` stays, because two systems may mount each
+    other.
     """
     parts = set()
     for root in roots:
@@ -345,7 +347,7 @@ def without_parts(roots: Sequence[Root], names_of: Callable[[], DeviceNames]) ->
 
 
 def _is_own(root: Root, names: DeviceNames) -> bool:
-    """Whether a root's own fstab says that it is mounted at ``/``."""
+    """Return whether a root's own fstab mounts it at ``/``."""
     return any(
         names.find(line.source) == root.device for line in root.fstab if line.mountpoint == "/"
     )

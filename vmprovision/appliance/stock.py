@@ -1,4 +1,4 @@
-"""The stock appliance: libguestfs boots its own, and has a monitor of ours beside its own."""
+"""The stock appliance: libguestfs boots its own, with a second monitor for vmprovision."""
 
 from __future__ import annotations
 
@@ -97,40 +97,40 @@ class StockAppliance:
             raise
 
     def call(self, name: str, *arguments: Any, limit: float = CALL_SECONDS, **options: Any) -> Any:  # noqa: ANN401 -- untyped library
-        """As the Protocol has it."""
+        """Implement ``Appliance.call``."""
         return self._handle.call(name, *arguments, limit=limit, **options)
 
     def mount(
         self, device: str, driver: str, place: str, *, readonly: bool, options: str = ""
     ) -> None:
-        """As the Protocol has it."""
+        """Implement ``Appliance.mount``."""
         access = ["ro" if readonly else "rw", "noatime", *filter(None, [options])]
         self.call("mount_vfs", ",".join(access), driver, device, place)
 
     def look(
         self, device: str, driver: str, names: Iterable[str], options: str = ""
     ) -> set[str] | None:
-        """As the Protocol has it: it cannot."""
+        """Implement ``Appliance.look``: this appliance cannot tell."""
 
     def unmount(self, place: str | None = None) -> None:
-        """As the Protocol has it."""
+        """Implement ``Appliance.unmount``."""
         if place is None:
             self.call("umount_all")
         else:
             self.call("umount", place)
 
     def map_devices(self, table: str, links: Sequence[str]) -> None:
-        """As the Protocol has it: LVM has made them."""
+        """Implement ``Appliance.map_devices``: LVM has created them."""
 
     def activate_volumes(self) -> None:
-        """As the Protocol has it: they run from the start."""
+        """Implement ``Appliance.activate_volumes``: they run from the start."""
 
     def before_detaching(self, close: Callable[[], None]) -> None:
-        """As the Protocol has it."""
+        """Implement ``Appliance.before_detaching``."""
         self._closings.append(close)
 
     def finish(self) -> None:
-        """As the Protocol has it; the machine is shut down."""
+        """Implement ``Appliance.finish``; the machine is shut down."""
         self.call("set_autosync", False)  # noqa: FBT003 -- libguestfs's; nothing is left to sync
         self.unmount()
         for close in self._closings:
@@ -141,14 +141,14 @@ class StockAppliance:
             raise_disk_failure(self._monitor.disk_failures, self._files)
 
     def raise_host_fault(self, exc: Exception) -> None:
-        """As the Protocol has it."""
+        """Implement ``Appliance.raise_host_fault``."""
         self._handle.watchdog.raise_cause()
         if self._monitor is not None:
             self._monitor.catch_up()
             raise_disk_failure(self._monitor.disk_failures, self._files, exc)
 
     def close(self) -> None:
-        """As the Protocol has it."""
+        """Implement ``Appliance.close``."""
         self._handle.close()
         if self._monitor is not None:
             self._monitor.close()

@@ -27,9 +27,9 @@ def name_subvolume(device: str, path: str) -> str:
 
 
 def split_subvolume(name: str) -> tuple[str, str | None]:
-    """Return ``btrfsvol:/dev/sda2/@`` as ``/dev/sda2`` and ``@``; for other devices None.
+    """Split ``btrfsvol:/dev/sda2/@`` into ``/dev/sda2`` and ``@``; return None for other devices.
 
-    A logical volume's device has a directory more: ``/dev/VG/LV``.
+    The device of a logical volume has one directory more: ``/dev/VG/LV``.
     """
     if not name.startswith(_PREFIX):
         return name, None
@@ -45,9 +45,9 @@ def subvolume_options(name: str) -> tuple[str, str]:
 
 
 def list_subvolumes(appliance: Appliance, device: str) -> list[str]:
-    """Return the names of the subvolumes of a btrfs, in the order of their numbers.
+    """Return the names of a btrfs's subvolumes, in the order of their numbers.
 
-    Nothing is mounted before and after.
+    The filesystem is mounted only for the duration of the call.
 
     Raises:
         ApplianceCallError: it cannot be mounted or read.
@@ -60,16 +60,16 @@ def list_subvolumes(appliance: Appliance, device: str) -> list[str]:
     finally:
         appliance.unmount()
     paths = [str(each["btrfssubvolume_path"]) for each in found]
-    if any("," in path for path in paths):  # it would end the option that names the subvolume
+    if any("," in path for path in paths):  # a comma would end the option that names the subvolume
         raise ApplianceCallError("the name of a subvolume has a comma", number=0)
     return [name_subvolume(device, path) for path in paths]
 
 
 def merge_btrfs(roots: Sequence[Root]) -> list[Root]:
-    """Return the roots with btrfs's snapshots of the same system left out.
+    """Return the roots without btrfs's other subvolumes and snapshots of the same system.
 
-    The plain device is the default subvolume, so where it is a root, that is the one
-    that boots; else it is the one that the system's own fstab names, whatever older
+    The plain device is the default subvolume. If it is a root, it is the one that
+    boots. Otherwise the one that the system's own fstab names boots, even if older
     roots and snapshots are beside it.
     """
     kept: dict[str, Root] = {}

@@ -1,7 +1,7 @@
-"""What lies between the disks and their filesystems: arrays, encryption, logical volumes.
+"""The layers between disks and filesystems: arrays, encryption, logical volumes.
 
-libguestfs lists the filesystems that it can mount.  Here the layers below them are
-opened first, and what cannot be opened is named: a locked LUKS volume, a pool of ZFS.
+libguestfs lists the filesystems that it can mount. This module first opens the layers
+below them, and names those that it cannot open: a locked LUKS volume, a pool of ZFS.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LUKS = "crypto_LUKS"  # as blkid(8) calls version 1 and 2
-# A gigabyte of memory four times over, as cryptsetup(8) chooses for LUKS 2 on a large
-# machine, takes 45 s without KVM; each key slot is tried.
+LUKS = "crypto_LUKS"  # blkid(8)'s name of versions 1 and 2
+# cryptsetup(8)'s parameters for LUKS 2 on a large machine (four passes over 1 GB) take
+# 45 s without KVM, for each key slot.
 UNLOCK_SECONDS = 900.0
-NO_PERMISSION = 2  # cryptsetup's exit code where a key opens no slot
+NO_PERMISSION = 2  # cryptsetup's exit code if the key opens no slot
 KEY_PLACE = "/dev/shm/vmprovision-key"  # noqa: S108 -- the appliance's memory, where nobody else is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layers:
-    """All that was found on the disks, after every layer that can be opened was.
+    """The devices on the disks, after every layer that can be opened was opened.
 
     Attributes:
         filesystems: device -> kind, as libguestfs lists them.
-        others: device -> kind, of what holds something else that blkid(8) knows.
-        unlocked: encrypted device -> the device of what is in it.
+        others: device -> kind, for other content that blkid(8) knows.
+        unlocked: encrypted device -> the device of its content.
         tried: locked devices for which the caller has given a key.
-        array_names: what the guest calls an MD array -> the appliance's device.
-        unusable: member of an MD array -> why the array must not be worked on.
-        contents: of the disks, where their own structures say all of it.
+        array_names: the guest's name of an MD array -> the appliance's device.
+        unusable: member of an MD array -> why the array must not be used.
+        contents: the disks' content, if their own structures show all of it.
     """
 
     filesystems: Mapping[str, str]
@@ -58,12 +58,12 @@ class Layers:
     contents: Contents | None = None
 
     def driver(self, device: str) -> str:
-        """Return the kernel's filesystem on a device; empty where mount(8) is to look."""
+        """Return the kernel's filesystem on a device; empty if mount(8) must probe."""
         return self.contents.driver(device) if self.contents else ""
 
     @property
     def locked(self) -> list[str]:
-        """The encrypted devices that no key has opened."""
+        """The encrypted devices that no key opens."""
         return [
             device
             for device, kind in self.others.items()
@@ -72,15 +72,15 @@ class Layers:
 
 
 def open_layers(appliance: Appliance, contents: Contents | None, keys: Sequence[Key]) -> Layers:
-    """Start arrays and logical volumes and unlock what the keys are for, layer by layer.
+    """Start arrays and logical volumes and unlock encrypted volumes, layer by layer.
 
     Args:
-        appliance: has the disks.
-        contents: of the disks; None where their structures do not say all of it.
+        appliance: an appliance with the disks.
+        contents: the disks' content, or None if their structures do not show all of it.
         keys: the caller's.
 
     Raises:
-        WrongKeyError: a key that is meant for one volume does not open it.
+        WrongKeyError: a key for one volume does not open it.
         InspectionError: an encrypted volume cannot be read.
         ApplianceTimeoutError: deriving a key takes too long.
     """
@@ -111,14 +111,14 @@ def open_layers(appliance: Appliance, contents: Contents | None, keys: Sequence[
 
 
 def _known_layers(appliance: Appliance, contents: Contents, keys: Sequence[Key]) -> Layers | None:
-    """Return what is on disks whose contents are known; None where more is to be started."""
+    """Return the layers of disks whose content is known, or None if something must be started."""
     try:
         kinds = _known_kinds(appliance, contents)
     except ApplianceCallError as exc:
         log.info("libguestfs searches the disks, which takes longer: %s", exc.message)
         return None
     if MEMBER in kinds.values() or (keys and LUKS in kinds.values()):
-        return None  # an array is to be started, or a volume to be unlocked
+        return None  # an array must be started, or a volume unlocked
     closed = {device: kind for device, kind in kinds.items() if kind in (LUKS, *FOREIGN)}
     return Layers(
         filesystems={device: kind for device, kind in kinds.items() if device not in closed},
@@ -132,7 +132,7 @@ def _known_layers(appliance: Appliance, contents: Contents, keys: Sequence[Key])
 
 
 def _known_kinds(appliance: Appliance, contents: Contents) -> dict[str, str]:
-    """Return what is on each device or subvolume, as blkid(8) names it.
+    """Return blkid(8)'s name of the content of each device or subvolume.
 
     Raises:
         ApplianceCallError: logical volumes cannot be made, or subvolumes cannot be listed.
@@ -147,14 +147,14 @@ def _known_kinds(appliance: Appliance, contents: Contents) -> dict[str, str]:
 
 
 def _look(appliance: Appliance) -> tuple[dict[str, str], dict[str, str]]:
-    """Device -> kind: the filesystems, as libguestfs lists them, and the others."""
+    """Return the kinds by device: filesystems as libguestfs lists them, and others."""
     filesystems: dict[str, str] = appliance.call("list_filesystems")
     return filesystems, dict(_others(appliance, filesystems))
 
 
 def _examined_arrays(appliance: Appliance, others: Mapping[str, str]) -> Arrays:
-    """The arrays, those that lack a member stopped, and the logical volumes on them too."""
-    # a volume group on an array keeps it from being stopped
+    """Return the arrays; stop those that lack a member, and the logical volumes on them."""
+    # an array cannot be stopped while a volume group on it is active
     appliance.call("vg_activate_all", False)  # noqa: FBT003 -- libguestfs's
     arrays = examine_arrays(appliance, [d for d, kind in others.items() if kind == MEMBER])
     appliance.call("lvm_scan", True)  # noqa: FBT003 -- libguestfs's: activate what is found
@@ -167,14 +167,13 @@ def _unlock_new(
     keys: Sequence[Key],
     known: tuple[dict[str, str], list[str]],
 ) -> dict[str, str]:
-    """Unlock the encrypted devices that have appeared; device -> the device of what is in it.
+    """Unlock the encrypted devices that have appeared; return their content's devices.
 
     Args:
-        appliance: has the devices.
+        appliance: an appliance with the devices.
         others: device -> kind.
         keys: the caller's.
-        known: the devices that are unlocked already, and those that no key fits, which
-            are added to.
+        known: the devices that are unlocked or that no key opens; new ones are added.
     """
     unlocked, tried = known
     opened = {}
@@ -190,14 +189,14 @@ def _unlock_new(
 
 
 def close_layers(appliance: Appliance, mapped: Collection[str]) -> None:
-    """Stop what ``open_layers`` has started, of which nothing is mounted any more.
+    """Stop everything that ``open_layers`` started; nothing on it is mounted any more.
 
-    An array that is not stopped counts as unclean, and the guest would compare its members.
+    An array that is not stopped counts as unclean, and the guest would resynchronise it.
 
     Raises:
         ApplianceError: something is still in use.
     """
-    # a volume group may lie on an encrypted volume, or the other way round
+    # a volume group may be on an encrypted volume, or the reverse
     for _ in range(len(mapped) + 1):
         groups_stopped = _works(appliance, "vg_activate_all", activate=False)
         mapped = [d for d in mapped if not _works(appliance, "cryptsetup_close", device=d)]
@@ -210,7 +209,7 @@ def close_layers(appliance: Appliance, mapped: Collection[str]) -> None:
 
 
 def _works(appliance: Appliance, name: str, **arguments: Any) -> bool:  # noqa: ANN401 -- as call
-    """Whether a call is done; one that is not may be after another."""
+    """Return whether a call succeeds; a failed one may succeed after another call."""
     try:
         appliance.call(name, **arguments)
     except ApplianceCallError as exc:
@@ -220,7 +219,7 @@ def _works(appliance: Appliance, name: str, **arguments: Any) -> bool:  # noqa: 
 
 
 def _others(appliance: Appliance, filesystems: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Each device that is no filesystem of libguestfs's, with its kind, where it has one."""
+    """Return other devices, with the kinds that blkid(8) knows."""
     partitions = appliance.call("list_partitions")
     partitioned = {appliance.call("part_to_dev", partition) for partition in partitions}
     devices = [
@@ -236,7 +235,7 @@ def _others(appliance: Appliance, filesystems: Mapping[str, str]) -> Iterator[tu
 
 
 def _unlock(appliance: Appliance, device: str, keys: Sequence[Key]) -> tuple[str | None, bool]:
-    """The device of what is in an encrypted one, if a key opens it; and whether any was tried."""
+    """Return the device of the content if a key opens the volume, and whether a key was tried."""
     try:
         uuid = str(appliance.call("luks_uuid", device)).lower()
     except ApplianceCallError as exc:
@@ -252,26 +251,27 @@ def _unlock(appliance: Appliance, device: str, keys: Sequence[Key]) -> tuple[str
     for key in fitting:
         if key.is_for_one:
             raise WrongKeyError(
-                f"{device} is not opened by the key in {key.file.path}",
+                f"the key in {key.file.path} does not open {device}",
                 hint="check the key with `cryptsetup open --test-passphrase --key-file`",
             )
     return None, bool(fitting)
 
 
 def _mapper_name(device: str) -> str:
-    """The logical volume ``/dev/VG/LV`` as device-mapper calls it."""
+    """Return device-mapper's name of the logical volume ``/dev/VG/LV``."""
     parts = device.removeprefix("/dev/").split("/")
     return "/dev/mapper/" + "-".join(part.replace("-", "--") for part in parts)
 
 
 def _opens(appliance: Appliance, device: str, name: str, passphrase: bytes, key: Key) -> bool:
-    """Whether the passphrase opens the volume, which is then mapped by this name.
+    """Return whether the passphrase opens the volume; it is then mapped by this name.
 
-    libguestfs's ``cryptsetup_open`` takes no NUL, reads prefixes in some versions only,
-    and keeps the key for a moment in a file on the appliance's disk, which is the host's.
+    libguestfs's ``cryptsetup_open`` is not used. It takes no NUL, understands prefixes only
+    in some versions, and writes the key to a file on the appliance's disk, which is a file
+    of the host.
 
     Raises:
-        InspectionError: cryptsetup(8) fails for another cause.
+        InspectionError: cryptsetup(8) fails for another reason.
     """
     _upload(appliance, passphrase)
     command = shlex.join(
@@ -286,9 +286,9 @@ def _opens(appliance: Appliance, device: str, name: str, passphrase: bytes, key:
     if code != str(NO_PERMISSION):
         raise InspectionError(
             f"{device} cannot be unlocked: {' '.join(words)[-300:] or f'exit code {code}'}",
-            hint="see whether cryptsetup(8) opens it",
+            hint="check whether cryptsetup(8) on the host opens it",
         )
-    log.info("%s is not opened by the key in %s", device, key.file.path)
+    log.info("%s cannot be opened with the key in %s", device, key.file.path)
     return False
 
 

@@ -1,7 +1,7 @@
 """The shell scripts that libguestfs starts in place of QEMU.
 
-Asked what it can do, QEMU answers for itself. Told to run, it restores the saved
-appliance or boots libguestfs's own. In both cases the kernel ends QEMU when the thread
+If libguestfs asks for QEMU's features, a script runs QEMU itself. Otherwise it restores
+the saved appliance or boots libguestfs's own. In both cases the kernel ends QEMU when the thread
 that started it ends, and the session's folder names the folder of libguestfs's socket.
 """
 
@@ -44,7 +44,7 @@ if [ -n "$channel" ] && [ -d "$session" ]; then
 fi
 """
 # Remove KVM from the accelerators that libguestfs names. It asks QEMU what it can do on KVM
-# even if told to use TCG, and would wait for ever for a KVM that hangs.
+# even to use TCG, and would wait for ever for a KVM that hangs.
 WITHOUT_KVM = """\
 for word; do
     shift

@@ -1,9 +1,8 @@
 """Write the finished image in the formats that the bake file names.
 
-Every one is compared with the image that was verified and proven, so what was seen
-of that holds for all.  ``oci`` is an OCI image layout (image-spec 1.1) with one layer
-that holds one disk as KubeVirt's containerDisk wants it: in ``/disk``, readable for
-QEMU's user 107.
+Every output is compared with the image that was verified and proven, so the proof holds
+for all. ``oci`` is an OCI image layout (image-spec 1.1). Its only layer has one disk as
+KubeVirt's containerDisk requires: in ``/disk``, readable by QEMU's user 107.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
     from vmprovision.progress import Control
 
 CONVERT_SECONDS = 7200.0
-QEMU_USER = 107  # of KubeVirt's machines
-# as Go names them, by ours
+QEMU_USER = 107  # QEMU's user in KubeVirt
+# this project's names -> Go's
 OCI_ARCHITECTURES = {
     "x86_64": "amd64",
     "aarch64": "arm64",
@@ -53,14 +52,14 @@ def write_output(  # noqa: PLR0913 -- what an output depends on
 
     Args:
         image: the finished image.
-        disk_format: its format, where its name does not say it.
-        output: what the bake file says of it.
+        disk_format: its format, if its name does not state it.
+        output: the output's table in the bake file.
         target: the file to write, or the folder of an OCI layout.
-        architecture: of the guest.
+        architecture: the guest's architecture.
         control: progress and cancelling.
 
     Raises:
-        ImageError: it cannot be written, or does not hold the same.
+        ImageError: it cannot be written, or differs from the image.
         CommandError: qemu-img failed.
     """
     with (
@@ -104,13 +103,13 @@ def _convert(
     )
     if done.returncode:
         raise ImageError(
-            f"{target.name} does not hold what the image holds: {done.stdout.strip()}",
-            hint="this is a fault of qemu-img or of the host's disk: check both",
+            f"{target.name} differs from the image: {done.stdout.strip()}",
+            hint="qemu-img or the host's disk is at fault: check both",
         )
 
 
 def _write_oci(disk: Path, folder: Path, name: str, architecture: str) -> None:
-    """Write an OCI image layout whose only layer holds a disk; the same disk, the same bytes."""
+    """Write an OCI image layout whose only layer has a disk; equal disks give equal bytes."""
     blobs = folder / "blobs" / "sha256"
     blobs.mkdir(parents=True)
     layer = blobs / "layer"
@@ -152,7 +151,7 @@ def _entry(
 
 
 def _add_blob(blobs: Path, media_type: str, document: dict[str, Any]) -> dict[str, Any]:
-    """Write a JSON document under its digest; return its descriptor."""
+    """Write a JSON document to a file named by its digest; return its descriptor."""
     content = _as_json(document)
     digest = hashlib.sha256(content).hexdigest()
     (blobs / digest).write_bytes(content)

@@ -1,7 +1,8 @@
-"""The files beside the images that say what is in them and how they came to be.
+"""Write the files beside the images that describe their content and origin.
 
-``sbom.cdx.json`` (CycloneDX), ``provenance.json`` (in-toto, SLSA), ``bake.json`` (plan,
-receipt, proof, versions), ``junit.xml``, and ``SHA256SUMS`` over all of them.
+These are ``sbom.cdx.json`` (CycloneDX), ``provenance.json`` (in-toto, SLSA),
+``bake.json`` (plan, receipt, proof, versions), ``junit.xml``, and ``SHA256SUMS`` over
+all of them.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ VERSION_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bake:
-    """What is known of a bake whose images are written.
+    """The facts about a bake whose images are written.
 
     Attributes:
-        key: of all that it is made from.
-        source_sha256: of the source image.
+        key: the hash of all its inputs.
+        source_sha256: the hash of the source image.
         begun: when it began.
-        seconds: of each step.
-        mode: of the images.
+        seconds: the duration of each step.
+        mode: the images' permission bits.
     """
 
     loaded: LoadedBakeFile
@@ -64,8 +65,8 @@ class Bake:
 
 
 def describe_bake(bake: Bake, folder: Path, control: Control) -> None:
-    """Write the descriptions into the folder that holds the images."""
-    control.step("writing what is in the image")
+    """Write the descriptions into the folder of the images."""
+    control.step("describing the image")
     moment = _moment()
     images = _image_files(bake, folder, control)
     sbom = make_sbom(bake.contents, name=bake.loaded.name, key=bake.key, moment=moment)
@@ -89,7 +90,7 @@ def describe_bake(bake: Bake, folder: Path, control: Control) -> None:
 
 
 def _moment() -> datetime:
-    """Return the time of the bake; that of SOURCE_DATE_EPOCH where it is set."""
+    """Return the time of the bake, or SOURCE_DATE_EPOCH if that is set."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
     if epoch.isdecimal():
         return datetime.fromtimestamp(int(epoch), timezone.utc)
@@ -97,7 +98,7 @@ def _moment() -> datetime:
 
 
 def _image_files(bake: Bake, folder: Path, control: Control) -> dict[str, str]:
-    """Return the hashes of the images; of an OCI layout, that of its index."""
+    """Return the hashes of the images; for an OCI layout, that of its index."""
     hashes = {}
     for output in bake.loaded.bake.output:
         name = output.file_name(bake.loaded.name)

@@ -1,9 +1,9 @@
-"""Get a bake's source as a private file that is the one which the bake file names.
+"""Fetch a bake's source into a private file, and check that it is the right one.
 
-A download goes on where an earlier one stopped (HTTP ranges, RFC 9110 section 14) and
-is kept in the cache under its SHA-256.  Whatever its origin, the file is copied into
-the private folder of the bake, and the copy is hashed before anything opens it; so
-nobody can change it in between.
+A download resumes where an earlier one stopped (HTTP ranges, RFC 9110 section 14), and
+is kept in the cache under its SHA-256. Every source is copied into the bake's private
+folder, and the copy is hashed before anything opens it. So no other program can change
+it in between.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 BLOCK = 1 << 20
 COPY_SECONDS = 3600.0
-SILENCE_SECONDS = 60.0  # of a server, after which the connection is given up
-# What a server or the way to it can cause; another OSError is this host's own.
+SILENCE_SECONDS = 60.0  # seconds without data, after which a connection is closed
+# Errors of a server or the network; any other OSError is from this host.
 NETWORK_FAULTS = (
     urllib.error.URLError,
     http.client.HTTPException,
@@ -42,17 +42,17 @@ NETWORK_FAULTS = (
     TimeoutError,
     ssl.SSLError,
 )
-ATTEMPTS = 5  # in a row that bring nothing
+ATTEMPTS = 5  # consecutive attempts without data
 REDIRECTS_TO = "https"
 
 
 def obtain_source(loaded: LoadedBakeFile, folder: Path, control: Control) -> Path:
-    """Return a copy of the source image in a private folder; its content was not looked at.
+    """Return a copy of the source image in a private folder; its content is not checked yet.
 
     Raises:
         SourceError: it cannot be read or downloaded.
         RecipeError: the recipe cannot be built.
-        ImageError: the host has no room for it.
+        ImageError: the host has too little free space.
     """
     source = loaded.bake.source
     if source.recipe is not None:
@@ -71,23 +71,24 @@ def obtain_source(loaded: LoadedBakeFile, folder: Path, control: Control) -> Pat
             ["cp", "--reflink=auto", "--sparse=always", "--", origin, copy],
             timeout=COPY_SECONDS,
         )
-        # an output is readable for nobody who may not read the source
+        # an output is never more readable than the source
         copy.chmod(0o600 | copy.stat().st_mode & 0o044)
     return copy
 
 
 def check_source(loaded: LoadedBakeFile, copy: Path, control: Control) -> str:
-    """Return the SHA-256 of the copy, which is the one that the bake file names, if it names one.
+    """Return the copy's SHA-256, which matches the bake file's, if it states one.
 
     Raises:
-        SourceError: it is another one, or the signature that the bake file names is not valid.
+        SourceError: the hash differs, or the signature that the bake file names is not
+            valid.
     """
     control.step("checking the source")
     found = hash_file(copy, control)
     expected = loaded.bake.source.sha256
     if expected is not None and found != expected:
         raise SourceError(
-            f"the source of {loaded.path} is not the file that it names: its SHA-256 is {found}",
+            f"the source of {loaded.path} has another SHA-256 than it states: {found}",
             hint="get the right file, or, if you trust this one, put its SHA-256 into the bake "
             "file",
         )
@@ -102,10 +103,10 @@ def check_source(loaded: LoadedBakeFile, copy: Path, control: Control) -> str:
 
 
 def _check_signature(copy: Path, signature: Path, keyring: Path) -> None:
-    """Refuse a file that none of the keys of a keyring has signed (gpgv(1)).
+    """Refuse a file that no key of the keyring has signed (gpgv(1)).
 
     Raises:
-        SourceError: so it is, or gpgv is not installed.
+        SourceError: no key has signed it, or gpgv is not installed.
     """
     for path in (signature, keyring):
         if not path.is_file():
@@ -121,13 +122,13 @@ def _check_signature(copy: Path, signature: Path, keyring: Path) -> None:
     except CommandError as exc:
         reason = exc.stderr.strip().splitlines()[-1:] or [exc.message]
         raise SourceError(
-            f"{signature} is no signature of the source by a key of {keyring}: {reason[0]}",
+            f"{signature} is not a signature of the source by a key of {keyring}: {reason[0]}",
             hint="get image and signature again; gpgv is in the package gpgv",
         ) from exc
 
 
 def _find_file(loaded: LoadedBakeFile, control: Control) -> Path:
-    """Return where the source is on this host; it is downloaded where it is not here."""
+    """Return the source's path on this host, after a download if needed."""
     source = loaded.bake.source
     path = loaded.beside(source.image) if source.image else None
     if path is not None and path.is_file():
@@ -147,16 +148,16 @@ def _find_file(loaded: LoadedBakeFile, control: Control) -> Path:
 
 
 def download(url: str, sha256: str, control: Control) -> Path:
-    """Return the file of a URL from the cache, after it is downloaded where it is not there.
+    """Return the file of a URL from the cache, after a download if needed.
 
     Args:
         url: an https URL.
-        sha256: what the file has to be; what is in the cache is hashed again.
+        sha256: the required hash; a cached file is hashed again.
         control: progress and cancelling.
 
     Raises:
-        SourceError: it cannot be downloaded, or is another file.
-        ImageError: the host has no room for it.
+        SourceError: it cannot be downloaded, or has another hash.
+        ImageError: the host has too little free space.
     """
     folder = cache_directory() / "downloads" / sha256
     name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(unquote(urlsplit(url).path)).name).lstrip(".")
@@ -170,13 +171,13 @@ def download(url: str, sha256: str, control: Control) -> Path:
             target.unlink(missing_ok=True)
             had = partial.stat().st_size if partial.exists() else 0
             found = _download(url, partial, control)
-            if found != sha256 and had:  # it may have been the beginning of another file
+            if found != sha256 and had:  # the partial file may be from another file
                 partial.unlink()
                 found = _download(url, partial, control)
             if found != sha256:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise SourceError(
-                    f"{url} is not the file that the bake file names: its SHA-256 is {found}",
+                    f"{url} has another SHA-256 than the bake file states: {found}",
                     hint="correct the url, or, if you trust this file, its SHA-256",
                 )
             partial.replace(target)
@@ -184,7 +185,7 @@ def download(url: str, sha256: str, control: Control) -> Path:
 
 
 def _download(url: str, partial: Path, control: Control) -> str:
-    """Download what is not there yet, and return the SHA-256 of the whole file."""
+    """Download the missing rest, and return the SHA-256 of the whole file."""
     name = Path(urlsplit(url).path).name
     failures = 0
     while True:
@@ -201,14 +202,14 @@ def _download(url: str, partial: Path, control: Control) -> str:
             if isinstance(reason, ssl.SSLCertVerificationError):
                 raise SourceError(
                     f"{url} cannot be downloaded: {reason.verify_message}",
-                    hint="SSL_CERT_FILE names the certificates that are trusted",
+                    hint="set SSL_CERT_FILE to the file with the trusted certificates",
                 ) from exc
         after = partial.stat().st_size if partial.exists() else 0
         failures = 0 if after > before else failures + 1
         if failures == ATTEMPTS:
             raise SourceError(
                 f"{url} cannot be downloaded: {reason}",
-                hint="run the same command again: it goes on where it stopped",
+                hint="run the same command again: it resumes the download",
             )
         control.step(f"downloading {name}: connection lost, trying again")
         control.cancelled.wait(2.0**failures / 2)
@@ -222,14 +223,14 @@ class _OnlyHttps(urllib.request.HTTPRedirectHandler):
         req: urllib.request.Request,
         *rest: Any,  # noqa: ANN401 -- as urllib calls it; the new URL is the last
     ) -> urllib.request.Request | None:
-        """Return the request for the new place."""
+        """Return the request for the new URL."""
         if urlsplit(rest[-1]).scheme != REDIRECTS_TO:
-            raise SourceError(f"{req.full_url} redirects to {rest[-1]}, which is no https URL")
+            raise SourceError(f"{req.full_url} redirects to {rest[-1]}, which is not an https URL")
         return super().redirect_request(req, *rest)
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """Return what opens https URLs and no others, through the host's proxy if it has one."""
+    """Return an opener for https URLs only, through the host's proxy if it has one."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
@@ -243,7 +244,7 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 def _receive(url: str, partial: Path, control: Control, step: str) -> None:
-    """Add to a file what the server has after its end; begin anew where it cannot do that."""
+    """Append the server's bytes from the file's end on; start again if it cannot resume."""
     have = partial.stat().st_size if partial.exists() else 0
     request = urllib.request.Request(  # noqa: S310 -- the opener knows https only
         url,
@@ -256,14 +257,14 @@ def _receive(url: str, partial: Path, control: Control, step: str) -> None:
         if exc.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             size = re.fullmatch(r"bytes \*/(\d+)", exc.headers.get("Content-Range") or "")
             if size and int(size[1]) == have:
-                return  # there is no more
+                return  # the file is complete
             partial.unlink()
             raise ConnectionError("the server has a shorter file") from exc
         raise
     with contextlib.closing(response):
         going_on = response.status == http.HTTPStatus.PARTIAL_CONTENT
         if going_on and not re.match(rf"bytes {have}-", response.headers.get("Content-Range", "")):
-            raise ConnectionError("the server sent another part than was asked for")
+            raise ConnectionError("the server sent another part than requested")
         have = have if going_on else 0
         length = response.headers.get("Content-Length")
         total = have + int(length) if length and length.isdigit() else None

@@ -42,11 +42,11 @@ def hash_file(path: Path, control: Control | None = None) -> str:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a failure to write a file, by us or by a program, into the error that names it.
+    """Turn a failed write, by this process or a program, into an error that names the file.
 
     Raises:
-        ImageSpaceError: the host has no room.
-        ImageError: another failure of the host's filesystem.
+        ImageSpaceError: the host has no free space.
+        ImageError: the host's filesystem failed in another way.
     """
     try:
         with host_failures(path):
@@ -69,7 +69,7 @@ def write_sums(folder: Path, control: Control) -> dict[str, str]:
 
 
 def has_right_sums(folder: Path, control: Control) -> bool:
-    """Return whether a folder holds exactly the regular files that its ``SHA256SUMS`` names."""
+    """Return whether a folder has exactly the regular files in its ``SHA256SUMS``."""
     try:
         with (folder / SUMS).open(encoding="utf-8") as file:
             lines = file.read(SUMS_LIMIT).splitlines()
@@ -95,16 +95,16 @@ def _names(folder: Path) -> list[str]:
 
 
 def sync_tree(folder: Path) -> None:
-    """Have the disk hold all that is in a folder."""
+    """Wait until the disk holds everything in a folder."""
     for path in [folder, *folder.rglob("*")]:
         sync_path(path)
 
 
 def put_in_place(folder: Path, target: Path) -> None:
-    """Give a finished folder its name; one that has this name gets the finished one's instead.
+    """Give a finished folder its name; an older folder of that name gets the finished one's.
 
-    Both happen at once (renameat2(2)), so there is no moment without an output. Where
-    the filesystem cannot exchange names, the old folder is moved aside first.
+    Both happen at once (renameat2(2)), so an output always exists. If the filesystem
+    cannot exchange names, the old folder is moved aside first.
 
     Raises:
         OSError: it cannot be done.

@@ -1,4 +1,4 @@
-"""Read a bake file, and report every fault in it with the line that it is on."""
+"""Read a bake file, and report every fault in it with its line."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ HINT = "docs/bake.md explains every key"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedBakeFile:
-    """A bake file that is valid.
+    """A valid bake file.
 
     Attributes:
-        path: where it is.
+        path: the file.
         content: its bytes.
-        bake: what it says.
+        bake: its parsed content.
         lines: the line of each key.
     """
 
@@ -63,7 +63,7 @@ class LoadedBakeFile:
 
 
 def load_bake_file(path: Path) -> LoadedBakeFile:
-    """Return what a bake file says.
+    """Parse and check a bake file.
 
     Raises:
         BakeFileError: it cannot be read or is not valid; the message names the file, the
@@ -109,7 +109,7 @@ def _error(path: Path, problems: Sequence[tuple[int, str]]) -> BakeFileError:
 
 
 def _line_of_syntax(text: str, message: str) -> int:
-    """Return the line that the parser names; the last one where the file ends too early."""
+    """Return the line that the parser names, or the last line if the file ends too early."""
     match = re.search(r"at line (\d+)", message)
     return int(match[1]) if match else text.rstrip("\n").count("\n") + 1
 
@@ -122,7 +122,7 @@ def _problem(fault: ErrorDetails, lines: Mapping[KeyPath, int]) -> tuple[int, st
     if fault["type"] == "extra_forbidden":
         known = _keys_at(path[:-1])
         near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
-        advice = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        advice = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return line, f"unknown key {key!r} in {where}: {advice}"
     if fault["type"] == "missing":
         return line, f"{where} lacks {key!r}"
@@ -138,7 +138,7 @@ def _sentence(fault: ErrorDetails) -> str:
 
 
 def _table_name(path: KeyPath) -> str:
-    """Return a table as it is written in the file."""
+    """Return a table's name as it is written in the file."""
     names = [str(part) for part in path if isinstance(part, str)]
     if not names:
         return "the bake file"
@@ -151,7 +151,7 @@ def _is_table(path: KeyPath) -> bool:
 
 
 def _keys_at(path: KeyPath) -> list[str]:
-    """Return the keys that the model knows in the table at this path."""
+    """Return the keys of the model for the table at this path."""
     model: Any = BakeFile
     for part in path:
         if isinstance(part, int):
@@ -164,7 +164,7 @@ def _keys_at(path: KeyPath) -> list[str]:
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401 -- of any field
-    """Return the model of a field's value, whether optional or in a list."""
+    """Return the model of a field's value, even if optional or in a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for inner in getattr(annotation, "__args__", ()):
@@ -174,7 +174,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401 -- of 
 
 
 def _refuse_equal_names(loaded: LoadedBakeFile) -> None:
-    """Refuse two outputs that would be one file."""
+    """Refuse two outputs that would be the same file."""
     seen: dict[str, int] = {}
     for number, output in enumerate(loaded.bake.output):
         name = output.file_name(loaded.name)
@@ -182,6 +182,6 @@ def _refuse_equal_names(loaded: LoadedBakeFile) -> None:
         if name in seen:
             raise _error(
                 loaded.path,
-                [(line, f"[[output]]: the one of line {seen[name]} has the name {name!r} as well")],
+                [(line, f"[[output]]: the output at line {seen[name]} has the name {name!r} too")],
             )
         seen[name] = line

@@ -1,4 +1,4 @@
-"""What a bake file says, as the options of ``inject`` and ``prove``."""
+"""Turn a bake file into the options of ``inject`` and ``prove``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOKEN_LIMIT = 4096
 
 
 def proof_options(loaded: LoadedBakeFile) -> ProofOptions:
-    """Return the options of the proof; those of ``prove`` itself if the file has none."""
+    """Return the options of the proof, or ``prove``'s defaults if the file has none."""
     said = loaded.bake.prove
     if said is None:
         return ProofOptions()
@@ -31,7 +31,7 @@ def inject_options(loaded: LoadedBakeFile) -> InjectOptions:
     """Return the options of the injection, checked.
 
     Raises:
-        PlanError: a token file cannot be read, or a setting has a value that cannot be used.
+        PlanError: a token file cannot be read, or a setting has an invalid value.
     """
     said = loaded.bake.agent
     options = InjectOptions(

@@ -1,8 +1,8 @@
-"""On which line of a TOML file each key is; the parsers of Python keep no positions.
+"""Find the line of each key in a TOML file; Python's TOML parsers keep no positions.
 
-A TOML file that is cut after a complete statement is a TOML file.  So the file is
-parsed up to each of its lines: where that succeeds a statement is complete, and the
-keys that are new belong to it.
+A TOML file that is cut after a complete statement is valid TOML. So the file is parsed
+up to each of its lines. If that succeeds, a statement is complete, and the new keys
+belong to it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def key_lines(text: str) -> dict[KeyPath, int]:
     """Return the line on which each key, table and element of a valid TOML file begins.
 
     Args:
-        text: the file; a key is named by its path, as ``("output", 0, "format")``.
+        text: the file's text.  A key is named by its path, as in ``("output", 0, "format")``.
     """
     lines: dict[KeyPath, int] = {}
     begin, before = 1, ""
@@ -34,7 +34,7 @@ def key_lines(text: str) -> dict[KeyPath, int]:
         try:
             document = tomllib.loads(before)
         except tomllib.TOMLDecodeError:
-            continue  # a value of several lines
+            continue  # a value on several lines
         for path in _paths(document, ()):
             lines.setdefault(path, begin)
         begin = number + 1
@@ -42,7 +42,7 @@ def key_lines(text: str) -> dict[KeyPath, int]:
 
 
 def nearest_line(lines: Mapping[KeyPath, int], path: KeyPath) -> int:
-    """Return the line of a key, or of the innermost table around it that is in the file."""
+    """Return the line of a key, or of the innermost enclosing table in the file."""
     for length in range(len(path), 0, -1):
         if path[:length] in lines:
             return lines[path[:length]]

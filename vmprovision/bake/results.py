@@ -1,4 +1,4 @@
-"""How bakes are asked for, and how they ended."""
+"""The options and the results of bakes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ BakeOutcome = Literal["baked", "cached", "current", "outdated", "failed", "cance
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BakeOptions:
-    """How bake files are to be baked.
+    """The options of a bake.
 
     Attributes:
-        output: where the output folders are made; beside each bake file, if left out.
-        check: make nothing; say whether the output would change.
-        refresh: bake anew, whatever the cache and the output folder hold.
+        output: the parent of the output folders; by default each bake file's own
+            folder.
+        check: write nothing; report whether the output would change.
+        refresh: bake again, even if the cache or the output folder is up to date.
     """
 
     output: Path | None = None
@@ -30,7 +31,7 @@ class BakeOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One step of a bake, and how long it took."""
+    """One step of a bake, and its duration."""
 
     name: str
     seconds: float
@@ -38,20 +39,20 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BakeResult:
-    """How the bake of one file ended.
+    """The result of one bake file.
 
     Attributes:
         file: the bake file.
-        outcome: ``baked``; ``cached``, taken from the cache; ``current``, the output folder
-            already held it; ``outdated``, by ``check``: it does not; ``failed``; ``cancelled``.
+        outcome: ``baked``; ``cached`` (taken from the cache); ``current`` (already in the output
+            folder); ``outdated`` (with ``check``: not in it); ``failed``; ``cancelled``.
         folder: the output folder, if it is known.
-        key: of all that the bake is made from, if it is known.
-        steps: what was done.
-        seconds: all of it.
-        proof: of the booted guest's agent: seconds from power-on to its first answer.
+        key: the hash of all inputs of the bake, if known.
+        steps: the steps that ran.
+        seconds: the total duration.
+        proof: seconds from power-on to the first answer of the booted guest's agent.
         images: the names of the images.
         error: why it failed.
-        line: of the bake file that the error is about.
+        line: the line in the bake file that the error is about.
     """
 
     file: Path

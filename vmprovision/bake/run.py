@@ -1,8 +1,8 @@
 """The straight line of a bake: fetch, check, inject, verify, prove, convert, describe.
 
-All work is done in a private folder beside the output folder, which gets its name when
-everything in it is finished; so a bake that fails leaves no output, and the output of
-an earlier one as it was.
+All work is done in a private folder beside the output folder. It gets the output
+folder's name when it is complete. So a failed bake leaves no output, and the output of
+an earlier bake stays unchanged.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MEMORY = 800 << 20  # that a bake takes at its peak, when the guest boots
+MEMORY = 800 << 20  # peak memory of a bake, while the guest boots
 
 
 @dataclass(slots=True, kw_only=True)
 class _Course:
-    """How far a bake is, so that an error can say what it is about."""
+    """The progress of a bake, so that an error can name its step and line."""
 
     control: Control
     loaded: LoadedBakeFile | None = None
@@ -85,7 +85,7 @@ class _Course:
         self.steps.append(Step(name=name, seconds=time.monotonic() - begun))
 
     def result(self, file: Path, outcome: BakeOutcome) -> BakeResult:
-        """Return the result that it has come to."""
+        """Return the result so far."""
         loaded = self.loaded
         return BakeResult(
             file=file,
@@ -107,7 +107,7 @@ class _Course:
 def bake(
     file: Path | str, options: BakeOptions | None = None, *, control: Control | None = None
 ) -> BakeResult:
-    """Return how the bake of one file ended; nothing is raised, whatever happens in it."""
+    """Bake one file and return its result; never raise an exception."""
     path, course = Path(file), _Course(control=control or Control())
     begun = time.monotonic()
     outcome: BakeOutcome = "failed"
@@ -139,20 +139,20 @@ def bake_many(
     jobs: int | None = None,
     control: Control | None = None,
 ) -> tuple[BakeResult, ...]:
-    """Bake several files side by side, none of them stopping another.
+    """Bake several files in parallel; one that fails does not stop the others.
 
     Args:
-        files: bake files; the outputs of two of them cannot be one folder.
-        options: for all of them.
-        jobs: how many at once; by this host's cores and free memory, if left out.
-        control: progress, with ``Progress.image``, one call at a time; and cancelling.
+        files: bake files, each with its own output folder.
+        options: the options for all of them.
+        jobs: how many at once; by default as many as this host's cores and memory allow.
+        control: progress, with ``Progress.image``, one call at a time; and cancellation.
 
     Raises:
-        PlanError: two of the files have one output folder, or ``jobs`` is not positive.
+        PlanError: two of the files have the same output folder, or ``jobs`` is below 1.
     """
     options, control = options or BakeOptions(), control or Control()
     if jobs is not None and jobs < 1:
-        raise PlanError(f"{jobs} is not a number of jobs", hint="give 1 or more")
+        raise PlanError(f"--jobs must be at least 1, not {jobs}", hint="give 1 or more")
     folders: dict[Path, Path] = {}
     for file in files:
         folder = _output_folder(file, options)
@@ -184,7 +184,7 @@ def bake_many(
 
 
 def find_bake_files(paths: Sequence[Path]) -> tuple[Path, ...]:
-    """Return the bake files that are named, and those in the directories that are named.
+    """Return the named bake files, and those in the named directories.
 
     Raises:
         BakeFileError: a directory has none.
@@ -194,7 +194,7 @@ def find_bake_files(paths: Sequence[Path]) -> tuple[Path, ...]:
         if path.is_dir():
             inside = sorted(path.glob("*.toml"))
             if not inside:
-                raise BakeFileError(f"the directory {path} holds no bake file (*.toml)")
+                raise BakeFileError(f"the directory {path} has no bake file (*.toml)")
             found += inside
         else:
             found.append(path)
@@ -224,7 +224,7 @@ def _bake(path: Path, options: BakeOptions, course: _Course) -> BakeOutcome:
         return "outdated"
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        waiting = "waiting for another bake of the same"
+        waiting = "waiting for another bake of the same image"
         with (
             locked(lock_of(key), lambda: control.step(waiting)),
             _private_folder(folder) as private,
@@ -236,7 +236,7 @@ def _bake(path: Path, options: BakeOptions, course: _Course) -> BakeOutcome:
             else:
                 finished.mkdir()
                 _make(loaded, wanted, archive, private, course)
-                control.step("keeping the bake in the cache")
+                control.step("storing the bake in the cache")
                 sync_tree(finished)
                 keep(finished, key)
             put_in_place(finished, folder)
@@ -253,10 +253,10 @@ def _private_folder(folder: Path) -> Iterator[Path]:
 
 
 def _require_replaceable(folder: Path) -> None:
-    """Refuse to replace what no bake has made.
+    """Refuse to replace a folder that no bake has made.
 
     Raises:
-        ImageError: something else is at the place of the output folder.
+        ImageError: something else is at the output folder's path.
     """
     if (folder.exists() or folder.is_symlink()) and (folder.is_symlink() or key_in(folder) is None):
         raise ImageError(
@@ -272,7 +272,7 @@ def _make(
     private: Path,
     course: _Course,
 ) -> None:
-    """Make all that belongs into the output folder."""
+    """Make everything that belongs into the output folder."""
     bake_file, control = loaded.bake, course.control
     source = ImageOptions(format=bake_file.source.format, root=bake_file.source.root)
     begun = datetime.now(timezone.utc)
@@ -289,7 +289,7 @@ def _make(
         contents = list_contents(image, source=source, control=control)
         if mismatches := contents.verification.mismatches:
             raise VerificationError(
-                f"the image of {loaded.path} does not hold what was injected: {mismatches[0]}",
+                f"the image of {loaded.path} differs from its receipt: {mismatches[0]}",
                 mismatches=mismatches,
             )
     has_secret = wanted.token is not None or wanted.read_token is not None

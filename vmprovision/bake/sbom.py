@@ -1,7 +1,7 @@
-"""What is in a baked image, as a CycloneDX 1.6 document.
+"""Describe the content of a baked image as a CycloneDX 1.6 document.
 
-Components are the packages of the guest's own databases, each with its package URL,
-and the agent with every file that came with it.
+Components are the packages in the guest's own databases, each with its package URL, and
+the agent with every file that came with it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from vmprovision.inspection.packages import Package
     from vmprovision.reports import ContentsReport
 
-# Whose name space a package URL has where the guest has no os-release(5).
+# The package URL's namespace if the guest has no os-release(5).
 VENDORS = {"deb": "debian", "apk": "alpine", "rpm": "redhat"}
 
 
@@ -38,9 +38,9 @@ def make_sbom(contents: ContentsReport, *, name: str, key: str, moment: datetime
     """Return the document as JSON.
 
     Args:
-        contents: what the guest holds.
-        name: of the bake.
-        key: of the bake; the document's serial number is made from it.
+        contents: the guest's agent and packages.
+        name: the bake's name.
+        key: the bake's key, from which the document's serial number is derived.
         moment: when the bake was made.
     """
     guest = contents.guest.distribution
@@ -88,7 +88,7 @@ def _package(package: Package, guest: Distribution) -> Component:
         "arch": package.architecture,
         "distro": f"{vendor}-{guest.version}" if guest.version else "",
         "epoch": package.epoch,
-        # as vulnerability scanners look it up
+        # the form that vulnerability scanners look up
         "upstream": package.source if package.source != package.name else "",
     }
     purl = PackageURL(
@@ -109,7 +109,7 @@ def _package(package: Package, guest: Distribution) -> Component:
 
 
 def _agent(contents: ContentsReport) -> Component:
-    """Return the agent as a component, with the files that came with it inside."""
+    """Return the agent as a component that contains the files that came with it."""
     conditions = [entry.condition for entry in contents.receipt.entries]
     files = [each for each in conditions if isinstance(each, FileCondition) and each.sha256]
     own = next((each for each in files if each.path == AGENT), None)
@@ -125,7 +125,7 @@ def _agent(contents: ContentsReport) -> Component:
 
 
 def _file(condition: FileCondition) -> Component:
-    """Return a file as a component; the bundled runtime has the version that it is made of."""
+    """Return a file as a component; the bundled runtime has MicroPython's version."""
     versions = {each.sha256: each.micropython for each in list_runtimes()}
     version = versions.get(condition.sha256 or "") if condition.path == RUNTIME else None
     return Component(

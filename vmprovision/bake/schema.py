@@ -1,7 +1,7 @@
-"""What a bake file may say: the model that checks it, and the JSON schema for editors.
+"""The model that checks a bake file, and its JSON schema for editors.
 
 A bake file is TOML with the tables ``[source]``, ``[agent]``, ``[prove]`` and one
-``[[output]]`` for each image to write.  docs/bake.md explains every key.
+``[[output]]`` for each image to write. docs/bake.md explains every key.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ SCHEMA_ID = "https://json-schema.org/draft/2020-12/schema"
 OutputFormat = Literal["qcow2", "raw", "vmdk", "vhdx", "oci"]
 COMPRESSIBLE = ("qcow2", "vmdk", "oci")
 FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$"
-# These files are always written, so no image may have their names.
+# Files that are always written, so no image may have one of these names.
 RESERVED = ("SHA256SUMS", "bake.json", "sbom.cdx.json", "provenance.json", "junit.xml")
 LONGEST_PROOF = 24 * 3600.0
 
 
 def _fault(message: str) -> PydanticCustomError:
-    """Return an error whose message is shown as it is."""
+    """Return an error whose message is shown unchanged."""
     return PydanticCustomError("bake", "{message}", {"message": message})
 
 
 def _checked(check: Any) -> AfterValidator:  # noqa: ANN401 -- a function of one option's value
-    """Let a check of ``inject``'s options refuse a value here as well."""
+    """Return a validator that applies a check of ``inject``'s options."""
 
     def refuse(value: Any) -> Any:  # noqa: ANN401 -- as pydantic calls it
         try:
@@ -50,12 +50,12 @@ def _checked(check: Any) -> AfterValidator:  # noqa: ANN401 -- a function of one
 
 
 def _https(value: str) -> str:
-    """Return the URL, if it is one that can be fetched."""
+    """Return the URL if it can be fetched."""
     parts = urlsplit(value)
     if parts.scheme not in ("https", "file") or not (parts.hostname or parts.scheme == "file"):
         raise _fault(f"must be an https:// or file:// URL, not {value!r}")
     if parts.username or parts.password:
-        raise _fault("must hold no password: a bake file is in a repository")
+        raise _fault("must not contain a password, because a bake file is in a repository")
     return value
 
 
@@ -107,7 +107,7 @@ class Source(_Table):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Source:
-        """Refuse a source that is no single image."""
+        """Refuse a source that is not exactly one image."""
         of_image = ("image", "url", "sha256", "format", "signature", "keyring")
         if self.recipe is not None:
             given = [name for name in of_image if getattr(self, name) is not None]
@@ -188,11 +188,11 @@ class Output(_Table):
 
     @model_validator(mode="after")
     def _possible(self) -> Output:
-        """Refuse what cannot be written."""
+        """Refuse an output that cannot be written."""
         if self.compress and self.format not in COMPRESSIBLE:
             raise _fault(f"{self.format} has no compression: leave out compress")
         if self.name in RESERVED:
-            raise _fault(f"the name {self.name} is that of a file which bake writes itself")
+            raise _fault(f"the name {self.name} is reserved for a file that bake itself writes")
         return self
 
     def file_name(self, stem: str) -> str:
@@ -205,10 +205,10 @@ class Output(_Table):
 
 
 class BakeFile(_Table):
-    """How one golden image is made: its source, its agent, its proof and what is written."""
+    """One golden image: its source, its agent, its proof and its outputs."""
 
     source: Source = Field(description="The image that the agent is put into.")
-    agent: Agent = Field(default_factory=Agent, description="What the agent is told.")
+    agent: Agent = Field(default_factory=Agent, description="The settings of the agent.")
     prove: Prove | None = Field(
         default=None, description="Boot a throwaway copy of the image and check its agent."
     )
@@ -218,7 +218,7 @@ class BakeFile(_Table):
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON schema of bake files, as docs/bake.schema.json holds it."""
+    """Return the JSON schema of bake files, as in docs/bake.schema.json."""
     schema = BakeFile.model_json_schema()
     return {"$schema": SCHEMA_ID, **schema, "title": "vmprovision bake file"}
 

@@ -1,6 +1,6 @@
-"""How the images came to be, as an in-toto statement with SLSA's provenance predicate.
+"""Describe the images' origin as an in-toto statement with SLSA's provenance predicate.
 
-Formats: in-toto Statement v1, SLSA Provenance v1.  The statement is not signed; CI
+Formats: in-toto Statement v1, SLSA Provenance v1. The statement is not signed; CI
 systems sign such statements with their own identity.
 """
 
@@ -35,11 +35,11 @@ def make_statement(  # noqa: PLR0913 -- what it states
 
     Args:
         subjects: the SHA-256 of each image by its name.
-        materials: the SHA-256 of what they are made from, by URI.
-        parameters: what the bake file says.
-        key: of the bake.
-        begun: when it began.
-        ended: when it ended.
+        materials: the SHA-256 of their inputs, by URI.
+        parameters: the bake file's content.
+        key: the bake's key.
+        begun: when the bake began.
+        ended: when the bake ended.
     """
     document = {
         "_type": STATEMENT,
@@ -69,6 +69,6 @@ def _resources(named: Mapping[str, str], label: str) -> list[dict[str, Any]]:
 
 
 def _builder() -> str:
-    """Return who builds: the workflow where GitHub's runner says one, else just some host."""
+    """Return the builder: the workflow that GitHub's runner names, else an unnamed host."""
     server, workflow = (os.environ.get(n) for n in ("GITHUB_SERVER_URL", "GITHUB_WORKFLOW_REF"))
     return f"{server}/{workflow}" if server and workflow else LOCAL_BUILDER

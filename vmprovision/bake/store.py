@@ -1,7 +1,7 @@
-"""Finished bakes in the cache, each a folder under the key of all that it was made from.
+"""Finished bakes in the cache, each a folder named by the hash of all its inputs.
 
-A bake that is found there is not believed: all its hashes are made again, and one
-that does not have them is removed.
+A cached bake is not trusted: all its files are hashed again, and it is removed if a
+hash differs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vmprovision.progress import Control
     from vmprovision.runtime.archive import Archive
 
-# Part of every key: raise it where the same bake file gives other files.
+# Part of every key: increase it when the same bake file gives different files.
 SCHEMA = 1
 DOCUMENT = "bake.json"
 DOCUMENT_LIMIT = 64 << 20
@@ -38,15 +38,15 @@ KEPT_SECONDS = 30 * 24 * 3600.0  # since its last use
 
 
 def make_key(loaded: LoadedBakeFile, options: InjectOptions, archive: Archive) -> str:
-    """Return a hash of all that a bake is made from: source, options, agent, runtime, versions.
+    """Return a hash of all inputs of a bake: source, options, agent, runtime, versions.
 
     Raises:
-        RecipeError: the recipe of the source is wrong.
+        RecipeError: the source's recipe is invalid.
         BundledRuntimeError: the list of runtimes is damaged.
     """
     source = loaded.bake.source
     said = loaded.bake.model_dump()
-    # where the source is found makes no difference
+    # the source's location makes no difference
     for name in ("image", "url", "recipes", "tarball"):
         del said["source"][name]
     said["source"]["keyring"] = _hash_of(loaded, source.keyring)
@@ -72,7 +72,7 @@ def make_key(loaded: LoadedBakeFile, options: InjectOptions, archive: Archive) -
 
 
 def _hash_of(loaded: LoadedBakeFile, name: str | None) -> str | None:
-    """Return the hash of a file that the bake file names; its name, where it cannot be read."""
+    """Return the hash of a file that the bake file names, or its name if it cannot be read."""
     if name is None:
         return None
     try:
@@ -82,7 +82,7 @@ def _hash_of(loaded: LoadedBakeFile, name: str | None) -> str | None:
 
 
 def _runtime(options: InjectOptions) -> Any:  # noqa: ANN401 -- any JSON value
-    """Return what the runtime is made from: the choice, and every runtime that it may take."""
+    """Return the inputs of the runtime: the choice, and every runtime that it may select."""
     choice = options.runtime
     if isinstance(choice, Path):
         try:
@@ -95,12 +95,12 @@ def _runtime(options: InjectOptions) -> Any:  # noqa: ANN401 -- any JSON value
 
 
 def holds_bake(folder: Path, key: str, control: Control) -> bool:
-    """Return whether a folder is the finished bake of this key; every file in it is hashed."""
+    """Return whether a folder is the finished bake of this key, after hashing every file in it."""
     return key_in(folder) == key and has_right_sums(folder, control)
 
 
 def key_in(folder: Path) -> str | None:
-    """Return the key of the bake that a folder holds; None where it is none."""
+    """Return the key of the bake in a folder, or None."""
     try:
         with (folder / DOCUMENT).open("rb") as file:
             document = json.loads(file.read(DOCUMENT_LIMIT))
@@ -110,7 +110,7 @@ def key_in(folder: Path) -> str | None:
 
 
 def find_cached(key: str, control: Control) -> Path | None:
-    """Return the cached bake of a key, after all its hashes are checked; None if there is none."""
+    """Return the cached bake of a key after checking all its hashes, or None."""
     folder = _place() / key
     if not folder.is_dir():
         return None
@@ -123,10 +123,10 @@ def find_cached(key: str, control: Control) -> Path | None:
 
 
 def keep(folder: Path, key: str) -> None:
-    """Put a copy of a finished bake into the cache, and remove what was not used for long.
+    """Copy a finished bake into the cache, and remove bakes that have not been used for long.
 
     Raises:
-        ImageError: the host has no room for it.
+        ImageError: the host has too little free space.
     """
     place = _place()
     with writing(place):
@@ -147,11 +147,11 @@ def keep(folder: Path, key: str) -> None:
 
 
 def copy_folder(folder: Path, target: Path) -> None:
-    """Copy a folder to a place where nothing is, its blocks shared where the filesystem can.
+    """Copy a folder to a new path, sharing its blocks if the filesystem can.
 
     Raises:
-        CommandError: it failed.
-        OSError: the disk did.
+        CommandError: cp(1) failed.
+        OSError: the disk failed.
     """
     run(
         ["cp", "--recursive", "--reflink=auto", "--sparse=always", "--", folder, target],
@@ -161,7 +161,7 @@ def copy_folder(folder: Path, target: Path) -> None:
 
 
 def lock_of(key: str) -> Path:
-    """Return the file that is locked while the bake of a key is made."""
+    """Return the lock file for the bake of a key."""
     return _place() / f"{key}.lock"
 
 

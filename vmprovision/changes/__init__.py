@@ -1,1 +1,1 @@
-"""What is changed in a guest: operations with end conditions, applied, verified and recorded."""
+"""Changes of a guest: operations with end conditions, applied, verified and recorded."""

@@ -27,11 +27,11 @@ log = logging.getLogger(__name__)
 
 
 def apply_plan(plan: Plan, filesystem: GuestFilesystem, control: Control) -> list[Operation]:
-    """Carry out the operations in order; return those that had something to do.
+    """Carry out the operations in order; return those that changed something.
 
     Raises:
-        ApplyError: one failed; the guest is half-written, and the caller throws
-            the redo log away.
+        ApplyError: an operation failed. The guest is partly written, so the caller discards
+            the redo log.
     """
     applied = []
     for number, operation in enumerate(plan.operations):
@@ -63,7 +63,7 @@ def _make_directory(operation: MakeDirectory, filesystem: GuestFilesystem) -> No
         filesystem.make_directory(operation.path, _attributes(operation))
     elif status.kind != "directory":
         raise ApplyError(
-            f"guest path {operation.path} is a {status.kind}, a directory is needed there",
+            f"guest path {operation.path} is a {status.kind}, but must be a directory",
             hint="move it out of the way in the guest",
         )
     elif operation.label is not None:
@@ -94,13 +94,13 @@ def _refuse_directory(operation: WriteFile | Symlink, filesystem: GuestFilesyste
     status = filesystem.lstat(operation.path)
     if status is not None and status.kind == "directory":
         raise ApplyError(
-            f"guest path {operation.path} is a directory, something else is needed there",
+            f"guest path {operation.path} is a directory, but must be a file or link",
             hint="move it out of the way in the guest",
         )
 
 
 def _edit_block(operation: EditBlock, filesystem: GuestFilesystem) -> None:
-    """Write the file anew with the block in it, never set-user-id: it is not the file it was."""
+    """Write the file again with the block in it, without set-user-ID: its content has changed."""
     path = operation.path
     status = filesystem.lstat(path)
     if status is None:
@@ -108,7 +108,7 @@ def _edit_block(operation: EditBlock, filesystem: GuestFilesystem) -> None:
         filesystem.write(path, insert_block(operation, operation.prologue), made)
         return
     if status.kind != "file":
-        raise ApplyError(f"guest path {path} is a {status.kind}, a file is needed there")
+        raise ApplyError(f"guest path {path} is a {status.kind}, but must be a file")
     label = filesystem.label(path)
     status, content = filesystem.load(path, limit=EDIT_LIMIT + 1)
     check_size(path, len(content), EDIT_LIMIT)

@@ -1,4 +1,4 @@
-"""Blocks: lines of ours in a file of the guest, between two markers that name them."""
+"""Blocks: lines that vmprovision adds to a guest's file, between two markers that name them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ def marked(name: str, content: bytes) -> bytes:
 def find_blocks(name: str, content: bytes) -> list[tuple[int, int]]:
     """Return the blocks of this name in a file as (start, end) offsets, markers included.
 
-    A begin marker without an end marker is a block up to the next begin marker
-    or the end of its own line: somebody cut it, and it is not ours to widen.
+    A begin marker without an end marker is a block up to the next begin marker or the
+    end of its own line. Another program has cut it, and lines after it may not belong
+    to it.
     """
     begin, end = _markers(name)
     starts, stops = _line_offsets(content, begin), _line_offsets(content, end)
@@ -37,7 +38,7 @@ def find_blocks(name: str, content: bytes) -> list[tuple[int, int]]:
 
 
 def insert_block(edit: EditBlock, content: bytes) -> bytes:
-    """Return a file's content with the block in it once, where the operation wants it."""
+    """Return a file's content with the block in it once, at the place that the operation names."""
     bare = strip_blocks(edit.name, content)
     if not edit.content:
         return bare
@@ -52,7 +53,7 @@ def insert_block(edit: EditBlock, content: bytes) -> bytes:
 
 
 def _is_command(line: bytes, command: str | None) -> bool:
-    """Return whether a script's line is this command, and no part of something that is indented."""
+    """Return whether a script's line is this command, not indented."""
     words = line.split(b"#")[0].replace(b";", b" ").split()
     wanted = (command or "").encode()
     return words[:1] == [wanted] and not words[2:] and line.startswith(wanted)
@@ -75,7 +76,7 @@ def _markers(name: str) -> tuple[bytes, bytes]:
 
 
 def _line_offsets(content: bytes, line: bytes) -> Iterator[int]:
-    """Yield each offset at which this line is a line of its own."""
+    """Yield each offset at which this text is a whole line."""
     position = -1
     while (position := content.find(line, position + 1)) >= 0:
         if position == 0 or content[position - 1 : position] == b"\n":

@@ -1,8 +1,8 @@
-"""End conditions: what must be true of one guest path, one class for each kind.
+"""End conditions: what must hold at one guest path, one class for each kind.
 
-A condition needs no content, only its hash, so that it fits into a receipt.  One
-method, ``mismatches``, serves apply (skip what is satisfied), verify (assert),
-dry-run (show the difference) and the receipt in the guest.
+A condition stores a hash instead of content, so it fits into a receipt. Its one method,
+``mismatches``, serves apply (skip what is met), verify (require), dry run (show the
+difference) and the receipt in the guest.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vmprovision.filesystem.protocol import FileStatus, GuestReader
 
 ConditionKind = Literal["directory", "file", "symlink", "block", "request", "absent"]
-FILE_LIMIT = 64 << 20  # nothing that we put into a guest, or set aside there, is larger
+FILE_LIMIT = 64 << 20  # no file that an injection writes or sets aside is larger
 
 
 def digest(content: bytes) -> str:
@@ -27,7 +27,7 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-NO_BLOCK = digest(b"")  # stands for a block that must not be there
+NO_BLOCK = digest(b"")  # the hash for a block that must not be there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class DirectoryCondition:
     """A directory is at path.
 
     Attributes:
-        label: its SELinux label; None where any is right.
+        label: its SELinux label, or None if any is accepted.
     """
 
     kind: ClassVar[ConditionKind] = "directory"
@@ -43,7 +43,7 @@ class DirectoryCondition:
     label: str | None = None
 
     def mismatches(self, reader: GuestReader) -> list[str]:
-        """Return each difference of the guest as a sentence, guest path first."""
+        """Return each difference as a sentence that begins with the guest path."""
         found = _look(self.path, "directory", reader)
         return [found] if isinstance(found, str) else _label(self.path, self.label, reader)
 
@@ -53,9 +53,9 @@ class FileCondition:
     """A regular file with this content, mode and owner is at path.
 
     Attributes:
-        mode: permission bits; None where any are right, and so for the owner.
-        sha256: of its content; a receipt without it is met by no file.
-        label: its SELinux label; None where any is right.
+        mode: permission bits, or None if any are accepted; so for uid and gid.
+        sha256: the hash of its content; an empty one matches no file.
+        label: its SELinux label, or None if any is accepted.
     """
 
     kind: ClassVar[ConditionKind] = "file"
@@ -67,7 +67,7 @@ class FileCondition:
     label: str | None = None
 
     def mismatches(self, reader: GuestReader) -> list[str]:
-        """Return each difference of the guest as a sentence, guest path first."""
+        """Return each difference as a sentence that begins with the guest path."""
         found = _look(self.path, "file", reader)
         if isinstance(found, str):
             return [found]
@@ -98,7 +98,7 @@ class SymlinkCondition:
     """A symbolic link with this target is at path.
 
     Attributes:
-        label: its SELinux label; None where any is right.
+        label: its SELinux label, or None if any is accepted.
     """
 
     kind: ClassVar[ConditionKind] = "symlink"
@@ -107,7 +107,7 @@ class SymlinkCondition:
     label: str | None = None
 
     def mismatches(self, reader: GuestReader) -> list[str]:
-        """Return each difference of the guest as a sentence, guest path first."""
+        """Return each difference as a sentence that begins with the guest path."""
         status = _look(self.path, "symlink", reader)
         if isinstance(status, str):
             return [status]
@@ -123,9 +123,9 @@ class BlockCondition:
     """A file with this block of lines in it, once, is at path; or no file has the block.
 
     Attributes:
-        name: of the block, as its markers have it.
-        mode: permission bits that must be set at least.
-        sha256: of the block's lines with their markers; ``NO_BLOCK`` where the block
+        name: the block's name in its markers.
+        mode: permission bits that must be set; others may be set too.
+        sha256: the hash of the block's lines with their markers; ``NO_BLOCK`` if the block
             must not be there.
     """
 
@@ -136,7 +136,7 @@ class BlockCondition:
     sha256: str
 
     def mismatches(self, reader: GuestReader) -> list[str]:
-        """Return each difference of the guest as a sentence, guest path first."""
+        """Return each difference as a sentence that begins with the guest path."""
         if self.sha256 == NO_BLOCK and reader.lstat(self.path) is None:
             return []
         status = _look(self.path, "file", reader)
@@ -163,9 +163,9 @@ class BlockCondition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestCondition:
-    """A file asks the guest for something, and the guest removes it afterwards.
+    """A file that asks the guest for something; the guest removes it afterwards.
 
-    So whatever is at path is right.
+    So any state of the path is accepted.
     """
 
     kind: ClassVar[ConditionKind] = "request"
@@ -178,17 +178,17 @@ class RequestCondition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AbsentCondition:
-    """Nothing is at path, or a directory that holds files of others."""
+    """Nothing is at path, except for a directory that holds other files."""
 
     kind: ClassVar[ConditionKind] = "absent"
     path: PurePosixPath
 
     def mismatches(self, reader: GuestReader) -> list[str]:
-        """Return the difference of the guest as a sentence, guest path first."""
+        """Return the difference as a sentence that begins with the guest path."""
         status = reader.lstat(self.path)
         if status is None or (status.kind == "directory" and reader.list_directory(self.path)):
             return []
-        return [f"{self.path}: a {status.kind} is there, nothing should be"]
+        return [f"{self.path}: is a {status.kind}, should not exist"]
 
 
 Condition = (
@@ -202,12 +202,12 @@ Condition = (
 
 
 def _look(path: PurePosixPath, kind: str, reader: GuestReader) -> FileStatus | str:
-    """Return the status of what is at path; a sentence where it is not of this kind."""
+    """Return the status of the file at path, or a sentence if it is not of this kind."""
     status = reader.lstat(path)
     if status is None:
         return f"{path}: missing"
     if status.kind != kind:
-        return f"{path}: a {status.kind} is there, should be a {kind}"
+        return f"{path}: is a {status.kind}, should be a {kind}"
     return status
 
 
@@ -219,4 +219,4 @@ def _label(path: PurePosixPath, wanted: str | None, reader: GuestReader) -> list
 
 
 def _too_large(path: PurePosixPath, status: FileStatus) -> str:
-    return f"{path}: {status.size} bytes, too large to be ours"
+    return f"{path}: {status.size} bytes, too large to be from an injection"

@@ -1,4 +1,4 @@
-"""The operations of a plan: each states an end condition, none says how to reach it."""
+"""The operations of a plan: each states an end condition, not how to reach it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EDIT_LIMIT = 4 << 20  # bytes; no file whose lines are edited is larger
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MakeDirectory:
-    """A directory is at path; one that is there already keeps its mode and owner."""
+    """A directory is at path; an existing one keeps its mode and owner."""
 
     path: PurePosixPath
     mode: int = 0o755
@@ -84,17 +84,16 @@ class Symlink:
 class EditBlock:
     """The file at path holds these lines once, between markers that name them.
 
-    The rest of the file is not touched.  ``content`` empty means that the block
-    is not there.
+    The rest of the file stays unchanged.  Empty ``content`` means that the block is not
+    there.
 
     Attributes:
         content: whole lines, each ended by a line feed, without the markers.
-        before: the block goes before the last line that is this command, with or
-            without one argument and a comment, where there is such a line; otherwise
-            to the end of the file.
-        prologue: what a file that is not there yet begins with.
-        mode: permission bits that are set besides those the file has.
-        label: the SELinux label of a file that is not there yet; others keep theirs.
+        before: put the block before the last line with this command (with or without one
+            argument and a comment), or at the end of the file if there is no such line.
+        prologue: the beginning of a file that does not exist yet.
+        mode: permission bits that are added to the file's own.
+        label: the SELinux label of a file that does not exist yet; others keep theirs.
     """
 
     path: PurePosixPath
@@ -114,7 +113,7 @@ class EditBlock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remove:
-    """Nothing is at path, or a directory that still holds what others put there."""
+    """Nothing is at path, except for a directory that still holds other files."""
 
     path: PurePosixPath
 
@@ -132,8 +131,8 @@ class Plan:
     """Ordered operations; the one that enables the service is last.
 
     Attributes:
-        intent: a receipt of all that may have changed until the plan is carried out, for a
-            guest that has no redo log.
+        intent: for a guest without a redo log, a receipt of all that may have changed while
+            the plan is being applied.
     """
 
     operations: tuple[Operation, ...]
@@ -142,7 +141,7 @@ class Plan:
 
     @property
     def paths(self) -> tuple[PurePosixPath, ...]:
-        """Every guest path that the plan is about, in order."""
+        """Every guest path of the plan, in order."""
         return tuple(operation.path for operation in self.operations)
 
 
@@ -152,7 +151,7 @@ def is_satisfied(operation: Operation, reader: GuestReader) -> bool:
 
 
 def describe(operation: Operation) -> dict[str, Any]:
-    """Return an operation for JSON: kind, path and end condition, the content as size and hash."""
+    """Return an operation for JSON: kind, path and end condition, content as size and hash."""
     described: dict[str, Any] = {
         "operation": type(operation).__name__,
         "path": str(operation.path),
@@ -175,6 +174,6 @@ def describe(operation: Operation) -> dict[str, Any]:
 
 
 def directories_for(paths: Iterable[PurePosixPath]) -> list[MakeDirectory]:
-    """Return the operations that make all parents of these paths, outermost first, but ``/``."""
+    """Return operations that make all parents of these paths except ``/``, outermost first."""
     parents = {parent for path in paths for parent in path.parents if parent.name}
     return [MakeDirectory(path=path) for path in sorted(parents, key=lambda p: (len(p.parts), p))]

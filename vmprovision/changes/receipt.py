@@ -1,9 +1,9 @@
-"""The receipt that an injection leaves in the guest: what it put where, and what stood there.
+"""The receipt that an injection leaves in the guest: what it wrote, and what was there before.
 
-``verify``, upgrade and ``remove`` work from it.  It holds no time and nothing
-of the host, so injecting twice leaves the same bytes.  Guest content is
-hostile, and a receipt is a claim: here it is parsed with limits, and
-``inspection/installed.py`` compares it with what an injection can have written.
+``verify``, upgrade and ``remove`` use it. It has no time and nothing of the host, so a
+second injection writes the same bytes. Guest content is hostile, so a receipt is only a
+claim: this module parses it with limits, and ``inspection/installed.py`` compares it
+with what an injection can have written.
 """
 
 from __future__ import annotations
@@ -34,27 +34,29 @@ FOLDER = PurePosixPath("/usr/local/lib/guest-agent")
 RUNTIME = FOLDER / "python"
 RECEIPT = FOLDER / "receipt.json"
 SET_ASIDE = FOLDER / "set-aside"
-# A directory holds it while it is changed: the receipt of all that may be different by then.
+# Exists while a directory is being changed: a receipt of all that may have changed.
 UNFINISHED = PurePosixPath("/.vmprovision-unfinished")
-# What the agent itself makes when it runs without an init system that keeps its log.
+# Made by the agent itself under an init system that does not keep its log.
 LOGS = (PurePosixPath("/var/log/guest-agent.log"), PurePosixPath("/var/log/guest-agent.log.1"))
 
 SCHEMA = 1
-RECEIPT_LIMIT = 1 << 20  # bytes; one has 20 KiB
+RECEIPT_LIMIT = 1 << 20  # bytes; a usual receipt has 20 KiB
 ENTRY_LIMIT = 1000
-DIGIT_LIMIT = 12  # of a number; an owner has ten at most
+DIGIT_LIMIT = 12  # digits of a number; an owner's ID has at most ten
 _FOUND_KINDS = ("absent", "file", "directory", "symlink")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What stood at a guest path before the injection.
+    """The content of a guest path before the injection.
 
     Attributes:
         kind: ``absent``, ``file``, ``directory`` or ``symlink``.
-        content: of a file, while it is at hand; the receipt has ``sha256`` and ``kept``.
-        kept: the guest path at which the content of a file was set aside.
-        believed: False where others than root could have said so, of a directory of root's.
+        content: a file's content, only in memory; the receipt has ``sha256`` and
+            ``kept``.
+        kept: the guest path of the copy that was set aside.
+        believed: False if a user other than root could have written this, for a
+            directory of root's.
     """
 
     kind: str
@@ -74,7 +76,7 @@ ABSENT = Found(kind="absent")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One path of an injection: what must be there now, and what stood there before."""
+    """One path of an injection: its end condition, and what was there before."""
 
     condition: Condition
     before: Found
@@ -82,7 +84,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """Everything that one injection is about, in the order of its plan."""
+    """All paths of one injection, in the order of its plan."""
 
     agent_version: str
     init: str
@@ -90,18 +92,18 @@ class Receipt:
 
     @property
     def paths(self) -> tuple[PurePosixPath, ...]:
-        """Every path that it names, those of the copies that were set aside as well."""
+        """Every path in the receipt, including the copies that were set aside."""
         written = [entry.condition.path for entry in self.entries]
         kept = [entry.before.kept for entry in self.entries if entry.before.kept]
         return tuple(dict.fromkeys([*written, *kept]))
 
     def entry_for(self, path: PurePosixPath) -> Entry | None:
-        """Return the entry for a path, if the receipt has one."""
+        """Return the entry for a path, or None."""
         return next((entry for entry in self.entries if entry.condition.path == path), None)
 
 
 def serialise_receipt(receipt: Receipt) -> bytes:
-    """Return the receipt's file: JSON, sorted keys, one line feed at the end."""
+    """Return the receipt as JSON with sorted keys and one line feed at the end."""
     document = {
         "schema": SCHEMA,
         "agent_version": receipt.agent_version,
@@ -143,11 +145,11 @@ def parse_receipt(content: bytes, path: PurePosixPath = RECEIPT) -> Receipt:
         path: where it was read, for the message.
 
     Raises:
-        InspectionError: it is damaged, forged, or of a later vmprovision.
+        InspectionError: the receipt is damaged, forged, or from another version.
     """
     try:
         document = json.loads(
-            content.decode("utf-8"),  # json.loads would guess an encoding
+            content.decode("utf-8"),  # json.loads would guess the encoding
             parse_int=_integer,
             parse_float=_refuse_number,
             parse_constant=_refuse_number,
@@ -157,8 +159,8 @@ def parse_receipt(content: bytes, path: PurePosixPath = RECEIPT) -> Receipt:
             raise ValueError("no schema")  # noqa: TRY301 -- one error for every damage
         if document["schema"] != SCHEMA:
             raise InspectionError(
-                f"guest file {path} is of another version of vmprovision",
-                hint="use that version to verify, upgrade or remove",
+                f"guest file {path} is from another version of vmprovision",
+                hint="use that version for verify, inject or remove",
             )
         entries = document["entries"]
         if not isinstance(entries, list) or len(entries) > ENTRY_LIMIT:
@@ -169,7 +171,7 @@ def parse_receipt(content: bytes, path: PurePosixPath = RECEIPT) -> Receipt:
             entries=tuple(_parse_entry(entry) for entry in entries),
         )
         if len({entry.condition.path for entry in receipt.entries}) != len(entries):
-            raise ValueError("a path is there twice")  # noqa: TRY301 -- likewise
+            raise ValueError("a path occurs twice")  # noqa: TRY301 -- likewise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise InspectionError(
             f"guest file {path} is damaged: {type(exc).__name__}, {str(exc)[:200]}",
@@ -185,13 +187,13 @@ def _integer(digits: str) -> int:
 
 
 def _refuse_number(_number: str) -> None:
-    raise ValueError("a number that is no integer")
+    raise ValueError("a number that is not an integer")
 
 
 def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        raise ValueError("a field is there twice")
+        raise ValueError("a field occurs twice")
     return fields
 
 
@@ -274,7 +276,7 @@ def _path(value: str) -> PurePosixPath:
 
 
 def _text(value: str, pattern: str) -> str:
-    value.encode("utf-8")  # no half of a surrogate pair: no guest can hold it
+    value.encode("utf-8")  # half of a surrogate pair cannot occur in a guest
     if not re.fullmatch(pattern, value):
         raise ValueError(f"unexpected text {value[:80]!r}")
     return value

@@ -1,4 +1,4 @@
-"""Compare a guest with what a plan or a receipt says: read-only, every mismatch listed."""
+"""Compare a guest with a plan or a receipt: read-only, every mismatch listed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def verify_plan(plan: Plan, reader: GuestReader) -> None:
-    """Assert that the guest is as the plan says.
+    """Check that the guest meets every end condition of the plan.
 
     Raises:
-        VerificationError: it is not; carries every mismatch.
+        VerificationError: it does not; the error lists every mismatch.
     """
     found = [
         mismatch
@@ -28,7 +28,7 @@ def verify_plan(plan: Plan, reader: GuestReader) -> None:
         raise VerificationError(
             f"after writing, the guest differs from the plan in {len(found)} ways: {found[0]}",
             mismatches=found,
-            hint="the image is as it was; the guest's filesystem may be damaged",
+            hint="the image is unchanged; check the guest's filesystem for damage",
         )
 
 

@@ -1,4 +1,4 @@
-"""Commands about the agent by itself: its one file, and the files of its service."""
+"""Commands about the agent itself: its one file, and the files of its service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands about the guest in one image: what it is, and what has become of its agent."""
+"""Commands about the guest in one image: what it is, and the state of its agent."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ class SourceOptions:
     ] = None
 
     def image_options(self) -> ImageOptions:
-        """Return these options as the library takes them.
+        """Return these options in the library's form.
 
         Raises:
             PlanError: a ``--key`` has another form.
@@ -210,10 +210,10 @@ class InjectionOptions:
     ] = "auto"
 
     def inject_options(self) -> InjectOptions:
-        """Return these options as the library takes them, ``{name}`` still in the VM id.
+        """Return these options in the library's form, with ``{name}`` still in the VM id.
 
         Raises:
-            PlanError: there is no such init system, or a token file cannot be read.
+            PlanError: the init system is unknown, or a token file cannot be read.
         """
         from vmprovision import InjectOptions
         from vmprovision.runtime.choice import parse_runtime
@@ -250,7 +250,7 @@ def checked_init(name: str | None) -> InitSystem | None:
     """Return the init system of this name.
 
     Raises:
-        PlanError: there is none.
+        PlanError: no init system has this name.
     """
     if name is None:
         return None
@@ -275,7 +275,7 @@ def grouped_options(*, without: Collection[str] = ()) -> Callable[[Command], Com
     """Decorate a command so that Typer sees an option for each field of an options class.
 
     Args:
-        without: fields that are no options of this command and keep their defaults.
+        without: fields that are not options of this command and keep their defaults.
     """
 
     def decorate(command: Command) -> Command:

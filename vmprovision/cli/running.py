@@ -1,7 +1,7 @@
-"""Run a command's work, print what came of it, and end with the right exit code.
+"""Run a command's work, print its result, and end with the right exit code.
 
-Reports go to standard output, as text or with ``--json`` as one JSON object;
-progress, logs and errors go to standard error.
+Reports go to standard output, as text or with ``--json`` as one JSON object. Progress,
+logs and errors go to standard error.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def work(
 ) -> Result:
     """Return the result of a job, which runs in a thread; end the program if it fails.
 
-    In a thread, because Python handles Ctrl-C in its main thread only, and libguestfs
-    blocks the one that calls it.
+    The main thread has to stay free: only it handles Ctrl-C, and libguestfs blocks the thread
+    that calls it.
     """
     import concurrent.futures
     import signal

@@ -1,4 +1,4 @@
-"""The command ``seed``: what a guest's own first-boot program installs the agent from."""
+"""The command ``seed``: data from which a guest's own first-boot program installs the agent."""
 
 from __future__ import annotations
 

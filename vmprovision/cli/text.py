@@ -67,7 +67,7 @@ def show_guest(console: Console, guest: GuestInfo) -> None:
 
 
 def _show_verdict(console: Console, verdict: InitVerdict) -> None:
-    """Print what runs services and why, and with ``--explain`` the evidence for others."""
+    """Print the init system and its evidence, and with ``--explain`` the evidence for others."""
     unknown = f"unknown: process 1 is {verdict.pid1}"
     _row(console, "init", f"{verdict.system} ({verdict.confidence})" if verdict.system else unknown)
     for sentence in (*verdict.evidence, verdict.doubt):
@@ -101,7 +101,7 @@ def show_changes(console: Console, report: ChangeReport, *, done: str) -> None:
 
 
 def show_seed(console: Console, report: SeedReport) -> None:
-    """Show what a seed makes in its guest, or the strings that it consists of."""
+    """Print the paths that a seed writes in its guest, or the strings that it consists of."""
     if report.output is None:
         for string in report.strings:
             console.print(string)
@@ -221,7 +221,7 @@ def _show_answer(console: Console, name: str, answer: dict[str, Any]) -> None:
 
 
 def _is_flat(value: object) -> bool:
-    """Return whether it is a single figure, not a table of processors, disks or interfaces."""
+    """Return whether a metric is a single value, not a table of processors, disks or interfaces."""
     return not isinstance(value, dict | list)
 
 

@@ -1,7 +1,7 @@
-"""What a CI system shows of a bake: annotations at lines of files, and a summary.
+"""Show a bake in a CI system: annotations at lines of files, and a summary.
 
-Both are GitHub's (its "workflow commands" and "job summaries"), which Gitea and
-Forgejo have as well.
+Both are GitHub's (its "workflow commands" and "job summaries"); Gitea and Forgejo
+support them too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def wants_annotations() -> bool:
 
 
 def fault_commands(result: BakeResult) -> Iterator[str]:
-    """Give a workflow command for every fault of a bake, at its line of the bake file."""
+    """Yield a workflow command for every fault of a bake, at its line of the bake file."""
     error = result.error
     if error is None:
         return
@@ -92,6 +92,6 @@ def _code(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Return text that neither Markdown nor HTML gives a meaning, whatever a guest wrote."""
+    """Return text escaped for Markdown and HTML, whatever it contains."""
     safe = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return "".join(f"\\{char}" if char in "\\`*_{}[]()#+-!|~" else char for char in safe)

@@ -1,1 +1,1 @@
-"""What lies where on a disk: partition tables and superblocks, parsed from their bytes."""
+"""Partition tables and superblocks of a disk, parsed from its bytes."""

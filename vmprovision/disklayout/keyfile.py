@@ -1,8 +1,8 @@
-"""Key files of encrypted volumes: which volume each is for, and what is in it.
+"""Key files of encrypted volumes: which volume each unlocks, and the key in it.
 
-A selector is written as libguestfs's own tools have it, ``ID:file:FILENAME``
-(virt-customize(1), ``--key``).  A key is in no argument list, message, log or
-report: what is passed on until a volume is unlocked is the file's path.
+A selector has the form of libguestfs's own tools, ``ID:file:FILENAME``
+(virt-customize(1), ``--key``). A key never appears in an argument list, message, log or
+report. Until a volume is unlocked, only the file's path is passed on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vmprovision.errors import PlanError
 log = logging.getLogger(__name__)
 
 EVERY_VOLUME = "all"
-SIZE_LIMIT = 8 << 20  # as cryptsetup(8) has it
+SIZE_LIMIT = 8 << 20  # cryptsetup(8)'s limit
 HINT = "write --key DEVICE:file:PATH, with the device, its UUID or `all` in place of DEVICE"
 
 
@@ -38,26 +38,26 @@ class KeyFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """What a key file held when it was read."""
+    """The content of a key file when it was read."""
 
     file: KeyFile
     content: bytes = field(repr=False)
 
     def fits(self, *names: str) -> bool:
-        """Whether it is meant for the volume that has these names."""
+        """Return whether the key is meant for the volume with these names."""
         wanted = self.file.volume.removeprefix("UUID=").lower()
         return wanted == EVERY_VOLUME or wanted in [name.lower() for name in names]
 
     @property
     def is_for_one(self) -> bool:
-        """Whether it is meant for one volume, and not for whichever it opens."""
+        """Whether the key is meant for one volume, not for every volume that it opens."""
         return self.file.volume != EVERY_VOLUME
 
     def passphrases(self) -> list[bytes]:
-        """What it may stand for, the likeliest first.
+        """Return the passphrases that the file may hold, the most likely first.
 
-        cryptsetup(8) takes the whole file, to the last newline; libguestfs's tools took
-        the first line without its newline for years.
+        cryptsetup(8) uses the whole file up to the last newline. libguestfs's tools
+        used the first line without its newline for years.
         """
         line, newline, rest = self.content.partition(b"\n")
         is_one_line = bool(newline) and not rest and b"\0" not in line
@@ -66,17 +66,16 @@ class Key:
 
 
 def parse_selector(selector: str) -> KeyFile:
-    """Read ``DEVICE:file:PATH``.
+    """Parse ``DEVICE:file:PATH``.
 
     Raises:
-        PlanError: it is not that; the message does not repeat it, as it may hold a key.
+        PlanError: the form is wrong. The message does not repeat the text, which may hold a key.
     """
     volume, _, rest = selector.partition(":")
     kind, _, path = rest.partition(":")
     if kind == "key":
         raise PlanError(
-            "--key takes no key itself: every user of the host could read it in the list of "
-            "processes",
+            "--key takes a file, not a key: every user could read the key in the process list",
             hint="put the key into a file of mode 0600; " + HINT,
         )
     if kind == "clevis":
@@ -93,14 +92,14 @@ def read_keys(files: tuple[KeyFile, ...]) -> tuple[Key, ...]:
     """Read the key files.
 
     Raises:
-        PlanError: one of them is missing, empty, too large or no regular file.
+        PlanError: a key file is missing, empty, too large or not a regular file.
     """
     return tuple(Key(file=file, content=_read(file.path)) for file in files)
 
 
 def _read(path: Path) -> bytes:
     try:
-        # of a pipe that nobody writes to, opening and reading would have no end
+        # opening or reading a pipe without a writer would block for ever
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except (OSError, ValueError) as exc:
         cause = exc.strerror if isinstance(exc, OSError) else exc
@@ -111,10 +110,10 @@ def _read(path: Path) -> bytes:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise PlanError(
-                f"the key file {path} is no regular file", hint="write the key into a file first"
+                f"the key file {path} is not a regular file", hint="write the key into a file first"
             )
         if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            log.warning("the key file %s is open to other users: chmod 600 it", path)
+            log.warning("other users can read the key file %s: run chmod 600 on it", path)
         with open(handle, "rb", closefd=False) as file:
             content = file.read(SIZE_LIMIT + 1)
     finally:

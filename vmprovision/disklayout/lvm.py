@@ -1,8 +1,8 @@
 """Read the metadata of an LVM2 volume group: its devices and its logical volumes.
 
-Only groups all of whose logical volumes are linear or striped are read here: what is
-written to the origin of a snapshot, or to a cached volume, must pass through LVM's own
-targets.  For anything else ``UnclearLayoutError`` says why, and LVM itself is asked.
+This module reads only groups whose logical volumes are all linear or striped.  Writes to
+the origin of a snapshot, or to a cached volume, must pass through LVM's own targets.  For
+any other group ``UnclearLayoutError`` says why, and the caller uses LVM itself.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _SECTORS_LIMIT = 1 << 54  # 8 EiB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """Sectors of a logical volume that follow each other.
+    """Consecutive sectors of a logical volume.
 
     Attributes:
         size: in sectors.
-        stripe: how many sectors are in a row on one device; 0 where there is one device.
-        areas: the physical volume's UUID and the first sector there, of each device.
+        stripe: the sectors of a stripe on one device; 0 if there is only one device.
+        areas: for each device the physical volume's UUID and the first sector on it.
     """
 
     size: int
@@ -48,9 +48,9 @@ class LogicalVolume:
     """A logical volume that is linear or striped.
 
     Attributes:
-        name: its own, without the group's.
-        uuid: the group's and its own, as device-mapper joins them.
-        segments: from its first sector on, without gaps.
+        name: its own name, without the group's.
+        uuid: the group's and its own UUID, as device-mapper joins them.
+        segments: in order from its first sector, without gaps.
     """
 
     name: str
@@ -59,7 +59,7 @@ class LogicalVolume:
 
     @property
     def size(self) -> int:
-        """Its size in bytes."""
+        """The size in bytes."""
         return sum(segment.size for segment in self.segments) * SECTOR
 
 
@@ -69,7 +69,7 @@ class VolumeGroup:
 
     Attributes:
         sequence: the number of the metadata's last change.
-        sizes: the sectors that are used of each physical volume, by its UUID.
+        sizes: the used sectors of each physical volume, by its UUID.
     """
 
     name: str
@@ -112,13 +112,13 @@ def _require_plain_group(name: str, group: Section) -> None:
 def _physical_volumes(
     section: Section, extent: int
 ) -> tuple[dict[str, tuple[str, int, int]], dict[str, int]]:
-    """Return name -> UUID, first sector and extents, and UUID -> sectors that are used."""
+    """Return UUID, first sector and extents by name, and used sectors by UUID."""
     places, sizes = {}, {}
     for name, value in section.items():
         described = _section(value)
         uuid = _checked(_UUID, described.get("id"))
         if _strings(described, "flags") or uuid in sizes:
-            raise UnclearLayoutError(f"the physical volume {name} is missing, or twice there")
+            raise UnclearLayoutError(f"the physical volume {name} is missing or duplicated")
         start, count = _number(described, "pe_start", 0), _number(described, "pe_count", 0)
         places[name] = (uuid, start, count)
         sizes[uuid] = start + count * extent
@@ -166,10 +166,10 @@ def _segment(section: Section, places: Mapping[str, tuple[str, int, int]], exten
     for name, start in zip(names, starts, strict=True):
         place = places.get(name) if isinstance(name, str) else None
         if place is None or not isinstance(start, int):
-            raise UnclearLayoutError("a logical volume is on something else than a device")
+            raise UnclearLayoutError("a logical volume is not on a device")
         uuid, first, count = place
         if not 0 <= start <= count - extents // len(names):
-            raise UnclearLayoutError("a logical volume is outside of its device")
+            raise UnclearLayoutError("a logical volume is outside its device")
         areas.append((uuid, first + start * extent))
     stripe = _number(section, "stripe_size", 1) if len(areas) > 1 else 0
     if stripe and extent % stripe:
@@ -178,7 +178,7 @@ def _segment(section: Section, places: Mapping[str, tuple[str, int, int]], exten
 
 
 def _require_apart(volumes: list[LogicalVolume], sizes: Mapping[str, int]) -> None:
-    """Raise where two segments share sectors."""
+    """Raise an error if two segments share sectors."""
     used: dict[str, list[tuple[int, int]]] = {uuid: [] for uuid in sizes}
     for volume in volumes:
         for segment in volume.segments:
@@ -192,11 +192,11 @@ def _require_apart(volumes: list[LogicalVolume], sizes: Mapping[str, int]) -> No
 
 
 def read_volume(volume: LogicalVolume, devices: Mapping[str, ReadAt], size: int) -> bytes:
-    """Return the first bytes of a logical volume, as many as this, or as it has.
+    """Return the first ``size`` bytes of a logical volume, or all if it is smaller.
 
     Args:
-        volume: what is read.
-        devices: read the physical volumes, by UUID.
+        volume: the logical volume.
+        devices: functions that read the physical volumes, by UUID.
         size: a multiple of the sector's size.
     """
     parts: list[bytes] = []
@@ -216,10 +216,10 @@ def read_volume(volume: LogicalVolume, devices: Mapping[str, ReadAt], size: int)
 
 
 def mapping_table(volume: LogicalVolume, devices: Mapping[str, str]) -> list[str]:
-    """Return the lines of the device-mapper table that makes a logical volume.
+    """Return the lines of the device-mapper table for a logical volume.
 
     Args:
-        volume: what is to be mapped.
+        volume: the logical volume.
         devices: the physical volumes' device nodes, by UUID.
     """
     lines, done = [], 0
@@ -232,7 +232,7 @@ def mapping_table(volume: LogicalVolume, devices: Mapping[str, str]) -> list[str
 
 
 def mapper_name(group: str, volume: str) -> str:
-    """Return what device-mapper calls a logical volume: hyphens inside of names are doubled."""
+    """Return device-mapper's name of a logical volume; hyphens inside the names are doubled."""
     return "-".join(part.replace("-", "--") for part in (group, volume))
 
 

@@ -1,7 +1,7 @@
 """Read the label of an LVM2 physical volume and the text of its group's metadata.
 
 By LVM2's own ``lib/format_text/layout.h``: a label is in one of a device's first four
-sectors and names the areas that hold metadata; the header of such an area names a text,
+sectors and names the areas that hold metadata.  The header of such an area names a text,
 with its checksum, that describes the volume group (``lvm``).
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LABEL_SECTORS = 4
 _LABEL = struct.Struct("<8sQII8s")
 _LABEL_ID, _LABEL_TYPE = b"LABELONE", b"LVM2 001"
-_CHECKSUM_START = 20  # of a label: what is before it is not in its checksum
+_CHECKSUM_START = 20  # where the part of a label that its checksum covers begins
 _CHECKSUM_SEED = 0xF597A6CF
 _PV_HEADER = struct.Struct("<32sQ")
 _LOCATION = struct.Struct("<QQ")
@@ -37,9 +37,9 @@ class PhysicalVolume:
     """A device that belongs to a volume group.
 
     Attributes:
-        uuid: its own, with hyphens, unchecked.
-        size: of the device, as it was when the label was written.
-        text: of the group's metadata; empty where this device keeps no copy.
+        uuid: its UUID, with hyphens, not validated.
+        size: the device's size when the label was written.
+        text: the group's metadata; empty if this device keeps no copy.
     """
 
     uuid: str
@@ -48,10 +48,10 @@ class PhysicalVolume:
 
 
 def parse_label(read: ReadAt, size: int) -> PhysicalVolume:
-    """Return what a device of this size says of itself.
+    """Return the physical volume that a device's label describes.
 
     Raises:
-        UnclearLayoutError: its label or its metadata is damaged.
+        UnclearLayoutError: the label or the metadata is damaged.
     """
     head = read(0, LABEL_SECTORS * SECTOR)
     for start in range(0, len(head) - SECTOR + 1, SECTOR):
@@ -82,7 +82,7 @@ def _with_hyphens(raw: bytes) -> str:
 
 
 def _metadata_areas(sector: bytes, offset: int) -> list[tuple[int, int]]:
-    """Return place and size of the metadata areas, which follow the list of the data areas."""
+    """Return offset and size of the metadata areas, which follow the list of data areas."""
     lists: list[list[tuple[int, int]]] = [[]]
     while len(lists) <= 2:  # noqa: PLR2004 -- the second list is complete
         if offset + _LOCATION.size > len(sector):
@@ -97,12 +97,12 @@ def _metadata_areas(sector: bytes, offset: int) -> list[tuple[int, int]]:
 
 
 def _read_text(read: ReadAt, place: int, size: int, device: int) -> str:
-    """Return the metadata of an area; empty where it holds none."""
+    """Return the metadata of an area; empty if it holds none."""
     if not _AREA_SIZE < size <= device - place:
-        raise UnclearLayoutError("an LVM metadata area is outside of its device")
+        raise UnclearLayoutError("an LVM metadata area is outside its device")
     header = read(place, _AREA_SIZE)
     if len(header) < _AREA_SIZE:
-        raise UnclearLayoutError("an LVM metadata area is outside of its device")
+        raise UnclearLayoutError("an LVM metadata area is outside its device")
     checksum, magic, version, here, length = _AREA.unpack_from(header)
     if (magic, version, here, length) != (_AREA_ID, 1, place, size):
         raise UnclearLayoutError("an LVM metadata area is damaged")
@@ -112,8 +112,8 @@ def _read_text(read: ReadAt, place: int, size: int, device: int) -> str:
     if not offset or flags & _IGNORED:
         return ""
     if not _AREA_SIZE <= offset < size or not 0 < count <= min(size - _AREA_SIZE, TEXT_LIMIT):
-        raise UnclearLayoutError("the LVM metadata is outside of its area")
-    # the area is a ring: what does not fit at its end goes on behind its header
+        raise UnclearLayoutError("the LVM metadata is outside its area")
+    # the area is a ring: text that passes its end continues after its header
     text = read(place + offset, min(count, size - offset))
     if len(text) < count:
         text += read(place + _AREA_SIZE, count - len(text))
@@ -123,5 +123,5 @@ def _read_text(read: ReadAt, place: int, size: int, device: int) -> str:
 
 
 def _checksum(content: bytes) -> int:
-    """Return LVM's checksum: CRC-32 with a start of its own and no inversion."""
+    """Return LVM's checksum: CRC-32 with its own start value and no inversion."""
     return zlib.crc32(content, _CHECKSUM_SEED ^ 0xFFFFFFFF) ^ 0xFFFFFFFF

@@ -1,6 +1,6 @@
-"""Parse the text in which LVM2 keeps its metadata: nested sections, numbers, strings, lists.
+"""Parse LVM2's metadata text: nested sections, numbers, strings, lists.
 
-The grammar is that of lvm.conf(5).  The text comes from a guest's disk, so its length,
+The grammar is that of lvm.conf(5). The text comes from a guest's disk, so its length,
 its depth and the length of its numbers are limited.
 """
 
@@ -36,7 +36,7 @@ def parse_text(text: str) -> Section:
     """Return the sections and values of a text, by name.
 
     Raises:
-        UnclearLayoutError: it is no such text, or is too long or nested too deeply.
+        UnclearLayoutError: the text is malformed, too long or nested too deeply.
     """
     if len(text) > TEXT_LIMIT:
         raise UnclearLayoutError("the LVM metadata is too long")
@@ -44,7 +44,7 @@ def parse_text(text: str) -> Section:
 
 
 def _split_tokens(text: str) -> Iterator[tuple[str, str]]:
-    """Yield the kind and the text of each token; the last one is of the kind ``end``."""
+    """Yield kind and text of each token; the last token has the kind ``end``."""
     for match in _TOKEN.finditer(text):
         kind = str(match.lastgroup)
         yield kind, match[kind]
@@ -53,7 +53,7 @@ def _split_tokens(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _parse_section(tokens: Iterator[tuple[str, str]], depth: int) -> Section:
-    """Return what is in a section, up to the brace or the end that closes it."""
+    """Return the content of a section, up to the brace or the end that closes it."""
     if depth > _DEPTH_LIMIT:
         raise _malformed()
     found: dict[str, Value] = {}
@@ -73,7 +73,7 @@ def _parse_section(tokens: Iterator[tuple[str, str]], depth: int) -> Section:
 
 
 def _parse_value(tokens: Iterator[tuple[str, str]], first: tuple[str, str], depth: int) -> Value:
-    """Return the value that begins with a token."""
+    """Return the value that begins with this token."""
     kind, text = first
     if depth > _DEPTH_LIMIT:
         raise _malformed()

@@ -1,6 +1,6 @@
-"""MD superblocks: which array a device belongs to, and which members it has seen at work.
+"""Parse MD superblocks: the array of a device, and which members the array saw active.
 
-By the kernel's ``include/uapi/linux/raid/md_p.h``: version 0.90 and 1.0 are at the
+By the kernel's ``include/uapi/linux/raid/md_p.h``, version 0.90 and 1.0 are at the
 device's end, 1.1 at its beginning, 1.2 at 4096 bytes.
 """
 
@@ -13,32 +13,32 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    ReadAt = Callable[[int, int], bytes]  # offset, length -> the device's content there
+    ReadAt = Callable[[int, int], bytes]  # (offset, length) -> the device's content there
 
 _MAGIC = 0xA92B4EFC
-_SIZE = 4096  # of a superblock, the roles of the members included
+_SIZE = 4096  # of a superblock, including the roles of the members
 _OLD_RESERVED = 64 << 10
 _NO_ROLE = 0xFD00  # from here on a role is a spare, a journal, or faulty
 _ROLES = 256
 _OLD_DISKS, _OLD_DISK, _OLD_THIS = 512, 128, 3968
 _OLD_DISK_LIMIT = 27
 _FAULTY, _SYNC = 1, 4
-_RESHAPE = 4  # of the features of version 1
+_RESHAPE = 4  # feature flag of version 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """What a member of an array says.
+    """The superblock of one member of an array.
 
     Attributes:
         array: the array's UUID, as 32 hexadecimal digits.
-        name: what the array was called when it was made (``host:0``); of version 0.90 its
-            number.
-        slots: how many devices the array is made of.
-        slot: this device's place; None for a spare.
-        events: counts the array's changes: a member with fewer has missed some.
-        active: the places whose devices were at work at the last change.
-        is_reshaped: whether the array is being given another shape.
+        name: the array's name (``host:0``); in version 0.90 its number.
+        slots: the number of devices in the array.
+        slot: this device's position, or None for a spare.
+        events: the count of the array's changes. A member with a lower count has missed
+            some.
+        active: the positions of the devices that were active at the last change.
+        is_reshaped: whether a reshape of the array is under way.
     """
 
     array: str
@@ -51,7 +51,7 @@ class Member:
 
 
 def parse_member(read: ReadAt, size: int) -> Member | None:
-    """Return what the superblock on a device of this size says; None where it has none."""
+    """Return the superblock on a device of this size, or None if it has none."""
     ends = ((size >> 9) - 16 & ~7) << 9
     for place in (4096, 0, ends):
         content = read(place, _SIZE) if 0 <= place <= size - _SIZE else b""
@@ -63,9 +63,9 @@ def parse_member(read: ReadAt, size: int) -> Member | None:
 
 
 def missing_members(members: list[Member]) -> int:
-    """Return how many members of one array were at work at its last change and are not here."""
+    """Return how many members of an array were active at its last change and are missing here."""
     newest = max(members, key=lambda member: member.events)
-    # a member that was written a moment earlier is one behind
+    # a member written a moment earlier may be one event behind
     here = {member.slot for member in members if member.events >= newest.events - 1}
     return len(newest.active - here)
 
@@ -94,7 +94,7 @@ def _parse(content: bytes, place: int) -> Member | None:
 
 
 def _parse_old(content: bytes) -> Member | None:
-    """Return what a superblock of version 0.90 says, in the byte order of x86."""
+    """Parse a superblock of version 0.90, in the byte order of x86."""
     words = struct.unpack(f"<{_SIZE // 4}I", content)
     if words[:2] != (_MAGIC, 0):
         return None

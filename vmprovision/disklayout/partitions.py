@@ -1,10 +1,11 @@
-"""Plain partition tables, read from a disk's first bytes: none, a GPT, an MBR.
+"""Parse partition tables from a disk's first bytes: none, a GPT or an MBR.
 
-UEFI specification, chapter 5 (GPT and the protective MBR).  An extended partition of
-an MBR is a chain of tables elsewhere on the disk, each with a logical partition and
-the place of the next one.  The bytes are a guest's and may be anything: what is not
-plainly one of the three is ``UnclearLayoutError``, and the caller asks the
-appliance's own tools; a chain that has no end is not worth asking for.
+UEFI specification, chapter 5 (GPT and the protective MBR). An extended partition of an
+MBR is a chain of tables elsewhere on the disk; each has one logical partition and the
+place of the next table. The bytes are hostile input. For a layout that is not plainly
+one of the three the parser raises ``UnclearLayoutError``, and the caller uses the
+appliance's own tools. For an endless chain those tools would not end either, so it has
+its own error.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from vmprovision.disklayout.superblocks import START_SIZE, identify_kind
 
 SECTOR = 512
 LARGE_SECTOR = 4096
-# The protective MBR, the GPT's header and its usual 128 entries, in large sectors.
+# The protective MBR, the GPT header and its usual 128 entries, in large sectors.
 HEAD_SIZE = 6 * LARGE_SECTOR
 _SIGNATURE = b"\x55\xaa"
 _GPT_MAGIC = b"EFI PART"
@@ -33,13 +34,13 @@ _MBR_ENTRY = struct.Struct("<B3xB3xII")
 _PROTECTIVE = 0xEE
 _EXTENDED = (0x05, 0x0F, 0x85)
 FIRST_LOGICAL = 5
-LOGICAL_LIMIT = 124  # sfdisk(8) makes 60 at most, the kernel takes 251
-# Filesystems, swap, LVM and RAID, nothing that holds partitions of its own.
+LOGICAL_LIMIT = 124  # sfdisk(8) makes at most 60, the kernel reads 251
+# Filesystems, swap, LVM and RAID, but no type that contains partitions.
 _MBR_PLAIN = (0x01, 0x04, 0x06, 0x07, 0x0B, 0x0C, 0x0E, 0x82, 0x83, 0x8E, 0xEF, 0xFD)
 _LVM_LABEL = b"LABELONE"
-_UNCLEAR = (None, "unknown")  # kinds of what begins there
+_UNCLEAR = (None, "unknown")  # kinds of content at a partition's start
 
-# GPT types whose partitions hold a boot loader's code and no filesystem.
+# GPT types of partitions with boot loader code and no filesystem.
 BOOT_CODE_TYPES = (
     "21686148-6449-6e6f-744e-656564454649",  # BIOS boot
     "9e1a2d38-c612-4316-aa26-8b49521e5a8b",  # PReP
@@ -47,7 +48,7 @@ BOOT_CODE_TYPES = (
 
 
 class UnclearLayoutError(ValueError):
-    """The partition layout is not one that this module reads."""
+    """This module does not support the partition layout."""
 
 
 class EndlessTableError(UnclearLayoutError):
@@ -56,14 +57,15 @@ class EndlessTableError(UnclearLayoutError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partition:
-    """A partition; the whole disk, where there is no table, has the number 0.
+    """A partition; number 0 is the whole disk, if there is no table.
 
     Attributes:
+        number: the partition's number.
         start: in bytes.
-        size: in bytes; 0 where it is not known.
-        kind: its GPT type, or its MBR type in hexadecimal.
-        uuid: its PARTUUID, as the kernel has it.
-        name: its GPT name.
+        size: in bytes; 0 if unknown.
+        kind: the GPT type, or the MBR type in hexadecimal.
+        uuid: the PARTUUID, as the kernel writes it.
+        name: the GPT name.
     """
 
     number: int
@@ -74,18 +76,19 @@ class Partition:
     name: str = ""
 
 
-ReadAt = Callable[[int, int], bytes]  # place and size in bytes
+ReadAt = Callable[[int, int], bytes]  # offset and size in bytes
 
 
 def sector_size(start: bytes, read: ReadAt | None = None) -> int:
-    """Return the size in bytes of the sectors that a disk's partition table counts in.
+    """Return the sector size, in bytes, of a disk's partition table.
 
-    A GPT is in the second sector. An MBR does not say it: there the sectors are large
-    if a filesystem begins where they lead to, and none where small ones lead to.
+    A GPT is in the second sector, which shows the size. An MBR does not show it. Its
+    sectors are large if the table leads to a filesystem only when counted in large
+    sectors.
 
     Args:
         start: the disk's first ``2 * LARGE_SECTOR`` bytes, or more.
-        read: reads others; without it an MBR counts in sectors of 512 bytes.
+        read: reads other bytes. Without it an MBR counts in sectors of 512 bytes.
     """
     if start[SECTOR : SECTOR + 8] == _GPT_MAGIC:
         return SECTOR
@@ -106,13 +109,13 @@ def parse_partitions(head: bytes, read: ReadAt | None = None) -> tuple[Partition
     """Return the partitions of a disk, by its first ``HEAD_SIZE`` bytes.
 
     Args:
-        head: these bytes.
-        read: reads others: the tables of an extended partition, and the filesystems by
-            which the sectors of an MBR are known.
+        head: the first bytes.
+        read: reads other bytes: the tables of an extended partition, and the
+            filesystems that show an MBR's sector size.
 
     Raises:
-        UnclearLayoutError: its table is not plain, damaged, or partly beyond these bytes.
-        EndlessTableError: its extended partition has no end.
+        UnclearLayoutError: the table is unusual, damaged, or partly beyond these bytes.
+        EndlessTableError: the chain of logical partitions has no end.
     """
     if len(head) < HEAD_SIZE:
         raise UnclearLayoutError("too small a disk")
@@ -130,10 +133,10 @@ def parse_partitions(head: bytes, read: ReadAt | None = None) -> tuple[Partition
 
 
 def _without_table(head: bytes) -> tuple[Partition, ...]:
-    """Return the whole disk; all but XFS and LVM leave its first kilobyte free."""
+    """Return the whole disk as partition 0; most formats leave its first kilobyte free."""
     is_volume = head[SECTOR : SECTOR + 8] == _LVM_LABEL and not any(head[:SECTOR])
     if head[:4] != b"XFSB" and not is_volume and any(head[:1024]):
-        raise UnclearLayoutError("something is in the first sectors that is no MBR")
+        raise UnclearLayoutError("the first sectors hold data that is not an MBR")
     return (Partition(number=0, start=0, size=0),)
 
 
@@ -156,10 +159,10 @@ def _parse_gpt(head: bytes, read: ReadAt | None) -> list[Partition]:
         entries_sum,
     ) = _GPT_HEADER.unpack_from(head, sector)
     if magic != _GPT_MAGIC or revision != _GPT_REVISION or not _GPT_HEADER.size <= size <= sector:
-        raise UnclearLayoutError("no GPT header where the protective MBR promises one")
+        raise UnclearLayoutError("a protective MBR without a GPT header")
     header = bytearray(head[sector : sector + size])
     header[16:20] = bytes(4)
-    # the kernel reads no entries of another length
+    # the kernel ignores tables with entries of another length
     if here != 1 or length != _GPT_ENTRY.size or not 0 < count <= _ENTRIES_LIMIT:
         raise UnclearLayoutError("an unusual GPT")
     if zlib.crc32(header) != checksum:
@@ -174,7 +177,7 @@ def _parse_gpt(head: bytes, read: ReadAt | None) -> list[Partition]:
         if not any(kind):
             continue
         if not first <= start <= end <= last or number > _PARTITIONS_LIMIT:
-            raise UnclearLayoutError(f"partition {number} is outside of the disk")
+            raise UnclearLayoutError(f"partition {number} is outside the disk")
         found.append(
             Partition(
                 number=number,
@@ -197,7 +200,7 @@ def _parse_mbr(
     extended = []
     for number, (active, kind, start, size) in enumerate(entries, 1):
         if active not in (0, 0x80):
-            raise UnclearLayoutError("no MBR but a boot sector")
+            raise UnclearLayoutError("a boot sector, not an MBR")
         if kind in _EXTENDED and read is not None:
             extended.append((start, size))
         elif kind or size:
@@ -210,7 +213,7 @@ def _parse_mbr(
 
 
 def _of_mbr(signature: int, number: int, kind: int, start: int, size: int) -> Partition:
-    """Return a partition of an MBR, or a logical one; its place in bytes."""
+    """Return a primary or logical partition of an MBR; its start and size in bytes."""
     if kind not in _MBR_PLAIN or not size or not start:
         raise UnclearLayoutError(f"partition {number} has the type {kind:#04x}")
     return Partition(
@@ -225,7 +228,7 @@ def _of_mbr(signature: int, number: int, kind: int, start: int, size: int) -> Pa
 def _parse_logical(
     signature: int, first: int, size: int, read: ReadAt, sector: int
 ) -> list[Partition]:
-    """Return the logical partitions; places in sectors, the chain's from its start."""
+    """Return the logical partitions; arguments in sectors, offsets in the chain from its start."""
     found: list[Partition] = []
     here, seen = first, set[int]()
     while here not in seen and len(found) < LOGICAL_LIMIT:
@@ -240,7 +243,7 @@ def _parse_logical(
         if not (kind or length or linked or found):
             return []
         if not 0 < start <= start + length <= size - (here - first):
-            raise UnclearLayoutError("a logical partition is outside of the extended one")
+            raise UnclearLayoutError("a logical partition is outside the extended one")
         place = (here + start) * sector
         number = FIRST_LOGICAL + len(found)
         found.append(_of_mbr(signature, number, kind, place, length * sector))
@@ -253,7 +256,7 @@ def _parse_logical(
 
 
 def _apart(found: list[Partition]) -> tuple[Partition, ...]:
-    """Return the partitions; refuse those that overlap."""
+    """Return the partitions after checking that none overlap."""
     if not found:
         raise UnclearLayoutError("a table without partitions")
     order = sorted(found, key=lambda partition: partition.start)

@@ -1,9 +1,9 @@
-"""Which filesystem a partition holds, by its first bytes, as blkid(8) would say.
+"""Recognise a filesystem by its first bytes, with the names of blkid(8).
 
-``identify`` knows ext2 to ext4, XFS, btrfs, FAT, NTFS, exFAT and swap.  For LVM, LUKS,
-RAID and all others, for two signatures at once and for a hibernated system's swap it has
-no answer, and the caller asks the appliance's own tools.  Those find signatures at a
-partition's end, too; so does mount(8).
+``identify`` knows ext2 to ext4, XFS, btrfs, FAT, NTFS, exFAT and swap. It returns None
+for LVM, LUKS, RAID and all others, for two signatures at once, and for the swap of a
+hibernated system. The caller then uses the appliance's own tools, which also find
+signatures at a partition's end.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Literal
 
-START_SIZE = 72 << 10  # btrfs's and reiserfs's superblocks are the last of those looked for
+START_SIZE = 72 << 10  # the superblocks of btrfs and reiserfs are the last that are looked for
 Kind = Literal["ext", "xfs", "btrfs", "vfat", "ntfs", "exfat", "swap"]
 
 _PAGES = (4096, 8192, 16384, 32768, 65536)
@@ -27,11 +27,11 @@ _SLEEPING = (
 _SECTOR = 512
 _EXT = 1024
 _EXT_JOURNAL_DEVICE, _EXT_EXTENTS, _EXT_64BIT = 0x8, 0x40, 0x80
-_LOG_LIMIT = 6  # of a block's size in kilobytes
+_LOG_LIMIT = 6  # log2 of the largest block size in kilobytes
 _BTRFS = 0x10000
 
-# (offset, signature, kind as blkid(8) has it, where this alone tells it): what makes a
-# partition a matter for tools of its own.
+# (offset, signature, blkid(8)'s kind if the signature alone determines it) of partitions
+# that need tools of their own.
 _FOREIGN = (
     *((sector, b"LABELONE", "LVM2_member") for sector in range(0, 2048, 512)),
     (0, b"LUKS\xba\xbe", "crypto_LUKS"),
@@ -64,14 +64,16 @@ _ZFS_LABEL = slice(16384, 16384 + 4096)  # holds its pool's version, first of al
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Superblock:
-    """What a filesystem says of itself.
+    """A filesystem's superblock.
 
     Attributes:
+        kind: blkid(8)'s name of the filesystem.
         uuid: as fstab(5) names it.
-        label: likewise; for FAT only its boot sector's, which need not be the one that counts.
-        driver: the kernel's, where there is only one for it; empty where mount(8) knows better.
-        size: in bytes; 0 where it was not read.
-        devices: how many the filesystem is made of.
+        label: as fstab(5) names it. For FAT it is the boot sector's label, which may be
+            outdated.
+        driver: the kernel's driver, if only one fits; empty if mount(8) is to choose.
+        size: in bytes; 0 if it was not read.
+        devices: the number of devices of the filesystem.
     """
 
     kind: Kind
@@ -83,7 +85,7 @@ class Superblock:
 
 
 def identify(start: bytes) -> Superblock | None:
-    """The one filesystem, or swap, that begins with these ``START_SIZE`` bytes; None: unclear."""
+    """Return the only filesystem or swap that begins with these bytes, or None if unclear."""
     if _foreign(start):
         return None
     if b"\0\0\0\7version\0" in start[_ZFS_LABEL]:
@@ -99,10 +101,10 @@ def _foreign(start: bytes) -> set[str]:
 
 
 def identify_kind(start: bytes) -> str | None:
-    """Return what begins with these bytes as blkid(8) names it; None where that is to be asked.
+    """Return blkid(8)'s name of what begins with these bytes, or None if blkid must be run.
 
-    ``unknown`` is nothing at all, ``ext`` any of its generations, ``swsuspend`` the
-    memory of a system that sleeps.
+    ``unknown`` means no known content, ``ext`` any version of ext, ``swsuspend`` the
+    memory image of a hibernated system.
     """
     if not any(start):
         return "unknown"
@@ -151,7 +153,7 @@ def _btrfs(start: bytes) -> Superblock | None:
     if start[_BTRFS + 64 : _BTRFS + 72] != b"_BHRfS_M" or len(start) < _BTRFS + 4096:
         return None
     (devices,) = struct.unpack_from("<Q", start, _BTRFS + 136)
-    (size,) = struct.unpack_from("<Q", start, _BTRFS + 209)  # of this device
+    (size,) = struct.unpack_from("<Q", start, _BTRFS + 209)  # the label of this device
     return Superblock(
         kind="btrfs",
         uuid=_uuid(start[_BTRFS + 32 :]),

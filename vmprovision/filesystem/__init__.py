@@ -1,1 +1,1 @@
-"""A guest's files: the Protocols that the rest of the program sees, and a directory of the host."""
+"""A guest's files: the Protocols that all other rooms use, and a directory of the host."""

@@ -1,7 +1,7 @@
-"""An OSTree guest as it runs, over the filesystem that its disk holds.
+"""An OSTree guest as it runs, on top of its disk's filesystem.
 
-ostree-prepare-root(1): the deployment that boots becomes ``/``, the disk's own root is its
-``/sysroot``, and ``/var`` is shared by all deployments of one operating system.
+ostree-prepare-root(1): the deployment that boots becomes ``/``, the disk's own root is
+its ``/sysroot``, and all deployments of one operating system share ``/var``.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 
     from vmprovision.filesystem.protocol import Attributes, FileStatus, GuestFilesystem
 
-OWN_PREFIX = ".vmprovision-"  # of files in ``/`` by which unfinished work is known
+OWN_PREFIX = ".vmprovision-"  # prefix of files in ``/`` that mark unfinished work
 
 
 class DeployedFilesystem:
-    """A deployment as a guest's root, with what is mounted on it while it runs.
+    """A deployment as a guest's root, with what is mounted on it at run time.
 
-    Links are followed as the running guest follows them, before a path is looked for on
-    the disk.
+    Links are followed as the running guest follows them, before a path is mapped to the
+    disk.
     """
 
     def __init__(
         self, disk: GuestFilesystem, deployment: PurePosixPath, state: PurePosixPath
     ) -> None:
-        """Take the disk's files, the deployment's directory and that of its system's ``/var``."""
+        """Keep the disk's files, the deployment's directory and that of its system's ``/var``."""
         self._disk = disk
         self._direct = _Direct(disk, deployment, state)
 
     def place_of(self, path: PurePosixPath) -> PurePosixPath:
-        """Return where a path of the guest, its last link not followed, is on the disk."""
+        """Return where a guest path is on the disk, without following its last link."""
         return self._direct.place_of(resolve(self._direct, path, last=False))
 
     def lstat(self, path: PurePosixPath) -> FileStatus | None:
@@ -92,19 +92,19 @@ class DeployedFilesystem:
 
 
 def disk_path(files: GuestFilesystem, path: PurePosixPath) -> PurePosixPath:
-    """Return where a guest's path is on its disk: elsewhere in an OSTree guest only."""
+    """Return where a guest path is on its disk; only in an OSTree guest it differs."""
     return files.place_of(path) if isinstance(files, DeployedFilesystem) else path
 
 
 class _Direct:
-    """The same for paths that are free of links, which is all that ``resolve`` asks for."""
+    """The same mapping for paths without links; ``resolve`` asks for no others."""
 
     def __init__(
         self, disk: GuestFilesystem, deployment: PurePosixPath, state: PurePosixPath
     ) -> None:
         self._disk = disk
         self._deployment = deployment
-        # longest first: what is mounted on what
+        # longest first, because mounts nest
         self._mounts = {
             ROOT / "sysroot": ROOT,
             ROOT / "boot": ROOT / "boot",

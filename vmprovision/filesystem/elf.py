@@ -1,6 +1,6 @@
-"""What an ELF file says of itself: its machine, what it needs, what it offers (elf(5)).
+"""Read the facts in an ELF file: its architecture, its libraries, its symbols (elf(5)).
 
-A guest's files are hostile: every size in one is limited before it is used.
+A guest's files are hostile, so every size in one is limited before it is used.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from vmprovision.filesystem.protocol import GuestReader
 
 HEADER_SIZE = 64
-HEAD_SIZE = 4096  # the segments' table is behind the header, and the loader's name behind that
+HEAD_SIZE = 4096  # holds the header, the segment table and the loader's name
 SEGMENTS_LIMIT = 60
 DYNAMIC_LIMIT = 64 << 10
 NAMES_LIMIT = 4 << 20
 PATH_LIMIT = 4096
 FILE_LIMIT = 1 << 40
 
-# e_machine, bits, little-endian -> the architecture as `uname -m` has it
+# (e_machine, bits, little-endian) -> the architecture, named as by `uname -m`
 _MACHINES = {
     (3, 32, True): "i386",
     (62, 64, True): "x86_64",
@@ -46,7 +46,7 @@ _MACHINES = {
     (43, 64, False): "sparc64",
 }
 _ARM = (40, 32, True)
-_EABI_4 = 4 << 24  # earlier ones are of another, older way to call the kernel
+_EABI_4 = 4 << 24  # earlier versions use the old system call interface
 _ARM_HARD_FLOAT = 0x400
 _RISCV_FLOATS = ("lp64", "lp64f", "lp64d", "lp64q")
 _LOADED_SEGMENT, _DYNAMIC_SEGMENT, _INTERPRETER_SEGMENT = 1, 2, 3
@@ -55,7 +55,7 @@ _EXECUTABLE = (2, 3)  # at a fixed address, or at any
 
 
 def elf_architecture(header: bytes) -> str | None:
-    """Return the architecture that a file's first bytes name; None for other files than ELF."""
+    """Return the architecture in an ELF file's first bytes, or None for another file."""
     if len(header) < HEADER_SIZE or header[:4] != b"\x7fELF":
         return None
     bits = 64 if header[4] == 2 else 32  # noqa: PLR2004 -- ELFCLASS64
@@ -67,10 +67,10 @@ def elf_architecture(header: bytes) -> str | None:
 
 
 def elf_abi(header: bytes) -> str:
-    """Return which calling convention an ELF file's first bytes name; empty if there is one only.
+    """Return the calling convention in an ELF header; empty if the architecture has only one.
 
-    Programs and libraries of different ones do not run together: ``eabihf`` and ``eabi``
-    are Debian's armhf and armel.
+    Programs and libraries with different conventions do not run together: ``eabihf``
+    and ``eabi`` are Debian's armhf and armel.
     """
     architecture = elf_architecture(header)
     order = "<" if header[5:6] == b"\1" else ">"
@@ -88,7 +88,7 @@ def elf_abi(header: bytes) -> str:
 
 
 def runs_alone(content: bytes) -> bool:
-    """Return whether a whole ELF file is a program that needs no loader and so no library."""
+    """Return whether a complete ELF file is a program that needs no loader and no library."""
     order = "<" if content[5] == 1 else ">"
     (kind,) = struct.unpack_from(f"{order}H", content, 16)
     if content[4] == 2:  # noqa: PLR2004 -- ELFCLASS64
@@ -121,11 +121,12 @@ class ElfFile:
     """A program or library.
 
     Attributes:
-        architecture: as ``uname -m`` has it.
-        loader: the path of the program that loads it; None where the kernel alone does.
-        libraries: the names of those that it is linked with.
-        library_paths: where it looks for them first; ``$ORIGIN`` is its own directory.
-        names: every name that it takes from libraries or gives to them, each ended by a zero.
+        architecture: named as by ``uname -m``.
+        loader: the path of its dynamic loader, or None if it needs none.
+        libraries: the names of the libraries that it is linked with.
+        library_paths: where its libraries are looked for first; ``$ORIGIN`` is its own
+            directory.
+        names: every symbol that it imports or exports, each followed by a zero byte.
     """
 
     architecture: str
@@ -143,7 +144,7 @@ class _Segment(NamedTuple):
 
 
 def read_elf(reader: GuestReader, path: PurePosixPath) -> ElfFile | None:
-    """Return what the file at a path, free of links, says of itself; None where it is no ELF."""
+    """Parse the file at a path without links; return None if it is not ELF."""
     head = reader.read(path, limit=HEAD_SIZE)
     architecture = elf_architecture(head)
     if architecture is None:
@@ -172,7 +173,7 @@ def read_elf(reader: GuestReader, path: PurePosixPath) -> ElfFile | None:
 
 
 def _segments(head: bytes) -> Iterator[_Segment]:
-    """Yield the entries of the program header table that are in a file's first bytes."""
+    """Yield the entries of the program header table in a file's first bytes."""
     is_64, order = head[4] == 2, "<" if head[5] == 1 else ">"  # noqa: PLR2004 -- ELFCLASS64
     (start,) = struct.unpack_from(f"{order}{'Q' if is_64 else 'I'}", head, 32 if is_64 else 28)
     size, count = struct.unpack_from(f"{order}HH", head, 54 if is_64 else 42)
@@ -186,7 +187,7 @@ def _segments(head: bytes) -> Iterator[_Segment]:
 def _dynamic_entries(
     reader: GuestReader, path: PurePosixPath, head: bytes, segments: list[_Segment]
 ) -> list[tuple[int, int]]:
-    """Return tag and value of each entry of the dynamic section; none where there is none."""
+    """Return tag and value of each entry of the dynamic section, or nothing without one."""
     segment = next((each for each in segments if each.kind == _DYNAMIC_SEGMENT), None)
     if segment is None:
         return []
@@ -201,7 +202,7 @@ def _dynamic_names(
     segments: list[_Segment],
     values: Mapping[int, int],
 ) -> bytes:
-    """Return the string table of the dynamic section, which names it by its address."""
+    """Return the dynamic section's string table, which the section gives by address."""
     address, size = values.get(_NAMES), values.get(_NAMES_SIZE, 0)
     for segment in segments:
         if (

@@ -1,13 +1,13 @@
-"""Open and make files below a host directory, as a process would whose root it is.
+"""Open and make files below a host directory, like a process that has it as its root.
 
-Somebody may change the tree while we work in it, so a path is never checked first
-and opened afterwards: openat2(2) resolves it with ``RESOLVE_IN_ROOT``, and no link
-or ``..`` leads out.  Where the kernel is older than 5.6, or a container's seccomp
-filter refuses the call, the path is walked by descriptors, one component after the
-other, each opened without following a link.
+The tree may change at any time, so a path is never checked first and opened afterwards.
+openat2(2) resolves it with ``RESOLVE_IN_ROOT``, so that no link or ``..`` leads out. If
+the kernel is older than 5.6, or a container's seccomp filter blocks the call, the path
+is walked by descriptors instead: one component after the other, each opened without
+following a link.
 
-What is made gets its name when it is complete and durable, so whoever looks, also
-after a crash, finds the old file or the new one.
+A new file gets its name only when it is complete and durable. So a reader finds either
+the old file or the new one, even after a crash.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path, PurePosixPath
 
-LINK_LIMIT = 40  # as the kernel's own (path_resolution(7))
-DEPTH_LIMIT = 200  # directories that a walk has open at once
-TRIES = 100  # of a path with `..` while somebody renames directories
-# Names of what is not finished: this and as many random bytes, in hexadecimal.
+LINK_LIMIT = 40  # the kernel's own limit (path_resolution(7))
+DEPTH_LIMIT = 200  # directories that a walk holds open
+TRIES = 100  # retries for a path with `..` while directories are renamed
+# An unfinished file's name: this prefix and so many random bytes, in hexadecimal.
 _TEMPORARY = ".vmprovision-"
 _TOKEN_BYTES = 8
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
-_OPENAT2 = 437  # the same number on every architecture but these
+_OPENAT2 = 437  # the number is the same on all other architectures
 _OTHER_NUMBERS = ("alpha", "ia64", "mips")
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_IN_ROOT = 0x10
@@ -52,27 +52,27 @@ class _OpenHow(ctypes.Structure):
 
 
 class Root:
-    """A host directory that is held open, and in which paths are opened."""
+    """A host directory that is held open, and inside which paths are opened."""
 
     def __init__(self, path: Path) -> None:
         """Open the directory.
 
         Raises:
-            OSError: it is none, or may not be read.
+            OSError: it is not a directory, or cannot be read.
         """
         self.handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self.handle)
         self._by_kernel = _has_openat2(self.handle)
 
     def open(self, path: PurePosixPath, flags: int) -> int:
-        """Open what is there already; links are followed inside the root, a last one too.
+        """Open an existing file; links are followed inside the root, including the last one.
 
         Args:
-            path: from the root on.
-            flags: as open(2) has them; ``O_NOFOLLOW`` is about the last component.
+            path: relative to the root.
+            flags: as for open(2); ``O_NOFOLLOW`` applies to the last component.
 
         Raises:
-            OSError: as open(2); ``ELOOP`` also for a path that leads through a circle of links.
+            OSError: as open(2); ``ELOOP`` also for a circle of links.
             ValueError: the path cannot be a file's name.
         """
         raw = os.fsencode(path)
@@ -81,13 +81,13 @@ class Root:
         flags |= os.O_CLOEXEC
         if self._by_kernel:
             for _ in range(TRIES):
-                with contextlib.suppress(BlockingIOError):  # EAGAIN: a rename crossed a `..`
+                with contextlib.suppress(BlockingIOError):  # EAGAIN: a rename raced with a `..`
                     return _openat2(self.handle, raw, flags)
         return _walk(self.handle, list(path.parts), flags)
 
     @contextlib.contextmanager
     def opened(self, path: PurePosixPath, flags: int) -> Iterator[int]:
-        """Open what is there and close it afterwards.
+        """Open an existing file for the duration of the block.
 
         Raises:
             OSError: as ``open``.
@@ -103,7 +103,7 @@ class Root:
         """Hold the directory's flock(2).
 
         Raises:
-            BlockingIOError: another one does.
+            BlockingIOError: another process holds it.
         """
         fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
@@ -112,14 +112,15 @@ class Root:
             fcntl.flock(self.handle, fcntl.LOCK_UN)
 
     def put(self, path: PurePosixPath, make: Callable[[int, str], None]) -> None:
-        """Make something under a temporary name beside path, and then let it take path's place.
+        """Make a file under a temporary name beside path, then rename it to path.
 
         Args:
             path: where a file, a link or nothing is.
-            make: makes it, given the descriptor of a directory and the name in it.
+            make: makes the file, given the descriptor of a directory and the name in
+                it.
 
         Raises:
-            OSError: as the calls that it takes; what was made is gone again.
+            OSError: a system call failed; the temporary file is removed.
         """
         temporary = _TEMPORARY + secrets.token_hex(_TOKEN_BYTES)
         with self.opened(path.parent, _FOLDER) as folder:
@@ -144,7 +145,7 @@ class Root:
 
 
 def is_temporary(name: str) -> bool:
-    """Return whether this is the name of a file that ``put`` did not finish."""
+    """Return whether this is the temporary name of a file that ``put`` did not finish."""
     token = name.removeprefix(_TEMPORARY)
     return token != name and len(token) == 2 * _TOKEN_BYTES
 
@@ -155,17 +156,17 @@ def by_name(handle: int) -> str:
 
 
 def check_own(handle: int) -> None:
-    """Check that a file that was just made is not another's, put in its place meanwhile.
+    """Check that the file just made was not replaced by another user's.
 
     Raises:
-        OSError: it is another's.
+        OSError: it was replaced.
     """
     if os.fstat(handle).st_uid != os.geteuid():
-        raise OSError(errno.ESTALE, "somebody put another file in its place")
+        raise OSError(errno.ESTALE, "another file was put in its place")
 
 
 def sync(handle: int) -> None:
-    """Make a directory durable, where the filesystem knows how.
+    """Make a directory durable, if the filesystem supports that.
 
     Raises:
         OSError: as fsync(2).
@@ -178,7 +179,7 @@ def sync(handle: int) -> None:
 
 
 def change_owner(handle: int, uid: int, gid: int) -> None:
-    """Give the file behind a descriptor its owner, also one of a link opened with ``O_PATH``.
+    """Change the owner of a descriptor's file, even of a link opened with ``O_PATH``.
 
     Raises:
         OSError: as chown(2).
@@ -221,13 +222,13 @@ def _has_openat2(root: int) -> bool:
         return False
     try:
         os.close(_openat2(root, b".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-    except OSError:  # ENOSYS, or EPERM by a seccomp filter that does not know it
+    except OSError:  # ENOSYS, or EPERM from a seccomp filter that does not know the call
         return False
     return True
 
 
 def _walk(root: int, parts: list[str], flags: int) -> int:
-    """Open a path component by component; ``..`` goes back to what was opened before."""
+    """Open a path component by component; ``..`` returns to the directory opened before."""
     todo = parts[::-1]
     held = [root]
     links = 0
@@ -261,12 +262,12 @@ def _walk(root: int, parts: list[str], flags: int) -> int:
 
 
 def _parts(target: str) -> list[str]:
-    """Return the components of a link's target, first one last; ``/`` where it is absolute."""
+    """Return the components of a link's target in reverse order; ``/`` marks an absolute one."""
     found = [part for part in target.split("/") if part not in ("", ".")]
     return [*reversed(found), *("/" for _ in range(target.startswith("/")))]
 
 
 def _close(held: list[int], keep: int) -> None:
-    """Close the descriptors that were opened last."""
+    """Close the descriptors that were opened last, down to ``keep``."""
     while len(held) > keep:
         os.close(held.pop())

@@ -34,17 +34,17 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY
 
 
 class LocalFilesystem:
-    """The tree under a host directory as a guest: an unpacked root filesystem, or test data.
+    """The tree below a host directory as a guest: an unpacked root filesystem, or test data.
 
-    Nothing outside the root is read or written, also while somebody changes the
-    tree: every path is opened inside it (``inroot``), and what is written goes
-    through descriptors.  What is made is made under a temporary name, complete and
-    durable before it gets its own.  Where the caller is not root, files of its own
-    count as the guest's root's (as fakeroot has it), since nobody else's can be made.
+    Nothing outside the root is read or written, even while the tree changes: every path
+    is opened inside it (``inroot``), and writes go through descriptors. A new file is
+    complete and durable under a temporary name before it gets its own. If the caller is
+    not root, the caller's files count as owned by the guest's root (as with fakeroot),
+    because the caller cannot make files of other users.
     """
 
     def __init__(self, root: Path) -> None:
-        """Take the host directory that is the guest's ``/``."""
+        """Keep the host directory that is the guest's ``/``."""
         self.root = root
         self._tree = Root(root)
 
@@ -56,7 +56,7 @@ class LocalFilesystem:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as exc:
-            if exc.errno in (errno.ENAMETOOLONG, errno.ELOOP):  # nothing can be there
+            if exc.errno in (errno.ENAMETOOLONG, errno.ELOOP):  # no file can have such a path
                 return None
             raise _unreadable("path", path, exc) from exc
         except ValueError as exc:
@@ -74,7 +74,7 @@ class LocalFilesystem:
         self, path: PurePosixPath, limit: int, *, offset: int = 0, flags: int = 0
     ) -> tuple[FileStatus, bytes]:
         try:
-            # looked at first: opening a device may do something
+            # checked first, because opening a device may have side effects
             with self._tree.opened(path, os.O_PATH | flags) as handle:
                 _check_regular(path, handle)
             handle = self._tree.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | flags)
@@ -129,7 +129,7 @@ class LocalFilesystem:
         except OSError as exc:
             if exc.errno != errno.ENODATA:
                 return False
-        # root's own rights, seen on a file that is nobody's: the guest is not touched
+        # tried on a file in memory, so that the guest is not touched
         probe = os.memfd_create("label")
         try:
             os.setxattr(probe, SELINUX, b"system_u:object_r:tmpfs_t:s0")
@@ -199,23 +199,23 @@ class LocalFilesystem:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other runs out.
+        """Exclude other runs.
 
         Raises:
-            ImageLockedError: another one is at work.
+            ImageLockedError: another run holds the lock.
         """
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(self._tree.locked())
             except BlockingIOError as exc:
                 raise ImageLockedError(
-                    "another vmprovision is at work in this directory",
+                    "another vmprovision is working in this directory",
                     hint="wait until it is done",
                 ) from exc
             yield
 
     def clear(self, folders: Iterable[PurePosixPath]) -> None:
-        """Take away what a run that was killed left in these directories under temporary names."""
+        """Remove temporary files that a killed run left in these directories."""
         for path in folders:
             for name in self.list_directory(path):
                 if inroot.is_temporary(name):
@@ -240,9 +240,10 @@ def _check_regular(path: PurePosixPath, handle: int) -> None:
 
 
 def _dress(handle: int, attributes: Attributes, mode: int | None) -> None:
-    """Give what was just made its owner, mode (where it takes one) and label.
+    """Set owner, mode (except for a link) and label of a new file.
 
-    The owner first: changing it clears the set-user-id and set-group-id bits.
+    The owner is first, because changing it clears the set-user-ID and set-group-ID
+    bits.
     """
     inroot.check_own(handle)
     made, wanted = _status(os.fstat(handle)), (attributes.uid, attributes.gid)
@@ -265,7 +266,7 @@ def _unreadable(what: str, path: PurePosixPath, exc: OSError) -> InspectionError
 
 
 class _applying(contextlib.AbstractContextManager[None]):  # noqa: N801 -- reads as a verb
-    """Turn an ``OSError`` on a guest path into the error that names it."""
+    """Turn an ``OSError`` on a guest path into an error that names the path."""
 
     def __init__(self, path: PurePosixPath) -> None:
         self.path = path

@@ -1,10 +1,9 @@
-"""A guest's filesystem as the rest of the program sees it, offline.
+"""The Protocols of a guest's filesystem, offline.
 
-There are two Protocols.  Inspection receives a ``GuestReader``, so mypy proves that it
-cannot write; apply receives a ``GuestFilesystem``.  Guest paths are absolute
-``PurePosixPath``.  A symbolic link, relative or absolute, is followed inside the
-guest's root and never out of it.  ``read`` also follows the *last* component of a
-path; the other methods do not.
+Inspection receives a ``GuestReader``, so mypy proves that it cannot write; apply
+receives a ``GuestFilesystem``. Guest paths are absolute ``PurePosixPath``. A symbolic
+link, relative or absolute, is followed inside the guest's root and never out of it.
+``read`` also follows the *last* component of a path; the other methods do not.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from vmprovision.filesystem.inroot import LINK_LIMIT
 ROOT = PurePosixPath("/")
 TEXT_LIMIT = 1 << 20
 SELINUX = "security.selinux"  # the extended attribute that holds the label (xattr(7))
-PERMISSIONS = 0o777  # of a mode, without set-user-id, set-group-id and sticky
-NAMES_LIMIT = 100_000  # in one directory
+PERMISSIONS = 0o777  # permission bits, without set-user-ID, set-group-ID and sticky
+NAMES_LIMIT = 100_000  # entries in one directory
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
 
 FileKind = Literal["file", "directory", "symlink", "other"]
@@ -36,12 +35,15 @@ FileKind = Literal["file", "directory", "symlink", "other"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileStatus:
-    """What ``lstat`` says of one guest file.
+    """The result of ``lstat`` for one guest file.
 
     Attributes:
+        kind: the kind of file.
         mode: the twelve permission bits.
         size: in bytes.
-        links: how many names the file has; of directories it means nothing.
+        uid: the owner.
+        gid: the group.
+        links: the number of hard links; meaningless for directories.
     """
 
     kind: FileKind
@@ -54,12 +56,14 @@ class FileStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attributes:
-    """What a new file has besides its content.
+    """The attributes of a new file.
 
     Attributes:
-        mode: the twelve permission bits; None where there is no choice to be made: 0644 for
-            a file, 0755 for a directory; a link has none.
-        label: the SELinux label; None leaves it to the filesystem.
+        mode: the twelve permission bits, or None for the default: 0644 for a file, 0755
+            for a directory. A link has none.
+        uid: the owner.
+        gid: the group.
+        label: the SELinux label, or None to leave it to the filesystem.
     """
 
     mode: int | None = None
@@ -82,24 +86,24 @@ def kind_of(mode: int) -> FileKind:
 
 
 class LinkCircleError(InspectionError):
-    """A guest path leads through a circle of links: a reader finds nothing there."""
+    """A guest path leads through a circle of links, so there is no file."""
 
 
 class LinkReader(Protocol):
-    """What it takes to follow links."""
+    """The methods that are needed to follow links."""
 
     def lstat(self, path: PurePosixPath) -> FileStatus | None:
-        """Return the status of what is at path, a last link not followed; None where nothing is."""
+        """Return the status of the file at path, its last link not followed, or None."""
 
     def readlink(self, path: PurePosixPath) -> str:
-        """Return the target of the link at path, as it is written in it."""
+        """Return the target of the link at path, as stored in it."""
 
 
 class GuestReader(LinkReader, Protocol):
     """Read-only access to one guest's files.
 
-    Every method raises ``InspectionError`` (naming the guest path) where the
-    filesystem itself fails; absence is a value, not an error.
+    Every method raises ``InspectionError`` (naming the guest path) if the filesystem itself
+    fails.  A missing file is a value, not an error.
     """
 
     def read(self, path: PurePosixPath, *, limit: int, offset: int = 0) -> bytes:
@@ -108,50 +112,51 @@ class GuestReader(LinkReader, Protocol):
     def load(self, path: PurePosixPath, *, limit: int) -> tuple[FileStatus, bytes]:
         """Return status and at most ``limit`` bytes of a regular file, a last link not followed.
 
-        Both are of one file, whatever somebody else does to the tree meanwhile.
+        Both describe the same file, even if the tree changes meanwhile.
         """
 
     def list_directory(self, path: PurePosixPath) -> list[str]:
-        """Return the sorted names in the directory at path, without those that are not UTF-8."""
+        """Return the sorted names in the directory at path, except those that are not UTF-8."""
 
     def label(self, path: PurePosixPath) -> str | None:
-        """Return the SELinux label (``security.selinux``) of what is at path, if it has one."""
+        """Return the SELinux label (``security.selinux``) of the file at path, or None."""
 
     def takes_labels(self) -> bool:
-        """Return whether labels can be written to the guest's root filesystem from here."""
+        """Return whether labels can be written to the guest's root filesystem."""
 
 
 class GuestFilesystem(GuestReader, Protocol):
     """Read and write access to one guest's files.
 
-    Every writing method raises ``ApplyError`` (naming the guest path), or its
-    subclass ``GuestSpaceError`` where the guest's filesystem is full or read-only.
+    Every writing method raises ``ApplyError`` (naming the guest path), or its subclass
+    ``GuestSpaceError`` if the guest's filesystem is full or read-only.
     """
 
     def write(self, path: PurePosixPath, content: bytes, attributes: Attributes = PLAIN) -> None:
-        """Put a new regular file at path, in place of a file or link that is there.
+        """Put a new regular file at path; it replaces a file or link.
 
-        It is always a new file: another name of the old one keeps the old content.
+        It is always a new file, so other hard links of the old one keep the old
+        content.
         """
 
     def make_directory(self, path: PurePosixPath, attributes: Attributes = PLAIN) -> None:
-        """Create the directory, where nothing is; its parent exists."""
+        """Create a directory; its parent exists."""
 
     def symlink(self, path: PurePosixPath, target: str, attributes: Attributes = PLAIN) -> None:
-        """Put a new link at path, in place of a file or link that is there."""
+        """Put a new link at path; it replaces a file or link."""
 
     def remove(self, path: PurePosixPath) -> None:
-        """Remove the file, link or empty directory at path; other names of a file stay."""
+        """Remove the file, link or empty directory at path; other hard links stay."""
 
     def set_label(self, path: PurePosixPath, label: str) -> None:
-        """Give what is at path its SELinux label."""
+        """Set the SELinux label of the file at path."""
 
 
 def resolve(reader: LinkReader, path: PurePosixPath, *, last: bool = True) -> PurePosixPath:
     """Return the path with every symbolic link resolved inside the guest's root.
 
-    What does not exist is kept as it is written, so a path that is yet to be
-    made resolves too.  Below what is no directory nothing is asked for.
+    Components that do not exist are kept, so the path of a file that is yet to be made
+    resolves too.  Nothing is looked up below a file that is not a directory.
 
     Args:
         reader: the guest.
@@ -197,9 +202,9 @@ def circle(path: PurePosixPath) -> LinkCircleError:
 
 
 def follow(reader: LinkReader, path: PurePosixPath) -> PurePosixPath | None:
-    """Return the path without any symbolic link in it; None where the links lead in a circle.
+    """Return the path without any symbolic link in it, or None if the links lead in a circle.
 
-    Whoever reads a guest uses this one: a program that meets such a path finds nothing.
+    Readers use this function, because a program that opens such a path finds no file.
     """
     try:
         return resolve(reader, path)
@@ -208,13 +213,13 @@ def follow(reader: LinkReader, path: PurePosixPath) -> PurePosixPath | None:
 
 
 def status_of(reader: GuestReader, path: PurePosixPath) -> FileStatus | None:
-    """Return the status of what the path leads to, links followed; None where nothing is."""
+    """Return the status of the file that the path leads to, links followed, or None."""
     real = follow(reader, path)
     return reader.lstat(real) if real else None
 
 
 def read_text(reader: GuestReader, path: PurePosixPath, limit: int = TEXT_LIMIT) -> str | None:
-    """Return the first ``limit`` bytes as text, invalid ones replaced; None without a file."""
+    """Return the first ``limit`` bytes as text, invalid bytes replaced; None without a file."""
     real = resolved_file(reader, path)
     if real is None:
         return None
@@ -222,7 +227,7 @@ def read_text(reader: GuestReader, path: PurePosixPath, limit: int = TEXT_LIMIT)
 
 
 def resolved_file(reader: GuestReader, path: str | PurePosixPath) -> PurePosixPath | None:
-    """Return the real path of the regular file at path, links followed; None where none is."""
+    """Return the real path of the regular file at path, or None if there is none."""
     real = follow(reader, PurePosixPath(path))
     status = reader.lstat(real) if real else None
     return real if status is not None and status.kind == "file" else None
@@ -232,7 +237,7 @@ def read_all(reader: GuestReader, path: PurePosixPath, limit: int) -> bytes:
     """Return the whole content of a regular file.
 
     Raises:
-        InspectionError: it is larger than ``limit`` bytes.
+        InspectionError: the file is larger than ``limit`` bytes.
     """
     content = reader.read(path, limit=limit + 1)
     check_size(path, len(content), limit)
@@ -240,10 +245,10 @@ def read_all(reader: GuestReader, path: PurePosixPath, limit: int) -> bytes:
 
 
 def check_size(path: PurePosixPath, size: int, limit: int) -> None:
-    """Check the size of a guest file, or of what was read of it with one byte more allowed.
+    """Check the size of a guest file, or of its content read with a limit one byte higher.
 
     Raises:
-        InspectionError: it is larger than ``limit`` bytes.
+        InspectionError: the file is larger than ``limit`` bytes.
     """
     if size > limit:
         raise InspectionError(
@@ -253,7 +258,7 @@ def check_size(path: PurePosixPath, size: int, limit: int) -> None:
 
 
 def valid_names(names: list[bytes]) -> list[str]:
-    """Return the names that are valid UTF-8, sorted; no file of ours has another name."""
+    """Return the names that are valid UTF-8, sorted; vmprovision's files have no other names."""
     decoded = []
     for name in names:
         with contextlib.suppress(UnicodeDecodeError):

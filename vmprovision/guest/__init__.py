@@ -1,1 +1,1 @@
-"""What is known of a guest: its facts, its text files, and the agent's settings in it."""
+"""A guest's facts, its text files, and the agent's settings in it."""

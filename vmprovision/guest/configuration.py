@@ -1,8 +1,8 @@
 """The agent's configuration file in the guest: ``KEY=VALUE`` lines and ``#`` comments.
 
-It is read as the agent reads it (``parse_pairs`` of its ``config``): a test sees that
-both find the same.  A person edits it too, so values that are written here are kept to
-characters that need no quotes.
+It is parsed as the agent parses it (``parse_pairs`` of its ``config``); a test compares
+the two.  People edit it too, so values that are written here contain only characters
+that need no quotes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT = 8080
 _PORT_DIGITS = 5
-_UNIX_DOOR = re.compile(r"unix:/[^:]{1,106}(:0?[0-7]{3})?$")
-_VSOCK_DOOR = re.compile(r"vsock:(\d{1,10}:)?\d{1,10}$")
+_UNIX_ADDRESS = re.compile(r"unix:/[^:]{1,106}(:0?[0-7]{3})?$")
+_VSOCK_ADDRESS = re.compile(r"vsock:(\d{1,10}:)?\d{1,10}$")
 _PLAIN = re.compile(r"[A-Za-z0-9._~:/?#\[\]@!()*+,;=%-]*$")
 _VM_ID = re.compile(r"[A-Za-z0-9._~:@+-]{1,128}$")
 _KEY = re.compile(rb"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)$")
@@ -35,7 +35,7 @@ def parse_configuration(content: bytes) -> dict[str, str]:
 
 
 def _parse_line(line: bytes) -> tuple[str, str] | None:
-    """Return the key and the value that a line sets."""
+    """Return the key and the value of a line, or None."""
     key, equals, value = line.partition(b"=")
     match = _KEY.match(key.strip())
     if not equals or not match:
@@ -47,14 +47,14 @@ def _parse_line(line: bytes) -> tuple[str, str] | None:
 
 
 def port_in(settings: Mapping[str, str]) -> int:
-    """Return the agent's port by its settings; the default one for a wrong value."""
+    """Return the agent's port in its settings, or the default port if the value is invalid."""
     value = settings.get("PORT", "")
     is_number = value.isascii() and value.isdecimal() and len(value) <= _PORT_DIGITS
     return int(value) if is_number and 0 < int(value) < 1 << 16 else DEFAULT_PORT
 
 
 def update_configuration(content: bytes, changes: Mapping[str, str]) -> bytes:
-    """Return the file with these settings changed in place or added, other lines untouched."""
+    """Return the file with these settings changed or added, and all other lines unchanged."""
     left = dict(changes)
     current = parse_configuration(content)
     lines = []
@@ -72,10 +72,10 @@ def update_configuration(content: bytes, changes: Mapping[str, str]) -> bytes:
 
 
 def check_vm_id(value: str) -> str:
-    """Return a VM id that fits into a URL's path and into the configuration file.
+    """Return a VM id that fits into a URL's path and the configuration file.
 
     Raises:
-        PlanError: it is empty, too long, or holds characters that are not.
+        PlanError: the id is empty, too long, or has other characters.
     """
     if not _VM_ID.match(value) or value in (".", ".."):
         raise PlanError(
@@ -89,7 +89,7 @@ def check_manager_url(value: str) -> str:
     """Return the manager's base URL without a trailing slash.
 
     Raises:
-        PlanError: it is no http or https URL with a host, or carries a password,
+        PlanError: it is not an http or https URL with a host, or carries a password,
             a query or characters that the configuration file cannot hold.
     """
     try:
@@ -103,8 +103,8 @@ def check_manager_url(value: str) -> str:
         )
     if parts.query or parts.fragment or "@" in parts.netloc or not _PLAIN.match(value):
         raise PlanError(
-            f"the manager URL {value!r} holds more than scheme, host, port and path",
-            hint="a secret belongs into --token-file",
+            f"the manager URL {value!r} has more than scheme, host, port and path",
+            hint="put a secret into --token-file",
         )
     return value.rstrip("/")
 
@@ -113,7 +113,7 @@ def check_port(value: int) -> int:
     """Return a valid TCP port.
 
     Raises:
-        PlanError: it is none.
+        PlanError: the port is out of range.
     """
     if not 0 < value < 1 << 16:
         raise PlanError(f"{value} is not a TCP port", hint="use 1 to 65535")
@@ -124,24 +124,25 @@ def check_listen(value: str) -> str:
     """Return the listen addresses: IP addresses, ``unix:PATH[:MODE]``, ``vsock:[CID:]PORT``.
 
     Raises:
-        PlanError: one of them is none of these.
+        PlanError: an address has none of these forms.
     """
-    doors = [door.strip() for door in value.split(",")]
-    for door in doors:
-        known = _UNIX_DOOR.match(door) or _VSOCK_DOOR.match(door)
-        if not _PLAIN.match(door) or not (known or _is_network(door.strip("[]"), prefix=False)):
+    addresses = [address.strip() for address in value.split(",")]
+    for address in addresses:
+        special = _UNIX_ADDRESS.match(address) or _VSOCK_ADDRESS.match(address)
+        is_ip = _is_network(address.strip("[]"), prefix=False)
+        if not _PLAIN.match(address) or not (special or is_ip):
             raise PlanError(
-                f"the agent cannot listen on {door!r}",
+                f"the agent cannot listen on {address!r}",
                 hint="give addresses, unix:/PATH or vsock:PORT, separated by commas",
             )
-    return ",".join(doors)
+    return ",".join(addresses)
 
 
 def check_allow(value: str) -> str:
     """Return the addresses and networks that may query the agent.
 
     Raises:
-        PlanError: one of them is none.
+        PlanError: one of them is neither.
     """
     networks = [network.strip() for network in value.split(",")]
     for network in networks:
@@ -168,11 +169,11 @@ def check_token(value: str) -> str:
     """Return a bearer token of RFC 6750's alphabet.
 
     Raises:
-        PlanError: it is empty, too long, or holds other characters.
+        PlanError: the token is empty, too long, or has other characters.
     """
     if not re.match(r"[A-Za-z0-9._~+/-]{1,1024}=*$", value):
         raise PlanError(
-            "the token is empty or holds characters that a bearer token cannot have",
+            "the token is empty, or has characters that a bearer token cannot have",
             hint="use letters, digits and . _ ~ + / - (RFC 6750)",
         )
     return value

@@ -1,4 +1,4 @@
-"""What is known of a guest: facts, each with the evidence that it rests on."""
+"""The facts about a guest, each with its evidence."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ Confidence = Literal["certain", "likely", "told", "unknown"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distribution:
-    """Which distribution the guest is.
+    """The guest's distribution.
 
     Attributes:
-        id: os-release(5)'s ID, or the name that its release file stands for; ``unknown``.
-        product_name: as a person would read it.
-        version: as the distribution writes it (``14.04``), empty where it has none.
+        id: os-release(5)'s ID, or the name that its release file stands for;
+            ``unknown``.
+        product_name: the name for a person.
+        version: as the distribution writes it (``14.04``); empty if it has none.
     """
 
     id: str
@@ -40,11 +41,11 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seal:
-    """A filesystem that the guest's kernel compares with a hash: any change makes it unreadable.
+    """A filesystem that the guest's kernel checks against a hash: any change makes it unreadable.
 
     Attributes:
-        place: where it is mounted.
-        origin: how that is known, as a sentence.
+        place: its mountpoint.
+        origin: the evidence, as a sentence.
     """
 
     place: PurePosixPath
@@ -56,16 +57,16 @@ class Pid1:
     """The program of process 1.
 
     Attributes:
-        program: what it is (``systemd``, ``busybox``, ``script``, …); ``unknown``
-            for a program that nothing identifies, ``none`` where there is none.
-        path: where it is, links resolved; None where there is none.
-        evidence: how that is known, in sentences.
-        is_seen: False where it is not there, or may not be run, and is known by its name only.
-        doubt: what in the guest contradicts itself, as a sentence; empty where nothing does.
-        offered: programs that the boot menu starts if a person chooses them, each with the
-            sentence that says where.
-        units: what the boot menu has systemd start, each once; None for ``default.target``.
-        seals: the filesystems that the boot menu has sealed.
+        program: ``systemd``, ``busybox``, ``script``, …; ``unknown`` for a program that is
+            not identified, ``none`` if there is no program.
+        path: its real path, or None if there is none.
+        evidence: the evidence, in sentences.
+        is_seen: False if the file is missing or not executable, so that only its name is known.
+        doubt: the contradiction in the guest, as a sentence; empty if there is none.
+        offered: programs of the boot menu's other entries, each with a sentence that names
+            its entry.
+        units: the units that the boot menu names for systemd; None means ``default.target``.
+        seals: the filesystems that the boot menu seals.
     """
 
     program: str
@@ -80,14 +81,14 @@ class Pid1:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hint:
-    """Something in the guest that speaks for an init system, whether or not it decides anything.
+    """Evidence in the guest for an init system, decisive or not.
 
     Attributes:
         speaks_for: the init system, or the program of process 1.
         kind: ``program`` (it could be started), ``files`` (it would read them), ``boot``
             (an entry of the boot menu starts it).
-        seen: what there is, as a sentence.
-        outcome: what came of it, as a sentence.
+        seen: the evidence, as a sentence.
+        outcome: why it counts or not, as a sentence.
     """
 
     speaks_for: str
@@ -98,25 +99,26 @@ class Hint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InitVerdict:
-    """Which program runs services in this guest, and how that is known.
+    """The init system that runs the guest's services, with the evidence.
 
     Attributes:
-        system: what runs services, of those that we have a service for; None for others.
-        pid1: the program that the kernel starts: ``systemd``, ``busybox``, ``sysvinit``, …
-        confidence: ``certain`` (the file says so), ``likely`` (a rule of thumb), ``told``
-            (by the caller), ``unknown`` (there is no system).
+        system: the init system, or None if it is unknown or not supported.
+        pid1: the program that the kernel starts: ``systemd``, ``busybox``,
+            ``sysvinit``, …
+        confidence: ``certain`` (the file says so), ``likely`` (a rule of thumb),
+            ``told`` (stated by the caller), ``unknown`` (there is no system).
         evidence: sentences for a person.
-        hook: the file through which boot starts commands, for init systems that
-            have no place for services of their own; of systemd the directory of links,
-            where it is another than usual.
-        dialect: which of the init system's ways this guest has, where they differ;
-            the init system's module says which there are.
-        doubt: what contradicts itself, where that is why there is no system.
-        hints: what else in the guest speaks for this or another init system; None where
-            nobody asked.
-        preset: of systemd, the file name under which our preset wins.
-        obstacle: why a service of it would not be started in this guest, as a sentence;
-            empty where it would.
+        hook: the file through which boot starts commands, for init systems that have no
+            services of their own. For systemd, the directory of links, if it is not the
+            usual one.
+        dialect: the variant of the init system, if it has several; they are listed in
+            the init system's module.
+        doubt: the contradiction because of which there is no system.
+        hints: other evidence for this or another init system; None if it was not
+            requested.
+        preset: for systemd, the file name with which the agent's preset wins.
+        obstacle: why the init system would not start a service in this guest, as a
+            sentence; empty if it would.
     """
 
     system: InitSystem | None
@@ -136,8 +138,8 @@ class Interpreter:
     """A Python in the guest.
 
     Attributes:
-        version: as its files say it (``3.11``); None where they do not.
-        fault: why its files cannot run the agent, as the end of a sentence; empty where they can.
+        version: the version in its files (``3.11``), or None.
+        fault: why its files cannot run the agent, as the end of a sentence; empty if they can.
     """
 
     path: PurePosixPath
@@ -147,19 +149,20 @@ class Interpreter:
 
     @property
     def is_usable(self) -> bool:
-        """Whether it runs the agent, whose source is for CPython 2.6, 2.7 and 3.2 on."""
+        """Whether it can run the agent, which needs CPython 2.6, 2.7, or 3.2 and later."""
         if self.fault or self.implementation == "micropython":
-            return False  # a micropython lacks what ours was given
+            return False  # an ordinary MicroPython lacks the modules of the bundled runtime
         number = tuple(int(part) for part in re.findall(r"\d+", self.version or "3.99"))
         return (2, 6) <= number < (3, 0) or number >= (3, 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstBoot:
-    """A program that sets the guest up at its first boot, from data that its host gives it.
+    """A program that sets the guest up at its first boot, from data of its host.
 
     Attributes:
-        obstacle: why it would not take a seed of ours, as a sentence; empty where it would.
+        name: the program's name.
+        obstacle: why it would ignore a seed, as a sentence; empty if it would not.
     """
 
     program: Literal["cloud-init", "ignition"]
@@ -168,7 +171,7 @@ class FirstBoot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """A kernel that the guest keeps in its ``/boot``, with the initrd that belongs to it."""
+    """A kernel in the guest's ``/boot``, with its initrd."""
 
     path: PurePosixPath
     initrd: PurePosixPath | None
@@ -180,10 +183,10 @@ class InstalledAgent:
     """The agent that the guest already has, by its receipt.
 
     Attributes:
-        configuration: what ``/etc/guest-agent.conf`` holds now; empty where it is gone.
-        unfinished: whether an injection or removal was interrupted; the receipt is then of
+        configuration: the content of ``/etc/guest-agent.conf``; empty if it is gone.
+        unfinished: whether an injection or removal was interrupted. The receipt then lists
             all that it may have changed.
-        notes: what a person should know of the receipt, in sentences.
+        notes: sentences for a person about the receipt.
     """
 
     version: str
@@ -195,20 +198,22 @@ class InstalledAgent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestInfo:
-    """Return all facts about a guest that a plan depends on.
+    """All facts about a guest that a plan depends on.
 
     Attributes:
-        arch: of the userland (``x86_64``, ``aarch64``, …), by its ELF files; ``unknown``.
+        arch: the userland's architecture (``x86_64``, ``aarch64``, …), by its ELF
+            files; ``unknown``.
         libc: ``glibc``, ``musl`` or ``unknown``.
-        abi: the userland's calling convention, where its architecture has several:
+        abi: the userland's calling convention, if its architecture has several:
             ``eabihf`` or ``eabi``, ``x32``, ``lp64d``, ``elfv2``.
-        links: directories that are really elsewhere in the guest -> where they are.
+        links: the real path of each directory that is, or is below, a link.
         circles: directories that lead through a circle of links.
-        mountpoints: guest directory -> device in the appliance.
-        hidden: the guest's mounts, over directories that matter, which are not mounted here.
+        mountpoints: the device in the appliance of each mounted guest directory.
+        hidden: the guest's mounts over directories that matter which are not mounted
+            here.
         seals: the filesystems that must not be changed.
-        agent: what is installed, or None.
-        notes: what a person should know, in sentences.
+        agent: the installed agent, or None.
+        notes: sentences for a person.
     """
 
     distribution: Distribution
@@ -230,36 +235,36 @@ class GuestInfo:
 
     @property
     def usable_python(self) -> Interpreter | None:
-        """The guest's own Python that runs the agent, the one that its launcher finds first."""
+        """The guest's own Python that runs the agent: the first that its launcher finds."""
         return next((each for each in self.interpreters if each.is_usable), None)
 
     @property
     def unusable_pythons(self) -> str:
-        """What is wrong with the guest's Pythons, for a sentence's end; empty: nothing is known."""
+        """The faults of the guest's Pythons, for the end of a sentence; empty if none is known."""
         faults = [f"{each.path} {each.fault}" for each in self.interpreters if each.fault]
         return f" ({'; '.join(faults[:3])})" if faults else ""
 
     @property
     def has_runtime(self) -> bool:
-        """Whether the agent that is installed brought a runtime with it."""
-        path = self.locate(RUNTIME)
+        """Whether the installed agent brought a runtime with it."""
+        path = self.real_path(RUNTIME)
         return self.agent is not None and self.agent.receipt.entry_for(path) is not None
 
-    def locate(self, path: PurePosixPath) -> PurePosixPath:
-        """Return the real path in this guest: the longest parent that is a link is followed."""
+    def real_path(self, path: PurePosixPath) -> PurePosixPath:
+        """Return the real path in this guest, by following the longest parent that is a link."""
         for parent in path.parents:
             if parent in self.links:
                 return self.links[parent] / path.relative_to(parent)
         return path
 
     def sealed_by(self, path: PurePosixPath) -> Seal | None:
-        """Return the seal that a change of a path, free of links, would break."""
+        """Return the seal that a change of a path without links would break."""
         seals = {each.place: each for each in self.seals}
         mounted = [PurePosixPath(each) for each in self.mountpoints]
         return seals.get(innermost(path, [*seals, *mounted]))
 
     def hidden_by(self, path: PurePosixPath) -> HiddenMount | None:
-        """Return the mount that hides a path, free of links, in the running guest."""
+        """Return the mount that hides a path without links in the running guest."""
         hidden = {each.mount.place: each for each in self.hidden}
         mounted = [PurePosixPath(each) for each in self.mountpoints]
         return hidden.get(innermost(path, [*hidden, *mounted]))

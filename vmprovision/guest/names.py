@@ -1,6 +1,6 @@
-"""Names of init systems and architectures, as ``GuestInfo`` and the command line have them.
+"""Names of init systems and architectures, as in ``GuestInfo`` and on the command line.
 
-They are apart from the facts so that ``vmprovision --help`` can list them without
+They are separate from the facts so that ``vmprovision --help`` can list them without
 loading anything else.
 """
 
@@ -24,5 +24,5 @@ InitSystem = Literal[
 ]
 INIT_SYSTEMS: tuple[InitSystem, ...] = get_args(InitSystem)
 
-# Of guests that a runtime can be built for. 32-bit ARM is built for ARMv5, i386 for an i486.
+# Architectures that a runtime can be built for. ARM means ARMv5 or later, i386 an i486.
 ARCHITECTURES = ("x86_64", "aarch64", "armv7l", "i386", "riscv64", "ppc64le", "s390x")

@@ -1,8 +1,8 @@
-"""Shell assignments in guest text, read as a shell reads them and never run.
+"""Read shell assignments in guest text without running a shell.
 
-Quoting is that of POSIX shells ("Quoting", XCU 2.2), to which os-release(5),
-``/etc/default/grub`` and ``/etc/selinux/config`` keep.  Guest text is hostile: each
-character is looked at once, and what comes out is bounded.
+Quoting is that of POSIX shells ("Quoting", XCU 2.2), which os-release(5),
+``/etc/default/grub`` and ``/etc/selinux/config`` follow. Guest text is hostile: each
+character is read once, and the output is limited.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def parse_assignments(
     """Yield name and value of each ``NAME=value`` line, in order.
 
     Args:
-        text: of a file; lines of any other form are passed over.
-        variables: what ``$NAME`` stands for at the time when its line is reached;
-            without, a ``$`` is an ordinary character.
+        text: a file's text; lines of another form are skipped.
+        variables: the values of ``$NAME``, looked up when its line is reached. Without
+            variables, a ``$`` is an ordinary character.
     """
     for line in text.splitlines():
         before, equals, raw = line.partition("=")
@@ -34,10 +34,10 @@ def parse_assignments(
 
 
 def assigned_value(raw: str, variables: Mapping[str, str] | None = None) -> str:
-    """Return the value that ``NAME=raw`` gives, at most ``VALUE_LIMIT`` characters of it.
+    """Return the value of ``NAME=raw``, at most ``VALUE_LIMIT`` characters of it.
 
-    Two things are taken that a shell would not take: blanks outside quotes, and a
-    quote that the line does not close.
+    Unlike a shell, this accepts blanks outside quotes, and a quote that the line does
+    not close.
     """
     raw = raw[:VALUE_LIMIT]
     found: list[str] = []
@@ -63,7 +63,7 @@ def assigned_value(raw: str, variables: Mapping[str, str] | None = None) -> str:
 
 
 def _variable(raw: str, at: int) -> tuple[str, int]:
-    """Return the name behind a ``$``, and where what follows it begins."""
+    """Return the name after a ``$``, and the offset after it."""
     if raw[at : at + 1] == "{":
         end = raw.find("}", at)
         return (raw[at + 1 : end], end + 1) if end > 0 else ("", len(raw))
@@ -74,9 +74,9 @@ def _variable(raw: str, at: int) -> tuple[str, int]:
 
 
 def without_comments(text: str) -> list[str]:
-    """Return the lines of a script or table, each up to its first ``#``, the empty ones left out.
+    """Return the non-empty lines of a script or table, each up to its first ``#``.
 
-    A ``#`` may be no comment; then less of the line is seen, and never more.
+    A ``#`` may not be a comment. Then less of the line is returned, never more.
     """
     lines = (line.partition("#")[0].strip() for line in text.splitlines())
     return [line for line in lines if line]

@@ -1,4 +1,4 @@
-"""The directories for what vmprovision can make again (cache) and what it cannot (state)."""
+"""The directories for content that can be made again (cache) and content that cannot (state)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 CACHE_VARIABLE = "VMPROVISION_CACHE"
 STATE_VARIABLE = "VMPROVISION_STATE"
 LOCK_POLL_SECONDS = 0.2
-KEPT_SECONDS = 7 * 86400.0  # content of another key, most likely of another version
+KEPT_SECONDS = 7 * 86400.0  # content for another key, most likely from another version
 
 
 def cache_directory() -> Path:
@@ -54,10 +54,10 @@ def make_private(directory: Path) -> None:
 
 
 def require_private(*directories: Path) -> None:
-    """Check that nobody else can write to these directories.
+    """Check that no other user can write to these directories.
 
     Raises:
-        PermissionError: somebody else can, or one of them is not a directory.
+        PermissionError: another user can, or one of them is not a directory.
         OSError: one of them cannot be examined.
     """
     for path in directories:
@@ -161,9 +161,9 @@ def cached_content(name: str, key: str, make: Callable[[], bytes]) -> bytes:
     digest that was written before it.  A cache that cannot be used costs time only.
 
     Args:
-        name: the cache's folder for content of this kind.
-        key: changes with everything that the content is made from.
-        make: gives the content.
+        name: the folder in the cache for this kind of content.
+        key: a value that changes with every input of the content.
+        make: returns the content.
     """
     path = cache_directory() / name / key
     with contextlib.suppress(OSError):

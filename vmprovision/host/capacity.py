@@ -22,10 +22,10 @@ UNLIMITED = 1 << 60  # version 1 expresses "no limit" by a number of this size
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
-    """What this process may use.
+    """The cores and the memory that this process may use.
 
     Attributes:
-        cores: as many as its affinity and its control groups allow; at least 1.
+        cores: the number that its affinity and its control groups allow; at least 1.
         memory: free bytes.
     """
 
@@ -38,7 +38,7 @@ class Capacity:
 
 
 def host_capacity(root: Path = ROOT) -> Capacity:
-    """Return what this process may use of this host.
+    """Return the cores and the memory that this process may use.
 
     Args:
         root: the directory that contains ``/proc`` and ``/sys``.

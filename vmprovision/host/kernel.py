@@ -1,7 +1,7 @@
-"""Find the host's kernels: libguestfs's appliance is built with one, and KVM is tried with it.
+"""Find the host's kernels, with which libguestfs's appliance is built and KVM is tested.
 
-supermin(1) uses the newest one in ``/boot`` whose modules are installed, or the one that
-``SUPERMIN_KERNEL`` names.
+supermin(1) uses the newest kernel in ``/boot`` whose modules are installed, or the one
+that ``SUPERMIN_KERNEL`` names.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def host_kernels() -> list[Path]:
 
 
 def appliance_kernel() -> Path | None:
-    """Return the newest kernel that this user can read; None if there is none."""
+    """Return the newest kernel that this user can read, or None."""
     readable = [path for path in host_kernels() if os.access(path, os.R_OK)]
     return readable[-1] if readable else None
 
 
 def _version(kernel: Path) -> list[tuple[int, str]]:
-    """Return a key by which 6.10 comes after 6.9."""
+    """Return a sort key that puts 6.10 after 6.9."""
     words = re.findall(r"\d+|\D+", kernel.name.partition("-")[2])
     return [(int(word), "") if word.isdigit() else (-1, word) for word in words]

@@ -1,4 +1,4 @@
-"""Find the Debian mirrors that this host itself uses, see sources.list(5)."""
+"""Find the Debian mirrors that this host itself uses (sources.list(5))."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Have the disk hold what was written: a file's content, or a directory's names."""
+"""Make written data durable: a file's content, or a directory's names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def sync_path(path: Path) -> None:
-    """Return when the disk holds the content of a file, or the names in a directory.
+    """Wait until the disk holds the content of a file, or the names in a directory.
 
     Raises:
         OSError: as open(2) and fsync(2).

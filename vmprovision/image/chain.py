@@ -1,8 +1,8 @@
-"""An image with all files that it refers to, each opened and locked before QEMU is started.
+"""An image and every file that it refers to, each opened and locked before QEMU starts.
 
-QEMU follows the names in a header by itself.  So it is told of each file of the
-chain here, as an open file, in place of those names: it opens what was checked
-and nothing else, whatever has become of the names meanwhile.
+QEMU by itself opens the files that a header names. So this module describes the whole
+chain to QEMU as open files instead. QEMU then opens only what was checked, even if a
+name leads elsewhere by then.
 """
 
 from __future__ import annotations
@@ -43,10 +43,12 @@ class Layer:
     Attributes:
         file: the image itself.
         format: its disk format.
-        data: the other files that hold its data, in the order in which it names them.
-        backing: the image that holds what this one does not.
-        descriptor: for a VMDK in pieces, a link of ours to the image, beside links to the
-            pieces under the names that the image has for them: QEMU takes no other way.
+        data: the other files that hold its data, in the order in which the image names
+            them.
+        backing: the backing image, or None.
+        descriptor: for a VMDK in pieces, a link to the image in a private folder. Links
+            to the pieces are beside it under the names that the image uses, because
+            QEMU finds them only by name.
     """
 
     file: DiskFile
@@ -56,18 +58,18 @@ class Layer:
     descriptor: Path | None = None
 
     def chain(self) -> tuple[Layer, ...]:
-        """Return this image and all below it, in their order."""
+        """Return this image and all images below it, top first."""
         return (self, *(self.backing.chain() if self.backing else ()))
 
     def files(self) -> tuple[DiskFile, ...]:
-        """Return every open file of the chain, the image's own first."""
+        """Return every open file of the chain, the image's own file first."""
         return tuple(file for layer in self.chain() for file in (layer.file, *layer.data))
 
     def describe(self, name: Callable[[int], str]) -> dict[str, Any]:
-        """Return the block node as QEMU's QAPI has it, all of its references in it.
+        """Return the QAPI description of the block node, with the nodes that it refers to.
 
         Args:
-            name: gives the file name by which QEMU opens one of our open files.
+            name: returns the file name by which QEMU opens an open file.
         """
         filename = str(self.descriptor) if self.descriptor else name(self.file.handle)
         described: dict[str, Any] = {"driver": self.format, "file": _file(filename)}
@@ -79,7 +81,7 @@ class Layer:
 
 
 def _file(name: str) -> dict[str, Any]:
-    """Return the node of a file, which QEMU is not to lock, since our lock is on it."""
+    """Return the node of a file. QEMU must not lock it, because this process holds the lock."""
     return {"driver": "file", "filename": name, "locking": "off"}
 
 
@@ -87,17 +89,17 @@ def _file(name: str) -> dict[str, Any]:
 def open_chain(
     image: DiskFile, disk_format: str, *, allow_outside: bool, write: bool
 ) -> Iterator[Layer]:
-    """Hold the image with all that it refers to, each reference looked at.
+    """Open the image and every file that it refers to, after checking each reference.
 
     Args:
-        image: the image, open already.
+        image: the open image.
         disk_format: its format.
         allow_outside: follow references out of the image's folder.
         write: lock the image's own data files for writing.
 
     Raises:
-        ImageReferenceError: a reference is no plain file name, leads out of the
-            image's folder, has no stated format, or is a circle.
+        ImageReferenceError: a reference is not a plain file name, leads out of the
+            image's folder, has no stated format, or is part of a circle.
         ImageCorruptError: a header of the chain is damaged.
         ImageLockedError: another program writes to one of the files.
     """
@@ -108,7 +110,7 @@ def open_chain(
 
 @contextlib.contextmanager
 def _reached_from(image: DiskFile) -> Iterator[None]:
-    """Put the image in front of what is wrong with a file that it refers to."""
+    """Prefix an error about a referenced file with the image's name."""
     try:
         yield
     except ImageError as exc:
@@ -129,7 +131,7 @@ class _Opener:
         if len(above) > CHAIN_LIMIT:
             raise ImageReferenceError(
                 f"{file}: its chain of backing files has no end",
-                hint="look at it with qemu-img info -U, and mend or merge it",
+                hint="look at it with qemu-img info -U, and repair or merge it",
             )
         references = read_references(file, disk_format)
         chain = [*above, file.identity]
@@ -144,7 +146,7 @@ class _Opener:
         if references.backing is not None:
             if references.backing_format not in FORMATS:
                 raise ImageReferenceError(
-                    f"{file} names the backing file {references.backing} without a format we know",
+                    f"{file} names the backing file {references.backing} in no supported format",
                     hint="state it: qemu-img rebase -u -F FORMAT -b BACKING IMAGE",
                 )
             below = self._open(file, references.backing, chain, write=False)
@@ -162,16 +164,16 @@ class _Opener:
         if (status.st_dev, status.st_ino) in chain:
             raise ImageReferenceError(
                 f"{image} refers to {name}, which refers to it: a circle",
-                hint="look at it with qemu-img info -U, and mend or merge it",
+                hint="look at it with qemu-img info -U, and repair or merge it",
             )
         with _reached_from(image):
             return self._stack.enter_context(open_disk_file(path, write=write, at=target))
 
     def _allowed(self, image: DiskFile, name: str) -> tuple[Path, Path]:
-        """Return the path of a reference as QEMU makes it, and the file that it leads to."""
+        """Return a reference's path as QEMU resolves it, and the file that it leads to."""
         if not name or "\0" in name or ":" in name.partition("/")[0]:
             raise ImageReferenceError(
-                f"{image} refers to {name or 'nothing'}, which is no plain file name",
+                f"{image} refers to {name or 'nothing'}, which is not a plain file name",
                 hint="only files are followed; merge the image with qemu-img convert",
             )
         path = image.path.parent / name
@@ -195,10 +197,10 @@ class _Opener:
     def _link_pieces(
         self, file: DiskFile, names: Sequence[str], pieces: Sequence[DiskFile]
     ) -> Path:
-        """Return the VMDK in a folder of links to our open files: QEMU finds its pieces by name.
+        """Return the VMDK in a folder of links to the open files, where QEMU finds its pieces.
 
         Raises:
-            ImageReferenceError: a piece has a name that leads out of any folder.
+            ImageReferenceError: the name of a piece leads out of the folder.
         """
         folder = Path(
             self._stack.enter_context(tempfile.TemporaryDirectory(prefix="vmprovision-vmdk-"))
@@ -234,22 +236,22 @@ def run_qemu_img(  # noqa: PLR0913 -- one parameter for each thing that differs
     keep: Sequence[int] = (),
     memory: int | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run qemu-img on images by ``source``; what it says has their paths in it.
+    """Run qemu-img on images named by ``source``; its error messages show the images' paths.
 
-    It inherits the open files with their locks, so these are held as long as it
-    runs, even where this process is killed.
+    It inherits the open files with their locks. So the locks are held as long as it
+    runs, even if this process is killed.
 
     Args:
         words: its arguments.
         layers: the images in them.
         timeout: seconds after which it is killed.
-        accept: the exit statuses that are no failure.
+        accept: the exit statuses that count as success.
         keep: other open files that it inherits.
         memory: bytes of address space that it may have. Only where it reads one thing
             after another: its threads for the rest take address space with the host's size.
 
     Raises:
-        CommandError: it failed, or needed more memory or time than any sound image does.
+        CommandError: qemu-img failed, or exceeded its limit of memory or time.
     """
     files = [file for layer in layers for file in layer.files()]
     try:
@@ -270,10 +272,10 @@ def run_qemu_img(  # noqa: PLR0913 -- one parameter for each thing that differs
 
 
 def make_overlay(file: DiskFile, base: Layer) -> None:
-    """Make an empty overlay of an open file, for an image that it does not name.
+    """Make an empty overlay over an open file, without naming that file in its header.
 
     Raises:
-        ImageError: it cannot be made.
+        ImageError: the overlay cannot be made.
     """
     over = Layer(file=file, format="qcow2", backing=base)
     words = ["create", "-q", "-f", "qcow2", "-F", base.format, "-b", source(base)]
@@ -281,19 +283,19 @@ def make_overlay(file: DiskFile, base: Layer) -> None:
         run_qemu_img([*words, name_of(file.handle)], [over], timeout=60)
     except CommandError as exc:
         raise ImageError(
-            f"no redo log can be made for {base.file}: {exc.message}",
-            hint="`vmprovision doctor` checks this host",
+            f"cannot make a redo log for {base.file}: {exc.message}",
+            hint="run `vmprovision doctor` to check this host",
         ) from exc
     forget_backing(file)
 
 
 def name_backing(over: Layer) -> None:
-    """Let an overlay name the open files below it, where QEMU cannot be told of them.
+    """Write the name of the open files below an overlay into its header, for programs that need it.
 
-    The name is good as long as this process holds the files.
+    The name is valid while this process holds the files open.
 
     Raises:
-        CommandError: it cannot be written.
+        CommandError: the header cannot be written.
     """
     if over.backing is not None:
         named = "json:" + json.dumps(over.backing.describe(name_for_others))
@@ -302,11 +304,11 @@ def name_backing(over: Layer) -> None:
 
 
 def forget_backing(overlay: DiskFile) -> None:
-    """Take the name of what is below it out of an overlay's header."""
+    """Remove the backing file's name from an overlay's header."""
     os.pwrite(overlay.handle, bytes(_QCOW2_BACKING.size), _QCOW2_BACKING_PLACE)
 
 
 def virtual_size(overlay: DiskFile) -> int:
-    """Return the size of the disk that a qcow2 of ours holds."""
+    """Return the virtual disk size of an overlay."""
     (size,) = struct.unpack(">Q", overlay.read(8, _QCOW2_SIZE_PLACE))
     return int(size)

@@ -1,4 +1,4 @@
-"""Is an image whole: its metadata, and a raw disk's partition table, against its file."""
+"""Check that an image is whole: its metadata, and a raw disk's partition table."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ LONGEST_CHECK = 300.0
 CHECK_MEMORY = 1 << 30  # of address space; 16 TiB in clusters of the usual size need half of it
 _GPT_PROTECTIVE = 0xEE
 _GPT = b"EFI PART"
-_LEAKS = 3  # lost clusters, and nothing else is wrong
-_JOURNAL = "needs to be replayed"  # what QEMU says of a VHDX that was not closed
+_LEAKS = 3  # exit status: leaked clusters, but no other error
+_JOURNAL = "needs to be replayed"  # QEMU's message for a VHDX that was not closed
 
 
 def check_image(image: Layer, *, write: bool = False, repair: bool = False) -> None:
-    """Refuse an image that is truncated, not closed, or whose metadata is damaged.
+    """Raise an error if an image is truncated, was not closed, or has damaged metadata.
 
-    ``qemu-img info`` is content with half an image; ``qemu-img check`` is not.
+    ``qemu-img info`` accepts a truncated image, so this uses ``qemu-img check``.
 
     Args:
         image: the image.
-        write: it will be written to; what was not closed can be read as it is.
-        repair: let QEMU complete what it had not when its machine was killed.
+        write: the image will be written to. An image that was not closed can still be read.
+        repair: let QEMU repair an image whose machine was killed.
 
     Raises:
-        ImageCorruptError: it is.
+        ImageCorruptError: the image is damaged.
     """
     if not image.file.size:
         raise ImageCorruptError(f"{image.file} is empty", hint="get the image again")
@@ -64,19 +64,19 @@ def check_image(image: Layer, *, write: bool = False, repair: bool = False) -> N
 
 
 def has_leaks(image: Layer) -> bool:
-    """Return whether clusters are allocated that nothing uses.
+    """Return whether the image has clusters that are allocated but not used.
 
     Raises:
-        CommandError: the image is damaged otherwise.
+        CommandError: the image has other damage.
     """
     return _qemu_check(image) == _LEAKS
 
 
 def repair_leaks(image: Layer) -> None:
-    """Give back the clusters that nothing uses.
+    """Free the clusters that are allocated but not used.
 
     Raises:
-        CommandError: it cannot be done.
+        CommandError: qemu-img cannot repair the image.
     """
     _qemu_check(image, "-r", "leaks")
 
@@ -93,17 +93,16 @@ def _qemu_check(image: Layer, *repair: str) -> int:
 
 
 def _repair(image: Layer, *, wanted: bool) -> None:
-    """Let QEMU complete what it had not when its machine was killed; no data is touched.
+    """Let QEMU repair the metadata of an image whose machine was killed; guest data is unchanged.
 
     Raises:
-        ImageCorruptError: it may not, or cannot.
+        ImageCorruptError: a repair was not requested, or fails.
     """
     if not wanted:
         raise ImageCorruptError(
             f"{image.file} was not closed, most likely because its machine was killed; "
             "QEMU can repair that",
-            hint="repair it while it is worked on, with --repair, or before: "
-            f"qemu-img check -r all {shlex.quote(str(image.file))}",
+            hint=f"add --repair, or run qemu-img check -r all {shlex.quote(str(image.file))}",
         )
     log.warning("%s was not closed by its machine, and is repaired", image.file)
     try:
@@ -113,7 +112,7 @@ def _repair(image: Layer, *, wanted: bool) -> None:
 
 
 def _unopened(image: Layer, exc: CommandError) -> ImageCorruptError | CommandError:
-    if not exc.stderr:  # qemu-img is missing or was too slow: no fault of the image
+    if not exc.stderr:  # qemu-img is missing or was too slow, so the image is not to blame
         return exc
     lines = exc.stderr.strip().splitlines()
     cause = lines[0] if lines else exc.message
@@ -135,10 +134,10 @@ def _check_vdi(file: DiskFile) -> None:
 
 
 def _check_raw(file: DiskFile) -> None:
-    """Compare a raw disk's partition table with the size of the file.
+    """Compare the partition table of a raw disk with the size of the file.
 
-    A file that does not end with a sector is whole where the table says so: tools
-    make such disks, and QEMU takes the rest for zeros.
+    Some tools make files that end with part of a sector. Such a file counts as whole if
+    the table fits in it, because QEMU reads the rest as zeros.
     """
     start = file.read(2 * LARGE_SECTOR)
     end = _end_of_table(start, sector_size(start, lambda place, size: file.read(size, place)))
@@ -151,7 +150,7 @@ def _check_raw(file: DiskFile) -> None:
 
 
 def _end_of_table(start: bytes, sector: int) -> int:
-    """Return the byte behind the last partition, or behind the GPT's copy; 0 without a table."""
+    """Return the byte after the last partition or the backup GPT; 0 if there is no table."""
     if start[sector : sector + 8] == _GPT and len(start) >= sector + 40:
         (backup,) = struct.unpack_from("<Q", start, sector + 32)
         return (int(backup) + 1) * sector

@@ -1,7 +1,7 @@
-"""Open a disk image that is afterwards either finished or untouched.
+"""Open a disk image so that a change is either complete or leaves it untouched.
 
-It is locked, checked, and written to through a redo log (``redolog.py``), which is
-merged at the end; or image and redo log make a new image (``newimage.py``).
+The image is locked, checked, and written to through a redo log (``redolog.py``).
+``commit`` merges the redo log, or writes a new image from both (``newimage.py``).
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# What an injection writes is below 8 MiB; a filesystem's journal and metadata come to it.
+# An injection writes less than 8 MiB, and the filesystem adds its journal and metadata.
 ROOM_NEEDED = 64 << 20
 MERGE_MARGIN = 4 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenImage:
-    """An image under its lock, with the disk that an appliance works on.
+    """A locked image, with the disk that an appliance works on.
 
     Attributes:
         path: the image, links resolved.
-        base: the image with all that it refers to.
-        layer: what to give to the appliance: the redo log over the image, or the
-            image to read.
-        redo_log: where it is to be written.
+        base: the image with all files that it refers to.
+        layer: the disk to give to the appliance: the redo log over the image, or the
+            image itself to read.
+        redo_log: the redo log, if the image is to be written to.
         outside: whether its references may lead out of its folder.
-        new: the image that ``commit`` writes instead, or None.
+        new: the new image that ``commit`` writes instead, or None.
     """
 
     path: Path
@@ -66,10 +66,10 @@ class OpenImage:
     new: Path | None = None
 
     def commit(self, control: Control) -> None:
-        """Merge the redo log into the image, or write the new image; atomic for the user.
+        """Merge the redo log into the image, or write the new image.
 
         Raises:
-            ImageSpaceError: the host has no room; the image is as it was.
+            ImageSpaceError: the host has too little free space; the image is unchanged.
             ImageReplacedError: another file has taken the image's path.
             ImageRecoveryError: merging was interrupted; ``recover`` completes it.
         """
@@ -88,14 +88,14 @@ class OpenImage:
     def seal(
         self, *, group: str = "", leader: DiskFile | None = None, followers: Sequence[DiskFile] = ()
     ) -> None:
-        """Seal the redo log, as ``RedoLog.seal``."""
+        """Seal the redo log, as ``RedoLog.seal`` does."""
         if self.redo_log is not None:
             self.redo_log.seal(
                 self.base, outside=self.outside, group=group, leader=leader, followers=followers
             )
 
     def merge(self) -> None:
-        """Merge the sealed redo log, as ``RedoLog.merge``."""
+        """Merge the sealed redo log, as ``RedoLog.merge`` does."""
         if self.redo_log is not None:
             self.redo_log.merge(self.base)
 
@@ -111,22 +111,22 @@ def open_image(  # noqa: PLR0913 -- the caller's options, each of its own kind
     allow_outside: bool = False,
     repair: bool = False,
 ) -> Iterator[OpenImage]:
-    """Open an image: check it, lock it, and put a redo log over it if it is to be written.
+    """Check and lock an image, and put a redo log over it if it is to be written to.
 
-    What an interrupted run left beside the image is dealt with first.  Leaving
+    An interrupted run is recovered first.  Leaving
     the block without ``commit`` leaves the image as it was, to the byte.
 
     Args:
         path: the image.
-        stated_format: the disk format, where the caller says so.
+        stated_format: the disk format, if the caller states it.
         write: make a redo log; without it the image is read only.
         control: progress and cancellation.
         output: keep the image and write this new one at ``commit``.
         allow_outside: follow backing and data files out of the image's folder.
-        repair: let QEMU repair an image that its machine has not closed, in place.
+        repair: let QEMU repair, in place, an image that its machine has not closed.
 
     Raises:
-        ImageError: one of its kinds; the message names the image.
+        ImageError: the image cannot be used; the subclass says why, the message names it.
     """
     control.step("checking the image")
     image = existing_image(path)
@@ -152,10 +152,10 @@ def open_image(  # noqa: PLR0913 -- the caller's options, each of its own kind
 
 
 def require_room_to_merge(image: OpenImage) -> None:
-    """Refuse to begin a merge for which the host has no room.
+    """Raise an error if the host has too little free space for a merge.
 
     Raises:
-        ImageSpaceError: it has not; the image is as it was.
+        ImageSpaceError: it has too little; the image is unchanged.
     """
     written = os.fstat(image.layer.file.handle).st_blocks * 512
     require_room(image.path, written + MERGE_MARGIN)
@@ -163,10 +163,10 @@ def require_room_to_merge(image: OpenImage) -> None:
 
 @contextlib.contextmanager
 def create_throwaway(disk: Path, image: OpenImage) -> Iterator[Layer]:
-    """Make an overlay over an open image, to be written and thrown away.
+    """Make an overlay over an open image, for writes that are thrown away.
 
     Raises:
-        ImageError: it cannot be made.
+        ImageError: the overlay cannot be made.
     """
     with host_failures(image.path):
         handle = os.open(disk, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -179,7 +179,7 @@ def create_throwaway(disk: Path, image: OpenImage) -> Iterator[Layer]:
 
 
 def _to_read(stack: contextlib.ExitStack, base: Layer) -> OpenImage:
-    """Return the image to read, through the finished redo log of an interrupted run if any."""
+    """Return the image to read, through the sealed redo log of an interrupted run if any."""
     image = base.file.path
     pending = stack.enter_context(find_redo_log(base.file, base.format))
     record = pending.record if pending else None
@@ -197,7 +197,7 @@ def _to_write(
 ) -> OpenImage:
     """Return the image behind a new redo log, after recovering an interrupted run."""
     if output is None:
-        host_key()  # without it nothing can be sealed
+        host_key()  # a redo log cannot be sealed without the key
         recover(base.file, base.format)
     else:
         with find_redo_log(base.file, base.format) as pending:
@@ -208,7 +208,7 @@ def _to_write(
     require_room(beside, ROOM_NEEDED)
     redo_log = stack.enter_context(create_redo_log(beside, base))
     if output is not None:
-        require_absent(output)  # now that nobody else makes it
+        require_absent(output)  # again, now that this run holds the lock
     return OpenImage(
         path=base.file.path,
         base=base,
@@ -221,6 +221,6 @@ def _to_write(
 
 def _interrupted(image: Path) -> ImageRecoveryError:
     return ImageRecoveryError(
-        f"{image} has the redo log of an interrupted injection beside it",
+        f"an injection into {image} was interrupted, and its redo log is still there",
         hint=f"run `vmprovision recover {image}` first",
     )

@@ -1,9 +1,8 @@
-"""A file of a disk image, opened once and locked: what was checked is what is used.
+"""A file of a disk image, opened and locked once, so that what was checked is what is used.
 
-A path names whatever stands there at the moment.  So a file is opened here, every
-look at it goes through the open file, and other programs get that file and not its
-name: QEMU by ``/proc/self/fd`` where it inherits it, by ``add-fd`` where it runs
-already.
+A path may lead to another file at any time. So every read goes through the open file,
+and other programs get that file and not its path. QEMU opens ``/proc/self/fd`` if it
+inherits the file, and gets it by ``add-fd`` if it runs already.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY)
 
 
 class ImageReplacedError(ImageError):
-    """Another file has taken the image's place while it was worked on."""
+    """The file at the image's path was replaced while the image was in use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,35 +33,35 @@ class DiskFile:
     """An open file of an image.
 
     Attributes:
-        path: where it was found; for messages, and to find what it refers to.
-        handle: the open file, which bears the lock.
+        path: where it was found; for messages, and to resolve references.
+        handle: the file descriptor, which holds the lock.
     """
 
     path: Path
     handle: int
 
     def __str__(self) -> str:
-        """Give the path, as messages have it."""
+        """Return the path, for messages."""
         return str(self.path)
 
     @property
     def size(self) -> int:
-        """Its size in bytes, now."""
+        """The size in bytes, now."""
         return os.fstat(self.handle).st_size
 
     @property
     def used(self) -> int:
-        """The bytes that it takes on the host's disk, now."""
+        """The bytes allocated on the host's disk, now."""
         return os.fstat(self.handle).st_blocks * 512
 
     @property
     def identity(self) -> tuple[int, int]:
-        """Return what no other file of the host has: device and inode."""
+        """Return device and inode, which identify the file on this host."""
         status = os.fstat(self.handle)
         return status.st_dev, status.st_ino
 
     def read(self, size: int, offset: int = 0) -> bytes:
-        """Return so many bytes from this offset, fewer only at the end of the file."""
+        """Return ``size`` bytes from this offset, fewer only at the end of the file."""
         parts = []
         while size > 0 and (part := os.pread(self.handle, size, offset)):
             parts.append(part)
@@ -71,10 +70,10 @@ class DiskFile:
         return b"".join(parts)
 
     def require_in_place(self) -> None:
-        """Refuse to go on where the path leads to another file than the open one.
+        """Raise an error if the path no longer leads to the open file.
 
         Raises:
-            ImageReplacedError: it does, or to none.
+            ImageReplacedError: it leads to another file, or to none.
         """
         try:
             status = self.path.lstat()
@@ -82,35 +81,35 @@ class DiskFile:
             status = None
         if status is None or (status.st_dev, status.st_ino) != self.identity:
             raise ImageReplacedError(
-                f"{self} was moved or replaced by another file while it was worked on",
-                hint="run the command again, and keep others from the image meanwhile",
+                f"{self} was moved or replaced while it was in use",
+                hint="run the command again, and keep other programs away from the image",
             )
 
 
 def name_of(handle: int) -> str:
-    """Return the name by which a program that inherits an open file opens it."""
+    """Return the path by which a child process opens an inherited file."""
     return f"/proc/self/fd/{handle}"
 
 
 def name_for_others(handle: int) -> str:
-    """Return the name by which another program of this user opens our open file."""
+    """Return the path by which another process of this user opens this open file."""
     return f"/proc/{os.getpid()}/fd/{handle}"
 
 
 @contextlib.contextmanager
 def open_disk_file(path: Path, *, write: bool, at: Path | None = None) -> Iterator[DiskFile]:
-    """Hold a file of an image open and locked.
+    """Open and lock a file of an image.
 
     Args:
-        path: the file; the name that messages have.
-        write: lock it for writing, against readers of QEMU's kind too.
-        at: the path without links, where it is another one.
+        path: the file, as messages name it.
+        write: lock it for writing, which also excludes QEMU's readers.
+        at: the path without links, if it differs.
 
     Raises:
         ImageLockedError: another program holds it.
-        ImageNotFoundError: it is no regular file any more.
+        ImageNotFoundError: it is no longer a regular file.
         ImageReadOnlyError: it cannot be opened for writing.
-        OSError: it cannot be opened at all.
+        OSError: it cannot be opened.
     """
     access = os.O_RDWR if write else os.O_RDONLY
     try:
@@ -124,7 +123,7 @@ def open_disk_file(path: Path, *, write: bool, at: Path | None = None) -> Iterat
         raise
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise ImageNotFoundError(f"{path} is no regular file", hint="check the path")
+            raise ImageNotFoundError(f"{path} is not a regular file", hint="check the path")
         take_lock(handle, path, write=write)
         yield DiskFile(path=path, handle=handle)
     finally:

@@ -1,12 +1,12 @@
-"""What a disk image's own header says, read with care before QEMU opens the file.
+"""Read the header of a disk image before QEMU opens the file.
 
-An image is hostile input: a qcow2 header may name any file of the host as its
-backing or data file, and a raw image's guest may write such a header into its
-own first sector.  So a format is never guessed from content alone, and no
-reference is followed that the caller did not allow.
+An image is hostile input. A qcow2 header may name any file of the host as its backing
+or data file. A raw image's guest may write such a header into its own first sector. So
+a format is never guessed from content alone, and no reference is followed unless the
+caller allows it.
 
-Formats: qcow2 by QEMU's ``docs/interop/qcow2.txt``; VMDK by its ``block/vmdk.c``; VDI
-and VHDX, which can refer to nothing that QEMU follows, by their magic numbers.
+Formats: qcow2 by QEMU's ``docs/interop/qcow2.txt``; VMDK by its ``block/vmdk.c``. VDI
+and VHDX refer to nothing that QEMU follows, and are recognised by their magic numbers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhdx")
 SECTOR = 512
 
-# The names by which a file says what it is; `.img` and `.bin` say nothing.
+# The suffixes that state a format; `.img` and `.bin` state none.
 _EXTENSIONS = {".raw": "raw", **{f".{name}": name for name in FORMATS}, ".qcow": "qcow"}
 _QCOW2_DIRTY = 1 << 0
 _QCOW2_EXTERNAL_DATA = 1 << 2
@@ -37,9 +37,9 @@ _QCOW2_CORRUPT = 1 << 1
 _QCOW2_LARGEST_CLUSTER = 2 << 20
 _QCOW2_NAME_LIMIT = 1023
 _QCOW2_TABLE_LIMIT = 1 << 22  # entries of the L1 table, QEMU's own limit
-_QCOW2_TABLE_SPARE = 1 << 15  # of them: saved states of machines are behind the disk's end
+_QCOW2_TABLE_SPARE = 1 << 15  # spare entries; saved VM states lie after the disk's end
 _VMDK_DESCRIPTOR_LIMIT = 1 << 20
-# All that QEMU's sscanf(3) matches, which takes line breaks for spaces, and in linear time.
+# What QEMU's sscanf(3) matches (line breaks count as spaces), in linear time.
 _VMDK_EXTENT = re.compile(rb'RW\s+[+-]?\d+\s*\S{1,9}\s*"([^"\r\n]*)')
 _VMDK_EXTENTS_LIMIT = 512
 _VMDK_COMPRESSED = 1 << 16
@@ -50,7 +50,7 @@ _EXTENSION_BACKING_FORMAT = 0xE2792ACA
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class References:
-    """The other files that an image names, as it names them."""
+    """The other files that an image refers to, by the names in its header."""
 
     backing: str | None = None
     backing_format: str | None = None
@@ -58,7 +58,7 @@ class References:
 
 
 def header_format(file: DiskFile) -> str | None:
-    """Return the format whose magic number the file begins with; None for all others."""
+    """Return the format whose magic number the file begins with, or None."""
     start = file.read(128)
     if start.startswith(b"QFI\xfb"):
         return "qcow2" if start[4:8] in (b"\0\0\0\2", b"\0\0\0\3") else "qcow"
@@ -70,37 +70,37 @@ def header_format(file: DiskFile) -> str | None:
 
 
 def named_format(path: Path) -> str | None:
-    """Return the format that a file's name states; None where it states none."""
+    """Return the format that the file's suffix states, or None."""
     return _EXTENSIONS.get(path.suffix.lower())
 
 
 def determine_format(file: DiskFile, stated: str | None) -> str:
-    """Return the format to open the image with: the stated one, else by name and header.
+    """Return the format to open the image with: the stated one, else by suffix and header.
 
     Raises:
-        ImageFormatError: neither the caller nor the name says, or they disagree
-            with the header.
+        ImageFormatError: neither the caller nor the suffix states it, or the header
+            disagrees.
     """
     seen = header_format(file)
     packed = recognise_packed(file, is_raw=stated == "raw")
     if packed is not None:
         what, step = packed
-        raise ImageFormatError(f"{file} is {what} and no disk image that can be used", hint=step)
+        raise ImageFormatError(f"{file} is {what}, not a supported disk image", hint=step)
     if stated is not None:
         if stated not in FORMATS:
             raise ImageFormatError(
-                f"{file}: unknown disk format {stated}", hint=f"known are {', '.join(FORMATS)}"
+                f"{file}: unsupported disk format {stated}", hint=f"supported: {', '.join(FORMATS)}"
             )
         if stated not in ("raw", seen):
             raise ImageFormatError(
-                f"{file} is no {stated} image: its header says {seen or 'nothing'}",
+                f"{file} is not a {stated} image: its header says {seen or 'nothing'}",
                 hint="state the true format with --format",
             )
         return stated
     named = named_format(file.path)
     if named in FORMATS and named == (seen or "raw"):
         return named
-    says = f"its header says {seen}" if seen else "it has no header of a known format"
+    says = f"its header says {seen}" if seen else "it has no header of a supported format"
     calls = (
         f"its name says {named}"
         if named
@@ -115,13 +115,13 @@ def determine_format(file: DiskFile, stated: str | None) -> str:
 def qcow2_references(file: DiskFile) -> References:
     """Return the backing and data files that a qcow2 header names, without opening them.
 
-    Read exactly as QEMU's ``qcow2_do_open`` reads it, all of the first cluster:
-    a name that the two understood differently would be a name nobody checked.
+    The whole first cluster is read, exactly as QEMU's ``qcow2_do_open`` reads it.
+    Otherwise QEMU could open a name that was never checked.
 
     Raises:
         ImageCorruptError: the header is cut off, inconsistent, or marked corrupt.
         ImageFormatError: the image is encrypted.
-        ImageReferenceError: its data is in a file that it does not name.
+        ImageReferenceError: its data is in another file, which the header does not name.
     """
     start = file.read(_QCOW2_LARGEST_CLUSTER)
     try:
@@ -162,18 +162,18 @@ def qcow2_references(file: DiskFile) -> References:
 
 
 def is_unclean(file: DiskFile) -> bool:
-    """Return whether a qcow2 was not closed, so that QEMU has yet to count its references."""
+    """Return whether a qcow2 was not closed, so that QEMU has yet to rebuild its refcounts."""
     version, features = struct.unpack_from(">4xI64xQ", file.read(80).ljust(80, b"\0"))
     return version >= 3 and bool(features & _QCOW2_DIRTY)  # noqa: PLR2004 -- the format's version 3
 
 
 def require_sound_table(file: DiskFile) -> None:
-    """Refuse a qcow2 whose table names more clusters than its file has on the disk.
+    """Raise an error if a qcow2's table names more clusters than the file has.
 
-    Looking into all of them, one by one, would hold QEMU up for hours.
+    QEMU would look into each of them, which could take hours.
 
     Raises:
-        ImageCorruptError: it does.
+        ImageCorruptError: the table names more.
     """
     cluster_bits, size, entries, place = struct.unpack_from(
         ">20xIQ4xIQ", file.read(48).ljust(48, b"\0")
@@ -195,10 +195,10 @@ def require_sound_table(file: DiskFile) -> None:
 
 
 def _qcow2_backing(start: bytes, offset: int, size: int) -> str | None:
-    """Return the backing file's name; None where there is none.
+    """Return the backing file's name, or None if the image has none.
 
     Raises:
-        ValueError: it is longer than QEMU allows, or not all in the header.
+        ValueError: the name is longer than QEMU allows, or is not inside the header.
     """
     if not offset or not size:
         return None
@@ -209,10 +209,10 @@ def _qcow2_backing(start: bytes, offset: int, size: int) -> str | None:
 
 
 def _qcow2_extensions(start: bytes, offset: int, end: int) -> dict[int, bytes]:
-    """Return the header extensions by kind; of two of a kind, the later one.
+    """Return the header extensions by type; of two of the same type, the later one.
 
     Raises:
-        ValueError: one does not end where the extensions end.
+        ValueError: an extension goes beyond the end of the header.
     """
     found = {}
     while offset < end:
@@ -231,7 +231,7 @@ def read_references(file: DiskFile, disk_format: str) -> References:
     """Return the other files that an image names.
 
     Raises:
-        ImageError: the header is damaged, or names what may not be followed.
+        ImageError: the header is damaged, or names a file that must not be followed.
     """
     if disk_format == "qcow2":
         return qcow2_references(file)
@@ -243,13 +243,13 @@ def read_references(file: DiskFile, disk_format: str) -> References:
 def _vmdk_references(file: DiskFile) -> References:
     """Return the files beside a VMDK that hold its data.
 
-    Read here as QEMU's ``block/vmdk.c`` reads it, since QEMU opens every extent
-    that a descriptor names, and takes ``parentFileNameHint`` for a backing file
-    even where ``parentCID`` says that there is none.
+    The descriptor is read as QEMU's ``block/vmdk.c`` reads it. QEMU opens every extent
+    that it names, and takes ``parentFileNameHint`` for a backing file even if
+    ``parentCID`` says that there is none.
 
     Raises:
-        ImageReferenceError: it has a parent.
-        ImageFormatError: it cannot be written in place.
+        ImageReferenceError: the VMDK has a parent.
+        ImageFormatError: the VMDK cannot be written in place.
     """
     start = file.read(_VMDK_DESCRIPTOR_LIMIT)
     sparse = start.startswith(b"KDMV")
@@ -294,10 +294,10 @@ def _vmdk_header(file: DiskFile) -> tuple[int, int]:
 
 
 def refuse_nested_vmdk(file: DiskFile) -> None:
-    """Refuse a sparse extent without a size of its own: QEMU opens what a descriptor in it names.
+    """Raise an error for a sparse extent whose descriptor names other files, which QEMU opens.
 
     Raises:
-        ImageReferenceError: it is one.
+        ImageReferenceError: it is such an extent.
     """
     if _vmdk_header(file)[1] == 0:
         raise ImageReferenceError(

@@ -1,4 +1,4 @@
-"""The secret by which this user on this host knows its own redo logs again."""
+"""The key that authenticates this user's redo logs on this host."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ KEY_BYTES = 32
 
 
 def host_key() -> bytes:
-    """Return the key, made now where there is none.
+    """Return the key; make it if it does not exist.
 
     Raises:
-        ImageError: it cannot be kept, or others can read it.
+        ImageError: the key cannot be stored, or others can read it.
     """
     path = state_directory() / KEY
     try:
@@ -30,7 +30,7 @@ def host_key() -> bytes:
         return _read(path)
     except OSError as exc:
         raise ImageError(
-            f"the key of this host's redo logs cannot be kept at {path}: {exc.strerror}",
+            f"cannot store the key for redo logs at {path}: {exc.strerror}",
             hint=f"let {STATE_VARIABLE} name a directory that this user can write to",
         ) from exc
 
@@ -43,15 +43,14 @@ def _read(path: Path) -> bytes:
     private = stat.S_ISREG(status.st_mode) and not status.st_mode & 0o077
     if not private or status.st_uid != os.geteuid() or len(content) != KEY_BYTES:
         raise ImageError(
-            f"{path} is no key that only this user can read",
-            hint="delete it: another one is made, "
-            "and redo logs that were sealed with this one are refused",
+            f"{path} is damaged, or others can read it",
+            hint="delete it; a new key is made, and redo logs sealed with the old one are refused",
         )
     return content
 
 
 def _make(path: Path) -> None:
-    """Put a new key there, unless another process is quicker."""
+    """Store a new key, unless another process has stored one first."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

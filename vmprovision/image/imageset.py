@@ -1,7 +1,7 @@
-"""The images of a guest that lies on several disks: afterwards all finished or all untouched.
+"""The images of a guest on several disks: a change completes on all of them or on none.
 
-Each has a redo log.  Those that were written to are sealed together
-(``redolog.py``): the first image's last, and from then on all of them are complete.
+Each image has a redo log. The redo logs that were written to are sealed together
+(``redolog.py``). The first image's is sealed last; from then on all of them count.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ def open_images(  # noqa: PLR0913 -- the caller's options, each of its own kind
     allow_outside: bool = False,
     repair: bool = False,
 ) -> Iterator[tuple[OpenImage, ...]]:
-    """Hold the images of one guest open, each as by ``open_image``.
+    """Open all images of one guest, each as ``open_image`` does.
 
     Args:
-        paths: image -> the disk format that the caller states, or None.
+        paths: each image with its disk format, or None if the caller states none.
         write: make redo logs; without it the images are read only.
         control: progress and cancellation.
-        output: of a guest of one image: keep it and write this new one.
+        output: keep the image and write this new one; only for a guest with one image.
         allow_outside: follow backing and data files out of an image's folder.
-        repair: let QEMU repair an image that its machine has not closed, in place.
+        repair: let QEMU repair, in place, an image that its machine has not closed.
 
     Raises:
-        ImageError: one of its kinds; the message names the image.
+        ImageError: an image cannot be used; the subclass says why, the message names it.
     """
     with contextlib.ExitStack() as stack:
         images: list[OpenImage] = []
@@ -63,7 +63,7 @@ def open_images(  # noqa: PLR0913 -- the caller's options, each of its own kind
 
 
 def _require_new(path: Path, images: Sequence[OpenImage]) -> None:
-    with contextlib.suppress(OSError):  # opening it says what is wrong
+    with contextlib.suppress(OSError):  # open_image reports the fault
         status = path.stat()
         if (status.st_dev, status.st_ino) in [image.base.file.identity for image in images]:
             raise ImageError(f"{path} is given twice", hint="name each disk of the guest once")
@@ -72,15 +72,16 @@ def _require_new(path: Path, images: Sequence[OpenImage]) -> None:
 def commit_images(images: Sequence[OpenImage], control: Control) -> None:
     """Merge the redo logs of one guest's images, all of them or none.
 
-    An image that nothing was written to stays as it was, its time included.
+    An image that was not written to stays unchanged, and so does its modification time.
 
     Raises:
-        ImageSpaceError: the host has no room; the images are as they were.
-        ImageReplacedError: another file has taken an image's path; likewise.
+        ImageSpaceError: the host has too little free space; the images are unchanged.
+        ImageReplacedError: another file is at an image's path; the images are
+            unchanged.
         ImageRecoveryError: merging was interrupted; ``recover`` completes it.
     """
     written = [image for image in images if image.redo_log and image.redo_log.is_written]
-    if len(images) == 1 or len(written) < 2:  # noqa: PLR2004 -- no two to be told apart
+    if len(images) == 1 or len(written) < 2:  # noqa: PLR2004 -- a single redo log needs no group
         (*written, images[0])[0].commit(control)
         return
     control.step("merging the redo logs")
@@ -94,12 +95,12 @@ def commit_images(images: Sequence[OpenImage], control: Control) -> None:
         raise ImageRecoveryError(
             f"merging the redo logs of {leader} and its other disks was interrupted: {exc.message}",
             hint=f"remove the cause, then run `vmprovision recover {leader}`; "
-            "until then none of the disks must be used",
+            "do not use any of the disks before",
         ) from exc
 
 
 def _seal(written: Sequence[OpenImage]) -> None:
-    """Seal the redo logs; before the first image's is, a crash leaves nothing of them."""
+    """Seal the redo logs, the first image's last; a crash before that discards all of them."""
     leader, *followers = written
     group = secrets.token_hex(16)
     for image in written:
@@ -112,7 +113,7 @@ def _seal(written: Sequence[OpenImage]) -> None:
             leader.seal(group=group, followers=[image.base.file for image in followers])
     except BaseException:
         if leader.redo_log is not None:
-            leader.redo_log.discard()  # before those that follow it
+            leader.redo_log.discard()  # discarded before its followers
         raise
     for image in written:
         if image.redo_log is not None:

@@ -1,4 +1,4 @@
-"""The redo logs that interrupted runs left beside an image: which are ours, which still fit."""
+"""Find the redo log that an interrupted run left beside an image, and check that it fits."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 def find_redo_log(
     image: DiskFile, disk_format: str | None, *, trust: bool = False
 ) -> Iterator[RedoLog | None]:
-    """Hold the complete redo log that an interrupted run left beside an image, if there is one.
+    """Open the complete redo log that an interrupted run left beside an image, if there is one.
 
     Args:
-        image: the image, whose lock we hold.
-        disk_format: its format; None: what the redo log was made for.
-        trust: the caller knows that it is one, though this host cannot know.
+        image: the image, locked by this process.
+        disk_format: its format, or None for the format that the redo log was made for.
+        trust: accept a redo log whose seal this host cannot check.
 
     Raises:
-        ImageRecoveryError: there is one, for an image that has changed since or for
-            another one, or it is none that this user has made on this host.
+        ImageRecoveryError: there is one, but the image has changed since, it is for another
+            image, or this user did not seal it on this host.
     """
     with contextlib.ExitStack() as stack:
         folder = open_folder(stack, image.path)
@@ -65,7 +65,7 @@ def find_redo_log(
 
 
 def remove_unfinished(image: Path) -> bool:
-    """Throw away an unfinished redo log of an image whose lock we hold; whether there was one."""
+    """Delete the unfinished redo log of an image that is locked here; return if there was one."""
     leftover = image.with_name(image.name + OPEN)
     if not (leftover.is_symlink() or leftover.exists()):
         return False
@@ -75,9 +75,10 @@ def remove_unfinished(image: Path) -> bool:
 
 
 def is_decided(record: Record) -> bool | None:
-    """Return whether the redo log that this one follows was sealed; None where nothing tells.
+    """Return whether the leader of this redo log was sealed, or None if that is unknown.
 
-    The leader's is merged after all that follow it, so without it nothing was decided.
+    The leader is merged after all its followers. So while the
+    leader is there without a sealed redo log, the group was never sealed.
     """
     leader = Path(record.leader)
     with contextlib.ExitStack() as stack:
@@ -96,7 +97,7 @@ def is_decided(record: Record) -> bool | None:
 
 
 def _complete_name(folder: int, image: Path) -> str | None:
-    """Return the name of the image's complete redo log in its open folder, if there is one."""
+    """Return the name of the image's complete redo log in its folder, or None."""
     pattern = re.compile(re.escape(image.name + SEALED) + r"-\d+-\d+$")
     merging = image.name + MERGING
     names = os.listdir(folder)
@@ -105,7 +106,7 @@ def _complete_name(folder: int, image: Path) -> str | None:
 
 
 def _require_ours(file: DiskFile, image: DiskFile, *, trust: bool) -> None:
-    """Refuse a redo log that somebody else can have written, or that refers to another file."""
+    """Raise an error if others could have written the redo log, or if it names another file."""
     status = os.fstat(file.handle)
     owners = (os.geteuid(), os.fstat(image.handle).st_uid)
     if not stat.S_ISREG(status.st_mode) or status.st_uid not in owners or status.st_mode & 0o022:
@@ -114,18 +115,18 @@ def _require_ours(file: DiskFile, image: DiskFile, *, trust: bool) -> None:
         references = qcow2_references(file)
     except ImageError as exc:
         raise _foreign(file.path, image, f"cannot be read: {exc.message}") from exc
-    # earlier versions named the image; that name is not followed
+    # earlier versions wrote the image's name into it; that name is not followed
     if references.data or (references.backing is not None and not trust):
-        raise _foreign(file.path, image, "refers to another file, as none of ours does")
+        raise _foreign(file.path, image, "refers to another file, which no redo log does")
 
 
 def _require_fitting(
     redo_log: RedoLog, record: Record, image: DiskFile, disk_format: str | None, *, trust: bool
 ) -> None:
-    """Refuse an image, or a format, for which the redo log was not made.
+    """Raise an error if the redo log was made for another image or format.
 
-    A person may say ``--format raw`` of anything, and merging would then write
-    over the image's own header.
+    A caller may state ``--format raw`` for any image. A merge would then overwrite the
+    image's own header.
     """
     if disk_format is not None and record.format != disk_format:
         raise ImageRecoveryError(
@@ -155,7 +156,7 @@ def _foreign(path: Path, image: DiskFile, cause: str) -> ImageRecoveryError:
         else "the image itself is as it was"
     )
     return ImageRecoveryError(
-        f"{path} is no redo log that can be merged into {image}: it {cause}",
+        f"{path} is not a redo log that can be merged into {image}: it {cause}",
         hint="recover as the user and on the host that ran the injection; if you do not know "
         f"where the file comes from, delete it ({state}); if you know that it is a redo log of "
         f"this image, run `vmprovision recover --trust-redo-log {image}`",

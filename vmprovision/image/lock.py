@@ -1,10 +1,10 @@
-"""QEMU's own image locks, held by us: a running machine keeps us out, and we keep it out.
+"""Take QEMU's own image locks, so that a running machine and vmprovision exclude each other.
 
-QEMU marks what it does with a file by shared locks on single bytes of it, one
-for each permission that it uses (from byte 100) and one for each that it denies
-to others (from byte 200), and looks whether anybody holds the opposite byte
-(QEMU: ``block/file-posix.c``).  Open-file-description locks belong to the open
-file, not to the process, so threads of one process keep each other out as well.
+QEMU marks its use of a file by shared locks on single bytes: one for each permission
+that it uses (from byte 100) and one for each that it denies to others (from byte 200).
+It then checks whether another process holds the opposite byte (QEMU:
+``block/file-posix.c``). Open-file-description locks belong to the open file, not to the
+process, so they also exclude other threads of one process.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
 def take_lock(handle: int, path: Path, *, write: bool) -> None:
-    """Hold an open file against writers, and with ``write`` against readers of QEMU's kind too.
+    """Lock an open file against writers, and with ``write`` also against QEMU's readers.
 
-    The open file bears the lock: a program that inherits it holds the image as
-    well, until both have ended.
+    The open file holds the lock. So a program that inherits it holds the lock too, until
+    both have ended.
 
     Raises:
         ImageLockedError: another program holds it.
-        OSError: it cannot be locked, though its filesystem has locks.
+        OSError: it cannot be locked, though its filesystem supports locks.
     """
     mine = [_USES + _READ, _DENIES + _WRITE] + ([_USES + _WRITE] if write else [])
     opposite = [_USES + _WRITE] + ([_DENIES + _WRITE] if write else [])
@@ -48,7 +48,7 @@ def take_lock(handle: int, path: Path, *, write: bool) -> None:
         held = [byte for byte in opposite if _held_by_others(handle, byte)]
     except OSError as exc:
         if exc.errno in _UNSUPPORTED:
-            log.warning("%s: this filesystem has no locks, a running guest goes unseen", path)
+            log.warning("%s: no locks here, so a running guest cannot be detected", path)
             return
         raise
     if held:

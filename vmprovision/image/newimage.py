@@ -26,7 +26,7 @@ PARTIAL = ".vmprovision-new"
 
 
 def write_new_image(layer: Layer, base: DiskFile, new: Path, disk_format: str) -> None:
-    """Write the image with its redo log to a new file, which is nobody else's until it is whole."""
+    """Write the image with its redo log to a new file, which stays private until it is complete."""
     folder = new.with_name(new.name + PARTIAL)
     try:
         with _private_folder(folder) as handle:
@@ -39,7 +39,7 @@ def write_new_image(layer: Layer, base: DiskFile, new: Path, disk_format: str) -
             )
             written = os.open(partial, os.O_RDONLY)
             try:
-                with contextlib.suppress(OSError):  # most have none
+                with contextlib.suppress(OSError):  # few images have any
                     os.removexattr(written, "system.posix_acl_access")
                 os.fchmod(written, _mode_like(base, written))
                 os.fsync(written)
@@ -59,7 +59,7 @@ def write_new_image(layer: Layer, base: DiskFile, new: Path, disk_format: str) -
 
 @contextlib.contextmanager
 def _private_folder(path: Path) -> Iterator[int]:
-    """Hold open a new folder for this user alone; what a killed run left of it is removed first."""
+    """Open a new folder for this user alone, after removing what a killed run left of it."""
     _remove_folder(path)
     path.mkdir(mode=0o700)
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -80,16 +80,16 @@ def _remove_folder(path: Path) -> None:
 
 
 def _mode_like(old: DiskFile, new: int) -> int:
-    """Return a mode that lets nobody read the new image who cannot read the old one."""
+    """Return a mode that lets only those read the new image who can read the old one."""
     was, now = os.fstat(old.handle), os.fstat(new)
     mode = was.st_mode
-    if was.st_gid != now.st_gid:  # to its group, the new image's one is like all others
+    if was.st_gid != now.st_gid:  # the old group's members count as others for the new image
         mode &= ~0o070 | (mode & 0o007) << 3
     return mode & now.st_mode & 0o666 | 0o600
 
 
 def _put_in_place(partial: Path, new: Path) -> None:
-    """Give the finished file its name; a file that came there meanwhile is not replaced."""
+    """Give the complete file its name; never replace a file that has appeared there."""
     try:
         os.link(partial, new)
     except OSError as exc:

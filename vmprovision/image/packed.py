@@ -1,7 +1,7 @@
-"""Files that hold a disk image and are none: archives, compressed images, formats of old.
+"""Recognise files that only contain a disk image: archives, compressed images, old formats.
 
-The magic numbers are those of file(1); what can be done is a command that the host has
-or gets from a package of the same name.
+The magic numbers are those of file(1). Each hint is a command that the host has or gets
+from the package of the same name.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from vmprovision.image.diskfile import DiskFile
 
 _CONVERT = "convert it: qemu-img convert -f {driver} -O qcow2 {file} {stem}.qcow2"
-_LATER = 32769  # where an ISO 9660 image says what it is
+_LATER = 32769  # offset of an ISO 9660 image's identifier
 _TAR = 257
 _FOOTER = 512
 
-# The first bytes, what such a file is, and what makes a disk image of it.
+# The first bytes, what the file is, and how to get a disk image from it.
 _STARTS: tuple[tuple[bytes, str, str], ...] = (
     (b"\x1f\x8b", "compressed with gzip", "unpack it: gzip -dk {file}"),
     (b"\x1f\x9d", "compressed with compress", "unpack it: gzip -dk {file}"),
@@ -51,12 +51,12 @@ _STARTS: tuple[tuple[bytes, str, str], ...] = (
 
 
 def recognise_packed(file: DiskFile, *, is_raw: bool) -> tuple[str, str] | None:
-    """Return what a file is that is no disk image of ours, and the next step; None for others.
+    """Return what an unusable file is and the next step, or None for any other file.
 
     Args:
         file: the file.
-        is_raw: the caller says that it is a raw disk; a raw disk can hold what an ISO
-            image holds, or end with what a VHD ends with.
+        is_raw: the caller states that the file is a raw disk. A raw disk may hold an ISO
+            image's identifier, or end with the footer of a VHD.
     """
     start = file.read(_TAR + 8)
     for magic, what, step in _STARTS:

@@ -1,4 +1,4 @@
-"""What must hold of an image and its directory before a redo log is made."""
+"""Check what an image and its directory need before a redo log can be made."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ NAME_LIMIT = 255  # NAME_MAX of every filesystem that holds disk images
 
 @contextlib.contextmanager
 def host_failures(image: Path) -> Iterator[None]:
-    """Turn an ``OSError`` of the host into the error that names the image."""
+    """Turn an ``OSError`` of the host into an error that names the image."""
     try:
         yield
     except OSError as exc:
         kind = ImageSpaceError if exc.errno in (errno.ENOSPC, errno.EDQUOT) else ImageError
         raise kind(
-            f"{image} cannot be worked on: {exc.strerror} ({exc.filename or 'host'})",
+            f"{image} cannot be used: {exc.strerror} ({exc.filename or 'host'})",
             hint="remove the cause and run the command again",
         ) from exc
 
@@ -53,13 +53,13 @@ def existing_image(path: Path) -> Path:
 
 
 def require_writable(image: Path) -> None:
-    """Refuse an image that is read-only, or beside which no redo log can be made.
+    """Raise an error if an image is read-only, or no redo log can be made beside it.
 
     Raises:
-        ImageReadOnlyError: it is.
+        ImageReadOnlyError: the image or its folder cannot be written to.
     """
     writable = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
-    if not image.stat().st_mode & writable:  # root could write it, and was told not to
+    if not image.stat().st_mode & writable:  # root ignores modes, but the mode asks for no writes
         raise ImageReadOnlyError(
             f"{image} is read-only",
             hint="make it writable with chmod u+w, or write a new image with --output",
@@ -72,20 +72,20 @@ def require_writable(image: Path) -> None:
 
 
 def require_absent(output: Path) -> None:
-    """Refuse to write a new image where something is already, or where nothing can be made.
+    """Raise an error if the new image exists already or cannot be created.
 
     Raises:
-        ImageError: there is something.
-        ImageReadOnlyError: its directory cannot be written.
+        ImageError: the path exists.
+        ImageReadOnlyError: its directory is not writable.
     """
     if output.exists() or output.is_symlink():
-        raise ImageError(f"{output} is there already", hint="choose another --output")
+        raise ImageError(f"{output} exists already", hint="choose another --output")
     if not os.access(output.absolute().parent, os.W_OK):
         raise ImageReadOnlyError(f"{output} cannot be created in its directory")
 
 
 def require_short_name(image: Path) -> None:
-    """Refuse a name to which the longest of the redo log's suffixes cannot be added."""
+    """Raise an error if the image's name is too long for the redo log's longest suffix."""
     longest = f"{SEALED}-{1 << 63}-{1 << 63}"
     if len(os.fsencode(image.name)) + len(longest) > NAME_LIMIT:
         raise ImageError(
@@ -95,7 +95,7 @@ def require_short_name(image: Path) -> None:
 
 
 def require_room(beside: Path, needed: int) -> None:
-    """Refuse to begin what needs more bytes than the filesystem of this path has free.
+    """Raise an error if the filesystem of this path has fewer free bytes than needed.
 
     Raises:
         ImageSpaceError: it has fewer.

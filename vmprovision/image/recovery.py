@@ -1,4 +1,4 @@
-"""Complete or discard what an interrupted run left beside an image."""
+"""Complete or discard an interrupted change of an image."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ Recovery = Literal["nothing", "discarded", "merged"]
 def recover_image(
     path: Path, *, stated_format: str | None, control: Control, trust: bool = False
 ) -> Recovery:
-    """Return what became of an interrupted injection: its redo log merged, or thrown away.
+    """Merge or discard the redo log of an interrupted injection; return which was done.
 
     Args:
         path: the image.
-        stated_format: the disk format, where the caller says so.
+        stated_format: the disk format, if the caller states it.
         control: progress and cancellation.
-        trust: merge a redo log though this user has not sealed it on this host.
+        trust: merge a redo log that this user did not seal on this host.
 
     Raises:
         ImageRecoveryError: the image was changed since, so the redo log does not fit,
@@ -49,18 +49,19 @@ def recover_image(
 
 
 def is_being_merged(path: Path) -> bool:
-    """Return whether a redo log is being merged, or was when an injection was interrupted."""
+    """Return whether a merge of a redo log runs, or was interrupted."""
     image = path.resolve()
     return image.with_name(image.name + MERGING).exists()
 
 
 def recover(image: DiskFile, disk_format: str, *, trust: bool = False) -> Recovery:
-    """Complete or discard the redo log beside an image whose lock we hold.
+    """Complete or discard the redo log beside an image locked by this process.
 
-    Nobody else is writing it then.
+    The lock proves that no other process is writing the redo log.
 
     Raises:
-        ImageRecoveryError: it does not fit the image, or is none of ours.
+        ImageRecoveryError: it does not fit the image, or this user did not seal it on
+            this host.
     """
     outcome: Recovery = "discarded" if remove_unfinished(image.path) else "nothing"
     with find_redo_log(image, disk_format, trust=trust) as pending:
@@ -89,17 +90,18 @@ def _complete(pending: RedoLog, image: DiskFile, disk_format: str) -> None:
 
 
 def _require_undecided(image: DiskFile, record: Record) -> None:
-    """Refuse to touch one of several images that were written together, but for throwing away.
+    """Raise an error unless this image of a group may be recovered alone.
 
     Raises:
-        ImageRecoveryError: its redo log is to be merged, or nobody can tell.
+        ImageRecoveryError: the group's change is to be completed, or its outcome is
+            unknown.
     """
     decided = is_decided(record)
     if decided is None:
         raise ImageRecoveryError(
-            f"{image} was written together with {record.leader}, which is not there any more, "
-            "so nobody can tell whether that was finished",
-            hint=f"bring {record.leader} back with the redo log beside it",
+            f"{image} was written together with {record.leader}, which is gone, so it is "
+            "unknown whether that was complete",
+            hint=f"restore {record.leader} with the redo log beside it",
         )
     if decided:
         raise ImageRecoveryError(
@@ -109,10 +111,10 @@ def _require_undecided(image: DiskFile, record: Record) -> None:
 
 
 def _recover_follower(leader: DiskFile, path: Path, inode: int, group: str) -> None:
-    """Merge what belongs to a leader's redo log, if it is not merged already.
+    """Merge the redo log of a leader's follower, unless that was done already.
 
     Raises:
-        ImageRecoveryError: the image is not there, or is another one.
+        ImageRecoveryError: the image is not there, or was replaced.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -121,8 +123,8 @@ def _recover_follower(leader: DiskFile, path: Path, inode: int, group: str) -> N
             image = None
         if image is None or image.identity[1] != inode:
             raise ImageRecoveryError(
-                f"{path} was written together with {leader}, and is not at its path any more",
-                hint=f"bring it back, then run `vmprovision recover {leader}`",
+                f"{path} was written together with {leader}, and is no longer at its path",
+                hint=f"restore it, then run `vmprovision recover {leader}`",
             )
         pending = stack.enter_context(find_redo_log(image, None))
         if pending is not None and pending.record and pending.record.group == group:
@@ -131,7 +133,7 @@ def _recover_follower(leader: DiskFile, path: Path, inode: int, group: str) -> N
 
 
 def _repair_leaks(base: Layer) -> None:
-    """Give back the clusters that the interrupted merge had allocated and not yet used."""
+    """Free the clusters that the interrupted merge had allocated and not yet used."""
     if base.format == "qcow2" and has_leaks(base):
-        log.warning("%s: giving back clusters that the interrupted merge had lost", base.file)
+        log.warning("%s: freeing clusters that the interrupted merge left unused", base.file)
         repair_leaks(base)

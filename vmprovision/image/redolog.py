@@ -1,23 +1,22 @@
-"""The redo log: a file beside an image that takes all writes, until they are merged.
+"""The redo log: a file beside an image that receives all writes until they are merged.
 
-It is a qcow2 overlay that names no other file: what it lies over is told to QEMU,
-as an open file, whenever it is opened.  Its own name says where the work stands,
+It is a qcow2 overlay that names no other file. QEMU gets the image below it as an open
+file each time the redo log is opened. Its own name states how far the work has come,
 and a name changes atomically:
 
 ``IMAGE.vmprovision-open``
-    being written; whoever finds it later throws it away.
+    is being written. A later run that finds it deletes it.
 ``IMAGE.vmprovision-sealed-SIZE-MTIME``
-    complete and verified; the image was so large and so old when it was sealed.
-    Merging has not begun, so an image that differs by now was changed by somebody
-    else, and the redo log no longer fits it.
+    is complete and verified. SIZE and MTIME are the image's when it was sealed. Merging
+    has not begun. So if the image differs by now, another program has changed it, and
+    the redo log no longer fits.
 ``IMAGE.vmprovision-merging``
-    being merged with ``qemu-img commit``, which may be repeated any number of
-    times; the image is whole again when that has ended.
+    is being merged with ``qemu-img commit``, which can be repeated any number of times.
+    The image is whole again once a merge has ended.
 
-A guest may lie on several images, whose redo logs are sealed together.  That of one
-of them, the leader, is sealed last and merged last: its new name is the moment from
-which all of them are complete, and a redo log that follows a leader counts as long
-as the leader's is there.
+The redo logs of a guest on several images are sealed together. One of them, the leader,
+is sealed last and merged last. When it gets its new name, all of them are complete. A
+redo log that follows a leader counts only while the leader's is there.
 """
 
 from __future__ import annotations
@@ -60,30 +59,30 @@ MERGE_SECONDS = 3600.0
 
 
 class RedoLog:
-    """One file of writes beside an image, held open from its making to the end of the merge.
+    """A file of writes beside an image, held open from its creation to the end of the merge.
 
     Attributes:
         file: the redo log itself.
-        record: what it is for, where it was found sealed and authentic.
+        record: its sealed record, if an existing one was found and is authentic.
     """
 
     def __init__(
         self, folder: int, name: str, file: DiskFile, record: Record | None = None
     ) -> None:
-        """Take the open folder, and the open file that has this name in it."""
+        """Keep the open folder, and the open file that has this name in it."""
         self.file = file
         self.record = record
-        self.is_complete = False  # then it stays until it is merged, whatever happens
+        self.is_complete = False  # from then on it is kept until it is merged
         self._begun = file.size
         self._folder = folder
         self._name = name
 
     def over(self, base: Layer) -> Layer:
-        """Return the redo log as a disk, with the image below it."""
+        """Return the redo log as a disk over the image."""
         return Layer(file=self.file, format="qcow2", backing=base)
 
     def begin(self) -> None:
-        """Note the size while nothing has been written."""
+        """Note the file's size before the first write."""
         self._begun = self.file.size
 
     def seal(
@@ -95,18 +94,18 @@ class RedoLog:
         leader: DiskFile | None = None,
         followers: Sequence[DiskFile] = (),
     ) -> None:
-        """Let the complete redo log say which image it is for, durably.
+        """Mark the redo log as complete and record which image it is for, durably.
 
         Args:
             base: the image.
             outside: whether its references may lead out of its folder.
-            group: as the record has it, and so are the others.
+            group: what all redo logs that are sealed together share.
             leader: the image whose redo log is sealed after this one.
             followers: the images whose redo logs were sealed before this one.
 
         Raises:
-            ImageReplacedError: the image or the redo log is not at its path any more.
-            OSError: the host cannot write it.
+            ImageReplacedError: the image or the redo log is no longer at its path.
+            OSError: the host cannot write to the redo log.
         """
         forget_backing(self.file)
         status = os.fstat(base.file.handle)
@@ -127,13 +126,14 @@ class RedoLog:
         self._rename(f"{base.file.path.name}{SEALED}-{record.size}-{record.mtime}")
 
     def merge(self, base: Layer) -> None:
-        """Write all of it into the image; what was interrupted before is completed.
+        """Write the redo log into the image; complete an interrupted merge.
 
         Raises:
-            ImageReplacedError: the image is not at its path any more: before the merge,
-                and nothing was written, or during it, and it is complete elsewhere.
-            ImageRecoveryError: the merge broke off; it can be repeated.
-            OSError: the host cannot write.
+            ImageReplacedError: the image is no longer at its path. If that was found
+                before the merge, nothing was written; if after, the image is complete
+                at another path.
+            ImageRecoveryError: the merge failed; it can be repeated.
+            OSError: the host cannot write to the image.
         """
         base.file.require_in_place()
         self._rename(base.file.path.name + MERGING)
@@ -144,7 +144,7 @@ class RedoLog:
             raise ImageRecoveryError(
                 f"merging the redo log into {base.file} was interrupted: {exc.message}",
                 hint=f"remove the cause, then run `vmprovision recover {base.file}`; "
-                "until then the image must not be used",
+                "do not use the image before",
             ) from exc
         if base.format == "raw" and self.record is not None:
             _cut_off_padding(base.file, self.record.size)
@@ -160,19 +160,19 @@ class RedoLog:
             ) from exc
 
     def discard(self) -> None:
-        """Remove the redo log; another file that has taken its name is left alone."""
+        """Remove the redo log, unless another file has taken its name."""
         with contextlib.suppress(FileNotFoundError):
             if self._is_in_place():
                 os.unlink(self._name, dir_fd=self._folder)
 
     @property
     def is_written(self) -> bool:
-        """Whether anything was written to it since it was made: the first write makes it grow."""
+        """Whether anything was written to the redo log; the first write makes it grow."""
         return self.file.size > self._begun
 
     @property
     def is_merging(self) -> bool:
-        """Whether the image may be half written."""
+        """Whether the image may be partly written."""
         return self._name.endswith(MERGING)
 
     def _rename(self, name: str) -> None:
@@ -182,7 +182,7 @@ class RedoLog:
         if not self._is_in_place():
             raise ImageReplacedError(
                 f"the redo log {self.file} was replaced by another file",
-                hint="run the command again, and keep others from the image's folder meanwhile",
+                hint="run the command again, and keep other programs out of the image's folder",
             )
         os.fsync(self._folder)
 
@@ -196,17 +196,17 @@ class RedoLog:
 
 @contextlib.contextmanager
 def create_redo_log(beside: Path, base: Layer) -> Iterator[RedoLog]:
-    """Make an empty redo log for an image; it is removed at the end, unless it is being merged.
+    """Make an empty redo log for an image; remove it at the end unless its merge has begun.
 
-    Whoever calls holds the image's lock, so a redo log that is there is nobody's.
+    The caller holds the image's lock, so no process uses a redo log that exists already.
 
     Args:
-        beside: what it is named after, in whose folder it is made: the image, or
-            the new image that is made of it.
+        beside: the file whose name and folder it uses: the image, or the new image
+            that is made from it.
         base: the image.
 
     Raises:
-        ImageLockedError: another run makes the same new image.
+        ImageLockedError: another run is making the same new image.
         ImageError: it cannot be made.
     """
     with contextlib.ExitStack() as stack:
@@ -220,12 +220,12 @@ def create_redo_log(beside: Path, base: Layer) -> Iterator[RedoLog]:
             yield redo_log
         finally:
             if not (redo_log.is_merging or redo_log.is_complete):
-                with contextlib.suppress(OSError):  # the next run throws it away
+                with contextlib.suppress(OSError):  # the next run deletes it
                     redo_log.discard()
 
 
 def _cut_off_padding(file: DiskFile, size: int) -> None:
-    """Give a raw disk its size back, whose last sector was a part of one: QEMU fills it up."""
+    """Restore the size of a raw disk whose last sector is partial, which QEMU has padded."""
     added = file.read(SECTOR, size)
     if added and file.size - size < SECTOR and not any(added):
         os.ftruncate(file.handle, size)
@@ -233,18 +233,18 @@ def _cut_off_padding(file: DiskFile, size: int) -> None:
 
 
 def open_folder(stack: contextlib.ExitStack, beside: Path) -> int:
-    """Open the directory that holds this file; return its descriptor, closed with the stack."""
+    """Open the directory of this file; return its descriptor, which the stack closes."""
     folder = os.open(beside.absolute().parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     stack.callback(os.close, folder)
     return folder
 
 
 def _make_file(stack: contextlib.ExitStack, folder: int, beside: Path, name: str) -> int:
-    """Make the redo log's file and hold it.
+    """Create the redo log's file, and lock it.
 
     Raises:
         ImageLockedError: another run holds it.
-        ImageError: it belongs to somebody else.
+        ImageError: it belongs to another user.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     while True:
@@ -267,7 +267,7 @@ def _make_file(stack: contextlib.ExitStack, folder: int, beside: Path, name: str
         except OSError as exc:
             if exc.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
-        with contextlib.suppress(FileNotFoundError):  # the one who held it has removed it
+        with contextlib.suppress(FileNotFoundError):  # the run that held it has removed it
             there = os.stat(name, dir_fd=folder, follow_symlinks=False)
             if (there.st_dev, there.st_ino) == (status.st_dev, status.st_ino):
                 os.fchmod(handle, 0o600)
@@ -277,6 +277,6 @@ def _make_file(stack: contextlib.ExitStack, folder: int, beside: Path, name: str
 
 def _in_the_way(beside: Path, name: str) -> ImageError:
     return ImageError(
-        f"{beside.with_name(name)} is in the way of the redo log of {beside}",
-        hint="delete it, if you do not know where it comes from",
+        f"{beside.with_name(name)} exists, and the redo log of {beside} needs that name",
+        hint="delete it if nothing of yours needs it",
     )

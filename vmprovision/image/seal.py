@@ -1,9 +1,9 @@
-"""The seal of a redo log: a record of what it is for, which only this user of this host can write.
+"""The seal of a redo log: an authenticated record of the image that it is for.
 
-Anyone can put a file with a redo log's name beside an image, by unpacking an
-archive for instance.  So sealing appends a record to the qcow2, and an HMAC
-(RFC 2104) of all bytes before it under a key that only this user of this host
-has.  Both reach the disk before the redo log gets its new name.
+Anyone can put a file with a redo log's name beside an image, for instance by unpacking
+an archive. So sealing appends a record to the qcow2, and an HMAC (RFC 2104) of all
+bytes before it. Only this user on this host has the key. Both are on the disk before
+the redo log gets its new name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vmprovision.image.diskfile import DiskFile
 
 _RECORD_MAGIC = b"vmprovision-redo"
-_RECORD_END = struct.Struct(">32sI16s")  # the code, the record's length, the magic
+_RECORD_END = struct.Struct(">32sI16s")  # the HMAC, the record's length, the magic number
 _RECORD_LIMIT = 64 << 10
 _READ_SIZE = 1 << 20
 
@@ -37,7 +37,7 @@ class Record:
         mtime: its modification time then, in nanoseconds.
         inode: its inode.
         outside: whether the caller allowed references out of the image's folder.
-        group: what the redo logs that were sealed together have in common.
+        group: what all redo logs that were sealed together share.
         leader: the image whose redo log decides about this one; empty for the leader's own.
         leader_inode: its inode.
         followers: the images whose redo logs are merged before this one: path and inode.
@@ -55,7 +55,7 @@ class Record:
 
 
 def append_record(file: DiskFile, record: Record) -> None:
-    """Write the record and its code behind the redo log's content."""
+    """Append the record and its HMAC to the redo log."""
     size = file.size
     text = json.dumps(asdict(record)).encode()
     code = _code(file, size, text)
@@ -63,7 +63,7 @@ def append_record(file: DiskFile, record: Record) -> None:
 
 
 def read_record(file: DiskFile, *, trust: bool) -> Record | None:
-    """Return the record of a sealed redo log; None where it has none that is authentic."""
+    """Return the record of a sealed redo log, or None if it has no authentic one."""
     size = file.size
     end = file.read(_RECORD_END.size, max(0, size - _RECORD_END.size))
     try:
@@ -80,12 +80,12 @@ def read_record(file: DiskFile, *, trust: bool) -> Record | None:
         found = json.loads(text)
         followers = tuple((str(path), int(inode)) for path, inode in found.pop("followers", ()))
         return Record(**found, followers=followers)
-    except (ValueError, TypeError):  # of another version, or trusted and damaged
+    except (ValueError, TypeError):  # of another version, or trusted but damaged
         return None
 
 
 def _code(file: DiskFile, size: int, text: bytes) -> bytes:
-    """Return the code of the first bytes of a file and of the record behind them."""
+    """Return the HMAC of the first bytes of a file and the record after them."""
     code = hmac.new(host_key(), digestmod=hashlib.sha256)
     for offset in range(0, size, _READ_SIZE):
         code.update(file.read(min(_READ_SIZE, size - offset), offset))

@@ -1,7 +1,7 @@
 """One module for each init system that the agent can run under.
 
 Each module states what is peculiar to its init system in a ``DEFINITION``; what they
-share is in ``definition.py``.  ``docs/adding-an-init-system.md`` shows how to add one.
+have in common is in ``definition.py``.  ``docs/adding-an-init-system.md`` shows how to add one.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from vmprovision.guest.facts import InitSystem, Pid1
     from vmprovision.initsystem.definition import Definition
 
-# The order in which guests are asked, and running systems by `guest-agent install`: those
-# that their process 1 identifies; OpenRC, which others start; sysv before upstart, since Red
-# Hat's Upstart runs SysV scripts; last the fallback, which takes what nobody else knows.
+# The order in which definitions are tried, in guests and by `guest-agent install`. First
+# those that process 1 identifies. Then OpenRC, which another init starts. sysv is before
+# upstart, because Red Hat's Upstart runs SysV scripts. The fallback is last.
 DEFINITIONS: tuple[Definition, ...] = (
     systemd.DEFINITION,
     runit.DEFINITION,
@@ -51,19 +51,19 @@ DEFINITIONS: tuple[Definition, ...] = (
 )
 
 
-# what find_pid1() returns for a guest without a program of its own for process 1
+# find_pid1()'s answers for a guest without an identified process 1
 NO_INIT = ("none", "shell")
 
 
 def judge_init(reader: GuestReader, pid1: Pid1, *, override: InitSystem | None) -> InitVerdict:
     """Return which init system runs the guest's services.
 
-    ``system`` is None where no definition fits, and where the evidence contradicts itself.
+    ``system`` is None if no definition matches, or if the evidence is contradictory.
 
     Args:
         reader: the guest's files.
-        pid1: what inspection of process 1 says.
-        override: the init system that the caller names, whatever the evidence says.
+        pid1: the result of ``find_pid1``.
+        override: the init system that the caller states; it overrides the evidence.
     """
     if override is not None:
         return definition_of(override).override(reader, pid1)
@@ -107,7 +107,7 @@ def _find_rivals(reader: GuestReader, pid1: Pid1, verdict: InitVerdict) -> str:
 
 
 def find_hints(reader: GuestReader, pid1: Pid1, verdict: InitVerdict) -> tuple[Hint, ...]:
-    """Return everything in the guest that speaks for an init system, with its outcome."""
+    """Return all evidence in the guest for an init system, each with its outcome."""
     markers = [
         hint
         for definition in DEFINITIONS
@@ -118,23 +118,23 @@ def find_hints(reader: GuestReader, pid1: Pid1, verdict: InitVerdict) -> tuple[H
 
 
 def _outcome(hint: Hint, verdict: InitVerdict) -> str:
-    """Return why a hint decides nothing, or that it agrees."""
+    """Return why a hint decides nothing, or that it agrees with the verdict."""
     if hint.kind == "boot":
-        return "boots only where a person chooses it"
+        return "boots only if a person chooses it"
     if hint.speaks_for == verdict.system:
         return "agrees"
     if verdict.system is None:
-        return "says what could run services, not what does"
+        return "shows what could run services, not what does"
     if hint.kind == "program":
         return f"nothing starts it as process 1, which is {verdict.pid1}"
-    return f"{hint.speaks_for} would read it, and {verdict.system} runs the services"
+    return f"{hint.speaks_for} would read it, but {verdict.system} runs the services"
 
 
 def definition_of(name: str) -> Definition:
     """Return the definition of an init system.
 
     Raises:
-        PlanError: there is none of this name.
+        PlanError: no init system has this name.
     """
     found = next((each for each in DEFINITIONS if each.name == name), None)
     if found is None:

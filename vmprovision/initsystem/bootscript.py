@@ -16,7 +16,7 @@ EXECUTABLE = 0o111  # boot skips a script that is not executable
 
 
 def block_in_script(path: PurePosixPath, service: Service, content: bytes) -> EditBlock:
-    """Return the operation that has a boot script, made if missing, run these lines."""
+    """Return the operation that adds these lines to a boot script, which it makes if missing."""
     return EditBlock(
         path=path,
         name=service.name,
@@ -28,5 +28,5 @@ def block_in_script(path: PurePosixPath, service: Service, content: bytes) -> Ed
 
 
 def loop_in_script(path: PurePosixPath, service: Service) -> EditBlock:
-    """Return the operation that has a boot script start a loop, which restarts the agent."""
+    """Return the operation that makes a boot script start a loop, which restarts the agent."""
     return block_in_script(path, service, render("shared/loop.j2", service=service))

@@ -1,8 +1,8 @@
-"""BusyBox's init, as in Buildroot's and other small systems: a line in its inittab, or its ``rcS``.
+"""BusyBox's init, as in Buildroot and other small systems: a line in its inittab or ``rcS``.
 
-It runs what ``/etc/inittab`` says, in a dialect of its own (``examples/inittab`` in its
-source: ``null::respawn:`` restarts a program and gives it no console).  Without that
-file it runs the script ``/etc/init.d/rcS``.
+It reads ``/etc/inittab`` in its own dialect (``examples/inittab`` in its source:
+``null::respawn:`` restarts a program and gives it no console). Without that file it
+runs the script ``/etc/init.d/rcS``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ VARIANTS = (
 
 
 def detect(reader: GuestReader, pid1: Pid1) -> Evidence | None:
-    """Return evidence where BusyBox is process 1; OpenRC, which it may start, is asked first."""
+    """Return evidence if BusyBox is process 1; OpenRC, which it may start, is tried first."""
     found = _find_hook(reader) if pid1.program == "busybox" else None
     if found is None:
         return None
@@ -51,13 +51,13 @@ def complete(reader: GuestReader, _pid1: Pid1, verdict: InitVerdict) -> InitVerd
     """Return the verdict with the file that BusyBox's init reads.
 
     Raises:
-        InspectionError: there is none.
+        InspectionError: neither file exists.
     """
     found = _find_hook(reader)
     if found is None:
         raise InspectionError(
             f"the guest's BusyBox init has neither {INITTAB} nor {RCS}",
-            hint="make one of them in the guest: BusyBox runs nothing else at boot",
+            hint="create one of them in the guest: BusyBox runs nothing else at boot",
         )
     variant, hook = found
     return replace(verdict, hook=hook, dialect=variant.dialect)

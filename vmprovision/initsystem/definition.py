@@ -1,7 +1,7 @@
-"""What every init system has in common: its definition, its variants and who supervises the agent.
+"""What all init systems have in common: definition, variants, and the check of the supervisor.
 
-A module of this package states what is peculiar to one init system in a ``Definition``.
-The verdict, the caller's override and the check of a running agent are made here, once.
+Each init system's module states its peculiarities in a ``Definition``. The verdict, the
+caller's override and the check of a running agent are here.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from vmprovision.initsystem.markers import Markers
     from vmprovision.initsystem.rendering import Service
 
-COMM_LENGTH = 15  # characters of a process's name that the kernel keeps (proc_pid_comm(5))
-UNIT = "/guest-agent.service"  # the end of the control group in which systemd runs the agent
+COMM_LENGTH = 15  # the kernel keeps so many characters of a process's name (proc_pid_comm(5))
+UNIT = "/guest-agent.service"  # the end of the control group of the agent's unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +30,7 @@ class Supervisor:
     """What the running agent's ``/info`` shows while an init system supervises it.
 
     Attributes:
-        pid1: the name of process 1; None for any name but ``systemd``.
+        pid1: the name of process 1, or None for any name but ``systemd``.
         allows_systemd: whether process 1 may be systemd, which then only starts the supervisor.
         parents: process numbers and names, one of which is the parent's; empty for any parent.
         in_unit: whether the agent runs in the control group of its systemd unit.
@@ -42,11 +42,11 @@ class Supervisor:
     in_unit: bool = False
 
     def check(self, running: Mapping[str, Any]) -> str | None:
-        """Return what shows that something else supervises the agent; None if nothing does.
+        """Return evidence that another supervisor runs the agent, or None.
 
         Args:
-            running: ``init`` of ``/info``.  The guest sent it, so any value may be missing or of
-                another type.
+            running: ``init`` of ``/info``. It comes from the guest, so any value may be
+                missing or of another type.
         """
         pid1, parent, cgroup = (running.get(key) for key in ("pid1", "parent", "cgroup"))
         if pid1 != self.pid1 if self.pid1 else pid1 == "systemd" and not self.allows_systemd:
@@ -64,7 +64,7 @@ class Supervisor:
         if not isinstance(parent, dict):
             return False
         pid, comm = parent.get("pid"), parent.get("comm")
-        if type(pid) is int and pid in self.parents:  # JSON's true is no process number
+        if type(pid) is int and pid in self.parents:  # JSON's true is not a process number
             return True
         names = [each[:COMM_LENGTH] for each in self.parents if isinstance(each, str)]
         return isinstance(comm, str) and comm[:COMM_LENGTH] in names
@@ -75,14 +75,14 @@ class Live:
     """How ``guest-agent install`` finds a variant in a running system, and starts the service.
 
     Attributes:
-        processes: what process 1 may be: ``busybox`` or ``upstart`` where it is one of these,
-            else its name; empty for any.
-        files: groups of paths; at least one path of each group exists.  A block of lines goes
-            into the one that exists of the last group.
-        start: commands that start the service, their words separated by spaces; no shell
-            reads them.  One that is missing or fails does no harm: afterwards the agent is asked
-            whether it answers.  Empty: the block is run as a script.
-        stop: commands that stop the service.  Empty: the agent's processes are ended.
+        processes: what process 1 may be: ``busybox``, ``upstart``, or another program's name;
+            empty for any.
+        files: groups of paths; at least one path of each group must exist.  A block of lines
+            goes into the existing path of the last group.
+        start: commands that start the service, with words separated by spaces, run without
+            a shell.  A command may be missing or fail, because the agent is queried
+            afterwards.  If empty, the block is run as a script.
+        stop: commands that stop the service.  If empty, the agent's processes are ended.
         afterwards: commands to run once the files are gone.
     """
 
@@ -99,9 +99,9 @@ class Variant:
 
     Attributes:
         dialect: its name, as ``InitVerdict.dialect`` has it; empty for the only or usual one.
-        hook: the file through which boot starts commands, where there is no place for services.
+        hook: the file through which boot starts commands, if there is no place for services.
         supervisor: how a running agent shows who supervises it.
-        live: how the agent installs itself in a running system; None where it cannot.
+        live: how the agent installs itself in a running system, or None if it cannot.
     """
 
     dialect: str = ""
@@ -111,12 +111,12 @@ class Variant:
 
 
 class Evidence(NamedTuple):
-    """Why an init system runs the guest's services.
+    """The evidence that an init system runs the guest's services.
 
     Attributes:
-        sentences: for a person.
-        confidence: how sure it is.
-        pid1: what process 1 is, where that is not what inspection of process 1 says.
+        sentences: the evidence for a person.
+        confidence: how certain it is.
+        pid1: process 1, if it differs from the result of ``find_pid1``.
     """
 
     sentences: tuple[str, ...]
@@ -136,11 +136,11 @@ class Definition:
         name: as ``--init`` takes it.
         variants: each way in which it runs the service, the usual one first.
         markers: the files that it leaves in a guest.
-        detect: returns why it runs the guest's services, or None where it does not.
-        service_operations: returns what makes the service start at every boot, the enabling
-            operation last.  Pure.
-        complete: adds to a verdict what depends on this guest, such as its dialect and hook.
-            Raises InspectionError where the guest has no place for the service.
+        detect: returns the evidence that it runs the guest's services, or None.
+        service_operations: returns the operations for the service, the enabling one last.
+            Pure.
+        complete: adds details of this guest to a verdict, such as dialect and hook.  Raises
+            InspectionError if the guest has no place for the service.
     """
 
     name: InitSystem
@@ -151,7 +151,7 @@ class Definition:
     complete: Callable[[GuestReader, Pid1, InitVerdict], InitVerdict] = _unchanged
 
     def judge(self, reader: GuestReader, pid1: Pid1) -> InitVerdict | None:
-        """Return the verdict where this init system runs the guest's services, else None."""
+        """Return the verdict if this init system runs the guest's services, else None."""
         evidence = self.detect(reader, pid1)
         if evidence is None:
             return None
@@ -164,7 +164,7 @@ class Definition:
         return self.complete(reader, pid1, verdict)
 
     def override(self, reader: GuestReader, pid1: Pid1) -> InitVerdict:
-        """Return the verdict where the caller names this init system.
+        """Return the verdict for a caller who states this init system.
 
         Raises:
             InspectionError: the guest has no place for the service.
@@ -173,12 +173,12 @@ class Definition:
             system=self.name,
             pid1=pid1.program,
             confidence="told",
-            evidence=(f"the caller named {self.name}", *pid1.evidence),
+            evidence=(f"the caller stated {self.name}", *pid1.evidence),
         )
         return replace(self.complete(reader, pid1, verdict), obstacle="")
 
     def without_guest(self) -> list[InitVerdict]:
-        """Return a verdict for each variant that depends on no guest."""
+        """Return one verdict for each variant, without any detail of a guest."""
         return [
             InitVerdict(
                 system=self.name,
@@ -192,11 +192,11 @@ class Definition:
         ]
 
     def check_supervisor(self, running: Mapping[str, Any], verdict: InitVerdict) -> str | None:
-        """Return what shows that a running agent is not this init system's; None if nothing does.
+        """Return evidence that a running agent is not under this init system, or None.
 
         Args:
             running: ``init`` of the agent's ``/info``.
-            verdict: what inspection made of the guest.
+            verdict: the verdict of the inspection.
         """
         usual = self.variants[0]
         variant = next((v for v in self.variants if v.dialect == verdict.dialect), usual)

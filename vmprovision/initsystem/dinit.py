@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SERVICES = PurePosixPath("/etc/dinit.d")
 BOOT_LINKS = SERVICES / "boot.d"
-# Where dinit(8) looks for the description of `boot`, in this order.
+# dinit(8)'s search path for the description of `boot`.
 BOOT_FILES = tuple(
     PurePosixPath(folder) / "boot"
     for folder in ("/etc/dinit.d", "/usr/local/lib/dinit.d", "/usr/lib/dinit.d", "/lib/dinit.d")
@@ -33,7 +33,7 @@ _LINKS = re.compile(r"(?:waits-for|depends-ms|depends-on)\.d\s*[=:]\s*(\S+)")
 
 
 def detect(reader: GuestReader, pid1: Pid1) -> Evidence | None:
-    """Return evidence where dinit is process 1 and ``boot`` waits for the links in ``boot.d``."""
+    """Return evidence if dinit is process 1 and ``boot`` waits for the links in ``boot.d``."""
     waiting = _find_boot(reader) if pid1.program == "dinit" else None
     if waiting is None:
         return None
@@ -46,13 +46,13 @@ def detect(reader: GuestReader, pid1: Pid1) -> Evidence | None:
 
 
 def _find_boot(reader: GuestReader) -> PurePosixPath | None:
-    """Return the description of ``boot`` that dinit loads, where it names ``boot.d``."""
+    """Return the description of ``boot`` that dinit loads, if it names ``boot.d``."""
     for path in BOOT_FILES:
         text = read_text(reader, path)
         if text is None:
             continue
         named = (_LINKS.match(line) for line in without_comments(text))
-        # a relative name is relative to the directory of the description
+        # a relative path starts at the description's directory
         places = {posixpath.normpath(path.parent / match[1]) for match in named if match}
         return path if str(BOOT_LINKS) in places else None
     return None

@@ -23,7 +23,7 @@ SNIPPETS = PurePosixPath("/etc/finit.d")
 
 
 def detect(reader: GuestReader, pid1: Pid1) -> Evidence | None:
-    """Return evidence where finit is process 1; it reads ``/etc/finit.d`` in any case."""
+    """Return evidence if finit is process 1; it always reads ``/etc/finit.d``."""
     if pid1.program != "finit":
         return None
     is_there = status_of(reader, SNIPPETS) is not None

@@ -1,4 +1,4 @@
-"""Read from ``/etc/inittab`` what runs services: inittab(5), and BusyBox's dialect of it."""
+"""Read ``/etc/inittab``: inittab(5), and BusyBox's dialect of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OPENRC_NAME = re.compile(r"\bopenrc\b|/sbin/rc\b")
 
 
 def read_inittab(reader: GuestReader) -> str:
-    """Return the lines of the inittab that are no comments; empty if there is no inittab."""
+    """Return the lines of the inittab that are not comments; empty if there is no inittab."""
     lines = (read_text(reader, INITTAB) or "").splitlines()
     return "\n".join(line for line in lines if line.strip() and not line.lstrip().startswith("#"))
 
@@ -29,8 +29,8 @@ def names_openrc(text: str) -> bool:
 
 
 def starts_openrc(reader: GuestReader, inittab: str) -> bool:
-    """Return whether an inittab names OpenRC, and the guest holds OpenRC.
+    """Return whether an inittab names OpenRC, and OpenRC is installed.
 
-    Alpine's minimal root filesystem has the inittab without the program.
+    Alpine's minimal root filesystem has that inittab without OpenRC.
     """
     return names_openrc(inittab) and any(resolved_file(reader, path) for path in OPENRC)

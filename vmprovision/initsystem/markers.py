@@ -1,8 +1,8 @@
-"""Files that an init system leaves in a guest, whether or not it runs the guest's services.
+"""Files that an init system leaves in a guest, even if another one runs the services.
 
-A guest that was upgraded, or on which several init systems were tried, holds programs
-and services of more than one.  Markers decide nothing: ``inspect --explain`` lists them,
-and a refusal names them to the person who has to choose.
+A guest that was upgraded, or on which several init systems were tried, has programs and
+services of more than one. Markers decide nothing. ``inspect --explain`` lists them, and
+a refusal names them for the person who has to choose.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Markers:
 
     Attributes:
         programs: programs that could be process 1 or do its work, in every usual place.
-        files: files that it reads at boot.
+        files: the files that it reads at boot.
         folders: directories that hold its services or the links that enable them.
     """
 
@@ -37,7 +37,7 @@ class Markers:
 
 
 def find_programs(reader: GuestReader, markers: Markers) -> list[PurePosixPath]:
-    """Return the programs that exist, each once however many links lead to it."""
+    """Return the programs that exist, each real file once."""
     found: dict[PurePosixPath, PurePosixPath] = {}
     for path in markers.programs:
         real = resolved_file(reader, path)
@@ -47,7 +47,7 @@ def find_programs(reader: GuestReader, markers: Markers) -> list[PurePosixPath]:
 
 
 def find_markers(reader: GuestReader, system: str, markers: Markers) -> Iterator[Hint]:
-    """Yield a hint for each marker of one init system that exists; none has an outcome yet."""
+    """Yield a hint, still without an outcome, for each marker of one init system that exists."""
     for path in find_programs(reader, markers):
         yield Hint(speaks_for=system, kind="program", seen=f"{path} is there")
     for name in markers.files:

@@ -1,8 +1,8 @@
 """OpenRC: a service script and its link in the runlevel ``default``.
 
 openrc-run(8), supervise-daemon(8).  Releases before 0.13 (Alpine up to 3.1, older
-Gentoo) call the scripts' interpreter ``runscript``, and before 0.21 none of OpenRC's
-own programs watches over a service.
+Gentoo) call the scripts' interpreter ``runscript``.  Before 0.21 OpenRC has no program
+that supervises a service.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SCRIPTS_LOOKED_AT = 50
 
 
 def detect(reader: GuestReader, pid1: Pid1) -> Evidence | None:
-    """Return evidence where process 1 is OpenRC's own init, or its inittab starts OpenRC."""
+    """Return evidence if process 1 is OpenRC's own init, or its inittab starts OpenRC."""
     if pid1.program == "openrc-init":
         return Evidence((f"{pid1.path} is OpenRC's own init",))
     if pid1.program not in ("sysvinit", "busybox"):
@@ -51,7 +51,7 @@ def detect(reader: GuestReader, pid1: Pid1) -> Evidence | None:
         return Evidence(("/etc/inittab starts OpenRC",))
     if WRAPPER in inittab and names_openrc(read_text(reader, PurePosixPath(WRAPPER)) or ""):
         return Evidence((f"/etc/inittab runs {WRAPPER}, and that starts OpenRC",))
-    # Alpine's minimal root has that inittab too, and neither OpenRC nor services of it
+    # Alpine's minimal root has that inittab without OpenRC or its services
     if names_openrc(inittab) and reader.list_directory(RUNLEVEL):
         sentence = f"/etc/inittab names OpenRC, and {RUNLEVEL} has services of it"
         return Evidence((sentence,), "likely")
@@ -59,7 +59,7 @@ def detect(reader: GuestReader, pid1: Pid1) -> Evidence | None:
 
 
 def complete(reader: GuestReader, _pid1: Pid1, verdict: InitVerdict) -> InitVerdict:
-    """Return the verdict with what this OpenRC calls its interpreter and supervises with."""
+    """Return the verdict with this OpenRC's name for its interpreter, and its supervisor."""
     return replace(verdict, dialect=_dialect(reader))
 
 
@@ -73,7 +73,7 @@ def _dialect(reader: GuestReader) -> str:
 
 
 def _uses_runscript(reader: GuestReader) -> bool:
-    """Return whether the guest's own scripts name the interpreter as old releases do."""
+    """Return whether the guest's own scripts use the interpreter's old name."""
     for name in reader.list_directory(RUNLEVEL)[:SCRIPTS_LOOKED_AT]:
         first = (read_text(reader, RUNLEVEL / name, HEAD_LIMIT) or "").split("\n", 1)[0]
         if first.startswith("#!"):
@@ -96,7 +96,7 @@ def service_operations(service: Service, verdict: InitVerdict) -> list[Operation
     ]
 
 
-STATE = ("/run/openrc", "/lib/rc/init.d/softlevel")  # a running OpenRC has one of them
+STATE = ("/run/openrc", "/lib/rc/init.d/softlevel")  # a running OpenRC has one of these
 
 
 def _live(*files: str) -> Live:
@@ -115,7 +115,7 @@ DEFINITION = Definition(
             supervisor=Supervisor(parents=("supervise-daemon",)),
             live=_live(*SUPERVISORS),
         ),
-        # a loop of our own supervises the agent; then the same under the interpreter's old name
+        # supervised by a loop in the script; then the same with the interpreter's old name
         Variant(dialect="openrc-run", live=_live(OPENRC_RUN)),
         Variant(dialect="runscript", live=_live()),
     ),

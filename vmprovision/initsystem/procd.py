@@ -27,7 +27,7 @@ FRAMEWORK = "/etc/rc.common"
 
 
 def detect(reader: GuestReader, pid1: Pid1) -> Evidence | None:
-    """Return evidence where OpenWrt's init is process 1 and the framework of its scripts exists."""
+    """Return evidence if OpenWrt's init is process 1 and the framework for its scripts exists."""
     if pid1.program != "procd" or resolved_file(reader, FRAMEWORK) is None:
         return None
     return Evidence((f"{pid1.path} is procd's, and {FRAMEWORK} is there",))

@@ -22,17 +22,17 @@ NAME = "guest-agent"  # of the service and of its files
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """What templates need to know about the agent.
+    """The facts about the agent that templates need.
 
     Attributes:
-        name: of the service, and of its files.
-        command: absolute guest path of the program.
-        configuration: absolute guest path of its settings.
-        log: the file that it writes to where its init system keeps no log.
+        name: the name of the service and of its files.
+        command: the absolute guest path of the program.
+        configuration: the absolute guest path of its settings.
+        log: the agent's own log file, for an init system that keeps no log.
         port: the TCP port that it listens on.
-        user: the user that the agent becomes once it has read its settings and opened its
-            port, under every init system but systemd with dynamic users; root where it may
-            configure interfaces.
+        user: the user that the agent becomes after it has read its settings and opened
+            its port, except under systemd with dynamic users. It is root if the agent
+            may configure interfaces.
         vsock: whether it listens on vsock(7).
     """
 
@@ -52,7 +52,7 @@ class Service:
 
 
 def render(template: str, **context: Any) -> bytes:  # noqa: ANN401 -- Jinja2's own types
-    """Return the content of one file; a name that a template misses raises ``UndefinedError``."""
+    """Return the content of one file; an undefined name in a template raises ``UndefinedError``."""
     return _environment().get_template(template).render(**context).encode("utf-8")
 
 

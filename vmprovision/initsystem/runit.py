@@ -28,7 +28,7 @@ RUNLEVEL = PurePosixPath("/etc/runit/runsvdir/default")
 
 
 def detect(reader: GuestReader, pid1: Pid1) -> Evidence | None:
-    """Return evidence where runit is process 1 and has the runlevel that it starts."""
+    """Return evidence if runit is process 1 and has the runlevel that it starts."""
     status = status_of(reader, RUNLEVEL)
     if pid1.program != "runit" or status is None or status.kind != "directory":
         return None
@@ -48,7 +48,7 @@ def service_operations(service: Service, verdict: InitVerdict) -> list[Operation
         WriteFile(
             path=folder / "run", content=render("shared/run.j2", service=service), mode=0o755
         ),
-        # runsv keeps its state there: /etc may be read-only
+        # runsv keeps its state there, because /etc may be read-only
         Symlink(path=folder / "supervise", target=f"/run/runit/supervise.{service.name}"),
         Symlink(path=RUNLEVEL / service.name, target=str(folder)),
     ]

@@ -1,7 +1,7 @@
 """s6: lines in ``/etc/s6/rc.local``, else a service directory that s6-svscan watches.
 
-s6-linux-init(8), s6-svscan(8), s6-supervise(8).  The guest's own compiler makes the
-database of s6-rc and cannot run offline, so that database stays as it is.
+s6-linux-init(8), s6-svscan(8), s6-supervise(8).  The database of s6-rc is compiled by a
+program of the guest, which cannot run offline, so that database stays unchanged.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SCANDIR = BASE / "run-image/service"
 
 
 def detect(reader: GuestReader, pid1: Pid1) -> Evidence | None:
-    """Return evidence where s6-linux-init is process 1 and reads a place that nobody compiles."""
+    """Return evidence if s6-linux-init is process 1 and a place without compilation exists."""
     if pid1.program != "s6":
         return None
     starts = f"{pid1.path} starts s6"

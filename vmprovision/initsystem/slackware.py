@@ -1,7 +1,7 @@
 """Slackware's BSD-style boot: a script in ``/etc/rc.d``, called from ``rc.local``.
 
 inittab(5), and the comments in ``/etc/rc.d/rc.M`` and ``rc.6``: ``rc.M`` runs ``rc.local``
-last, and shutdown runs ``rc.local_shutdown`` first, each where it is executable.  The
+last, and shutdown runs ``rc.local_shutdown`` first, each if it is executable.  The
 script is the same as for SysV.
 """
 
@@ -28,7 +28,7 @@ MULTI_USER = "/etc/rc.d/rc.M"
 
 
 def detect(reader: GuestReader, pid1: Pid1) -> Evidence | None:
-    """Return evidence where sysvinit is process 1 and its inittab runs ``rc.M``."""
+    """Return evidence if sysvinit is process 1 and its inittab runs ``rc.M``."""
     if pid1.program != "sysvinit" or MULTI_USER not in read_inittab(reader):
         return None
     if resolved_file(reader, MULTI_USER) is None:

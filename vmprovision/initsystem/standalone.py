@@ -1,8 +1,8 @@
 """The fallback for an unknown init: a block of lines in ``rc.local``.
 
-The file may be left over from another time.  It counts only where something that runs at
-boot names it, or where the guest holds nothing of another init system.  An unknown init
-cannot be asked to restart anything, so a loop in the script does.
+An old file may be without effect.  So it counts only if something that runs at boot
+names it, or if the guest has no marker of another init system.  An unknown init cannot
+supervise the agent, so a loop in the script restarts it.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from vmprovision.initsystem.rendering import Service
 
 PLACES = ("/etc/rc.d/rc.local", "/etc/rc.local")
-NEW = PurePosixPath(PLACES[-1])  # where it is made if it is missing
-# Programs of process 1 that no other module answers for, sysvinit's inittab included.
-# A bare shell is not among them: it runs nothing at boot.
+NEW = PurePosixPath(PLACES[-1])  # the path to use if none exists
+# Programs of process 1 that no other module supports, and sysvinit for its inittab. A bare
+# shell is missing here, because it runs nothing at boot.
 UNCLAIMED = ("unknown", "script", "toybox", "minit", "sysvinit")
-# Files besides process 1 that may run at boot, and may run rc.local in turn.
+# Other files that may run at boot, and may then run rc.local.
 CALLERS = ("/etc/inittab", "/etc/init.d/rcS", "/etc/rc", "/etc/rc.d/rc", "/etc/rc.multi")
 PROGRAM_LIMIT = 8 << 20
 _NAMES_IT = re.compile(r"/rc\.local\b")
 
 
 def detect(reader: GuestReader, pid1: Pid1) -> Evidence | None:
-    """Return evidence where the init is unknown and rc.local exists; sysvinit has to name it."""
+    """Return evidence if the init is unknown and rc.local exists; sysvinit must name it."""
     hook = _find_hook(reader) if pid1.program in UNCLAIMED else None
     if hook is None:
         return None
@@ -48,12 +48,12 @@ def detect(reader: GuestReader, pid1: Pid1) -> Evidence | None:
 
 
 def complete(reader: GuestReader, _pid1: Pid1, verdict: InitVerdict) -> InitVerdict:
-    """Return the verdict with the rc.local that exists, or the one to be made."""
+    """Return the verdict with the rc.local that exists, or the one to create."""
     return replace(verdict, hook=_find_hook(reader) or follow(reader, NEW) or NEW)
 
 
 def find_caller(reader: GuestReader, pid1: Pid1) -> PurePosixPath | None:
-    """Return the file that names rc.local outside its comments."""
+    """Return the file that names rc.local outside its comments, or None."""
     if pid1.path:
         program = reader.read(pid1.path, limit=PROGRAM_LIMIT)
         script = program.startswith(b"#!")
@@ -70,13 +70,13 @@ def _names_hook(text: str) -> bool:
 
 
 def _find_hook(reader: GuestReader) -> PurePosixPath | None:
-    """Return the rc.local that exists."""
+    """Return the rc.local that exists, or None."""
     found = (resolved_file(reader, path) for path in PLACES)
     return next((path for path in found if path), None)
 
 
 def service_operations(service: Service, verdict: InitVerdict) -> list[Operation]:
-    """Return the one block, for the file that the verdict names."""
+    """Return the single block, for the file that the verdict names."""
     return [loop_in_script(verdict.hook or NEW, service)]
 
 
@@ -85,7 +85,7 @@ DEFINITION = Definition(
     variants=(
         Variant(
             hook=NEW,
-            # systemd runs rc.local too, as a service of its own
+            # systemd runs rc.local too, in a service
             supervisor=Supervisor(allows_systemd=True),
             live=Live(files=(PLACES,)),
         ),

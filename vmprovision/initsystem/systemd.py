@@ -3,7 +3,7 @@
 systemd.unit(5), systemd.preset(5).  The link alone is not enough: a guest without a
 machine-id runs ``preset-all`` at its first boot, and on distributions whose presets end
 in ``disable *`` that removes the link.  The first matching line of all presets counts,
-in the order of their file names, so our preset sorts before those of the guest.
+in the order of their file names, so the agent's preset sorts before the guest's own.
 Releases before 232 have no dynamic users and would leave the agent root.
 """
 
@@ -34,9 +34,9 @@ PRESET_FOLDERS = (
     "/usr/lib/systemd/system-preset",
     "/lib/systemd/system-preset",
 )
-# The first is preferred; each sorts before the one before it.
+# The first is preferred; each sorts before its predecessor.
 PRESET_NAMES = tuple(f"{order}guest-agent.preset" for order in ("00-", "0-", "+", "!", "!!", "!!!"))
-# A manager that holds its own code, as all did before 250, is at least so large, and contains this.
+# Before version 250 the manager has all its code in one file, which is at least so large.
 WHOLE_SIZE = 500_000
 PROGRAM_LIMIT = 8 << 20
 MANAGER = b"org.freedesktop.systemd1"
@@ -44,7 +44,7 @@ PROGRAMS = ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")
 
 
 def detect(reader: GuestReader, pid1: Pid1) -> Evidence | None:
-    """Return evidence where systemd is process 1, or exists and no other init does.
+    """Return evidence if systemd is process 1, or exists without any other init.
 
     An initramfs made by dracut starts ``systemd`` without any ``/sbin/init``.
     """
@@ -59,7 +59,7 @@ def detect(reader: GuestReader, pid1: Pid1) -> Evidence | None:
 
 
 def complete(reader: GuestReader, pid1: Pid1, verdict: InitVerdict) -> InitVerdict:
-    """Return the verdict with the places from which this guest's systemd takes its orders."""
+    """Return the verdict with the target, the preset's name and the dialect for this guest."""
     target = find_boot_target(reader, pid1.units)
     preset = _first_preset(reader)
     hook = None if target.name == USUAL else UNITS / f"{target.name}.wants"
@@ -71,12 +71,12 @@ def complete(reader: GuestReader, pid1: Pid1, verdict: InitVerdict) -> InitVerdi
         hook=hook,
         preset=preset or "",
         obstacle=target.obstacle
-        or ("" if preset else "its presets have names that sort before any that ours can have"),
+        or ("" if preset else "its presets sort before every name for the agent's preset"),
     )
 
 
 def _first_preset(reader: GuestReader) -> str | None:
-    """Return a name for our preset that sorts before the guest's own; None where none does."""
+    """Return a name for the agent's preset that sorts before the guest's own, or None."""
     folders = map(PurePosixPath, PRESET_FOLDERS)
     names = {name for folder in folders for name in reader.list_directory(folder)}
     others = {name for name in names if name.endswith(".preset") and name not in PRESET_NAMES}
@@ -88,9 +88,9 @@ def _first_preset(reader: GuestReader) -> str | None:
 
 
 def _dialect(reader: GuestReader, path: PurePosixPath | None) -> str:
-    """Return ``static-user`` where the manager is too old for dynamic users.
+    """Return ``static-user`` if the manager is too old for dynamic users.
 
-    Since 250 the words that say so are in a library beside it.
+    Since version 250 the text that shows it is in a separate library.
     """
     real = resolved_file(reader, str(path)) if path else None
     status = reader.lstat(real) if real else None

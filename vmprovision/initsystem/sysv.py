@@ -1,11 +1,11 @@
-"""SysV runlevels: a script in ``init.d`` and its links, as Red Hat, Debian and SUSE have them.
+"""SysV runlevels: a script in ``init.d`` and its links, for Red Hat, Debian and SUSE.
 
-LSB init scripts, chkconfig(8), insserv(8).  The script is the same, but the folders
-differ.  Where insserv has made makefiles (``.depend.*``), Debian's ``rc`` follows them
-and ignores links that they do not name.  startpar accepts further ``TARGETS`` lines, so
-a block with one is added.  SUSE (init.d(7)) keeps the runlevels below ``/etc/init.d``,
-uses 3 and 5 only, and puts the links that stop a service into the runlevel that ends;
-its ``rc`` reads the same makefiles.
+LSB init scripts, chkconfig(8), insserv(8). The script is the same, but the folders
+differ. If insserv has made makefiles (``.depend.*``), Debian's ``rc`` follows them and
+ignores links that they do not name. startpar accepts further ``TARGETS`` lines, so a
+block with one is added. SUSE (init.d(7)) keeps the runlevels below ``/etc/init.d`` and
+uses only 3 and 5. Its links that stop a service are in the runlevel that ends. Its
+``rc`` reads the same makefiles.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ START_LEVELS, STOP_LEVELS = (2, 3, 4, 5), (0, 1, 6)
 SUSE_LEVELS = (3, 5)
 REDHAT_SCRIPTS = PurePosixPath("/etc/rc.d/init.d")
 REDHAT_RC = "/etc/rc.d/rc"
-REDHAT_JOB = "/etc/init/rc.conf"  # RHEL 6's Upstart runs the runlevels' scripts by it
+REDHAT_JOB = "/etc/init/rc.conf"  # RHEL 6's Upstart runs the scripts of a runlevel with it
 DEBIAN_SCRIPTS = PurePosixPath("/etc/init.d")
 DEPENDENCIES = (".depend.boot", ".depend.start", ".depend.stop")
 LEGACY_ORDER = DEBIAN_SCRIPTS / ".legacy-bootordering"
@@ -47,7 +47,7 @@ _RUNS_RC = re.compile(r"(/etc/(?:rc\.d|init\.d|rc\.d/init\.d)/rc)\s+\d")
 
 
 def detect(reader: GuestReader, pid1: Pid1) -> Evidence | None:
-    """Return evidence where sysvinit's inittab or Red Hat's Upstart runs the runlevels' scripts."""
+    """Return evidence if sysvinit's inittab or Red Hat's Upstart runs the runlevels' scripts."""
     sentence = _reason(reader, pid1)
     return Evidence((sentence,)) if sentence else None
 
@@ -92,8 +92,8 @@ def _dialect(reader: GuestReader) -> str:
 
 
 def _by_dependency(reader: GuestReader) -> bool:
-    """Return whether boot follows the makefiles of insserv."""
-    # sysv-rc's own condition: three files that are not empty, and none that forbids it
+    """Return whether boot follows insserv's makefiles."""
+    # sysv-rc's own condition: three non-empty files, and no file that disables it
     sizes = [status_of(reader, DEBIAN_SCRIPTS / name) for name in DEPENDENCIES]
     return (
         all(status is not None and status.size for status in sizes)
@@ -103,7 +103,7 @@ def _by_dependency(reader: GuestReader) -> bool:
 
 
 def service_operations(service: Service, verdict: InitVerdict) -> list[Operation]:
-    """Return the script and its links, those that start it last; then what startpar reads."""
+    """Return the script and its links, the links that start it last, then startpar's block."""
     scripts = REDHAT_SCRIPTS if verdict.dialect == "redhat" else DEBIAN_SCRIPTS
     operations: list[Operation] = [
         WriteFile(

@@ -32,7 +32,7 @@ FOLDERS = (
     "/usr/lib/systemd/system",
     "/lib/systemd/system",
 )
-# No services run in these, or the machine does not stay up.
+# In these no services run, or the machine does not stay up.
 DEAD_ENDS = {
     *("rescue.target", "emergency.target", "shutdown.target", "umount.target", "final.target"),
     *("halt.target", "poweroff.target", "reboot.target", "kexec.target", "soft-reboot.target"),
@@ -50,10 +50,10 @@ NAME_LIMIT = 255
 
 
 class BootTarget(NamedTuple):
-    """The target in which a service is to be enabled.
+    """The target in which a service must be enabled.
 
     Attributes:
-        name: of the target; ``multi-user.target`` if boot reaches that.
+        name: the target's name; ``multi-user.target`` if boot reaches it.
         obstacle: why no service can start there, as a sentence; empty if one can.
     """
 
@@ -66,11 +66,11 @@ def find_boot_target(reader: GuestReader, units: Iterable[str | None]) -> BootTa
 
     Args:
         reader: the guest's files.
-        units: what the boot menu has systemd start, None for ``default.target``.
+        units: the units that the boot menu names for systemd; None means ``default.target``.
     """
     files = _UnitFiles(reader)
     if not files.places(DEFAULT) and not files.places(USUAL):
-        return BootTarget()  # a part of a guest: its units are elsewhere
+        return BootTarget()  # a part of a guest, without its units
     wanted = list(dict.fromkeys(unit or DEFAULT for unit in units)) or [DEFAULT]
     found = list(dict.fromkeys(_reached(files, unit) for unit in wanted[:LINKS_LIMIT]))
     if len(found) > 1:
@@ -157,7 +157,7 @@ class _UnitFiles:
         return _Unit(names=tuple(names), state="missing")
 
     def _ending(self, names: tuple[str, ...], path: PurePosixPath) -> _Unit:
-        """Return the unit at a path that is no alias of another; an empty file masks the unit."""
+        """Return the unit at a path that is not an alias; an empty file masks the unit."""
         real = follow(self.reader, path)
         status = self.reader.lstat(real) if real else None
         if real == PurePosixPath("/dev/null") or (

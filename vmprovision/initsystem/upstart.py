@@ -25,9 +25,9 @@ REDHAT_SCRIPTS = PurePosixPath("/etc/rc.d/init.d")
 
 
 def detect(reader: GuestReader, pid1: Pid1) -> Evidence | None:
-    """Return evidence where Upstart is process 1 and has jobs.
+    """Return evidence if Upstart is process 1 and has jobs.
 
-    Red Hat's Upstart runs SysV scripts, which are the ``sysv`` module's.
+    Red Hat's Upstart runs SysV scripts and belongs to the module ``sysv``.
     """
     if pid1.program != "upstart" or status_of(reader, REDHAT_SCRIPTS) is not None:
         return None

@@ -1,7 +1,7 @@
-"""Find out what a guest is: read-only, nothing of it is run.
+"""Find out what a guest is, without writing to it or running anything of it.
 
-``inspect_guest`` is one pipeline of named steps; each gives facts with the
-evidence that they rest on.
+``inspect_guest`` is one pipeline of named steps. Each step returns facts with their
+evidence.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ def inspect_guest(
 
     Args:
         reader: the guest's files.
-        init: the init system, where the caller knows better.
-        mountpoints: what is mounted in the appliance.
-        hidden: what the guest mounts besides, over directories that matter.
-        notes: what mounting the guest had to say.
+        init: the init system, if the caller overrides the verdict.
+        mountpoints: the guest's mountpoints that are mounted in the appliance.
+        hidden: other mounts of the guest, over directories that will be written to.
+        notes: notes from mounting the guest.
 
     Raises:
         InspectionError: the files cannot be read or the evidence contradicts itself.
-        UnsupportedGuestError: a system that must not be written to offline.
+        UnsupportedGuestError: the guest must not be written to offline.
     """
     reader = WatchedReader(reader)
     distribution = inspect_distribution(reader)
@@ -66,7 +66,7 @@ def inspect_guest(
         distribution, verdict = as_generated(generator, distribution, pid1)
     else:
         verdict = judge_init(reader, pid1, override=init)
-    if verdict.system is None:  # whoever has to choose is told among what
+    if verdict.system is None:  # the user has to choose, so list the candidates
         verdict = replace(verdict, hints=find_hints(reader, pid1, verdict))
     header = _userland(reader, pid1.path)
     arch = elf_architecture(header) or "unknown"
@@ -101,14 +101,14 @@ def inspect_guest(
 
 
 def limited(notes: Iterable[str]) -> tuple[str, ...]:
-    """Return notes that a person can read, each once: not many, none long, all printable."""
+    """Return the notes for a person: each once, few, short and printable."""
     kept: dict[str, None] = {}
     for note in notes:
         short = note if len(note) <= NOTE_LIMIT else f"{note[: NOTE_LIMIT - 1]}…"
         kept.setdefault(printable(short))
     shown = list(kept)[:NOTES_LIMIT]
     if len(kept) > NOTES_LIMIT:
-        shown.append(f"and {len(kept) - NOTES_LIMIT} more of such notes")
+        shown.append(f"and {len(kept) - NOTES_LIMIT} more notes")
     return tuple(shown)
 
 
@@ -120,7 +120,7 @@ def explain_init(reader: GuestReader, guest: GuestInfo) -> GuestInfo:
 
 
 def _userland(reader: GuestReader, pid1: PurePosixPath | None) -> bytes:
-    """Return the header of the first ELF program: PID 1, a shell, a Python; empty if none is."""
+    """Return the ELF header of PID 1, else of a shell or a Python; empty if there is none."""
     candidates = [pid1] if pid1 else []
     for path in (*candidates, *(PurePosixPath(name) for name in PROGRAMS)):
         if header := read_elf_header(reader, path):

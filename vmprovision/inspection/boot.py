@@ -1,4 +1,4 @@
-"""Does the image start by itself?  Which boot loader it has, by its first sector and its files."""
+"""Find the image's boot loader, by its first sector and its files."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ NETWORK_FOLDERS = ("/etc/network/interfaces.d", "/etc/systemd/network", "/etc/ne
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BootLoader:
-    """A boot loader in the image, and the firmware that it needs beside a PC's BIOS."""
+    """A boot loader in the image, and the firmware that it needs if not a PC's BIOS."""
 
     name: str
     firmware: Path | None = None
@@ -60,13 +60,13 @@ class BootLoader:
 def find_boot_loader(
     first_sector: bytes, reader: GuestReader, arch: str = "x86_64"
 ) -> BootLoader | None:
-    """Return the boot loader that a machine would start from this disk; None where there is none.
+    """Return the boot loader that a machine would start from this disk, or None.
 
-    A PC's BIOS comes first: such a disk starts everywhere.  Boot code alone says nothing:
-    partitioning tools write some that only looks for an active partition.
+    A PC's BIOS is tried first, because such a disk starts everywhere.  Boot code alone
+    proves nothing: partitioning tools write code that only looks for an active partition.
 
     Args:
-        first_sector: of the disk.
+        first_sector: the disk's first sector.
         reader: the guest's files.
         arch: the architecture of the guest's kernel.
     """
@@ -87,8 +87,8 @@ def find_boot_loader(
 def expects_classic_names(reader: GuestReader) -> bool:
     """Return whether the guest's network configuration names its card ``eth0``.
 
-    Such a guest is meant to be booted with ``net.ifnames=0`` (systemd.net-naming-scheme(7));
-    its boot loader would say so, and without one the command line has to be made up.
+    Such a guest expects ``net.ifnames=0`` (systemd.net-naming-scheme(7)). Its boot
+    loader would pass that. Without a boot loader, the caller has to add it.
     """
     paths = [PurePosixPath("/etc/network/interfaces")]
     for folder in NETWORK_FOLDERS:

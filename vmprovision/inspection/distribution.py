@@ -1,8 +1,8 @@
-"""Which distribution the guest is, by its release files.
+"""Recognise the guest's distribution by its release files.
 
-os-release(5) first, as it is the one file that says all there is to say; then
-``lsb-release`` and the files that distributions had before it.  The order
-matters: a derivative keeps its parent's file beside its own.
+os-release(5) is tried first, because only it is complete. Then come ``lsb-release`` and
+the files that distributions had before. The order matters, because a derivative keeps
+its parent's file beside its own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ UNKNOWN = Distribution(id="unknown", product_name="unknown Linux", version="")
 
 
 def inspect_distribution(reader: GuestReader) -> Distribution:
-    """Return the distribution by the first release file that names one; else ``unknown``."""
+    """Return the distribution that the first usable release file names, else ``unknown``."""
     for path, parse in _RELEASE_FILES:
         text = read_text(reader, PurePosixPath(path), RELEASE_LIMIT)
         if text and (found := parse(text)):
@@ -37,7 +37,7 @@ def inspect_distribution(reader: GuestReader) -> Distribution:
 
 
 def _refined(reader: GuestReader, found: Distribution) -> Distribution:
-    """Add the point release that Debian's os-release leaves out, where it is known."""
+    """Add Debian's point release, which its os-release omits, if it is known."""
     if found.id == "debian" and not found.version:
         text = (read_text(reader, PurePosixPath("/etc/debian_version"), 100) or "").strip()
         return Distribution(id=found.id, product_name=found.product_name, version=printable(text))
@@ -45,9 +45,9 @@ def _refined(reader: GuestReader, found: Distribution) -> Distribution:
 
 
 def parse_os_release(text: str) -> Distribution | None:
-    """Return what os-release(5) says; None where there is neither ID nor NAME.
+    """Return the distribution in os-release(5), or None if it has neither ID nor NAME.
 
-    It leaves text outside its alphabet undefined in an ID: such an ID is ``unknown``.
+    An ID with characters that os-release(5) does not allow becomes ``unknown``.
     """
     values = dict(parse_assignments(text))
     name = values.get("NAME", "")
@@ -62,7 +62,7 @@ def parse_os_release(text: str) -> Distribution | None:
 
 
 def _described(identifier: str, *, product_name: str, version: str) -> Distribution:
-    """Return a distribution by a guest's own words for it, which may be any text."""
+    """Return a distribution from text of the guest, which may be anything."""
     identifier = identifier.lower()
     return Distribution(
         id=identifier if _IDENTIFIER.fullmatch(identifier) else UNKNOWN.id,
@@ -92,7 +92,7 @@ def _parse_redhat_release(text: str) -> Distribution | None:
     return None
 
 
-# as `/etc/redhat-release` begins -> ID as the same distribution's os-release has it later
+# beginning of `/etc/redhat-release` -> ID in the distribution's later os-release
 _RED_HAT_FAMILY = (
     ("CentOS", "centos"),
     ("Fedora", "fedora"),
@@ -163,7 +163,7 @@ _RELEASE_FILES: tuple[tuple[str, Callable[[str], Distribution | None]], ...] = (
     ("/etc/slackware-version", _named("slackware", "Slackware")),
     ("/etc/openwrt_version", _named("openwrt", "OpenWrt")),
     ("/etc/devuan_version", _named("devuan", "Devuan")),
-    # Ubuntu's own is lsb-release, beside Debian's version of the release it came from
+    # Ubuntu has its own lsb-release, beside the version of the Debian it came from
     ("/etc/lsb-release", _parse_lsb_release),
     ("/etc/debian_version", _parse_debian_version),
 )

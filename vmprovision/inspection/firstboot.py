@@ -1,9 +1,4 @@
-"""Which programs set this guest up at its first boot, from data that its host gives it.
-
-cloud-init(1) looks for its data by ``ds-identify``, which reads ``datasource_list`` from
-one line of the configuration; Ignition runs in the initial RAM disk, and its dracut module
-shows that the image has it.
-"""
+"""Find the programs that set this guest up at its first boot from data of its host."""
 
 from __future__ import annotations
 
@@ -25,12 +20,12 @@ IGNITION = (
     "/usr/lib/dracut/modules.d/30ignition",
     "/usr/lib/systemd/system/ignition-delete-config.service",
 )
-FILES_LIMIT = 50  # of cloud-init's configuration that are read
+FILES_LIMIT = 50  # files of cloud-init's configuration that are read
 _SOURCES = re.compile(r"^datasource_list:\s*\[([^\]\n]*)\]", re.MULTILINE)
 
 
 def find_first_boot(reader: GuestReader) -> tuple[FirstBoot, ...]:
-    """Return the first-boot programs of a guest, each with what keeps it from taking a seed."""
+    """Return the guest's first-boot programs, each with what prevents it from using a seed."""
     found = []
     if any(resolved_file(reader, path) for path in CLOUD_INIT):
         found.append(FirstBoot(program="cloud-init", obstacle=_cloud_init_obstacle(reader)))
@@ -40,7 +35,7 @@ def find_first_boot(reader: GuestReader) -> tuple[FirstBoot, ...]:
 
 
 def _cloud_init_obstacle(reader: GuestReader) -> str:
-    """Return why cloud-init would not read a NoCloud seed, as a sentence; empty where it would."""
+    """Return why cloud-init would ignore a NoCloud seed, as a sentence; empty if it would not."""
     if status_of(reader, CLOUD_INIT_DISABLED):
         return f"cloud-init is disabled by {CLOUD_INIT_DISABLED}"
     names = [name for name in reader.list_directory(CLOUD_FOLDER) if name.endswith(".cfg")]

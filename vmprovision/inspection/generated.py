@@ -1,9 +1,9 @@
 """Guests that are generated from a configuration of their own: NixOS and Guix System.
 
-Their ``/etc`` leads into a store of packages, and process 1 is in it.  Most of what
-names them is made at the first boot only, so an image that was never started is known
-by its store, its system profile and its boot menu.  The package managers Nix and Guix
-alone, in another distribution, have a store too, and no system profile.
+Their ``/etc`` leads into a store of packages, which also holds process 1. Most other
+markers are made only at the first boot. So an image that was never started is
+recognised by its store, system profile and boot menu. Another distribution with only
+the package manager Nix or Guix has a store too, but no system profile.
 
 NixOS manual, "Building a NixOS (Linux) image"; Guix manual, "Invoking guix system".
 """
@@ -26,7 +26,7 @@ Generator = Literal["nixos", "guix"]
 NAMES: dict[Generator, str] = {"nixos": "NixOS", "guix": "Guix System"}
 PROGRAMS: dict[Generator, str] = {"nixos": "systemd", "guix": "shepherd"}
 STORES: dict[Generator, str] = {"nixos": "/nix/store", "guix": "/gnu/store"}
-# What only the whole system leaves behind, links included that lead nowhere yet.
+# Paths that only the whole system has; some are links that dangle until the first boot.
 MARKS: dict[Generator, tuple[str, ...]] = {
     "nixos": ("/etc/NIXOS", "/nix/var/nix/profiles/system", "/nix-path-registration"),
     "guix": ("/var/guix/profiles/system",),
@@ -37,7 +37,7 @@ GRUB = PurePosixPath("/boot/grub/grub.cfg")
 def find_generator(
     reader: GuestReader, distribution: Distribution, pid1: Pid1
 ) -> tuple[Generator, str] | None:
-    """Return what generates this guest's files, with the evidence; None for ordinary guests."""
+    """Return what generates this guest's files, with the evidence, or None for others."""
     for name, store in STORES.items():
         if distribution.id == name:
             return name, f"its release file says that it is {NAMES[name]}"
@@ -57,7 +57,7 @@ def find_generator(
 def as_generated(
     found: tuple[Generator, str], distribution: Distribution, pid1: Pid1
 ) -> tuple[Distribution, InitVerdict]:
-    """Return distribution and verdict of such a guest: only its own configuration adds services."""
+    """Return distribution and verdict of such a guest; only its own configuration adds services."""
     name, why = found
     if distribution.id != name:
         version = re.search(r"nixos-system-.+-(\d\d\.\d\d[\w.]*)", " ".join(pid1.evidence))

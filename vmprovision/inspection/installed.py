@@ -1,10 +1,11 @@
-"""The agent that a guest already has, by its receipt: a claim, which is checked before it counts.
+"""Find the agent that a guest already has, by its receipt, which is checked before it is trusted.
 
-Whoever can write to the guest can write a receipt, and root works from it later.  So
-it may name only what an injection can have written, and a set-aside copy only where
-an injection keeps it, named by its content.  Set-user-id, set-group-id and sticky bits
-are never taken from it.  Where others than root could have written it, what it brings
-back belongs to them, and goes to no directory that is root's alone.
+Anyone who can write to the guest can write a receipt, and root later acts on it. So a
+receipt may name only paths that an injection can have written. A set-aside copy counts
+only in its usual place, named by its content. Set-user-ID, set-group-ID and sticky bits
+are never taken from a receipt. If a user other than root could have written the
+receipt, restored files belong to that user, and none is put into a directory that only
+root can write to.
 """
 
 from __future__ import annotations
@@ -55,18 +56,18 @@ _WRITABLE_BY_ALL = 0o002
 
 
 class Place(NamedTuple):
-    """Where an injection may write, and what."""
+    """A path where an injection may write, and what it writes there."""
 
     kind: ConditionKind
     path: PurePosixPath
 
 
 def find_agent(reader: GuestReader, pid1: Pid1) -> InstalledAgent | None:
-    """Return the installed agent by its receipt; None where there is no receipt.
+    """Return the installed agent by its receipt, or None if there is no receipt.
 
     Raises:
-        InspectionError: there is a receipt that cannot be understood, or claims what no
-            injection can have done.
+        InspectionError: the receipt cannot be parsed, or claims what no injection can have
+            done.
     """
     home = follow(reader, RECEIPT.parent) or RECEIPT.parent
     unfinished = reader.lstat(UNFINISHED) is not None
@@ -90,8 +91,8 @@ def find_agent(reader: GuestReader, pid1: Pid1) -> InstalledAgent | None:
         notes.append(f"an earlier change of this guest was interrupted, as {path} says")
     if stranger and any(entry.before.kind in ("file", "symlink") for entry in entries):
         notes.append(
-            f"others than root could have written {path}, so what it says was there before "
-            f"is given to owner {stranger[0]}:{stranger[1]}"
+            f"users other than root could have written {path}, so each file "
+            f"that it restores is given to owner {stranger[0]}:{stranger[1]}"
         )
     return InstalledAgent(
         version=receipt.agent_version,
@@ -118,7 +119,7 @@ def _read_receipt(reader: GuestReader, path: PurePosixPath) -> Receipt | None:
 
 
 def _read_configuration(reader: GuestReader, receipt: Receipt) -> bytes:
-    """Return the agent's configuration; empty if it is gone or was replaced by another's."""
+    """Return the agent's configuration; empty if it is gone or another file replaced it."""
     path = (follow(reader, CONFIGURATION.parent) or CONFIGURATION.parent) / CONFIGURATION.name
     entry = receipt.entry_for(path)
     before = entry.before if entry else ABSENT
@@ -131,16 +132,16 @@ def _read_configuration(reader: GuestReader, receipt: Receipt) -> bytes:
         if real is None:
             return b""
         content = read_all(reader, real, CONFIGURATION_LIMIT)
-    except InspectionError:  # verify names it; an upgrade writes it anew
+    except InspectionError:  # verify reports it; an upgrade writes it again
         return b""
     return b"" if digest(content) == before.sha256 else content
 
 
 def _stranger(reader: GuestReader, path: PurePosixPath) -> tuple[int, int] | None:
-    """Return the first owner but root of the path or a directory above it, if there is one.
+    """Return the first owner other than root of the path or a directory above it, or None.
 
-    Nobody, where everybody may write.  A group that may counts as root's: it is root who let
-    it in, as Debian does with ``staff`` in ``/usr/local``.
+    If everybody may write there, the owner is nobody. A group with write access counts
+    as root's, because root granted it, as Debian does with ``staff`` in ``/usr/local``.
     """
     for each in (*reversed(path.parents), path):
         status = reader.lstat(each)
@@ -152,7 +153,7 @@ def _stranger(reader: GuestReader, path: PurePosixPath) -> tuple[int, int] | Non
 
 
 def _believed(entry: Entry, stranger: tuple[int, int] | None, reader: GuestReader) -> Found:
-    """Return what was at a path before, as far as the receipt can be believed."""
+    """Return what was at a path before, as far as the receipt can be trusted."""
     before = entry.before
     if before.mode is not None:
         before = replace(before, mode=before.mode & PERMISSIONS)
@@ -167,9 +168,9 @@ def _impossible(receipt: Receipt, home: PurePosixPath, known: _Places) -> PurePo
     """Return the first path for which the receipt claims what no injection can have done.
 
     Args:
-        receipt: of the guest.
-        home: where the guest's receipt and set-aside files are.
-        known: where an injection may write.
+        receipt: the guest's receipt.
+        home: the directory of the receipt and the set-aside files.
+        known: the places where an injection may write.
     """
     folders = (SET_ASIDE, home / SET_ASIDE.name)
     above = {home, *home.parents, *folders}
@@ -194,7 +195,7 @@ def _impossible(receipt: Receipt, home: PurePosixPath, known: _Places) -> PurePo
 
 
 class _Places:
-    """Every place that an injection may write to; looked for in the guest only where need be."""
+    """Every place where an injection may write; the guest is searched only if needed."""
 
     def __init__(self, reader: GuestReader, pid1: Pid1) -> None:
         self._reader = reader
@@ -213,10 +214,10 @@ class _Places:
         self._found: list[Place] | None = None
 
     def hold(self, place: Place) -> bool:
-        """Return whether an injection may write this by any variant, before or behind links."""
+        """Return whether an injection of any variant may write this, before or behind links."""
         if any(_agrees(known, place, known.path.parent) for known in self._fixed):
             return True
-        # the target that boots may be another one now
+        # the target that boots may have changed
         if place.kind == "symlink" and systemd.is_enabling_link(place.path, Service().name):
             return True
         if any(self._agrees_behind_links(known, place) for known in self._fixed):
@@ -235,14 +236,14 @@ class _Places:
     def _places_here(self) -> Iterator[Place]:
         """Yield the places of the service in this guest, for each init system."""
         for definition in DEFINITIONS:
-            with contextlib.suppress(InspectionError):  # it could not be used here
+            with contextlib.suppress(InspectionError):  # this init system cannot be used here
                 yield from _places(definition, definition.override(self._reader, self._pid1))
 
 
 def _agrees(known: Place, place: Place, folder: PurePosixPath) -> bool:
-    """Return whether a place is a known one, or has another name of ours in the same directory.
+    """Return whether a place is known, or has another of the agent's names in the same directory.
 
-    Names change from one version to the next: a preset's, the order of a link.
+    Names change between versions: a preset's, or the order number of a link.
     """
     if known.kind != place.kind or place.path.parent != folder:
         return False

@@ -1,4 +1,4 @@
-"""Which Pythons the guest has, and whether they can run the agent, told without running them."""
+"""Find the guest's Pythons, and judge without running them whether they can run the agent."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ _VERSION = re.compile(r"python(\d\.\d+)[dmu]*$")  # python3.6m is python3.6
 
 
 def find_interpreters(reader: GuestReader, arch: str) -> tuple[Interpreter, ...]:
-    """Return every Python in the usual places, each real file once, best known name first.
+    """Return every Python in the usual places, each real file once, best-known name first.
 
     Args:
         reader: the guest's files.
-        arch: what the guest's programs are for; ``unknown`` where nothing says it.
+        arch: the architecture of the guest's programs, or ``unknown``.
     """
     found: dict[PurePosixPath, Interpreter] = {}
     names = set()
@@ -71,7 +71,7 @@ def find_interpreters(reader: GuestReader, arch: str) -> tuple[Interpreter, ...]
 
 
 def _version(reader: GuestReader, path: PurePosixPath, real: PurePosixPath) -> str | None:
-    """Return the version by the file's name, else by the one standard library beside it."""
+    """Return the version by the file's name, else by the only standard library beside it."""
     for name in (real.name, path.name):
         if match := _VERSION.search(name):
             return match[1]
@@ -87,10 +87,10 @@ def _version(reader: GuestReader, path: PurePosixPath, real: PurePosixPath) -> s
 
 
 def _fault(reader: GuestReader, real: PurePosixPath, version: str | None, arch: str) -> str:
-    """Return why a Python cannot run the agent, as the end of a sentence; empty: it can."""
+    """Return why a Python cannot run the agent, as the end of a sentence; empty if it can."""
     program = read_elf(reader, real)
     if program is None:
-        return "is no program but a script or an empty file"
+        return "is not a program but a script or an empty file"
     if arch not in ("unknown", program.architecture):
         return f"is for {program.architecture}"
     if program.loader and architecture_of(reader, _path(program.loader)) != program.architecture:
@@ -120,7 +120,7 @@ def _path(text: str) -> PurePosixPath:
 def _own_library(
     reader: GuestReader, real: PurePosixPath, program: ElfFile
 ) -> tuple[dict[PurePosixPath, ElfFile], str]:
-    """Return the library that holds the interpreter, where that is apart, or its missing name."""
+    """Return the library that holds the interpreter, if separate, or the missing library's name."""
     name = next((each for each in program.libraries if each.startswith("libpython")), "")
     if not name or "/" in name:
         return {}, ""
@@ -135,7 +135,7 @@ def _own_library(
 def _library_folders(
     reader: GuestReader, real: PurePosixPath, program: ElfFile
 ) -> Iterator[PurePosixPath]:
-    """Yield where a program's libraries may be: ld.so(8), and Debian's folders."""
+    """Yield the directories that may hold a program's libraries: ld.so(8), and Debian's."""
     for folder in program.library_paths[:FOLDERS_LIMIT]:
         yield _path(folder.replace("${ORIGIN}", "$ORIGIN").replace("$ORIGIN", str(real.parent)))
     for name in LIBRARY_FOLDERS:
@@ -157,7 +157,7 @@ def _standard_library(
 ) -> Iterator[PurePosixPath]:
     """Yield the directories of the standard library, beside the program or in a usual prefix.
 
-    Python's own search looks for ``os.py``, or a zip archive in place of all.
+    Python's own search looks for ``os.py``, or for a zip archive of the whole library.
     """
     places = [
         prefix / lib
@@ -181,7 +181,7 @@ def _has_content(reader: GuestReader, path: PurePosixPath) -> bool:
 def _is_beside(
     reader: GuestReader, module: str, folders: list[PurePosixPath], architecture: str
 ) -> bool:
-    """Return whether a compiled module is a file of its own, for the same machine."""
+    """Return whether a compiled module is a separate file for the same machine."""
     names = (module, f"{module}module")  # Python 2's
     return any(
         architecture_of(reader, folder / "lib-dynload" / name) == architecture
@@ -192,13 +192,13 @@ def _is_beside(
 
 
 def _is_built_in(module: str, programs: Mapping[PurePosixPath, ElfFile]) -> bool:
-    """Return whether the interpreter has a module in it, by the entry point that it gives."""
+    """Return whether a module is built into the interpreter, by the module's entry point."""
     entry_points = (b"\0PyInit_%b\0" % module.encode(), b"\0init%b\0" % module.encode())
     return any(each in program.names for program in programs.values() for each in entry_points)
 
 
 def _is_inside(reader: GuestReader, word: bytes, programs: Mapping[PurePosixPath, ElfFile]) -> bool:
-    """Return whether an interpreter that names no entry points, as a static one, holds a word."""
+    """Return whether an interpreter without dynamic symbols, such as a static one, holds a word."""
     return any(
         b"\0PyImport_Import\0" not in program.names
         and word in reader.read(path, limit=PROGRAM_LIMIT)

@@ -1,7 +1,8 @@
-"""For which architecture a kernel is, by the first bytes of its file.
+"""Recognise a kernel's architecture by the first bytes of its file.
 
-A guest's kernel may be another than its programs say: a 64-bit kernel also runs 32-bit
-ones.  The forms are those of Linux's Documentation/arch/*/boot and of ELF and PE.
+A guest's kernel may have another architecture than its programs, because a 64-bit
+kernel also runs 32-bit programs. The formats are those of Linux's
+Documentation/arch/*/boot and of ELF and PE.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HEAD_SIZE = 128 << 10
-# where, what -> the architecture
+# (offset, bytes) -> architecture
 _MARKS = (
     (0x38, b"ARM\x64", "aarch64"),
     (0x38, b"RSC\x05", "riscv64"),
@@ -34,9 +35,9 @@ _LONG_MODE = 1  # XLF_KERNEL_64 in xloadflags
 
 
 def kernel_architecture(path: Path) -> str | None:
-    """Return the architecture of a kernel on this host, as uname(1) has it; None if unknown."""
+    """Return the architecture of a kernel on this host, as uname(1) names it, or None."""
     if not path.is_file():
-        return None  # starting it is the error
+        return None  # the error appears when it is started
     with path.open("rb") as file:
         head = file.read(HEAD_SIZE)
     if head[:2] == b"\x1f\x8b":
@@ -56,7 +57,7 @@ def architecture_by_head(head: bytes) -> str | None:
 
 
 def _pe_architecture(head: bytes) -> str | None:
-    """Return what a program for UEFI is for, e.g. a kernel that unpacks itself (zboot)."""
+    """Return the architecture of a UEFI program, such as a self-extracting kernel (zboot)."""
     if head[:2] != b"MZ" or len(head) < 0x40:  # noqa: PLR2004 -- the header's size
         return None
     (place,) = struct.unpack_from("<I", head, 0x3C)
@@ -67,7 +68,7 @@ def _pe_architecture(head: bytes) -> str | None:
 
 
 def _unzipped(head: bytes) -> bytes:
-    """Return the beginning of what a gzip file holds, of which these are the first bytes."""
+    """Return the beginning of the content of a gzip file, given the file's first bytes."""
     try:
         return zlib.decompressobj(wbits=16 + zlib.MAX_WBITS).decompress(head, HEAD_SIZE)
     except zlib.error:

@@ -1,4 +1,4 @@
-"""How the guest's tree is laid out: links among the directories in use, kernels."""
+"""Find links among the directories that a plan uses, and the guest's kernels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from vmprovision.filesystem.protocol import GuestReader
 
-# Every directory that a plan may put something into.
+# Every directory that a plan may write to.
 DIRECTORIES = (
     "/etc",
     "/etc/dinit.d",
@@ -57,9 +57,9 @@ _BARE_INITRDS = ("initrd.img", "initrd", "initramfs", "initramfs.img", "rootfs.c
 
 
 def find_links(reader: GuestReader, *more: PurePosixPath) -> Mapping[PurePosixPath, PurePosixPath]:
-    """Return the real paths of those directories that are, or are below, links.
+    """Return the real paths of those directories that are links or are below links.
 
-    One that leads through a circle of links is left out.
+    A directory behind a circle of links is left out.
     """
     found = {}
     for path in (*(PurePosixPath(name) for name in DIRECTORIES), *more):
@@ -70,7 +70,7 @@ def find_links(reader: GuestReader, *more: PurePosixPath) -> Mapping[PurePosixPa
 
 
 def find_circles(reader: GuestReader) -> frozenset[PurePosixPath]:
-    """Return those of the directories in use that lead through a circle of links."""
+    """Return those of the directories that are behind a circle of links."""
     paths = map(PurePosixPath, DIRECTORIES)
     return frozenset(path for path in paths if follow(reader, path) is None)
 

@@ -1,9 +1,9 @@
-"""OSTree guests: which deployment boots, and the guest as it then sees itself.
+"""OSTree guests: find the deployment that boots, and show the guest as it then sees itself.
 
-ostree(1), "Deployments" of its manual: the kernel is told ``ostree=`` with a link below
-``/ostree/boot.N``, which leads to ``/ostree/deploy/NAME/deploy/CHECKSUM.SERIAL``.  Of the
-entries that ostree-admin(1) writes into a menu that names no default, the one of the
-highest version boots.
+By ostree(1) and "Deployments" in its manual, the kernel's option ``ostree=`` names a
+link below ``/ostree/boot.N``, which leads to
+``/ostree/deploy/NAME/deploy/CHECKSUM.SERIAL``. ostree-admin(1) may write a menu that
+names no default; then the entry with the highest version boots.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _VERSION = re.compile(r"ostree-(\d{1,9})-")
 
 
 def enter_deployment(disk: GuestFilesystem) -> GuestFilesystem:
-    """Return the files of the guest that boots; ``disk`` itself where it is no OSTree system.
+    """Return the files of the deployment that boots, or ``disk`` itself without OSTree.
 
     Raises:
-        UnsupportedGuestError: nothing says which deployment boots, or it keeps no changes.
-        InspectionError: the deployment that boots is not there.
+        UnsupportedGuestError: it is unknown which deployment boots, or it keeps no changes.
+        InspectionError: the deployment that boots does not exist.
     """
     systems = disk.list_directory(SYSTEMS)
     if not systems:
@@ -53,9 +53,9 @@ def enter_deployment(disk: GuestFilesystem) -> GuestFilesystem:
 
 
 def find_covering(guest: GuestReader) -> tuple[HiddenMount, ...]:
-    """Return what a deployment's own fstab mounts over directories that matter: none is looked at.
+    """Return what a deployment's fstab mounts over directories that matter; none is mounted here.
 
-    The disk's root has no fstab, so nothing but the root itself was mounted here.
+    The disk's root has no fstab, so only the root itself is mounted here.
     """
     mounts = covering_mounts(guest, map(PurePosixPath, DIRECTORIES))
     return tuple(
@@ -66,7 +66,7 @@ def find_covering(guest: GuestReader) -> tuple[HiddenMount, ...]:
 
 
 def _booted(disk: GuestReader) -> PurePosixPath | None:
-    """Return the deployment that the boot menu starts; None where it names none."""
+    """Return the deployment that the boot menu starts, or None if it names none."""
     named = {path for menu in read_boot_menus(disk) if (path := _default_of(menu))}
     found = {follow(disk, path) for path in named}
     if len(found) > 1:
@@ -77,7 +77,7 @@ def _booted(disk: GuestReader) -> PurePosixPath | None:
     for deployment in found:
         if deployment is None or not _DEPLOYMENT.fullmatch(str(deployment)):
             raise InspectionError(
-                f"the boot menu names the OSTree deployment {min(named)}, which leads to none",
+                f"the boot menu names the OSTree deployment {min(named)}, which does not exist",
                 hint="check the guest with `ostree admin status --sysroot=DIRECTORY`",
             )
         return deployment
@@ -85,7 +85,7 @@ def _booted(disk: GuestReader) -> PurePosixPath | None:
 
 
 def _default_of(menu: BootMenu) -> PurePosixPath | None:
-    """Return the ``ostree=`` of the entry that boots unless a person chooses."""
+    """Return the ``ostree=`` of the default entry."""
     entries = [entry for entry in menu.may_boot if entry.ostree is not None]
     return max(entries, key=lambda entry: _version(entry.name)).ostree if entries else None
 
@@ -96,7 +96,7 @@ def _version(name: str) -> int:
 
 
 def _only_one(disk: GuestReader, systems: list[str]) -> PurePosixPath:
-    """Return the only deployment, which boots whatever a boot menu elsewhere says."""
+    """Return the only deployment; it boots even if a boot menu elsewhere cannot be read."""
     folders = [SYSTEMS / name / "deploy" for name in systems[:SYSTEMS_LIMIT]]
     found = [folder / name for folder in folders for name in disk.list_directory(folder)]
     deployments = [path for path in found if _DEPLOYMENT.fullmatch(str(path))]
@@ -117,23 +117,23 @@ def _only_one(disk: GuestReader, systems: list[str]) -> PurePosixPath:
 
 
 def _refuse_sealed(guest: GuestReader) -> None:
-    """Check that the deployment keeps what is written to ``/etc``, and ``/usr/local`` is not its.
+    """Raise an error unless the deployment keeps changes of ``/etc`` and ``/usr/local``.
 
     Raises:
-        UnsupportedGuestError: it does not, or it is.
+        UnsupportedGuestError: it does not.
     """
     for path in PREPARE_ROOT:
         if _is_transient(read_text(guest, PurePosixPath(path)) or ""):
             raise UnsupportedGuestError(
-                f"the guest makes its /etc anew at each boot, as {path} says",
-                hint="put the agent into the tree that its commits are made of",
+                f"the guest recreates /etc at each boot, as {path} says",
+                hint="put the agent into the tree that its commits are made from",
             )
     local = follow(guest, LOCAL)
     if local is not None and local.is_relative_to(USR):
         state = "is a part of" if status_of(guest, LOCAL) else "would be made in"
         raise UnsupportedGuestError(
             f"guest path {LOCAL} {state} /usr, which an OSTree deployment never changes",
-            hint="make it a link to ../var/usrlocal in the tree that its commits are made of, "
+            hint="make it a link to ../var/usrlocal in the tree that its commits are made from, "
             "or put the agent into that tree",
         )
 

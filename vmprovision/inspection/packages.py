@@ -1,9 +1,9 @@
-"""Which packages a guest has, by its own database: dpkg's, apk's or rpm's.
+"""List a guest's packages by its own database: dpkg's, apk's or rpm's.
 
-The databases are read as files; no package program of the guest or the host runs.
-Formats: dpkg's ``status`` by deb-control(5) and dpkg(1), ``status.d`` as images
-without dpkg have it; apk's ``installed`` by apk-tools' ``apk-v2`` format; rpm's
-SQLite database in ``rpmdb.py``.
+The databases are read as files; no package manager of the guest or the host runs.
+Formats: dpkg's ``status`` by deb-control(5) and dpkg(1), and ``status.d`` of images
+without dpkg; apk's ``installed`` by apk-tools' ``apk-v2`` format; rpm's SQLite database
+in ``rpmdb.py``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RPM = (
     PurePosixPath("/usr/lib/sysimage/rpm/rpmdb.sqlite"),
     PurePosixPath("/var/lib/rpm/rpmdb.sqlite"),
 )
-# These hold the same, in formats that are not read here.
+# These hold the same in unsupported formats.
 OTHER_RPM = (
     PurePosixPath("/usr/lib/sysimage/rpm/Packages.db"),
     PurePosixPath("/usr/lib/sysimage/rpm/Packages"),
@@ -42,21 +42,23 @@ OTHER_RPM = (
 )
 _DPKG_FIELD = re.compile(r"([A-Za-z][A-Za-z0-9-]*):[ \t]*(.*)")
 _APK_FIELD = re.compile(r"([A-Za-z]):(.*)")
-# dpkg's states in which a package's files are there, or some of them
+# dpkg's states in which at least some of a package's files are installed
 _PRESENT = ("installed", "unpacked", "half-configured", "half-installed")
 _PRESENT_TOO = ("triggers-awaited", "triggers-pending")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Package:
-    """One package that the guest has.
+    """One package of the guest.
 
     Attributes:
         format: ``deb``, ``apk`` or ``rpm``.
-        version: as the package's own format writes it, without an epoch of rpm.
-        epoch: of an rpm package, empty where it has none.
-        source: the source package, where the database names it.
-        licence: as the database has it; dpkg's has none.
+        name: the package's name.
+        version: the version in the package's own format; for rpm without the epoch.
+        architecture: the package's architecture.
+        epoch: an rpm package's epoch; empty if it has none.
+        source: the source package, if the database names it.
+        licence: the licence in the database; dpkg's has none.
     """
 
     format: PackageFormat
@@ -70,12 +72,12 @@ class Package:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackageList:
-    """What the guest's package databases say.
+    """The content of the guest's package databases.
 
     Attributes:
         packages: sorted.
-        databases: the guest paths of what was read.
-        gaps: in sentences, what could not be read.
+        databases: the guest paths of the databases that were read.
+        gaps: sentences about what could not be read.
     """
 
     packages: tuple[Package, ...]
@@ -84,10 +86,10 @@ class PackageList:
 
 
 def list_packages(reader: GuestReader) -> PackageList:
-    """Return the packages that a guest has.
+    """Return the guest's packages.
 
-    A database that is damaged or too large is a gap, not an error: what else there
-    is in the guest is still listed.
+    A database that is damaged or too large is a gap, not an error: all other packages
+    are still listed.
 
     Raises:
         InspectionError: the guest's filesystem cannot be read.
@@ -106,7 +108,7 @@ def list_packages(reader: GuestReader) -> PackageList:
         databases.append(path)
         found += packages
         if len(found) > PACKAGE_LIMIT:
-            gaps.append(f"more than {PACKAGE_LIMIT} packages: only these are listed")
+            gaps.append(f"more than {PACKAGE_LIMIT} packages: only the first ones are listed")
             break
     gaps += _unread(reader, databases)
     return PackageList(
@@ -117,7 +119,7 @@ def list_packages(reader: GuestReader) -> PackageList:
 
 
 def _databases(reader: GuestReader) -> Iterator[tuple[PurePosixPath, PackageFormat]]:
-    """Find the databases that can be read, each under its real path once."""
+    """Return the databases that can be read, each by its real path, once."""
     parts = []
     if (status := status_of(reader, DPKG_PARTS)) and status.kind == "directory":
         names = reader.list_directory(DPKG_PARTS)
@@ -150,7 +152,7 @@ def _unread(reader: GuestReader, databases: list[PurePosixPath]) -> Iterator[str
 
 
 def _parse_dpkg(content: bytes) -> Iterator[Package]:
-    """Read dpkg's status file; packages of which only configuration is left are not there."""
+    """Parse dpkg's status file; skip packages of which only configuration is left."""
     for fields in _paragraphs(content, _DPKG_FIELD):
         state = fields.get("Status", "install ok installed").split()[-1:]
         if not state or state[0] not in (*_PRESENT, *_PRESENT_TOO):
@@ -167,7 +169,7 @@ def _parse_dpkg(content: bytes) -> Iterator[Package]:
 
 
 def _parse_apk(content: bytes) -> Iterator[Package]:
-    """Read apk's list; of each package the lines before the first directory are about it."""
+    """Parse apk's list; a package's fields come before its first directory."""
     for fields in _paragraphs(content, _APK_FIELD):
         name, version = fields.get("P", ""), fields.get("V", "")
         if name and version:
@@ -182,7 +184,7 @@ def _parse_apk(content: bytes) -> Iterator[Package]:
 
 
 def _paragraphs(content: bytes, line_form: re.Pattern[str]) -> Iterator[Mapping[str, str]]:
-    """Give the fields of each paragraph by their names, the first of each name."""
+    """Yield the fields of each paragraph by name, the first of each name."""
     for paragraph in re.split(rb"\n[ \t]*\n", content):
         fields: dict[str, str] = {}
         for line in paragraph.decode("utf-8", "replace").split("\n"):

@@ -1,10 +1,10 @@
-"""Which program the guest's kernel starts as process 1, and how that is known.
+"""Find the program that the guest's kernel starts as process 1, with the evidence.
 
-Directories mislead (``/etc/systemd`` stands on Upstart guests, ``/etc/init.d`` on
-systemd's), so the kernel's own way is followed: ``init=`` on the command line
-that the boot loader gives (kernel-command-line(7)), else the first of the four
-paths that the kernel tries (``init/main.c``), through the guest's links; then
-what that file is, by name, by package owner, by what it contains.
+Directories mislead: Upstart guests have ``/etc/systemd``, and systemd guests have
+``/etc/init.d``. So this module follows the kernel: ``init=`` on the boot loader's
+command line (kernel-command-line(7)), else the first of the four paths that the kernel
+tries (``init/main.c``), through the guest's links. It identifies that file by its name,
+by its package and by its content.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ SCRIPT_LIMIT = 64 << 10
 SUCCESSORS_LIMIT = 8  # SCRIPT_DEPTH times over, each a file to read
 OFFERED_LIMIT = 8
 NAMED_LIMIT = 16
-UNTOLD = ("shell", "unknown", "script")  # programs that say nothing of who runs services
+INCONCLUSIVE = ("shell", "unknown", "script")  # programs that do not identify the init system
 
-# Where it is once /usr holds the programs, in a tree whose links into it are missing.
+# Its place below /usr, for a tree without the links into /usr.
 MERGED = ("/usr/sbin/init", "/usr/bin/init")
 
 _BY_NAME = {
@@ -72,8 +72,8 @@ _BY_PACKAGE = {
     "sysvinit": "sysvinit",
     "dinit-init": "dinit",
 }
-# What only the program itself contains, most telling first: BusyBox knows
-# /etc/inittab as sysvinit does, and Upstart's telinit speaks of both.
+# Text that only the program itself contains, most specific first: BusyBox and sysvinit
+# both know /etc/inittab, and Upstart's telinit names both.
 _BY_CONTENT = (
     (b"BusyBox v", "busybox"),
     (b"com.ubuntu.Upstart", "upstart"),
@@ -107,7 +107,7 @@ def find_pid1(reader: GuestReader) -> Pid1:
             program="unknown",
             path=None,
             evidence=tuple(evidence),
-            doubt=f"the boot menu may start another init than is seen: {unread}"
+            doubt=f"the boot menu may start another init than the one found: {unread}"
             if unread
             else "the boot loader's files do not agree on what process 1 is: "
             + ", ".join(programs),
@@ -119,7 +119,7 @@ def find_pid1(reader: GuestReader) -> Pid1:
 
 
 def _seals(menus: Sequence[BootMenu]) -> tuple[Seal, ...]:
-    """Return what any entry that may boot has sealed, each place once."""
+    """Return the sealed places of every entry that may boot, each place once."""
     found = {
         place: Seal(place=place, origin=f"{menu.path} starts the kernel with {name}=")
         for menu in menus
@@ -129,12 +129,12 @@ def _seals(menus: Sequence[BootMenu]) -> tuple[Seal, ...]:
     return tuple(found.values())
 
 
-# A path that init= gives, and the menu that does
+# the path in init=, and the menu that has it
 _Named = tuple[PurePosixPath | None, PurePosixPath | None]
 
 
 def _named_inits(menus: Sequence[BootMenu]) -> list[_Named]:
-    """Return every ``init=`` that may apply, each once; None stands for the kernel's own order."""
+    """Return every ``init=`` that may apply, each once; None means the kernel's own order."""
     found: dict[PurePosixPath | None, PurePosixPath | None] = {}
     for menu in menus:
         for init in menu.inits:
@@ -143,7 +143,7 @@ def _named_inits(menus: Sequence[BootMenu]) -> list[_Named]:
 
 
 def _other_entries(reader: GuestReader, menus: Sequence[BootMenu]) -> tuple[tuple[str, str], ...]:
-    """Return each ``init=`` of the entries that are not the default, with its file and line."""
+    """Return each ``init=`` of the other entries, with its file and line."""
     found: dict[PurePosixPath, str] = {}
     for menu in menus:
         for entry in menu.entries:
@@ -163,15 +163,15 @@ def _started(reader: GuestReader, named: _Named) -> Pid1:
     init, menu = named
     if init:
         evidence.append(f"{menu} starts the kernel with init={init}")
-        # a kernel whose init= is missing tries its own list; an initramfs stops instead
+        # if the file of init= is missing, a kernel tries its own list, an initramfs stops
         starts.insert(0, init)
     for start in starts:
         real = _program_at(reader, start, evidence)
         if real is None:
             continue
         program, path = _identify(reader, start, real, evidence)
-        if start == init and program in UNTOLD and _takes_itself_out(reader, real):
-            evidence.append(f"{real} runs once and takes itself out of the command line")
+        if start == init and program in INCONCLUSIVE and _takes_itself_out(reader, real):
+            evidence.append(f"{real} runs once and removes itself from the command line")
             continue
         return Pid1(program=program, path=path, evidence=tuple(evidence))
     evidence.append(f"none of {', '.join(str(start) for start in starts)} can be started")
@@ -181,17 +181,18 @@ def _started(reader: GuestReader, named: _Named) -> Pid1:
 def _takes_itself_out(reader: GuestReader, path: PurePosixPath) -> bool:
     """Return whether a program edits the command line that starts it.
 
-    Raspberry Pi OS enlarges its filesystem so at the first boot; the second is the usual one.
+    Raspberry Pi OS enlarges its filesystem this way at the first boot; later boots
+    start the usual init.
     """
     content = reader.read(path, limit=SCRIPT_LIMIT)
     return content.startswith(b"#!") and b"cmdline.txt" in content and b"init=" in content
 
 
 def _unseen(reader: GuestReader, starts: list[PurePosixPath], evidence: list[str]) -> Pid1:
-    """Return what would start if missing files or missing execute permissions were there.
+    """Return what would start if missing files existed and missing execute bits were set.
 
-    A tree may be a part of a guest: its links without what they lead to, its files
-    without their modes.  A guest that is whole and looks like this does not boot.
+    A tree may be a part of a guest: links without their targets, or files without their
+    modes. A complete guest that looks like this does not boot.
     """
     if reader.lstat(PurePosixPath("/sbin")) is None:
         starts = [*starts, *(PurePosixPath(path) for path in MERGED)]
@@ -206,7 +207,7 @@ def _unseen(reader: GuestReader, starts: list[PurePosixPath], evidence: list[str
             program, path = named, real
         else:
             continue
-        if program not in UNTOLD:
+        if program not in INCONCLUSIVE:
             evidence.append(f"{start} leads to {real}, which would be {program}")
             return Pid1(program=program, path=path, evidence=tuple(evidence), is_seen=False)
     return Pid1(program="none", path=None, evidence=tuple(evidence))
@@ -215,7 +216,7 @@ def _unseen(reader: GuestReader, starts: list[PurePosixPath], evidence: list[str
 def _program_at(
     reader: GuestReader, start: PurePosixPath, evidence: list[str]
 ) -> PurePosixPath | None:
-    """Return the real path of the program at this path; None if the kernel cannot start it."""
+    """Return the real path of the program at this path, or None if the kernel cannot start it."""
     real = follow(reader, start)
     if real is None:
         evidence.append(f"{start} leads through a circle of links")
@@ -229,7 +230,7 @@ def _program_at(
         evidence.append(f"{real} is not there; is /usr on a filesystem of its own?")
         return None
     if status.kind != "file" or not status.mode & EXECUTABLE:
-        evidence.append(f"{real} is no executable file")
+        evidence.append(f"{real} is not an executable file")
         return None
     return real
 
@@ -241,7 +242,7 @@ def _identify(
     evidence: list[str],
     depth: int = SCRIPT_DEPTH,
 ) -> tuple[str, PurePosixPath]:
-    """Identify a program and its path; for a script, the program that it hands over to."""
+    """Identify a program and its path; for a script, the program that it executes."""
     program = _by_name(real)
     if program and not (program == "shell" and start.name == "init"):
         return program, real
@@ -261,7 +262,7 @@ def _identify(
 
 
 def _by_name(path: PurePosixPath) -> str | None:
-    """Return what a program of this name is; BusyBox appends its variants' names to its own."""
+    """Identify a program by its name; BusyBox appends its variants' names to its own."""
     return "busybox" if path.name.startswith("busybox") else _BY_NAME.get(path.name)
 
 
@@ -278,13 +279,13 @@ def _identify_script(
         if target is None or target == real:
             continue
         program, where = _identify(reader, path, target, sentences, depth - 1)
-        if program not in UNTOLD:
+        if program not in INCONCLUSIVE:
             found.setdefault(program, (where, sentences))
     if len(found) == 1:
         program, (where, sentences) = found.popitem()
-        evidence += [f"{real} is a script that hands over to {where}", *sentences]
+        evidence += [f"{real} is a script that executes {where}", *sentences]
         return program, where
-    names = f", which hands over to {' or '.join(found)}" if found else ""
+    names = f", which executes {' or '.join(found)}" if found else ""
     evidence.append(f"{real} is a script{names}")
     return "script", real
 
@@ -299,7 +300,7 @@ def _successors(content: bytes) -> list[PurePosixPath]:
 
 
 def _owns(reader: GuestReader, package: str, paths: tuple[PurePosixPath, ...]) -> bool:
-    """Return whether this Debian package owns one of the paths (usr-merge aside)."""
+    """Return whether this Debian package owns one of the paths, despite merged /usr."""
     listed = read_text(reader, PurePosixPath(f"/var/lib/dpkg/info/{package}.list"))
     if not listed:
         return False

@@ -1,7 +1,7 @@
-"""The packages of an rpm database in SQLite's file format.
+"""Read the packages of an rpm database in SQLite's file format.
 
-SQLite's own library is C, and a guest's file is hostile; so the few structures that
-are needed are read here, within the bytes of the file, each page once.  Formats:
+SQLite's own library is C, and a guest's file is hostile. So this module reads the few
+structures that it needs, within the bytes of the file, each page once. Formats:
 SQLite's "Database File Format" (pages, table B-trees, records) and rpm's header image
 (``rpm-format``: an index of tags and their data).
 """
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAGIC = b"SQLite format 3\0"
-INTERIOR, LEAF = 5, 13  # kinds of pages of a table
-HEADER = 100  # bytes before the first page's own header
+INTERIOR, LEAF = 5, 13  # page types of a table
+HEADER = 100  # size of the database header, before the first page's own header
 DEPTH_LIMIT = 20
 BLOB_LIMIT = 16 << 20  # one package's header; the largest have 1 MiB
 TEXT_LIMIT = 4096
@@ -25,12 +25,12 @@ NAME, VERSION, RELEASE, EPOCH = 1000, 1001, 1002, 1003
 LICENCE, ARCHITECTURE, SOURCE = 1014, 1022, 1044
 TEXTS = (NAME, VERSION, RELEASE, LICENCE, ARCHITECTURE, SOURCE)
 INT32, STRING, STRINGS, I18N = 4, 6, 8, 9
-SIGNATURES = "gpg-pubkey"  # a key that rpm trusts, kept as if it were a package
+SIGNATURES = "gpg-pubkey"  # rpm stores trusted keys as packages of this name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RpmHeader:
-    """What is needed of one package's header; ``version`` is version and release."""
+    """The needed fields of one package's header; ``version`` is version and release."""
 
     name: str
     version: str
@@ -41,10 +41,10 @@ class RpmHeader:
 
 
 def read_rpm_database(content: bytes, limit: int) -> Iterator[RpmHeader]:
-    """Give the packages of a database, at most ``limit`` and one more.
+    """Yield the packages of a database, at most ``limit`` and one more.
 
     Raises:
-        ValueError: it is damaged or is no rpm database.
+        ValueError: the database is damaged or not rpm's.
     """
     try:
         database = _Database(content)
@@ -58,7 +58,7 @@ def read_rpm_database(content: bytes, limit: int) -> Iterator[RpmHeader]:
 
 
 def _root_of(database: _Database, table: bytes) -> int:
-    """Return the first page of a table, by the schema table, whose first page is 1."""
+    """Return the first page of a table, from the schema table on page 1."""
     for row in database.rows(1, 1000):
         kind, _, name, root = row[:4]
         if kind == b"table" and name == table and isinstance(root, int):
@@ -71,7 +71,7 @@ class _Database:
 
     def __init__(self, content: bytes) -> None:
         if not content.startswith(MAGIC):
-            raise ValueError("it is no SQLite database")
+            raise ValueError("it is not an SQLite database")
         (size,) = struct.unpack_from(">H", content, 16)
         self._size = 65536 if size == 1 else size
         self._usable = self._size - content[20]
@@ -81,7 +81,7 @@ class _Database:
         self._seen: set[int] = set()
 
     def rows(self, root: int, limit: int) -> Iterator[list[bytes | int | None]]:
-        """Give the rows of the table whose B-tree begins at a page, at most ``limit``."""
+        """Yield at most ``limit`` rows of the table whose B-tree begins at a page."""
         self._seen = set()
         for number, payload in enumerate(self._payloads(root, 0)):
             if number == limit:
@@ -89,7 +89,7 @@ class _Database:
             yield _record(payload)
 
     def _page(self, number: int) -> bytes:
-        """Return a page; each is taken once, so that no circle of pages is followed."""
+        """Return a page; raise an error for a page taken before, so that no circle is followed."""
         if number in self._seen or not 0 < number <= len(self._content) // self._size:
             raise ValueError("its pages are damaged")
         self._seen.add(number)
@@ -114,7 +114,7 @@ class _Database:
             yield from self._payloads(rightmost, depth + 1)
 
     def _payload(self, page: bytes, cell: int) -> bytes:
-        """Return a cell's payload, with what is on overflow pages."""
+        """Return a cell's payload, including its overflow pages."""
         size, at = _varint(page, cell)
         _, at = _varint(page, at)
         if size > BLOB_LIMIT:
@@ -137,7 +137,7 @@ class _Database:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Return the number at a place and the place behind it."""
+    """Return the varint at an offset, and the offset after it."""
     value = 0
     for number in range(9):
         byte = data[at + number]
@@ -150,7 +150,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _record(payload: bytes) -> list[bytes | int | None]:
-    """Return the values of a row; text and blobs as bytes, real numbers as None."""
+    """Return the values of a row: text and blobs as bytes, real numbers as None."""
     end, at = _varint(payload, 0)
     body = end
     values: list[bytes | int | None] = []
@@ -169,7 +169,7 @@ def _record(payload: bytes) -> list[bytes | int | None]:
 
 
 def _parse_header(blob: bytes) -> RpmHeader:
-    """Read rpm's header image: two counts, the index of 16 bytes a tag, the data."""
+    """Parse rpm's header image: two counts, an index of 16 bytes per tag, the data."""
     count, size = struct.unpack_from(">II", blob, 0)
     start = 8 + count * 16
     if start + size > len(blob):

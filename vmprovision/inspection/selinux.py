@@ -1,7 +1,7 @@
-"""The guest's SELinux policy: its configuration, and the rules by which files get labels.
+"""Read the guest's SELinux policy: its configuration, and the rules that label files.
 
-``/etc/selinux/config`` (selinux(8)) names a policy; the rules stand in its
-``contexts/files`` (selabel_file(5)).  A guest without the first costs one look.
+``/etc/selinux/config`` (selinux(8)) names a policy, whose ``contexts/files`` hold the
+rules (selabel_file(5)). A guest without SELinux costs one lookup.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _RULES = ("file_contexts", "file_contexts.homedirs", "file_contexts.local")
 
 
 def inspect_selinux(reader: GuestReader) -> SELinuxPolicy | None:
-    """Return the SELinux configuration; None where its policy is not installed."""
+    """Return the SELinux configuration, or None if its policy is not installed."""
     text = read_text(reader, PurePosixPath("/etc/selinux/config"), CONFIGURATION_LIMIT)
     if text is None:
         return None
     values = dict(parse_assignments(text))
     policy = values.get("SELINUXTYPE", "targeted").strip()
-    if not _POLICY.fullmatch(policy):  # it becomes a part of a path
+    if not _POLICY.fullmatch(policy):  # the name becomes part of a path
         return None
     folder = PurePosixPath("/etc/selinux") / policy / "contexts/files"
     if not any(status_of(reader, folder / name) for name in (_RULES[0], f"{_RULES[0]}.bin")):
@@ -62,7 +62,7 @@ def _read_contexts(reader: GuestReader, folder: PurePosixPath) -> FileContexts:
 
 
 def _read(reader: GuestReader, path: PurePosixPath) -> str:
-    """Return a file of rules, each byte a character; empty where there is none."""
+    """Return a file of rules as Latin-1 text; empty if there is none."""
     real = resolved_file(reader, path)
     status = reader.lstat(real) if real else None
     if real is None or status is None:

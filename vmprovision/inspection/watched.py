@@ -1,10 +1,10 @@
-"""A guest's files, read within a budget: whatever is in them, inspection ends.
+"""Read a guest's files within a budget, so that inspection ends whatever they hold.
 
-Every parser of guest text is bounded by itself.  This is the bound on all of them
-together: a guest that answers each question with the next one, or with another
-file as large as allowed, is refused before it holds up the host.  The budget is of
-questions, bytes and processor seconds of this thread, not of time on the clock, so
-a loaded host does not refuse what an idle one accepts.
+Every parser of guest text has limits of its own. This budget limits all of them
+together. It refuses a guest that leads from one question to the next, or from one large
+file to the next, before it holds up the host. It counts questions, bytes and processor
+seconds of this thread, not time on the clock. So a loaded host refuses no guest that an
+idle one accepts.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
     from vmprovision.filesystem.protocol import FileStatus, GuestReader
 
-# The guests of the tests take 600 questions, 10 MiB and half a second at most.
+# The tests' guests need at most 600 questions, 10 MiB and half a second.
 QUESTIONS = 50_000
 BYTES = 256 << 20
 SECONDS = 30.0
 
 
 class WatchedReader:
-    """A ``GuestReader`` that passes on to another one until the budget is spent.
+    """A ``GuestReader`` that passes calls on to another one until the budget is spent.
 
-    Every method raises ``InspectionError`` from then on.
+    After that, every method raises ``InspectionError``.
     """
 
     def __init__(self, reader: GuestReader) -> None:
-        """Take the guest to read; the budget begins now."""
+        """Start the budget for reading this guest."""
         self._reader = reader
         self._questions = 0
         self._bytes = 0

@@ -1,7 +1,7 @@
-"""What a guest mounts while it boots, by its own files; nothing is mounted here.
+"""Read from a guest's files what it mounts while it boots; mount nothing.
 
-``covering_mounts`` is the way in: the mounts under which directories that matter lie,
-from fstab(5), systemd.mount(5), systemd.automount(5) and auto.master(5).
+``covering_mounts`` returns the mounts that cover given directories, from fstab(5),
+systemd.mount(5), systemd.automount(5) and auto.master(5).
 """
 
 from vmprovision.mounts.covering import Places, covering_mounts, innermost

@@ -1,4 +1,4 @@
-"""What the automounter mounts at the first access: auto.master(5), autofs(5)."""
+"""The automounter's mounts, made at the first access: auto.master(5), autofs(5)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAPS_LIMIT = 100
 
 
 def find_automounts(reader: GuestReader) -> list[GuestMount]:
-    """Return the mountpoints of the guest's automounter; none where it is not installed."""
+    """Return the mountpoints of the guest's automounter, or none if it is not installed."""
     if resolved_file(reader, PROGRAM) is None:
         return []
     names = [name for name in reader.list_directory(MORE) if name.endswith(".autofs")]
@@ -43,7 +43,7 @@ def _in_master(reader: GuestReader, master: PurePosixPath) -> Iterator[GuestMoun
 
 
 def _pairs(reader: GuestReader, path: PurePosixPath) -> Iterator[tuple[str, str]]:
-    """Yield the first and the last word of each line with two or more; skip comments."""
+    """Yield the first and the last word of each line with at least two words; skip comments."""
     for line in (read_text(reader, path, MAP_LIMIT) or "").split("\n"):
         words = line.split()
         if len(words) > 1 and not words[0].startswith("#"):

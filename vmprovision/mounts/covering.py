@@ -1,4 +1,4 @@
-"""Which of a guest's mounts lie over directories that matter."""
+"""Find the guest's mounts that cover given directories."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ PATH_LIMIT = 4096  # PATH_MAX of limits.h
 def covering_mounts(
     reader: GuestReader, directories: Iterable[PurePosixPath]
 ) -> tuple[GuestMount, ...]:
-    """Return the guest's mounts on, or above, these directories, parents first.
+    """Return the guest's mounts on or above these directories, parents first.
 
-    A mount that shows a directory on itself is left out: it hides nothing.  One that a
-    person has to make (``noauto``) is in it; ``at_boot`` tells them apart.
+    A mount of a directory on itself is left out, because it hides nothing. A mount that
+    is not made at boot (``noauto``) is included; ``at_boot`` distinguishes the two.
 
     Raises:
         InspectionError: the guest's files cannot be read.
@@ -55,7 +55,7 @@ def covering_mounts(
 
 
 def _declared(reader: GuestReader, places: Places, covered: set[str]) -> Iterator[GuestMount]:
-    """Return the mounts that cover something, each with its place."""
+    """Return the mounts that cover one of the places, each with its own place."""
     units = {
         name: unit
         for name, unit in find_mount_units(reader).items()
@@ -87,16 +87,16 @@ def _placed(
 
 
 def innermost(path: PurePosixPath, mountpoints: Iterable[PurePosixPath]) -> PurePosixPath:
-    """Return the mountpoint whose filesystem a path, free of links, is on; ``/`` at last."""
+    """Return the innermost mountpoint above a path that is free of links; ``/`` if no other."""
     points = set(mountpoints)
     return next((each for each in (path, *path.parents) if each in points), ROOT)
 
 
 @dataclass(slots=True)
 class Places:
-    """Where a guest's paths really are; each directory is looked at once, however many they are.
+    """The real paths of guest paths; each directory is looked up once for all of them.
 
-    They are strings here: an fstab may name fifty thousand, most of which are not there.
+    Paths are strings here, because an fstab may name fifty thousand that do not exist.
     """
 
     reader: GuestReader
@@ -104,7 +104,7 @@ class Places:
     names: dict[str, set[str]] = field(default_factory=dict)
 
     def find(self, path: str) -> str | None:
-        """Return the path with its links followed; None where they lead in a circle."""
+        """Return the path with its links followed, or None if they lead in a circle."""
         plain = posixpath.normpath(path)
         if "/.." in path or len(path) > PATH_LIMIT:
             return self._resolve(path)

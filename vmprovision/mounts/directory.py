@@ -1,4 +1,4 @@
-"""Mounts of a guest that is a directory of this host, where its filesystems may be mounted."""
+"""Mounts of a guest that is a directory of this host, some of which may be mounted there."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
 def find_hidden(
     reader: GuestReader, folder: Path, directories: Iterable[PurePosixPath]
 ) -> tuple[list[HiddenMount], list[str]]:
-    """Return the mounts that would hide what is written, and notes on others.
+    """Return the mounts that would hide what is written, and notes on other mounts.
 
-    A tree may have been unpacked from several filesystems: what it holds where a device
-    is to be mounted counts as that device's content, and there is a note on it.
+    A tree may have been unpacked from several filesystems. If a directory has content where
+    a device is to be mounted, it counts as the device's content, and a note says so.
 
     Args:
         reader: the guest's files.
-        folder: where they are, without links.
-        directories: of the guest, that matter.
+        folder: the real path of the guest on the host.
+        directories: guest paths that will be written to.
     """
     here = mounted_below(folder)
     hidden, notes = [], []
@@ -38,13 +38,13 @@ def find_hidden(
         if mount.place in here:
             continue
         if not mount.at_boot:
-            notes.append(f"{mount.sentence} only when a person does so (noauto)")
+            notes.append(f"{mount.sentence}, but not at boot (noauto)")
         elif not mount.is_device:
             hidden.append(HiddenMount(mount=mount, why=mount.obstacle))
         elif reader.list_directory(mount.place):
-            notes.append(f"{mount.sentence}; what the directory holds there is taken for it")
+            notes.append(f"{mount.sentence}; the directory's content is taken for that filesystem")
         else:
-            why = "that directory is empty here and nothing is mounted on it"
+            why = "that directory is empty and nothing is mounted on it here"
             hidden.append(HiddenMount(mount=mount, why=why))
     return hidden, notes
 

@@ -1,8 +1,8 @@
 r"""fstab(5), as getmntent(3) and libmount read it.
 
-Fields are separated by blanks and tabs, and hold ``\040`` for a blank.  The file
-is the guest's and may be anything: it is read in linear time, and one that is
-larger than any real one is refused.
+Fields are separated by blanks and tabs, and hold ``\040`` for a blank.  The file is
+hostile input, so it is read in linear time, and one that is larger than any real fstab
+is refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
 
 
 class FstabLine(NamedTuple):
-    """A line that mounts something on a directory; a tuple, since there may be very many.
+    """A line of fstab that mounts something on a directory; a tuple, because there may be many.
 
     Attributes:
         options: separated by commas.
@@ -39,7 +39,7 @@ class FstabLine(NamedTuple):
     number: int
 
     def as_mount(self) -> GuestMount:
-        """Return it as a mount of the guest whose place is yet to be found."""
+        """Return it as a mount of the guest whose real place is not known yet."""
         path = PurePosixPath(self.mountpoint)
         return GuestMount(
             source=self.source,
@@ -52,10 +52,10 @@ class FstabLine(NamedTuple):
 
 
 def read_fstab(reader: GuestReader) -> list[FstabLine]:
-    """Return what the guest's fstab mounts on directories, each mount once, in its order.
+    """Return what the guest's fstab mounts on directories, in its order, each mount once.
 
     Raises:
-        InspectionError: it is larger than what is read of it.
+        InspectionError: it is too large, or has too many mounts.
     """
     path = resolved_file(reader, str(FSTAB))
     if path is None:
@@ -74,8 +74,8 @@ def read_fstab(reader: GuestReader) -> list[FstabLine]:
 
 
 def _fields(line: bytes) -> tuple[str, str, str, str] | None:
-    """Return source, mountpoint, type and options; None for comments, swap and invalid lines."""
-    fields = line.split(None, 4)  # of bytes: ASCII blanks only
+    """Return source, mountpoint, type and options, or None for comments, swap and invalid lines."""
+    fields = line.split(None, 4)  # bytes.split() splits at ASCII blanks only
     if len(fields) < 2 or fields[0].startswith(b"#") or not fields[1].startswith(b"/"):  # noqa: PLR2004 -- source and mountpoint
         return None
     defaults = (b"auto", b"defaults")[len(fields) - 2 :]

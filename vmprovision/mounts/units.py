@@ -1,8 +1,8 @@
 """systemd's own mounts: systemd.mount(5) and systemd.automount(5).
 
 A unit's name is its mountpoint, escaped (systemd.unit(5)), so the names alone tell
-which units matter.  Only those are read: the file, its drop-ins, and whether anything
-starts it.  An administrator's unit takes the place of the fstab line for the same
+which units matter.  Only those are read: the unit file, its drop-ins, and the units that
+may start it.  An administrator's unit takes the place of the fstab line for the same
 mountpoint, and a link to ``/dev/null`` masks it; a vendor's unit gives way to fstab.
 """
 
@@ -31,7 +31,7 @@ FOLDERS = (
 )
 SUFFIXES = (".mount", ".automount")
 UNIT_LIMIT = 64 << 10
-SCANNED_LIMIT = 2000  # units that are searched for a dependency
+SCANNED_LIMIT = 2000  # units that are searched for a dependency on this one
 _STARTING = (".wants", ".requires", ".upholds")
 _DEPENDENCIES = ("wants", "requires", "bindsto", "upholds")
 _ESCAPE = re.compile(r"\\x([0-9a-f]{2})")
@@ -39,12 +39,12 @@ _ESCAPE = re.compile(r"\\x([0-9a-f]{2})")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountUnit:
-    """A mount or automount unit, by its name alone.
+    """A mount or automount unit, known only by its name.
 
     Attributes:
-        name: of its file: ``usr-local.mount``.
-        folder: that holds the file which is in force.
-        mountpoint: what the name says.
+        name: the file name: ``usr-local.mount``.
+        folder: the directory of the unit file that is in force.
+        mountpoint: the path that the name stands for.
     """
 
     name: str
@@ -53,12 +53,12 @@ class MountUnit:
 
     @property
     def is_own(self) -> bool:
-        """Whether it is the administrator's, which counts before fstab."""
+        """Whether the administrator made it, so that it overrides fstab."""
         return self.folder in OWN_FOLDERS
 
 
 def find_mount_units(reader: GuestReader) -> dict[str, MountUnit]:
-    """Return the mount and automount units that are in force, by name; none without systemd."""
+    """Return the mount and automount units in force, by name; none in a guest without systemd."""
     if not any(resolved_file(reader, path) for path in MANAGERS):
         return {}
     found: dict[str, MountUnit] = {}
@@ -92,7 +92,7 @@ def _escaped(part: str) -> Iterator[str]:
 
 
 def is_masked(reader: GuestReader, unit: MountUnit) -> bool:
-    """Return whether a unit is a link to ``/dev/null`` or an empty file: it never starts."""
+    """Return whether a unit is masked: a link to ``/dev/null`` or an empty file."""
     status = reader.lstat(unit.folder / unit.name)
     if status is not None and status.kind == "symlink":
         return follow(reader, unit.folder / unit.name) == PurePosixPath("/dev/null")
@@ -102,7 +102,7 @@ def is_masked(reader: GuestReader, unit: MountUnit) -> bool:
 def read_mount(
     reader: GuestReader, unit: MountUnit, units: Mapping[str, MountUnit]
 ) -> GuestMount | None:
-    """Return what a unit mounts when it starts; None where it is masked or says nothing."""
+    """Return what a unit mounts, or None if it is masked or incomplete."""
     if is_masked(reader, unit):
         return None
     origin = f"the unit {unit.folder / unit.name}"
@@ -142,7 +142,7 @@ def _settings(reader: GuestReader, unit: MountUnit) -> dict[str, str]:
 
 
 def _assignments(text: str) -> Iterator[tuple[str, str, str]]:
-    """Yield section, key and value of each line of a unit file; continued lines are joined."""
+    """Yield section, key and value of each line of a unit file, continued lines joined."""
     section = ""
     for line in text.replace("\\\n", " ").split("\n"):
         stripped = line.strip()
@@ -154,7 +154,7 @@ def _assignments(text: str) -> Iterator[tuple[str, str, str]]:
 
 
 def is_started(reader: GuestReader, unit: MountUnit) -> bool:
-    """Return whether a link or another unit has systemd start this unit."""
+    """Return whether a link or another unit makes systemd start this unit."""
     for folder in FOLDERS:
         for name in reader.list_directory(folder):
             if name.endswith(_STARTING) and unit.name in reader.list_directory(folder / name):

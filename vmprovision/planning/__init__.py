@@ -1,1 +1,1 @@
-"""From facts and options to a complete plan; pure, nothing is read or written here."""
+"""Planning: from facts and options to a complete plan; nothing is written here."""

@@ -1,7 +1,7 @@
 """Plan an injection or a removal: from facts and options to ordered operations.
 
-Nothing is written here.  The guest is read only to learn what stands at the
-paths that the plan is about.
+Nothing is written here. The guest is read only at the paths of the plan, to learn what
+is there now.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ if TYPE_CHECKING:
     from vmprovision.runtime.choice import RuntimeChoice
 
 
-SHEPHERD = "shepherd"  # as process 1, of other distributions than Guix System
+SHEPHERD = "shepherd"  # process 1 of a distribution other than Guix System
 
-# distribution -> the file that its configuration takes in, and what that is called
+# distribution -> the printed file, and the part of its configuration that includes it
 GENERATED = {
     "nixos": ("guest-agent.nix", "the imports of its configuration.nix"),
     "guix": ("guest-agent.scm", "its operating-system declaration"),
@@ -71,30 +71,31 @@ GENERATED = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InjectOptions:
-    """What the caller wants of an injection; None leaves a setting as it is in the guest.
+    """The caller's settings for an injection; None leaves a setting as it is in the guest.
 
     Attributes:
         vm_id: the guest's name at the manager.
         manager_url: where the agent reports its address: ``http://HOST:PORT``.
-        port: the TCP port that the agent listens on, 8080 at first.
-        token: the bearer token that the agent shows to the manager, and demands of whoever
-            wants to change the guest.
-        read_token: the bearer token that the agent demands of whoever wants to read.
-        listen: where the agent listens, all addresses at first; several are separated by
-            commas: addresses, ``unix:/PATH``, ``vsock:PORT``.
-        allow: the addresses and networks that may ask, separated by commas; all at first.
+        port: the TCP port of the agent; initially 8080.
+        token: the bearer token that the agent shows to the manager, and requires for
+            changes of the guest.
+        read_token: the bearer token that the agent requires for reading.
+        listen: the listen addresses, separated by commas: IP addresses, ``unix:/PATH``,
+            ``vsock:PORT``; initially all IP addresses.
+        allow: the addresses and networks that may query the agent, separated by commas;
+            initially all.
         allow_configure: whether ``POST /configure-interface`` may change the guest's
-            network, for which the agent stays root; needs a token.
-        init: the init system, where the caller knows better than the evidence.
-        runtime: what runs the agent: ``guest`` for a Python of the guest's own, ``bundled``
-            for the runtime of vmprovision, the path of a static interpreter; ``auto`` for
-            the guest's own where it has one, else the bundled one.
+            network. The agent then stays root, and needs a token.
+        init: the init system, which overrides the evidence.
+        runtime: what runs the agent: ``guest`` (a Python of the guest), ``bundled``
+            (vmprovision's runtime), or the path of a static interpreter; ``auto`` is
+            ``guest`` if the guest has one, else ``bundled``.
     """
 
     vm_id: str | None = None
     manager_url: str | None = None
     port: int | None = None
-    # in no log, wherever the options are logged
+    # repr=False keeps it out of logs
     token: str | None = field(default=None, repr=False)
     read_token: str | None = field(default=None, repr=False)
     listen: str | None = None
@@ -109,21 +110,21 @@ def plan_injection(
 ) -> Plan:
     """Return the complete plan that makes this guest run the agent.
 
-    It begins with what is set aside, and restores what an earlier injection put
-    where this one puts nothing.  The operation that enables the service is last.
+    It first sets files aside, then undoes an earlier injection at paths that this one does
+    not write to.  The operation that enables the service is last.
 
     Args:
         guest: the facts about the guest.
         reader: the guest's files.
-        archive: the agent.
-        options: what the caller wants.
+        archive: the agent's archive.
+        options: the caller's settings.
 
     Raises:
-        PlanError: the options are wrong, the guest holds a newer agent, or it holds
-            something at a path of the plan that can be neither kept nor restored.
-        UnsupportedGuestError: there is no service for its init system, or nothing
-            can run the agent in it.
-        AmbiguousInitError: nothing says what runs its services.
+        PlanError: the options are invalid, the guest has a newer agent, or a path of the plan
+            has a file that cannot be restored later.
+        UnsupportedGuestError: its init system is not supported, or nothing in it can run the
+            agent.
+        AmbiguousInitError: its init system is unknown.
         BundledRuntimeError: the runtime is damaged, or not for this guest.
         InspectionError: a path of the plan cannot be read.
     """
@@ -131,17 +132,17 @@ def plan_injection(
     earlier = guest.agent.receipt.paths if guest.agent else ()
     paths = dict.fromkeys([*planned.paths, *earlier])
     if guest.selinux:
-        paths |= dict.fromkeys([AUTORELABEL, guest.locate(RECEIPT)])
+        paths |= dict.fromkeys([AUTORELABEL, guest.real_path(RECEIPT)])
     return with_receipt(planned, guest, survey(paths, reader), archive.version)
 
 
 def plan_service(guest: GuestInfo, archive: Archive, options: InjectOptions) -> Plan:
-    """Return what a guest without an earlier injection gets, but for the receipt.
+    """Return the operations for a guest without an earlier injection, without the receipt.
 
-    It follows from the facts alone.
+    They follow from the facts alone.
 
     Raises:
-        VmprovisionError: as ``plan_injection``, but for what reading the guest raises.
+        VmprovisionError: as ``plan_injection``, except for errors of reading the guest.
     """
     refuse_without_service(guest, options)
     runtime = choose_runtime(guest, options.runtime)
@@ -161,24 +162,24 @@ def plan_service(guest: GuestInfo, archive: Archive, options: InjectOptions) -> 
     ]
     definition = definition_of(str(guest.init.system))
     files += definition.service_operations(service, guest.init)
-    located = [replace(operation, path=guest.locate(operation.path)) for operation in files]
-    receipt = guest.locate(RECEIPT)
+    located = [replace(operation, path=guest.real_path(operation.path)) for operation in files]
+    receipt = guest.real_path(RECEIPT)
     refuse_hidden(guest, [*(operation.path for operation in located), receipt])
     directories: list[Operation] = list(directories_for([*(o.path for o in located), receipt]))
     return Plan(operations=(*directories, *located), notes=notes)
 
 
-# What the kernel or the init system makes anew at each boot, whatever fstab says.
+# Directories that the kernel or the init system recreates at each boot.
 VOLATILE = tuple(PurePosixPath(path) for path in ("/dev", "/proc", "/run", "/sys", "/tmp"))  # noqa: S108 -- the guest's
 
 
 def refuse_hidden(guest: GuestInfo, paths: Iterable[PurePosixPath]) -> None:
-    """Check that the running guest will see what is written to these paths, free of links.
+    """Check that the running guest will see what is written to these paths (without links).
 
     Raises:
-        UnsupportedGuestError: another filesystem is mounted over one of them, or it is on a
-            sealed one.
-        LinkCircleError: one leads through a circle of links.
+        UnsupportedGuestError: another filesystem covers a path, or it is on a sealed
+            one.
+        LinkCircleError: a path leads through a circle of links.
     """
     for path in paths:
         if circle := guest.circles.intersection(path.parents):
@@ -194,25 +195,25 @@ def refuse_hidden(guest: GuestInfo, paths: Iterable[PurePosixPath]) -> None:
             )
         if seal := guest.sealed_by(path):
             raise UnsupportedGuestError(
-                f"guest path {path} is on a sealed filesystem, which no change leaves readable: "
-                f"{seal.origin}",
+                f"guest path {path} is on a sealed filesystem, "
+                f"which any change makes unreadable: {seal.origin}",
                 hint="`vmprovision seed` writes nothing to the image",
             )
         volatile = next((each for each in VOLATILE if path.is_relative_to(each)), None)
         if volatile:
             raise UnsupportedGuestError(
                 f"guest path {path}, where a link of the guest leads, would be hidden in the "
-                f"running guest: {volatile} is made anew at each boot",
+                f"running guest: {volatile} is empty at each boot",
                 hint=f"replace the link that leads into {volatile} by a directory",
             )
 
 
 def _service(settings: Mapping[str, str]) -> Service:
-    """Return the settings that the init system has to know."""
+    """Return the settings that the service needs."""
     configures = settings.get("ALLOW_CONFIGURE") == "yes"
     if configures and "TOKEN" not in settings:
         raise PlanError(
-            "nobody may configure interfaces without a token",
+            "configuring interfaces requires a token",
             hint="give one with --token-file",
         )
     return Service(
@@ -223,26 +224,26 @@ def _service(settings: Mapping[str, str]) -> Service:
 
 
 def refuse_without_service(guest: GuestInfo, options: InjectOptions) -> None:
-    """Check that there is a service for what runs services in this guest.
+    """Check that the guest's init system is supported.
 
     Raises:
-        UnsupportedGuestError: there is none; with what to add to its configuration, where the
-            guest is built from one.
-        AmbiguousInitError: nothing says what runs its services, or two things do.
+        UnsupportedGuestError: it is not; the error has the text to add for a guest that
+            is built from a configuration.
+        AmbiguousInitError: the init system is unknown or in doubt.
     """
     if guest.distribution.id in GENERATED:
         file, where = GENERATED[guest.distribution.id]
         raise UnsupportedGuestError(
-            f"the guest is {guest.distribution.product_name}, which builds its /etc and its "
-            "services from its own configuration: what is put into the image is lost",
-            hint=f"add the printed {file} to {where} and build the image anew",
+            f"the guest is {guest.distribution.product_name}, which builds its /etc "
+            "and its services from its own configuration: changes of the image are lost",
+            hint=f"add the printed {file} to {where} and build the image again",
             configuration=_own_configuration(f"{guest.distribution.id}/{file}.j2", guest, options),
         )
     if guest.init.system is None and guest.init.pid1 == SHEPHERD:
         raise UnsupportedGuestError(
             "the guest's services are run by the GNU Shepherd, whose configuration is a program",
-            hint="add the printed service to /etc/shepherd.scm in the guest, and put the agent "
-            "there as it says",
+            hint="add the printed service to /etc/shepherd.scm in the guest, "
+            "and install the agent as its comments say",
             configuration=_own_configuration("shepherd/guest-agent.scm.j2", guest, options),
         )
     if guest.init.system is None:
@@ -251,7 +252,7 @@ def refuse_without_service(guest: GuestInfo, options: InjectOptions) -> None:
         raise UnsupportedGuestError(
             f"the guest would not start the agent: {guest.init.obstacle}",
             hint="change that in the guest, e.g. by `systemctl --root=DIRECTORY set-default "
-            "multi-user.target`; --init systemd puts the agent into multi-user.target all the same",
+            "multi-user.target`; --init systemd uses multi-user.target in any case",
         )
 
 
@@ -260,22 +261,22 @@ def _refuse_unknown(verdict: InitVerdict) -> None:
         known = [hint.speaks_for for hint in verdict.hints or () if hint.kind != "boot"]
         names = ", ".join(dict.fromkeys(known))
         why = verdict.doubt or (
-            f"nothing says what runs services in this guest: {'; '.join(verdict.evidence)}"
+            f"the guest's init system is unknown: {'; '.join(verdict.evidence)}"
         )
-        seen = f"; it has files of {names}, and `inspect --explain` shows them" if names else ""
+        seen = f"; it has files of {names} (see `inspect --explain`)" if names else ""
         raise AmbiguousInitError(
             why,
-            hint="name it with --init, e.g. --init standalone for a guest that runs rc.local"
+            hint="state it with --init, e.g. --init standalone for a guest that runs rc.local"
             + seen,
         )
     raise UnsupportedGuestError(
-        f"the guest's services are run by {verdict.pid1}, for which this version has none",
-        hint="where the guest runs /etc/rc.local at boot, --init standalone uses that",
+        f"the guest's services are run by {verdict.pid1}, which is not supported",
+        hint="if the guest runs /etc/rc.local at boot, use --init standalone",
     )
 
 
 def _own_configuration(template: str, guest: GuestInfo, options: InjectOptions) -> str:
-    """Return what to add to the configuration that builds such a guest, without any token."""
+    """Return the text to add to such a guest's configuration, without any token."""
     settings = parse_configuration(_configuration(guest, options))
     service = replace(_service(settings), user="nobody")
     public = {key: value for key, value in settings.items() if not key.endswith("TOKEN")}
@@ -285,8 +286,8 @@ def _own_configuration(template: str, guest: GuestInfo, options: InjectOptions) 
 def _refuse_downgrade(guest: GuestInfo, archive: Archive) -> None:
     if guest.agent and _order(guest.agent.version) > _order(archive.version):
         raise PlanError(
-            f"the guest holds agent {guest.agent.version}, newer than this one, {archive.version}",
-            hint="use the vmprovision that put it there, or `vmprovision remove` it first",
+            f"the guest has agent {guest.agent.version}, newer than {archive.version}",
+            hint="use the vmprovision that injected it, or `vmprovision remove` it first",
         )
 
 
@@ -295,10 +296,10 @@ def _order(version: str) -> tuple[int, ...]:
 
 
 def check_options(options: InjectOptions) -> None:
-    """Check what needs no guest to be checked.
+    """Check the options that can be checked without a guest.
 
     Raises:
-        PlanError: a setting has a value that cannot be used.
+        PlanError: a setting has an invalid value.
     """
     _changes(options)
 
@@ -326,7 +327,7 @@ def _changes(options: InjectOptions) -> dict[str, str]:
 
 
 def _configuration(guest: GuestInfo, options: InjectOptions) -> bytes:
-    """Return the guest's configuration file with the caller's changes in it."""
+    """Return the guest's configuration file with the caller's changes."""
     changes = _changes(options)
     if guest.agent and guest.agent.configuration:
         return update_configuration(guest.agent.configuration, changes)
@@ -335,10 +336,10 @@ def _configuration(guest: GuestInfo, options: InjectOptions) -> bytes:
 
 
 def plan_removal(guest: GuestInfo, reader: GuestReader) -> Plan:
-    """Return the ordered operations that restore what stood in the guest before; disabling first.
+    """Return the operations that restore the guest's earlier files; disable the service first.
 
     Args:
-        guest: holds the agent to remove.
+        guest: the facts about the guest.
         reader: the guest's files.
 
     Raises:
@@ -346,11 +347,11 @@ def plan_removal(guest: GuestInfo, reader: GuestReader) -> Plan:
         InspectionError: a path of the receipt cannot be read.
     """
     if guest.agent is None:
-        raise PlanError("the guest holds no agent of ours", hint=f"there is no {RECEIPT} in it")
+        raise PlanError("the guest has no injected agent", hint=f"there is no {RECEIPT} in it")
     found = survey(guest.agent.receipt.paths, reader)
-    # what no receipt lists, itself included, comes first in it, and so goes last
+    # files that no receipt lists, and the receipt itself, go last
     unlisted = [
-        Entry(condition=AbsentCondition(path=guest.locate(path)), before=ABSENT)
+        Entry(condition=AbsentCondition(path=guest.real_path(path)), before=ABSENT)
         for path in (RECEIPT, *LOGS)
     ]
     entries = [*unlisted, *guest.agent.receipt.entries]
@@ -362,10 +363,10 @@ def plan_removal(guest: GuestInfo, reader: GuestReader) -> Plan:
 
 
 def render_service(init: str, port: int | None = None) -> list[tuple[Operation, bytes]]:
-    """Return the operations for an init system, each with the text to show for it.
+    """Return the operations for an init system, each with its text for a person.
 
     Raises:
-        PlanError: the init system is not known or the port is none.
+        PlanError: the init system or the port is invalid.
     """
     definition = definition_of(init)
     service = Service(port=check_port(port if port is not None else DEFAULT_PORT))

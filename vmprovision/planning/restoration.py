@@ -1,8 +1,7 @@
-"""What stood in a guest before: looked at, set aside in the guest, and brought back.
+"""Survey what is in a guest before a change, set it aside, and plan its restoration.
 
-An injection keeps a copy of every file that it replaces or edits under
-``set-aside/``, so that ``remove`` restores it to the byte, also years later and
-on another host.
+An injection keeps a copy of every file that it replaces or edits below ``set-aside/``.
+So ``remove`` can restore it byte for byte, even years later and on another host.
 """
 
 from __future__ import annotations
@@ -53,14 +52,14 @@ def survey(paths: Iterable[PurePosixPath], reader: GuestReader) -> dict[PurePosi
     """Read what is at these guest paths now, contents included.
 
     Raises:
-        InspectionError: a path cannot be read, or holds more than we would set aside.
-        PlanError: something stands there that can be neither kept nor restored.
+        InspectionError: a path cannot be read, or is too large to be set aside.
+        PlanError: a device, pipe or socket, which cannot be restored, is at a path.
     """
     return {path: look_at(path, reader) for path in paths}
 
 
 def look_at(path: PurePosixPath, reader: GuestReader) -> Found:
-    """Read what is at one guest path now, its content included."""
+    """Read what is at one guest path now, including its content."""
     status = reader.lstat(path)
     if status is None:
         return ABSENT
@@ -85,9 +84,9 @@ def look_at(path: PurePosixPath, reader: GuestReader) -> Found:
 
 
 def notes_on_names(plan: Plan, reader: GuestReader) -> list[str]:
-    """Return a note for each file to be changed that has other names: these keep its content.
+    """Return a note for each file to be changed that has other hard links, which stay unchanged.
 
-    Such as are made by ``cp -al``, or share their content with a file of the host.
+    ``cp -al`` makes such links, also to a file of the host.
     """
     found = []
     for operation in plan.operations:
@@ -96,8 +95,8 @@ def notes_on_names(plan: Plan, reader: GuestReader) -> list[str]:
             continue
         if not is_satisfied(operation, reader):
             found.append(
-                f"guest path {operation.path} has other names (it is a hard link): they keep "
-                "what was in it, and are files of their own from now on"
+                f"guest path {operation.path} has other hard links: "
+                "they keep the old content and are separate files from now on"
             )
     return found
 
@@ -105,14 +104,14 @@ def notes_on_names(plan: Plan, reader: GuestReader) -> list[str]:
 def with_receipt(
     plan: Plan, guest: GuestInfo, found: Mapping[PurePosixPath, Found], agent_version: str
 ) -> Plan:
-    """Return the plan with what it sets aside, what it restores, labels and receipt.
+    """Return the plan with set-aside copies, restorations, labels and the receipt.
 
-    Directories that are there already and not by us are left out.  What an
-    earlier injection put where this one puts nothing is restored first.  All that
-    is made gets its SELinux label.  The enabling operation stays last.
+    Existing directories are left out, unless an earlier injection made them.  Paths of an
+    earlier injection that this one does not write to are restored first.  All new files
+    get their SELinux label.  The enabling operation stays last.
     """
     earlier = guest.agent.receipt if guest.agent else None
-    folder = guest.locate(SET_ASIDE)
+    folder = guest.real_path(SET_ASIDE)
     wanted = [operation for operation in plan.operations if _is_wanted(operation, earlier, found)]
     before = {o.path: _before(o.path, folder, earlier, found) for o in wanted}
     copies = {
@@ -121,7 +120,7 @@ def with_receipt(
         if (kept := what.kept) and (content := _copied(what, found, (path, kept))) is not None
     }
     made = MakeDirectory(path=folder, mode=0o700)
-    own = WriteFile(path=guest.locate(RECEIPT), content=b"", mode=0o600)
+    own = WriteFile(path=guest.real_path(RECEIPT), content=b"", mode=0o600)
     labels = find_labels(guest.selinux, [*wanted, made, *copies.values(), own], found)
     requests, notes = request_relabelling(guest.selinux, labels, wanted, found)
 
@@ -164,7 +163,7 @@ def finishing(agent: InstalledAgent | None) -> list[Operation]:
 def _copied(
     before: Found, found: Mapping[PurePosixPath, Found], places: Iterable[PurePosixPath]
 ) -> bytes | None:
-    """Return the content of a file to set aside or set aside before, if one of these holds it."""
+    """Return the content of a file to set aside, or set aside before, if it has this hash."""
     for path in places:
         what = found.get(path, ABSENT)
         if what.sha256 == before.sha256 and what.content is not None:
@@ -187,7 +186,7 @@ def _before(
     earlier: Receipt | None,
     found: Mapping[PurePosixPath, Found],
 ) -> Found:
-    """Return what was at a path before the *first* injection, and where its content is kept."""
+    """Return what was at a path before the *first* injection, and where the copy is."""
     entry = earlier.entry_for(path) if earlier else None
     if entry is None:
         return set_aside(found[path], folder)
@@ -196,9 +195,10 @@ def _before(
 
 
 def set_aside(found: Found, folder: PurePosixPath) -> Found:
-    """Return the same, with the path at which its content is kept: its hash in this folder.
+    """Return the same record with the path of its copy: its hash as a name in this folder.
 
-    A receipt has no set-user-id, set-group-id or sticky bit: it would not be believed.
+    A receipt has no set-user-ID, set-group-ID or sticky bits, because they are never
+    trusted.
     """
     if found.sha256 is None or found.mode is None:
         return found
@@ -212,8 +212,8 @@ def _notes_on_modes(
 ) -> list[str]:
     """Return a note for each file whose special mode bits are not kept."""
     return [
-        f"guest path {path} has mode {what.mode:04o}: `remove` brings it back without its "
-        "set-user-ID, set-group-ID and sticky bits"
+        f"guest path {path} has mode {what.mode:04o}: `remove` restores it "
+        "without its set-user-ID, set-group-ID and sticky bits"
         for path, what in ((o.path, found[o.path]) for o in operations)
         if what.kind == "file" and what.mode is not None and what.mode & ~PERMISSIONS
         if earlier is None or earlier.entry_for(path) is None
@@ -221,7 +221,7 @@ def _notes_on_modes(
 
 
 def _stale_entries(earlier: Receipt | None, receipt: Receipt) -> list[Entry]:
-    """Return the entries of the earlier receipt for paths that this one does not name."""
+    """Return the earlier receipt's entries for paths that the new receipt does not name."""
     if earlier is None:
         return []
     now = {entry.condition.path for entry in receipt.entries}
@@ -229,18 +229,18 @@ def _stale_entries(earlier: Receipt | None, receipt: Receipt) -> list[Entry]:
 
 
 def restorations(entries: Iterable[Entry], found: Mapping[PurePosixPath, Found]) -> list[Operation]:
-    """Return the operations that restore these entries' paths: last first, directories at the end.
+    """Return the operations that restore these paths: last path first, directories at the end.
 
     Args:
-        entries: of a receipt, in its order.
-        found: a survey of their paths, so also of the files that were set aside.
+        entries: a receipt's entries, in its order.
+        found: a survey of their paths, including the set-aside copies.
 
     Raises:
-        PlanError: something that was set aside is gone or was changed.
+        PlanError: a set-aside copy is gone or was changed.
     """
     order = list(reversed(list(entries)))
     files = [entry for entry in order if entry.condition.kind != "directory"]
-    # the copies go when everything that they are copies of has been brought back
+    # the copies are removed after the originals are restored
     copies = {entry.before.kept for entry in order}
     files.sort(key=lambda entry: entry.condition.path in copies)
     directories = [entry for entry in order if entry.condition.kind == "directory"]
@@ -253,15 +253,15 @@ def restorations(entries: Iterable[Entry], found: Mapping[PurePosixPath, Found])
 
 
 def restoration(entry: Entry, now: Found, found: Mapping[PurePosixPath, Found]) -> list[Operation]:
-    """Return the operations that restore one path; none where nothing has changed.
+    """Return the operations that restore one path; none if it is already as before.
 
     Args:
         entry: the path's entry in the receipt.
-        now: what stands there now.
+        now: what is there now.
         found: a survey that holds the path and the set-aside files.
 
     Raises:
-        PlanError: the set-aside content is gone or was changed.
+        PlanError: the set-aside copy is gone or was changed.
     """
     path, before = entry.condition.path, entry.before
     if before.kind == "directory" or (before.kind != "absent" and _is_as_before(now, before)):
@@ -280,7 +280,7 @@ def restoration(entry: Entry, now: Found, found: Mapping[PurePosixPath, Found]) 
     content, mode = _copied(before, found, places), before.mode or 0
     if content is None:
         raise PlanError(
-            f"what stood at guest path {path} cannot be restored: its copy "
+            f"guest path {path} cannot be restored: its copy "
             f"{before.kept} is missing or was changed",
             hint="restore the image from its own backup",
         )
@@ -288,7 +288,7 @@ def restoration(entry: Entry, now: Found, found: Mapping[PurePosixPath, Found]) 
 
 
 def _has_other_lines(block: str, before: Found, now: Found) -> bool:
-    """Return whether a file with a block of ours has lines of others that must stay."""
+    """Return whether a file with the agent's block has other lines, which must stay."""
     if now.content is None:
         return False
     bare = strip_blocks(block, now.content)
@@ -300,7 +300,7 @@ def _has_other_lines(block: str, before: Found, now: Found) -> bool:
 
 
 def _is_as_before(now: Found, before: Found) -> bool:
-    """Return whether a path still is, or again is, as the receipt describes it before."""
+    """Return whether a path is as the receipt describes it before the injection."""
 
     def compared(what: Found) -> Found:
         mode = what.mode if what.mode is None else what.mode & PERMISSIONS
@@ -311,22 +311,22 @@ def _is_as_before(now: Found, before: Found) -> bool:
 
 
 def _refuse_forgeable(entry: Entry) -> None:
-    """Refuse to put into a directory of root's what others than root could have written.
+    """Refuse to restore, into root's directory, what a user other than root could have forged.
 
     Raises:
-        PlanError: the receipt says so of this path.
+        PlanError: the receipt asks for that at this path.
     """
     if not entry.before.believed:
         raise PlanError(
-            f"what stood at guest path {entry.condition.path} is not restored: others than root "
-            "can write the receipt that describes it, and not that directory",
-            hint=f"give {RECEIPT.parent} and the directories above it to root if nobody else "
-            "could change them so far",
+            f"guest path {entry.condition.path} is not restored: "
+            "users other than root can write the receipt, but not that directory",
+            hint=f"make root the owner of {RECEIPT.parent} and the directories above it, "
+            "if no other user could change them so far",
         )
 
 
 def _is_ours_alone(bare: bytes) -> bool:
-    """Return whether a file holds nothing but the prologue that we wrote."""
+    """Return whether a file has nothing but the prologue of the agent's block."""
     lines = [line for line in bare.splitlines() if line.strip()]
     return all(line.startswith(b"#!") for line in lines) and len(lines) <= 1
 

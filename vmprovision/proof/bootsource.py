@@ -41,7 +41,7 @@ def find_start(
         initrd: the initrd that belongs to it.
 
     Raises:
-        ProofError: there is none of the three.
+        ProofError: none of the three exists.
     """
     guest, appliance = opened.guest, opened.appliance
     if kernel:
@@ -84,7 +84,7 @@ def _fetch(appliance: Appliance, guest_path: str, target: Path) -> None:
 
 
 def _kernel_root(device: str) -> str:
-    """Return the name of the root device on a virtio disk, as the guest's kernel has it."""
+    """Return the guest kernel's name of the root device on a virtio disk."""
     if match := re.fullmatch(r"/dev/sda(\d*)", device):
         return f"/dev/vda{match[1]}"
     if device.startswith("btrfsvol:"):

@@ -1,6 +1,6 @@
-"""Boot a throwaway copy of an image and see from outside that the agent does its work.
+"""Boot a throwaway copy of an image and check from outside that the agent works.
 
-Only an overlay is written: it is inspected, its agent is pointed at a manager that
+Only an overlay is written to. It is inspected, its agent is pointed at a manager that
 this module plays, and a QEMU machine boots it with no network but loopback.
 """
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 READING_GAP = 1.2  # seconds between two readings: uptime counts whole ones
 DEFAULT_VM_ID = "vmprovision-proof"
 
-# FACTS of the wire contract: name -> what a value may be
+# the facts of the wire contract: name -> check of the value
 INTEGERS = ("memory_used_kb", "memory_total_kb", "memory_available_kb", "uptime_seconds")
 PERCENTAGES = ("cpu_usage_percent", "memory_usage_percent")
 
@@ -54,8 +54,8 @@ class ProofOptions:
     """How a guest is to be booted.
 
     Attributes:
-        kernel: a kernel of the host, for a guest that has neither boot loader nor kernel;
-            where it is given, it is used.
+        kernel: a kernel of the host, for a guest without a boot loader or kernel.  If given,
+            it is always used.
         initrd: the initrd that belongs to it.
         timeout: seconds for the boot and all checks together.
     """
@@ -67,11 +67,11 @@ class ProofOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProofReport:
-    """What a booted guest answered.
+    """The answers of a booted guest.
 
     Attributes:
         booted_by: ``boot loader``, ``own kernel`` or ``given kernel``.
-        checks: what was seen to be right, in sentences.
+        checks: the checks that passed, in sentences.
         seconds: from power-on to the agent's first answer.
     """
 
@@ -107,14 +107,14 @@ def prove(
     source: ImageOptions | None = None,
     control: Control | None = None,
 ) -> ProofReport:
-    """Boot a throwaway copy of the image; give what the agent in it answered.
+    """Boot a throwaway copy of the image; return what its agent answered.
 
-    The image is not written to, and locked against writers meanwhile.
+    The image is not written to, and is locked against writers meanwhile.
 
     Raises:
-        PlanError: the guest holds no agent.
-        ProofError: it did not boot, or did not answer as an injected guest does;
-            carries the console's last lines.
+        PlanError: the guest has no agent.
+        ProofError: it did not boot, or its agent's answers are wrong.  The error has the
+            console's last lines.
         VmprovisionError: otherwise as ``inspect``.
     """
     path = Path(image)
@@ -147,7 +147,7 @@ def prove(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Subject:
-    """What is known of the guest that is about to boot."""
+    """The facts about the guest that is about to boot."""
 
     guest: GuestInfo
     agent: InstalledAgent
@@ -157,15 +157,15 @@ class _Subject:
 
 
 def _prepare(disk: Drive, folder: Path, options: ProofOptions, access: Access) -> _Subject:
-    """Inspect the copy, point its agent at our manager, and fetch what boots it."""
+    """Inspect the copy, point its agent at this module's manager, and fetch the boot files."""
     with open_guest([disk], access, write=True) as opened:
         guest, mounted = opened.guest, opened.mounted
         access.control.step("preparing a throwaway copy")
         if guest.agent is None:
-            raise PlanError("the guest holds no agent of ours to prove", hint="inject it first")
+            raise PlanError("the guest has no injected agent", hint="inject it first")
         settings = parse_configuration(guest.agent.configuration)
         changes = {"MANAGER_URL": MANAGER_URL, "VM_ID": settings.get("VM_ID", DEFAULT_VM_ID)}
-        configuration = guest.locate(CONFIGURATION)
+        configuration = guest.real_path(CONFIGURATION)
         status = mounted.filesystem.lstat(configuration)
         mounted.filesystem.write(
             configuration,
@@ -215,7 +215,7 @@ def _boot_and_check(
             checks.append(_check_init(information, subject.guest))
             control.step("waiting for the IP report")
             reports = listener.wait_for_reports(1, deadline=deadline, check=machine.check)
-            # anew: before, the agent may not have seen the address that it had just got
+            # read again: the agent may not have seen its new address before
             information = wait_for_http(f"{machine.agent_url}/info", deadline, machine)
             guest_ip, sentence = _check_report(reports, subject, information)
             checks.append(sentence)
@@ -234,7 +234,7 @@ def _boot_and_check(
 
 @contextlib.contextmanager
 def _with_console(machine: Machine) -> Iterator[None]:
-    """Give a failed check the console's last lines."""
+    """Add the console's last lines to a failed check."""
     try:
         yield
     except ProofError as exc:
@@ -246,43 +246,43 @@ def _with_console(machine: Machine) -> Iterator[None]:
 def _check_health(health: Mapping[str, Any], agent: InstalledAgent) -> str:
     if health.get("status") != "healthy" or health.get("version") != agent.version:
         raise ProofError(
-            f"/health does not answer as agent {agent.version} does: {dict(health)!r:.300}"
+            f"/health does not answer like agent {agent.version}: {dict(health)!r:.300}"
         )
     if not _is_integer(health.get("timestamp")):
-        raise ProofError(f"/health's timestamp is no integer: {health.get('timestamp')!r:.100}")
+        raise ProofError(f"/health's timestamp is not an integer: {health.get('timestamp')!r:.100}")
     return f"/health answers: healthy, agent {agent.version}"
 
 
 def _check_metrics(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
     wrong = [fault for reading in (first, second) for fault in metric_faults(reading)]
     if not wrong and second["uptime_seconds"] <= first["uptime_seconds"]:
-        wrong = [f"uptime_seconds stands still at {second['uptime_seconds']}"]
+        wrong = [f"uptime_seconds does not increase: {second['uptime_seconds']}"]
     if wrong:
         raise ProofError(f"/metrics is wrong: {'; '.join(dict.fromkeys(wrong))}")
-    return "/metrics has every key with sane values, and two readings move"
+    return "/metrics has every key with plausible values, and they change between two readings"
 
 
 def metric_faults(metrics: Mapping[str, Any]) -> list[str]:
-    """Return what an answer of ``/metrics`` has wrong by the wire contract, one sentence each."""
+    """Return the violations of the wire contract in an answer of ``/metrics``, as sentences."""
     faults = [
-        f"{name} is no integer: {metrics.get(name)!r:.60}"
+        f"{name} is not an integer: {metrics.get(name)!r:.60}"
         for name in INTEGERS
         if not _is_integer(metrics.get(name)) or metrics[name] < 0
     ]
     faults += [
-        f"{name} is no percentage: {metrics.get(name)!r:.60}"
+        f"{name} is not a percentage: {metrics.get(name)!r:.60}"
         for name in PERCENTAGES
         if not isinstance(metrics.get(name), float) or not 0 <= metrics[name] <= 100  # noqa: PLR2004
     ]
     load, count = metrics.get("load_average"), metrics.get("process_count")
     if not isinstance(load, float) or load < 0:
-        faults.append(f"load_average is no number: {load!r:.60}")
+        faults.append(f"load_average is not a number: {load!r:.60}")
     if not _is_integer(count) or not isinstance(count, int) or count < 1:
-        faults.append(f"process_count is no count: {count!r:.60}")
+        faults.append(f"process_count is not a count: {count!r:.60}")
     if not faults:
         total, used = metrics["memory_total_kb"], metrics["memory_used_kb"]
         if not 0 < used < total or used + metrics["memory_available_kb"] != total:
-            faults.append("memory_used_kb and memory_available_kb do not make memory_total_kb")
+            faults.append("memory_used_kb and memory_available_kb do not add up to memory_total_kb")
     return faults
 
 
@@ -293,7 +293,7 @@ def _is_integer(value: object) -> bool:
 def _check_init(information: Mapping[str, Any], guest: GuestInfo) -> str:
     running = information.get("init")
     if not isinstance(running, dict):
-        raise ProofError("/info does not say what the agent runs under")
+        raise ProofError("/info does not name the agent's init system")
     system = str(guest.init.system)
     fault = definition_of(system).check_supervisor(running, guest.init)
     if fault:
@@ -314,7 +314,7 @@ def _check_report(
     try:
         address = ipaddress.ip_address(str(body.get("guest_ip")))
     except ValueError as exc:
-        raise ProofError(f"the reported address is none: {report.body!r:.200}") from exc
+        raise ProofError(f"the reported address is invalid: {report.body!r:.200}") from exc
     if address.is_loopback or str(address) not in information.get("addresses", []):
         raise ProofError(f"the reported address {address} is not one of the guest's own")
     return str(address), f"the IP report arrived at the manager: {address}"

@@ -1,4 +1,4 @@
-"""What guests report to their manager, taken on loopback while a guest is proved."""
+"""Receive guests' reports to their manager, on loopback, during a proof."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 BODY_BYTES = 64 << 10
-REPORTS_KEPT = 1000  # the guest decides how many it sends
+REPORTS_KEPT = 1000  # limit, because the guest decides how many it sends
 REQUEST_SECONDS = 10.0
 POLL_SECONDS = 0.2
 
@@ -27,10 +27,10 @@ class Report:
     """One request that a guest made.
 
     Attributes:
-        method: "POST", or whatever else the guest sent.
+        method: the request's method, usually "POST".
         path: the request's target, e.g. "/v1/vms/web-1/guest-ip".
-        headers: by their names in small letters.
-        body: the JSON value in the body; None where it is no JSON.
+        headers: by their names in lower case.
+        body: the JSON value in the body, or None if it is not JSON.
         received: ``time.monotonic()`` of its arrival.
     """
 
@@ -42,10 +42,10 @@ class Report:
 
 
 class ReportListener:
-    """The manager's side of the reports: an HTTP server on loopback that says 200 to every POST.
+    """The manager's side of the reports: an HTTP server on loopback that accepts every POST.
 
-    A context manager; it listens from construction on.  The requests come from a
-    guest that nobody trusts: their size, number and duration are limited.
+    It is a context manager, and listens from construction on. The requests come from an
+    untrusted guest, so their size, number and duration are limited.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class ReportListener:
 
     @property
     def address(self) -> str:
-        """``127.0.0.1:PORT``, as ``machine.boot`` takes it."""
+        """``127.0.0.1:PORT``, as ``machine.boot`` expects it."""
         return f"127.0.0.1:{self._server.server_address[1]}"
 
     def reports(self) -> tuple[Report, ...]:
@@ -84,11 +84,11 @@ class ReportListener:
     def wait_for_reports(
         self, count: int, *, deadline: float, check: Callable[[], None] = lambda: None
     ) -> tuple[Report, ...]:
-        """Wait for so many reports; return them, or those that came before the deadline.
+        """Wait for ``count`` reports; return them, or those that came before the deadline.
 
         Args:
-            count: how many.
-            deadline: as ``time.monotonic()`` counts.
+            count: the number of reports.
+            deadline: in seconds of ``time.monotonic()``.
             check: called while waiting; raises to stop, as ``Machine.check`` does.
         """
         while True:
@@ -116,7 +116,7 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 -- as the base class has it
-        """Say nothing: a guest that breaks off is no event of this host."""
+        """Ignore it: a guest that breaks a connection is not an error of this host."""
 
 
 def _request_class(take: Callable[[Report], None]) -> type[BaseHTTPRequestHandler]:

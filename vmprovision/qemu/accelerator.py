@@ -114,7 +114,7 @@ def run_accelerated(
     Args:
         qemu: the QEMU program of the machine.
         attempt: starts a machine on an accelerator.
-        failure_of: returns the failure of the machine behind an error; None for an
+        failure_of: returns the failure of the machine behind an error, or None for an
             error that no other accelerator can avoid.
 
     Raises:

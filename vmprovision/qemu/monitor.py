@@ -20,7 +20,7 @@ POLL_SECONDS = 0.002
 # QEMU's own names with underscores; all others have hyphens.
 UNDERSCORED = ("logical_block_size", "physical_block_size")
 CATCH_UP_SECONDS = 2.0
-GONE = "the appliance was ended: its QEMU was killed, or crashed"
+GONE = "the appliance ended: its QEMU was killed, or crashed"
 GONE_HINT = (
     "the image is unchanged; check `dmesg` for the host running out of memory, then try again"
 )
@@ -37,7 +37,7 @@ class Listener:
         self._socket.listen(1)
 
     def accept(self, seconds: float, is_alive: Callable[[], bool]) -> Connection:
-        """Return QEMU's connection and listen no longer: nobody else can connect.
+        """Return QEMU's connection and stop listening, so that no other process can connect.
 
         Raises:
             ApplianceError: QEMU has ended, or did not connect in time.

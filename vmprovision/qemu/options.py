@@ -1,4 +1,4 @@
-"""QEMU's options that every machine of ours shares, as qemu-system(1) has them."""
+"""QEMU options that all of vmprovision's machines share, as in qemu-system(1)."""
 
 from __future__ import annotations
 

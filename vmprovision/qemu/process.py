@@ -39,7 +39,7 @@ class QemuProcess:
         Args:
             command: the program and its options.
             output: gets what QEMU prints; ``subprocess.PIPE`` makes it readable as ``output``.
-            errors: gets what QEMU complains of.
+            errors: gets QEMU's error messages.
             keep: descriptors that QEMU inherits.
             folder: where QEMU runs, if not here.
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 COPY_SECONDS = 900.0
 TAR_SECONDS = 1800.0
-FIRST_SECTOR = 2048  # 1 MiB, as every partitioner aligns
+FIRST_SECTOR = 2048  # 1 MiB, the usual alignment
 BOOT_CODE_BYTES = 440  # the rest of the first sector is the partition table
 BOOT_CODE_FILES = (
     Path("/usr/lib/syslinux/mbr/mbr.bin"),

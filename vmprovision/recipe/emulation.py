@@ -1,8 +1,8 @@
-"""Can this host run a guest's programs while its image is built?
+"""Check whether this host can run a guest's programs while its image is built.
 
-A package's installation scripts are programs of the guest.  For another processor the
-kernel starts qemu-user(1) for them, which binfmt_misc has to be told once: the packages
-do that where a service manager runs, and `update-binfmts --enable` elsewhere.
+A package's installation scripts are programs of the guest. For another processor the
+kernel starts qemu-user(1), which must be registered in binfmt_misc once. The packages
+do that if a service manager runs; otherwise ``update-binfmts --enable`` does.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ NATIVE = {
 
 
 def require_emulation(architecture: str) -> None:
-    """Return if this host can run programs of an architecture, given by Debian's name.
+    """Check that this host can run programs of an architecture, given by Debian's name.
 
     Raises:
-        RecipeError: it cannot; the hint says what to install.
+        RecipeError: it cannot; the hint names the packages to install.
     """
     machine = platform.machine()
     if architecture in NATIVE.get(machine, (machine,)):

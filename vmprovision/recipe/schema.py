@@ -1,7 +1,7 @@
 """Read and check a recipe: ``recipe.toml``.
 
-Every key is checked and an unknown one is refused: a misspelt key that is silently
-ignored costs its author an evening.
+Every key is checked.  An unknown key is an error, because a misspelt key would
+otherwise be ignored silently.
 
 A recipe may extend another one.  Its values replace those of the other, but lists are
 appended, and tables are merged key by key.
@@ -63,10 +63,10 @@ class DiskLayout:
         size_mb: size of the disk as the guest sees it, in MiB.
         partition_table: "mbr", "gpt", or "none": the whole disk is the filesystem.
         filesystem: "ext2", "ext3" or "ext4".
-        features: filesystem features as ``mke2fs -O`` has them, "^" takes one away.
+        features: filesystem features as for ``mke2fs -O``; "^" removes one.
         uuid: the filesystem's UUID.
         bootloader: "extlinux" (BIOS, from an MBR partition table), or "none".
-        command_line: of the kernel; with "none" for the program that loads the kernel.
+        command_line: the kernel's; with "none", for the program that loads the kernel.
     """
 
     size_mb: int
@@ -80,11 +80,11 @@ class DiskLayout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tarball:
-    """A root filesystem that somebody else built.
+    """A root filesystem archive built elsewhere.
 
     Attributes:
-        name: of its file; the suffix determines the compression.
-        sha256: of the file.
+        name: the file's name; its suffix determines the compression.
+        sha256: the file's hash.
     """
 
     name: str
@@ -105,13 +105,13 @@ class Recipe:
         folders: the folders with its files: those of the recipes that it extends, the
             most basic one first, then its own.
         description: one line for a list.
-        architecture: by Debian's name.
-        suite: the Debian release, by code name.
+        architecture: Debian's name of it.
+        suite: the Debian release's code name.
         updates: whether packages may come from its updates and security archives;
-            for a release that is no longer supported, files disappear from those.
+            for an unsupported release, files disappear from those archives.
         variant: mmdebstrap's package set; "extract" unpacks without installing.
-        kernel: the package of its kernel, ":ARCHITECTURE" behind it if that is another one
-            than the guest's; empty if it has none.
+        kernel: the package of its kernel, followed by ":ARCHITECTURE" if that differs from
+            the guest's; empty if it has none.
         packages: packages beside those of the variant and the kernel's.
         leave_out: dpkg's path-exclude patterns.
         keep: dpkg's path-include patterns, exceptions to ``leave_out``.
@@ -141,7 +141,7 @@ class Recipe:
 
     @property
     def architectures(self) -> tuple[str, ...]:
-        """The guest's architecture, then its kernel's if that is another one."""
+        """The guest's architecture, and its kernel's if that differs."""
         kernel = self.kernel.partition(":")[2] or self.architecture
         return tuple(dict.fromkeys((self.architecture, kernel)))
 
@@ -188,7 +188,7 @@ def find_recipe(name: str, folder: Path | None = None) -> Recipe:
     """Return the recipe of this name.
 
     Raises:
-        RecipeError: there is none, or it is invalid.
+        RecipeError: no recipe has this name, or it is invalid.
     """
     root = folder or data_directory("images")
     names = _names(root)
@@ -323,7 +323,7 @@ def _refuse_links(folder: Path) -> None:
 
 
 class _Table:
-    """A TOML table from which each known key is taken, so that unknown keys remain."""
+    """A TOML table; each known key is removed when it is read, so that unknown keys remain."""
 
     def __init__(self, path: Path, content: Mapping[str, Any], prefix: str) -> None:
         self._path = path

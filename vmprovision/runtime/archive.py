@@ -2,7 +2,7 @@
 
 The kernel starts the shell, the shell finds an interpreter, and Python runs the same
 file as a zip archive (zipapp, PEP 441), which may follow other content.  The source of
-all modules is one member, since one member compresses better than many.  ``__main__``
+all modules is one member, because one member compresses better than many.  ``__main__``
 loads from it the modules that are always needed, and each other module when the agent
 asks for it: the heap of a small guest has no room for more.  Comments, docstrings and
 needless space, a third of the source, are left out.  Equal sources give equal bytes.

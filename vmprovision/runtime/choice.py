@@ -32,7 +32,7 @@ class ChosenRuntime:
 
 
 def parse_runtime(word: str) -> RuntimeChoice:
-    """Return the choice that a word of the command line stands for: a name, or else a path."""
+    """Return the choice for a word of the command line: a name, or else a path."""
     return NAMES.get(word) or Path(word)
 
 
@@ -42,7 +42,7 @@ def choose_runtime(guest: GuestInfo, choice: RuntimeChoice) -> ChosenRuntime:
     Args:
         guest: its Pythons and its architecture decide.
         choice: ``auto`` prefers a usable Python of the guest's own to the bundled
-            runtime; a path is the caller's own interpreter.
+            runtime.  A path is the caller's own interpreter.
 
     Raises:
         UnsupportedGuestError: the guest has no usable Python, and there is no runtime for it.

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-SHORT = 3  # letters; shorter names stay as they are
-# names that a module defines for others, and those private to it or to a class
+SHORT = 3  # letters; shorter names stay unchanged
+# public names of a module, and names private to it or to a class
 _DEFINED = re.compile(
     r"^(?:def|class) (\w+)|^([A-Z_]{4,})=|(?:\bdef |\bclass |\bself\.|^)(_(?!_)[A-Za-z]\w+)\b",
     re.MULTILINE,

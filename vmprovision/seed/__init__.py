@@ -1,1 +1,1 @@
-"""The plan of an injection as data for a guest's own first-boot program: no image is written to."""
+"""An injection's plan as data for a guest's own first-boot program; the image is not written to."""

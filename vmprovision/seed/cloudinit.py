@@ -1,8 +1,9 @@
-"""The operations of a plan as cloud-init's user-data, on a disk of its NoCloud data source.
+"""The operations of a plan as cloud-init's user-data, on a disk for its NoCloud data source.
 
-cloud-init's documentation: "NoCloud", "User-data formats", and the modules ``write_files``
-and ``runcmd``.  Files are written in the first of cloud-init's stages that has the network,
-``runcmd`` in the last one.  Both run once for each instance id.  JSON is YAML, too.
+cloud-init's documentation: "NoCloud", "User-data formats", and the modules
+``write_files`` and ``runcmd``. cloud-init writes files in its first stage with a
+network, and runs ``runcmd`` in its last stage. Both happen once for each instance ID.
+The documents are JSON, which is also YAML.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ if TYPE_CHECKING:
     from vmprovision.guest.facts import InitVerdict
 
 LABEL = "cidata"
-UNNAMED = "nocloud"  # cloud-init's own id of an instance without one; no agent takes it for a name
-# what of two documents' lists, such as runcmd, becomes one list
+UNNAMED = "nocloud"  # cloud-init's own default ID; the agent does not take it for a name
+# merge the lists of two documents, such as runcmd, into one
 MERGED = "list(append)+dict(no_replace,recurse_list)+str()"
-# where the guest has SELinux: links are made by a shell, which labels nothing
+# for guests with SELinux: a shell makes the links, and labels nothing
 RELABEL = 'if command -v restorecon >/dev/null; then restorecon "$@"; fi'
 
 
@@ -50,13 +51,13 @@ def make_documents(
     """Return the files of a NoCloud seed, ``meta-data`` and ``user-data``.
 
     Args:
-        operations: of the plan, in order.
-        init: what runs services in the guest.
-        instance_id: cloud-init applies the seed once for each.
-        user_data: the caller's own, which is applied as well.
+        operations: the plan's operations, in order.
+        init: the guest's init system.
+        instance_id: cloud-init applies the seed once for each ID.
+        user_data: the caller's own document, which cloud-init applies too.
 
     Raises:
-        UnsupportedGuestError: no service can be started by cloud-init under this init system.
+        UnsupportedGuestError: cloud-init cannot start the service under this init system.
         PlanError: the caller's own data is neither text nor MIME.
     """
     own = _cloud_config(operations, init, merged=user_data is not None)
@@ -94,7 +95,7 @@ def _file(operation: WriteFile) -> dict[str, str]:
 
 
 def _commands(operation: Operation) -> list[list[str]]:
-    """Return what does that of an operation which ``write_files`` cannot do."""
+    """Return the commands for the part of an operation that ``write_files`` cannot do."""
     if isinstance(operation, MakeDirectory):
         return [["mkdir", "-p", str(operation.path)]]
     if isinstance(operation, Symlink):
@@ -104,16 +105,16 @@ def _commands(operation: Operation) -> list[list[str]]:
 
 
 def _start_commands(operations: Sequence[Operation], init: InitVerdict) -> list[list[str]]:
-    """Return what starts the service now: the guest has booted as far as that without it.
+    """Return the commands that start the service now, because the guest has booted without it.
 
     Raises:
-        UnsupportedGuestError: it takes lines in a file that others fill, or nothing starts it.
+        UnsupportedGuestError: the service needs lines in a shared file, or cannot be started.
     """
     definition = definition_of(str(init.system))
     usual = definition.variants[0]
     variant = next((v for v in definition.variants if v.dialect == init.dialect), usual)
     live = variant.live or usual.live
-    # insserv's makefiles hold all services of a guest, and its update-rc.d makes them anew
+    # insserv's makefiles list all services of a guest, and its update-rc.d rewrites them
     edits = definition.name != "sysv" and any(isinstance(o, EditBlock) for o in operations)
     if live is None or not live.start or edits:
         raise UnsupportedGuestError(
@@ -124,15 +125,16 @@ def _start_commands(operations: Sequence[Operation], init: InitVerdict) -> list[
 
 
 def _joined(user_data: bytes, own: bytes) -> bytes:
-    """Return MIME multi-part user-data of the caller's documents and ours.
+    """Return MIME multi-part user-data of the caller's documents and the agent's.
 
-    Ours is the last, since it says how its lists are merged with those before it.
+    The agent's document is the last, because it states how its lists are merged with
+    earlier ones.
     """
     try:
         text = user_data.decode("utf-8")
     except UnicodeDecodeError as exc:
         raise PlanError(
-            "the user-data to join is not text in UTF-8", hint="unpack it, if it is compressed"
+            "the user-data to join is not text in UTF-8", hint="decompress it, if it is compressed"
         ) from exc
     given = email.message_from_bytes(user_data)
     parts: list[email.message.Message] = [_part(text)]
@@ -145,5 +147,5 @@ def _joined(user_data: bytes, own: bytes) -> bytes:
 
 
 def _part(text: str, kind: str = "plain") -> email.message.Message:
-    """Return one document; cloud-init finds out by its first line what a plain one is."""
+    """Return one document; cloud-init recognises a plain one by its first line."""
     return email.mime.text.MIMEText(text, kind, "utf-8")

@@ -1,7 +1,7 @@
-"""The identity of a machine as OEM strings of its SMBIOS (DSP0134, type 11).
+"""A machine's identity as OEM strings of its SMBIOS (DSP0134, type 11).
 
-An agent that is in the image already reads them by its own names, and systemd(1) takes
-them for credentials where they begin with ``io.systemd.credential:``.
+An agent in the image reads them by its own names. systemd(1) reads those that begin
+with ``io.systemd.credential:`` as credentials.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ PREFIXES: dict[StringKind, str] = {"smbios": "", "credentials": "io.systemd.cred
 
 
 def make_strings(kind: StringKind, options: InjectOptions) -> tuple[str, ...]:
-    """Return the strings that say who the machine is and where its manager is.
+    """Return the strings with the machine's name and its manager's URL.
 
     Raises:
-        PlanError: there is nothing to say, or an option that cannot be said so.
+        PlanError: neither is given, or an option cannot be passed in strings.
     """
     settings = {
         "vm_id": check_vm_id(options.vm_id) if options.vm_id is not None else None,
@@ -36,7 +36,7 @@ def make_strings(kind: StringKind, options: InjectOptions) -> tuple[str, ...]:
     )
     if any(other is not None for other in others) or options.runtime != "auto":
         raise PlanError(
-            f"{kind} strings say the VM id and the manager's URL, and nothing else",
+            f"{kind} strings can hold only the VM id and the manager's URL",
             hint="put other settings into the image, with `vmprovision inject`",
         )
     strings = [
@@ -45,7 +45,5 @@ def make_strings(kind: StringKind, options: InjectOptions) -> tuple[str, ...]:
         if value is not None
     ]
     if not strings:
-        raise PlanError(
-            f"there is nothing to say in {kind} strings", hint="give --vm-id or --manager-url"
-        )
+        raise PlanError(f"the {kind} strings would be empty", hint="give --vm-id or --manager-url")
     return tuple(strings)

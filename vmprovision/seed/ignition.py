@@ -1,8 +1,8 @@
 """The operations of a plan as an Ignition configuration, specification 3.0.0.
 
-Ignition runs in the initial RAM disk of the first boot, before any service is started, so
-that links enable the service as they do in an injection.  The oldest version of the
-specification that has all of it is taken by every later Ignition.
+Ignition runs in the initial RAM disk of the first boot, before any service starts, so
+links enable the service as in an injection.  The configuration uses the oldest version
+of the specification that suffices, because every later Ignition accepts it.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def make_configuration(operations: Sequence[Operation], init: InitVerdict) -> by
     """Return the Ignition configuration, as JSON.
 
     Raises:
-        UnsupportedGuestError: the guest's services are not run by systemd.
+        UnsupportedGuestError: the guest's init system is not systemd.
     """
     if init.system != "systemd":
         raise UnsupportedGuestError(
-            f"Ignition sets up guests with systemd only, and this one has {init.system}",
+            f"Ignition needs systemd, and this guest has {init.system}",
             hint="write to the image with `vmprovision inject`",
         )
     storage: dict[str, list[dict[str, Any]]] = {"directories": [], "files": [], "links": []}

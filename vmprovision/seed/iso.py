@@ -1,4 +1,4 @@
-"""ISO 9660 images (ECMA-119) with the names of Linux: Rock Ridge and Joliet."""
+"""ISO 9660 images (ECMA-119) with Linux file names: Rock Ridge and Joliet."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 def make_iso(label: str, files: Mapping[str, bytes]) -> bytes:
-    """Return an ISO 9660 image that holds these files in its root directory.
+    """Return an ISO 9660 image with these files in its root directory.
 
     Args:
         label: the volume's label.
-        files: name -> content.
+        files: each file's name with its content.
     """
     image = pycdlib.PyCdlib()
-    # level 3 has the longest names; the plain ones of ECMA-119 are not read where there are others
+    # level 3 allows the longest names; plain ECMA-119 names are ignored if there are others
     image.new(interchange_level=3, vol_ident=label, joliet=3, rock_ridge="1.09")
     contents = [io.BytesIO(content) for content in files.values()]
     for number, (name, content) in enumerate(zip(files, contents, strict=True)):

@@ -1,7 +1,7 @@
 """Write the seed of a guest: inspect its image, plan, and turn the plan into data.
 
-The image is opened for reading only.  Where nobody may or can open it, options say what
-the guest is.
+The image is opened only for reading. If it cannot be opened, options state the facts
+about the guest.
 """
 
 from __future__ import annotations
@@ -33,21 +33,22 @@ if TYPE_CHECKING:
 
 SeedKind = Literal["cloud-init", "ignition", "smbios", "credentials"]
 SEED_KINDS: tuple[SeedKind, ...] = get_args(SeedKind)
-# Init systems whose services are the same in all guests, so that no guest has to be looked at.
+# Init systems whose services are the same in all guests, so that no inspection is needed.
 UNSEEN_INITS = ("systemd", "openrc")
 CLOUD_PYTHON = PurePosixPath("/usr/bin/python3")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeedOptions:
-    """What kind of seed is written, and for whom.
+    """The kind of seed to write, and its options.
 
     Attributes:
-        kind: which first-boot program reads it, or ``smbios`` and ``credentials`` for an
-            agent that is in the image already; None for what the image has.
-        arch: the guest's architecture, as uname(1) has it, where no image shows it.
-        user_data: a document of the caller's own, for cloud-init to apply as well.
-        instance_id: cloud-init's id of the machine; the VM id, if it is left out.
+        kind: the first-boot program that reads it; or ``smbios`` or ``credentials`` for
+            an agent that is already in the image; or None to use the program in the
+            image.
+        arch: the guest's architecture, as uname(1) names it, if there is no image.
+        user_data: a document of the caller for cloud-init to apply too.
+        instance_id: cloud-init's ID of the machine; by default the VM id.
     """
 
     kind: SeedKind | None = None
@@ -61,10 +62,10 @@ class SeedReport:
     """The seed that was written.
 
     Attributes:
-        output: the new file, or the directory with the new files; None where none was wanted.
-        guest: what was found in the image, or what the options say.
-        paths: what the guest's first-boot program will make.
-        strings: of a firmware, the strings themselves.
+        output: the new file, or the directory with the new files, or None if none was asked for.
+        guest: the facts from the image, or from the options.
+        paths: the paths that the guest's first-boot program will write.
+        strings: the OEM strings, for a seed in the firmware.
     """
 
     kind: SeedKind
@@ -89,10 +90,10 @@ class SeedReport:
 
 
 def parse_kind(name: str | None) -> SeedKind | None:
-    """Return the kind of seed of this name, as ``--for`` has it.
+    """Return the kind of seed for a value of ``--for``.
 
     Raises:
-        PlanError: there is none.
+        PlanError: there is no such kind.
     """
     found = next((kind for kind in SEED_KINDS if kind == name), None)
     if name is not None and found is None:
@@ -109,20 +110,20 @@ def make_seed(  # noqa: PLR0913 -- the options of one seed
     source: ImageOptions | None = None,
     control: Control | None = None,
 ) -> SeedReport:
-    """Write what makes a guest install the agent at its first boot; the image stays as it is.
+    """Write data that makes a guest install the agent at its first boot; the image is unchanged.
 
     Args:
-        image: a disk image or a directory, to be inspected; None where the options say enough.
+        image: a disk image or directory to inspect, or None if the options are enough.
         output: the new file. For cloud-init a directory that exists gets ``user-data`` and
             ``meta-data`` instead. Strings need none.
-        options: as of an injection.
-        seed: what kind of seed.
+        options: the options of an injection.
+        seed: the kind of seed.
         source: how to open the image.
         control: progress and cancellation.
 
     Raises:
-        PlanError: the options do not fit, or say too little.
-        UnsupportedGuestError: the guest has no first-boot program that would take the seed.
+        PlanError: the options do not fit, or are not enough.
+        UnsupportedGuestError: the guest has no first-boot program that would use the seed.
         ImageError: the output exists already, or cannot be written.
         VmprovisionError: otherwise as ``inspect`` and ``inject``.
     """
@@ -153,16 +154,16 @@ def make_seed(  # noqa: PLR0913 -- the options of one seed
 
 
 def _choose_kind(guest: GuestInfo | None, wanted: SeedKind | None) -> SeedKind:
-    """Return which first-boot program the seed is for.
+    """Return the first-boot program that the seed is for.
 
     Raises:
-        PlanError: nothing says which.
-        UnsupportedGuestError: the guest has none, or not the wanted one, or it is disabled.
+        PlanError: it is unknown.
+        UnsupportedGuestError: the guest has none, or another one, or it is disabled.
     """
     if guest is None:
         if wanted is None:
             raise PlanError(
-                "nothing says which first-boot program the guest has",
+                "the guest's first-boot program is unknown",
                 hint="give its image, or --for cloud-init or --for ignition",
             )
         return wanted
@@ -172,33 +173,33 @@ def _choose_kind(guest: GuestInfo | None, wanted: SeedKind | None) -> SeedKind:
     why = [each.obstacle for each in guest.first_boot if wanted in (None, each.program)]
     named = wanted or "cloud-init or Ignition"
     raise UnsupportedGuestError(
-        f"no seed would be read by this guest: {why[0] if why else f'it has no {named}'}",
-        hint="write to the image with `vmprovision inject`; where you know better, leave out "
-        "the image and say what the guest is: --for, --init, --arch",
+        f"this guest would read no seed: {why[0] if why else f'it has no {named}'}",
+        hint="write to the image with `vmprovision inject`; if the guest does read a seed, "
+        "leave out the image and describe the guest with --for, --init and --arch",
     )
 
 
 def _describe_guest(kind: SeedKind, options: InjectOptions, arch: str | None) -> GuestInfo:
-    """Return the facts of a guest that nobody has looked at, from options.
+    """Return the facts of a guest without an image, from the options.
 
     Raises:
-        PlanError: they say too little.
+        PlanError: the options are not enough.
     """
     init = options.init or ("systemd" if kind == "ignition" else None)
     if init not in UNSEEN_INITS:
         raise PlanError(
-            "without an image, --init must say what runs services in the guest",
+            "without an image, --init must name the guest's init system",
             hint=f"{' or '.join(UNSEEN_INITS)}; for others give the image",
         )
     if arch is None and (kind == "ignition" or options.runtime == "bundled"):
         raise PlanError(
-            "without an image, --arch must say which runtime to bring along",
-            hint="e.g. --arch x86_64; a guest of Ignition is taken to have no Python",
+            "without an image, --arch must name the architecture of the runtime",
+            hint="e.g. --arch x86_64; a guest with Ignition is assumed to have no Python",
         )
     # cloud-init is a Python program itself
     python = Interpreter(path=CLOUD_PYTHON, version=None)
     return GuestInfo(
-        distribution=Distribution(id="unknown", product_name="a guest not looked at", version=""),
+        distribution=Distribution(id="unknown", product_name="an uninspected guest", version=""),
         arch=arch or "unknown",
         libc="unknown",
         init=definition_of(init).without_guest()[0],
@@ -207,22 +208,22 @@ def _describe_guest(kind: SeedKind, options: InjectOptions, arch: str | None) ->
 
 
 def _plan_seed(guest: GuestInfo, options: InjectOptions) -> tuple[str, Plan]:
-    """Return the agent's version, and the plan for a guest that is going to carry it out itself.
+    """Return the agent's version, and the plan for a guest that will carry it out itself.
 
     A running guest has its own mounts, and labels what it writes.
     """
     if guest.agent is not None:
         raise PlanError(
-            f"the guest holds agent {guest.agent.version} already",
-            hint="tell it who it is by --for smbios, or `vmprovision remove` it first",
+            f"the guest has agent {guest.agent.version} already",
+            hint="give it a name with --for smbios, or `vmprovision remove` it first",
         )
     archive = build_archive()
     running = replace(guest, hidden=(), seals=(), selinux=None)
     plan = plan_service(running, archive, options)
-    own = {guest.locate(FOLDER), FOLDER}
-    # the guest's usual directories are not ours to list in a receipt
+    own = {guest.real_path(FOLDER), FOLDER}
+    # the guest's usual directories do not belong in a receipt
     kept = [o for o in plan.operations if not isinstance(o, MakeDirectory) or o.path in own]
-    paths = [*(operation.path for operation in kept), guest.locate(RECEIPT)]
+    paths = [*(operation.path for operation in kept), guest.real_path(RECEIPT)]
     plan = with_receipt(
         replace(plan, operations=tuple(kept)),
         running,
@@ -234,17 +235,18 @@ def _plan_seed(guest: GuestInfo, options: InjectOptions) -> tuple[str, Plan]:
 
 
 def _notes_on_seals(guest: GuestInfo, operations: Sequence[Operation]) -> list[str]:
-    """Return what a sealed root needs for the seed to be carried out.
+    """Return notes on what a guest with a sealed root needs for the seed.
 
     Raises:
-        UnsupportedGuestError: a path is in a sealed ``/usr``, which is never written to.
+        UnsupportedGuestError: a path is in a sealed ``/usr``, which cannot be written
+            to.
     """
     for operation in operations:
         seal = guest.sealed_by(operation.path)
         if seal is not None and seal.place == ROOT:
             note = (
-                "the guest's root is sealed: its first-boot program can write the agent only if "
-                "the running guest has something writable over /etc and /usr/local"
+                "the guest's root is sealed: its first-boot program can write the agent "
+                "only if /etc and /usr/local are writable in the running guest"
             )
             return [note]
         if seal is not None:
@@ -278,7 +280,7 @@ def _write_strings(
 ) -> SeedReport:
     if guest is not None and guest.agent is None:
         raise PlanError(
-            "the guest holds no agent that would read them", hint="`vmprovision inject` it first"
+            "the guest has no agent that would read them", hint="`vmprovision inject` it first"
         )
     strings = firmware.make_strings(kind, options)
     if output is not None:
@@ -287,10 +289,10 @@ def _write_strings(
 
 
 def _write(output: Path, content: dict[str, bytes] | bytes) -> None:
-    """Write a new file, or new files in a directory, for this user only: they may hold tokens.
+    """Write a new file, or new files in a directory, with mode 0600: they may hold tokens.
 
     Raises:
-        ImageError: something is there already, or it cannot be written.
+        ImageError: the file exists already, or cannot be written.
     """
     files = {output: content} if isinstance(content, bytes) else {}
     if isinstance(content, dict):

@@ -1,1 +1,1 @@
-"""SELinux: the rules of a guest's policy, and the labels that they give to what is installed."""
+"""SELinux: the rules of a guest's policy, and the labels of an injection's files."""

@@ -1,13 +1,13 @@
-"""Which SELinux label a guest's policy gives to a path: selabel_file(5), as libselinux reads it.
+"""The SELinux label of a path by a guest's policy: selabel_file(5), as libselinux reads it.
 
-Rules stand in ``file_contexts``, ``file_contexts.homedirs`` and
-``file_contexts.local``, one a line: a regular expression for whole paths,
-perhaps a file type, and a label or ``<<none>>``.  A rule without any special
-character beats one with some; among equals the last one wins.  Before that,
-``file_contexts.subs`` and then ``file_contexts.subs_dist`` replace the path's
-beginning: the last line wins here, too.
+The rules are in ``file_contexts``, ``file_contexts.homedirs`` and
+``file_contexts.local``, one on each line: a regular expression for whole paths, an
+optional file type, and a label or ``<<none>>``. A rule without special characters beats
+one with some; among equals the last one wins. Before that, ``file_contexts.subs`` and
+then ``file_contexts.subs_dist`` replace the beginning of the path; here too, the last
+line wins.
 
-Pure: no file is read here, and nothing is asked of the host's own SELinux.
+This module reads no file, and does not use the host's own SELinux.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ LabelledKind = Literal["file", "directory", "symlink"]
 _KINDS: dict[str, LabelledKind] = {"--": "file", "-d": "directory", "-l": "symlink"}
 _OTHER_KINDS = ("-b", "-c", "-p", "-s")
 NO_LABEL = "<<none>>"
-# user, role, and a type with perhaps a level: no part before the last holds a colon, so
-# there is one way only to match it
+# user, role, and a type with an optional level. Only the last part may have a colon, so
+# there is only one way to match.
 _LABEL = re.compile(r"[!-9;-~]+:[!-9;-~]+:[!-~]*[!-9;-~]")
 _LABEL_LIMIT = 1024
 LINE_LIMIT = 50_000  # Fedora's policy has some 7,000
 
-# What stands literally before the first character that means something else.
+# The literal text before the first special character.
 _PREFIX = re.compile(r"(?:[^\\.^$?*+|\[({]|\\[^0-9A-Za-z])*")
 _LAST_CHARACTER = re.compile(r"\\?.\Z", re.DOTALL)
 
 
 class FileContextsError(ValueError):
-    """The rules are not as selabel_file(5) has them."""
+    """The rules do not follow selabel_file(5)."""
 
 
-@dataclass(frozen=True, slots=True)  # thousands are made, so without keywords
+@dataclass(frozen=True, slots=True)  # thousands are made, so positional arguments save time
 class Rule:
     """One line of ``file_contexts``.
 
     Attributes:
-        pattern: of whole paths.
-        prefix: with which every path begins that the pattern matches.
-        kind: of the files that the rule is for; None: of all.
-        label: None for ``<<none>>``.
-        literal: whether the pattern is just a path.
+        pattern: a regular expression for whole paths.
+        prefix: the beginning of every path that the pattern matches.
+        kind: the kind of files that the rule is for, or None for all.
+        label: the label, or None for ``<<none>>``.
+        literal: whether the pattern is a plain path.
     """
 
     pattern: str
@@ -65,7 +65,7 @@ Substitutions = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileContexts:
-    """A policy's rules, the one that decides first, and its substitutions, likewise."""
+    """A policy's rules and substitutions, in the order in which they are tried."""
 
     rules: tuple[Rule, ...]
     local: Substitutions = ()
@@ -75,7 +75,7 @@ class FileContexts:
         """Return the label for a file of this kind at a path without links; None if none applies.
 
         Raises:
-            PatternError: a pattern on which it depends is not understood.
+            PatternError: a pattern that may decide is not supported.
         """
         # bytes, as PCRE sees them
         name = str(path).encode("utf-8", errors="surrogateescape").decode("latin-1")
@@ -97,12 +97,12 @@ def parse_file_contexts(
     """Parse the rules of these files, in the order in which libselinux reads them.
 
     Args:
-        texts: ``file_contexts``, ``.homedirs``, ``.local``; each byte a character.
+        texts: ``file_contexts``, ``.homedirs``, ``.local``, decoded as Latin-1.
         local: ``file_contexts.subs``.
         distribution: ``file_contexts.subs_dist``.
 
     Raises:
-        FileContextsError: there are none or too many, or a line is not as it should be.
+        FileContextsError: there are no rules or too many, or a line is malformed.
     """
     lines = _lines("\n".join(texts))
     rules = [rule for line in reversed(lines) if (rule := _parse_rule(line))]
@@ -124,7 +124,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _parse_rule(line: str) -> Rule | None:
-    """Return the rule of a line; None for comments and for file kinds that we never make."""
+    """Return the rule of a line, or None for comments and for file kinds that are never made."""
     fields = line.split(None, 3)[:3]
     if not fields or fields[0].startswith("#"):
         return None
@@ -141,7 +141,7 @@ def _parse_rule(line: str) -> Rule | None:
 
 
 def _literal_prefix(pattern: str) -> tuple[str, bool]:
-    """Return the prefix of all paths that the pattern matches, and whether it is the whole path."""
+    """Return the common prefix of all paths that match, and whether it is the whole path."""
     match = _PREFIX.match(pattern)
     prefix = match[0] if match else ""
     literal = len(prefix) == len(pattern)
@@ -153,7 +153,7 @@ def _literal_prefix(pattern: str) -> tuple[str, bool]:
 
 
 def _is_split(pattern: str) -> bool:
-    """Return whether there may be a ``|`` outside all parentheses."""
+    """Return whether there may be a ``|`` outside parentheses."""
     depth = 0
     for character in re.sub(r"\\.", "", pattern):
         depth += (character == "(") - (character == ")")

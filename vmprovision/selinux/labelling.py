@@ -1,8 +1,7 @@
-"""The SELinux labels of what a plan makes, by the guest's own rules; pure.
+"""Find the SELinux labels of a plan's new files, by the guest's own rules; pure.
 
-A guest whose rules cannot be evaluated here is asked to label its files itself:
-``/.autorelabel`` makes selinux(8)'s guests do so at their next boot, and take
-the file away again.
+If the guest's rules cannot be evaluated here, ``/.autorelabel`` asks the guest to label
+its files at its next boot (selinux(8)). The guest then removes that file.
 """
 
 from __future__ import annotations
@@ -29,20 +28,20 @@ AUTORELABEL = PurePosixPath("/.autorelabel")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labels:
-    """The labels by guest path, and why they are not all there; empty where they are."""
+    """The labels by guest path, and why some are missing; empty if none is."""
 
     by_path: Mapping[PurePosixPath, str] = field(default_factory=dict)
     obstacle: str = ""
 
     def give(self, operation: Operation) -> Operation:
-        """Return the operation with its label, or unchanged where there is none."""
+        """Return the operation with its label, or unchanged if there is none."""
         label = self.by_path.get(operation.path)
         if label is None or isinstance(operation, Remove):
             return operation
         return replace(operation, label=label)
 
     def recorded(self, operation: Operation) -> Condition:
-        """Return an operation's condition for the receipt; only the guest's rules give a label."""
+        """Return a condition for the receipt, with a label only from the guest's rules."""
         return (operation if self.obstacle else self.give(operation)).condition
 
 
@@ -51,12 +50,13 @@ def find_labels(
     operations: Iterable[Operation],
     found: Mapping[PurePosixPath, Found],
 ) -> Labels:
-    """Return the labels that the guest's policy gives to what these operations make.
+    """Return the labels that the guest's policy gives to the files that these operations make.
 
     Args:
-        policy: of the guest, if it has one.
-        operations: of a plan.
-        found: what stands at their paths now; a file that is edited keeps its label.
+        policy: the guest's policy, if it has one.
+        operations: the plan's operations.
+
+        found: what is at their paths now; an edited file keeps its label.
     """
     if policy is None:
         return Labels()
@@ -76,7 +76,7 @@ def find_labels(
             obstacle = f"its rules cannot be evaluated here: {exc}"
         else:
             return Labels(by_path=labels)
-    # what the guest has labelled itself since an earlier injection stays labelled
+    # keep labels that the guest itself has set since an earlier injection
     known = {path: found.get(path, ABSENT).label for path in kinds if policy.takes_labels}
     kept = {path: label for path, label in known.items() if label is not None}
     return Labels(by_path=kept, obstacle=obstacle)
@@ -104,14 +104,15 @@ def request_relabelling(
 ) -> tuple[list[WriteFile], list[str]]:
     """Return an operation that makes the guest label its files at its next boot, and a note.
 
-    Neither where all of what these operations make has its label already, nor
-    where SELinux is disabled: whoever switches it on labels all files anyway.
+    Return nothing if all new files have their labels, or if SELinux is disabled: enabling it
+    labels all files anyway.
 
     Args:
-        policy: of the guest, if it has one.
+        policy: the guest's policy, if it has one.
         labels: what ``find_labels`` found.
         operations: of the plan.
-        found: what stands at their paths now.
+        found: what is at their paths now.
+
     """
     if policy is None or policy.mode == "disabled" or not labels.obstacle:
         return [], []
@@ -123,8 +124,8 @@ def request_relabelling(
     if not lacking:
         return [], []
     note = (
-        f"the guest labels its files for SELinux at its next boot, which {AUTORELABEL} makes it "
-        f"do and which ends in another boot, because {labels.obstacle}"
+        f"the guest relabels its files for SELinux at its next boot, "
+        f"as {AUTORELABEL} asks, and then reboots, because {labels.obstacle}"
     )
     there = found.get(AUTORELABEL, ABSENT).kind != "absent"
     return [] if there else [WriteFile(path=AUTORELABEL, content=b"")], [note]

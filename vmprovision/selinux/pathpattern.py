@@ -1,12 +1,11 @@
-"""The regular expressions of file_contexts(5), matched in bounded time.
+"""Match the regular expressions of file_contexts(5) in bounded time.
 
-The patterns come from guests, and Python's ``re`` can be kept busy for ever by
-one that is made for it.  So they are not given to it: of PCRE (pcre2pattern(3))
-the part is understood here that describes regular languages, which is what
-policies are written in.  Whether such a pattern matches a whole path does not
-depend on greediness, so nothing is tried and taken back: all positions that can
-be reached are followed at once, as the bits of one integer.  Every step is
-counted, and too many are an error, as is what is not understood.
+The patterns come from guests, and a hostile one can keep Python's ``re`` busy for ever.
+So this module matches them itself. It supports the part of PCRE (pcre2pattern(3)) that
+describes regular languages, which policies use. Whether such a pattern matches a whole
+path does not depend on greediness, so there is no backtracking: all reachable positions
+are followed at once, as the bits of one integer. Every step is counted. Too many steps
+are an error, and so is unsupported syntax.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
-EFFORT = 200_000  # steps of less than a microsecond; Debian's policy takes 10,000 at most
+EFFORT = 200_000  # steps of less than a microsecond; Debian's policy takes at most 10,000
 LENGTH_LIMIT = 4096
 NESTING_LIMIT = 30
 
@@ -30,12 +29,12 @@ _REPETITION = re.compile(r"\{(\d{1,5})(?:(,)(\d{1,5})?)?\}")
 
 
 class PatternError(ValueError):
-    """The pattern is outside what is understood here, or takes too many steps."""
+    """The pattern is not supported here, or takes too many steps."""
 
 
 @dataclass(slots=True)
 class Effort:
-    """How many steps are left for a question, whatever number of patterns it takes."""
+    """The number of steps left for one question, over all its patterns."""
 
     left: int = EFFORT
 
@@ -43,7 +42,7 @@ class Effort:
         """Count steps.
 
         Raises:
-            PatternError: there were too many.
+            PatternError: no steps are left.
         """
         self.left -= steps
         if self.left < 0:
@@ -52,14 +51,14 @@ class Effort:
 
 @dataclass(frozen=True, slots=True)
 class _Subject:
-    """A path to match: for each character the positions at which it stands, as bits."""
+    """A path to match: for each character its positions, as bits."""
 
     positions: dict[str, int]
     size: int
     effort: Effort
 
 
-# From the positions that a part of a pattern begins at to those that it can end at.
+# From the positions at which a part of a pattern begins to those at which it can end.
 _Matcher = Callable[[_Subject, int], int]
 
 
@@ -67,7 +66,7 @@ def matches(pattern: str, path: str, effort: Effort) -> bool:
     """Return whether the pattern matches the whole path.
 
     Raises:
-        PatternError: nobody knows.
+        PatternError: the pattern is not supported, or too costly to match.
     """
     effort.spend(len(pattern) + len(path))
     positions: dict[str, int] = {}
@@ -78,7 +77,7 @@ def matches(pattern: str, path: str, effort: Effort) -> bool:
 
 
 class _Parser:
-    """Makes a matcher of a pattern, by recursive descent."""
+    """A recursive-descent parser that turns a pattern into a matcher."""
 
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
@@ -142,7 +141,7 @@ class _Parser:
             self._refuse("is nested too deeply")
         if self._next() == "?":
             if not self.pattern.startswith("?:", self.at):
-                self._refuse("has a group of a kind that is not understood here")
+                self._refuse("has an unsupported kind of group")
             self.at += 2
         matcher = self._alternatives()
         if self._take() != ")":
@@ -159,7 +158,7 @@ class _Parser:
         if character.lower() in _CLASSES:
             return _CLASSES[character.lower()], character.isupper()
         if character.isalnum():
-            self._refuse(f"has \\{character}, which is not understood here")
+            self._refuse(f"has \\{character}, which is not supported")
         return frozenset(character), False
 
     def _set(self) -> _Matcher:
@@ -191,7 +190,7 @@ class _Parser:
     def _range(self, low: frozenset[str], high: frozenset[str]) -> frozenset[str]:
         first, last = min(low), min(high)
         if len(high) != 1 or first > last:
-            self._refuse("has a range that goes nowhere")
+            self._refuse("has an empty range")
         return frozenset(map(chr, range(ord(first), min(ord(last), 255) + 1)))
 
     def _repeated(self, matcher: _Matcher) -> _Matcher:

@@ -1,4 +1,4 @@
-"""What is known of a guest's SELinux policy."""
+"""The facts about a guest's SELinux policy."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ class SELinuxPolicy:
     """The guest's SELinux configuration: selinux(8)'s ``/etc/selinux/config``.
 
     Attributes:
-        contexts: which label the policy gives to which path; None where that
-            cannot be found out.
+        contexts: the policy's labels for paths, or None if its rules cannot be used.
         obstacle: why files cannot get their labels from here, as the end of a
-            sentence; empty where they can.
-        takes_labels: whether labels can be written to its filesystem at all.
+            sentence; empty if they can.
+        takes_labels: whether labels can be written to its filesystem.
     """
 
     mode: Literal["enforcing", "permissive", "disabled"]

@@ -1,4 +1,4 @@
-"""Decide who may ask for what: tokens of clients and of VMs, and the folders of images."""
+"""Decide who may do what: tokens of clients and of VMs, and the folders of images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Tokens:
     read: frozenset[str] = field(repr=False)
 
     def role_of(self, token: str) -> Role | None:
-        """Return what the holder of a token may do; all hashes are compared, whichever fits."""
+        """Return the role of a token's holder; compare all hashes, so that the time is constant."""
         shown = hash_token(token)
         found: Role | None = None
         for role, hashes in (("read", self.read), ("admin", self.admin)):
@@ -42,7 +42,7 @@ def load_tokens(path: Path) -> Tokens:
     """Return the tokens of a file: lines ``admin TOKEN`` or ``read TOKEN``, and ``#`` comments.
 
     Raises:
-        PlanError: it cannot be read, others can read it, or a line is wrong.
+        PlanError: it cannot be read, others can read it, or a line is invalid.
     """
     try:
         if path.stat().st_mode & 0o077:
@@ -77,7 +77,7 @@ def new_token() -> str:
 
 
 def is_token(shown: str, known_hash: str) -> bool:
-    """Return whether a token has this hash, in a time that says nothing about it."""
+    """Return whether a token has this hash, in constant time."""
     return hmac.compare_digest(hash_token(shown), known_hash)
 
 
@@ -93,8 +93,8 @@ def shown_token(authorization: Iterable[str]) -> str:
 def permitted_image(path: str, folders: Iterable[Path]) -> Path:
     """Return the real path of an image that a request names.
 
-    What is outside of the folders is refused with the same words whether or not it
-    exists, so that nobody can search this host by asking.
+    A path outside the folders gets the same error whether or not it exists, so that clients
+    cannot probe this host's files.
 
     Raises:
         ImageNotFoundError: it is not a file below one of the folders.

@@ -1,4 +1,4 @@
-"""Ask the agents of guests. A guest is hostile: size, time and form of its answers are limited."""
+"""Query the agents of guests. A guest is hostile, so size, time and form of answers are limited."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _INTEGERS = ("memory_used_kb", "memory_total_kb", "process_count", "uptime_secon
 
 
 class AgentError(Exception):
-    """The agent did not answer as an agent does; the message says how, and is safe to print."""
+    """The agent's answer is missing or wrong; the message says how, and is safe to print."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +40,12 @@ class Answer:
 
     @property
     def media_type(self) -> str:
-        """The type of the body: one of two, whatever the guest called it."""
+        """The media type of the body: one of two, whatever the guest stated."""
         return TEXT_TYPE if self.is_text else JSON_TYPE
 
 
 def authority(address: str) -> str:
-    """Return an agent's address and port as a URL has them."""
+    """Return an agent's address and port in the form of a URL."""
     return f"[{address}]:{AGENT_PORT}" if ":" in address else f"{address}:{AGENT_PORT}"
 
 
@@ -53,7 +53,7 @@ class AgentClient:
     """A client of many agents; threads share it."""
 
     def __init__(self) -> None:
-        """Prepare to connect, by no proxy and to nowhere that an answer leads to."""
+        """Prepare a client that uses no proxy and follows no redirect."""
         self._client = httpx.Client(
             trust_env=False,
             follow_redirects=False,
@@ -66,7 +66,7 @@ class AgentClient:
         self._client.close()
 
     def get(self, address: str, path: str, *, accept: str = JSON_TYPE) -> Answer:
-        """Return what the agent at an address answers to a GET.
+        """Return the agent's answer to a GET.
 
         Raises:
             AgentError: it does not answer with 200, in time and within the limit.
@@ -88,10 +88,10 @@ class AgentClient:
         return Answer(content=bytes(content), is_text=is_text)
 
     def get_json(self, address: str, path: str) -> dict[str, Any]:
-        """Return the JSON object that the agent at an address answers with.
+        """Return the JSON object in the agent's answer.
 
         Raises:
-            AgentError: as ``get``, or it is no JSON object.
+            AgentError: as ``get``, or it is not a JSON object.
         """
         try:
             found = json.loads(self.get(address, path).content)
@@ -102,24 +102,24 @@ class AgentClient:
         return found
 
     def identify(self, vm: VmRow, address: str) -> str:
-        """Check that a VM's agent is healthy at an address; return what it said, in a sentence.
+        """Check that a VM's agent is healthy at an address; return its answer as a sentence.
 
         Raises:
             AgentError: it does not answer, is not healthy, or is another guest's.
         """
         health = self.get_json(address, "/health")
         if health.get("status") != "healthy":
-            raise AgentError("/health does not say that the agent is healthy")
+            raise AgentError("/health does not report a healthy agent")
         named = self.get_json(address, "/info").get("vm_id")
         if named != vm.id:
             shown = printable(str(named))[:80]
-            raise AgentError(f"the agent at {address} is that of {shown}, not of this VM")
+            raise AgentError(f"the agent at {address} belongs to {shown}, not to this VM")
         version = printable(str(health.get("version")))[:40]
         return f"/health answers at {address}: healthy, agent {version}"
 
 
 def sample_of(metrics: Mapping[str, Any]) -> dict[str, float | int | None]:
-    """Return the columns of a sample; a value of another form than the contract's is None."""
+    """Return the columns of a sample; a value that violates the contract becomes None."""
     numbers = {name: _number(metrics.get(name)) for name in _NUMBERS}
     return {**numbers, **{name: _count(metrics.get(name)) for name in _INTEGERS}}
 

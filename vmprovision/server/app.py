@@ -1,4 +1,4 @@
-"""Make the application: the API, its document, and the pages."""
+"""Make the application: the API, its OpenAPI document, and the pages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Errors are problem details (RFC 9457): `kind` and `exit_code` are those of docs/
 
 
 class _Application(FastAPI):
-    """FastAPI, with the form of problems in its OpenAPI document."""
+    """FastAPI with the form of problems in its OpenAPI document."""
 
     def openapi(self) -> dict[str, Any]:
         """Return the document; made once."""

@@ -16,7 +16,7 @@ SYSTEMD = Path("/run/systemd/system")
 
 
 def examine_server() -> list[Finding]:
-    """Examine, and where possible try, what the server needs besides what injections need."""
+    """Examine the server's further requirements, by trying them if possible."""
     return [
         _program("libvirtd", packages_command("libvirt-daemon-system", "libvirt-daemon-kvm")),
         _program("dnsmasq", packages_command("dnsmasq-base", "dnsmasq")),
@@ -35,7 +35,7 @@ def _program(name: str, fix: str) -> Finding:
 
 
 def _libvirt() -> list[Finding]:
-    """Examine the binding, then the daemon, then the network; each needs the one before."""
+    """Examine the binding, then the daemon, then the network; each needs the previous one."""
     try:
         host = Hypervisor(URI, "")
     except HypervisorError as exc:

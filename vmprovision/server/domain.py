@@ -1,4 +1,4 @@
-"""Describe a VM to libvirt: its domain's XML, by libvirt's ``formatdomain``."""
+"""Describe a VM to libvirt: the XML of its domain, by libvirt's ``formatdomain``."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ ET.register_namespace(PREFIX, NAMESPACE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """Everything that libvirt has to know of a VM.
+    """The facts about a VM that libvirt needs.
 
     Attributes:
         id: the name and the UUID of the domain.
-        title: what people call the VM.
-        installation: the name of the store that the VM is in.
-        arch: the guest's architecture, as uname(1) has it.
+        title: the VM's name for people.
+        installation: the name of the VM's store.
+        arch: the guest's architecture, as uname(1) names it.
         disk: the VM's own qcow2 image.
-        base: the image under it, of this format.
+        base: its backing image.
         sectors: the size of the disk's sectors.
         owner: the user and group that QEMU runs as, for which the files were prepared; None
             lets libvirt change the files' owners.
@@ -98,7 +98,7 @@ def _add_boot(domain: ET.Element, machine: Machine) -> None:
     _text(system, "kernel", machine.kernel)
     if machine.initrd is not None:
         _text(system, "initrd", machine.initrd)
-    # a guest that panics resets its machine at once, and libvirt says so
+    # a guest that panics resets its machine at once, and libvirt reports it
     _text(system, "cmdline", machine.command_line)
 
 

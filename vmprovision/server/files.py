@@ -1,7 +1,7 @@
 """The files of templates and VMs, all below the server's state folder.
 
-QEMU runs as a user of its own, so a base image is readable by its group, and a VM's disk
-belongs to it. Everything else is the server's.
+QEMU runs as its own user.  So a base image is readable by QEMU's group, and a VM's disk
+belongs to QEMU.  Everything else belongs to the server.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ CONSOLE_BYTES = 64 << 10
 CONSOLE_LINES = 20
 COPY_SECONDS = 3600.0
 CREATE_SECONDS = 120.0
-FOLDER_MODE = 0o711  # QEMU passes through; nobody can list
+FOLDER_MODE = 0o711  # QEMU may enter, but not list
 BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmFiles:
-    """Where the files of one VM are."""
+    """The paths of one VM's files."""
 
     folder: Path
 
@@ -43,7 +43,7 @@ class VmFiles:
 
     @property
     def console(self) -> Path:
-        """What the guest printed."""
+        """The guest's console output."""
         return self.folder / "console.log"
 
     def console_tail(self) -> bytes:
@@ -63,20 +63,20 @@ class VmFiles:
 
 
 def vm_files(state: Path, vm_id: str) -> VmFiles:
-    """Return where the files of a VM are."""
+    """Return the paths of a VM's files."""
     return VmFiles(folder=state / "vms" / vm_id)
 
 
 def template_folder(state: Path, template_id: str) -> Path:
-    """Return where the files of a template are."""
+    """Return the folder of a template's files."""
     return state / "templates" / template_id
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder of a template or VM, and those above it.
+    """Make the folder of a template or VM, and its parents.
 
     Raises:
-        ImageSpaceError: there is no room.
+        ImageSpaceError: there is too little free space.
     """
     with disk_failures(folder):
         for path in (folder.parent.parent, folder.parent, folder):
@@ -85,7 +85,7 @@ def make_folder(folder: Path) -> None:
 
 
 def make_overlay(disk: Path, base: Path, base_format: str) -> bool:
-    """Make a disk on a base image, as a whole or not at all; return whether it was not there.
+    """Make a disk on a base image, complete or not at all; return whether it did not exist.
 
     Raises:
         ImageSpaceError: there is no room.
@@ -100,7 +100,7 @@ def make_overlay(disk: Path, base: Path, base_format: str) -> bool:
 
 
 def copy_image(source: Path, target: Path) -> None:
-    """Copy an image, as a whole or not at all.
+    """Copy an image, complete or not at all.
 
     Raises:
         ImageSpaceError: there is no room.
@@ -111,7 +111,7 @@ def copy_image(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _written_whole(target: Path) -> Iterator[Path]:
-    """Give a name for what is to become the target; remove what killed servers left there.
+    """Give the name of a file that becomes the target; remove what killed servers left there.
 
     Raises:
         ImageSpaceError: there is no room.
@@ -130,7 +130,7 @@ def _written_whole(target: Path) -> Iterator[Path]:
 
 
 def allow_qemu(path: Path, owner: tuple[int, int] | None) -> None:
-    """Let QEMU read a file that nobody may change: by its group, else everybody may read it."""
+    """Let QEMU read a read-only file: by its group, or else by everybody."""
     if owner is not None and os.geteuid() == 0:
         os.chown(path, 0, owner[1])
         path.chmod(0o440)
@@ -154,7 +154,7 @@ def sha256_of(path: Path) -> str:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder with all that is in it; none is left.
+    """Remove a folder with everything in it, if it exists.
 
     Raises:
         OSError: something cannot be removed.
@@ -165,7 +165,7 @@ def remove_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def disk_failures(path: Path) -> Iterator[None]:
-    """Translate a full disk in the block, of this process or of a program that it runs.
+    """Turn a full disk, in the block or in a program that it runs, into an error with the path.
 
     Raises:
         ImageSpaceError: the host's disk is full or cannot be written.

@@ -1,7 +1,7 @@
-"""Ask libvirt: this is the only module that imports its binding.
+"""The interface to libvirt: the only module that imports its binding.
 
-A domain is ours if its UUID and its name are the VM's id and its metadata name our
-store. Every function that changes a domain looks at that first.
+A domain belongs to this store if its UUID and its name are the VM's id, and its
+metadata name the store. Every function that changes a domain checks that first.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ XML_LIMIT = 1 << 20
 
 
 class HypervisorUnreachableError(HypervisorError):
-    """There is no connection to libvirt; it may come back."""
+    """There is no connection to libvirt now; it may come back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,15 +51,15 @@ def _load() -> ModuleType:
             "libvirt's Python binding is not installed",
             hint="`vmprovision doctor --server` names the package",
         ) from exc
-    module.registerErrorHandler(lambda *_: None, None)  # it would print each error
+    module.registerErrorHandler(lambda *_: None, None)  # otherwise the binding prints each error
     return module
 
 
 class Hypervisor:
-    """A host with libvirt; threads share it. Each call is a connection of its own."""
+    """A host with libvirt, shared by threads; each call opens its own connection."""
 
     def __init__(self, uri: str, installation: str) -> None:
-        """Take the host's URI, and the name by which its domains are ours.
+        """Keep the host's URI, and the store's name, which marks its domains.
 
         Raises:
             HypervisorError: the binding is not installed.
@@ -80,7 +80,7 @@ class Hypervisor:
         return sum(found.get(name, 0) for name in ("free", "buffers", "cached")) << 10
 
     def qemu_owner(self) -> tuple[int, int] | None:
-        """Return the user and group that QEMU runs as; None where libvirt does not say."""
+        """Return the user and group that QEMU runs as, or None if libvirt does not say."""
         for model in self._capabilities().iterfind("host/secmodel"):
             if model.findtext("model") == "dac":
                 user, _, group = (model.findtext("baselabel") or "").partition(":")
@@ -98,10 +98,10 @@ class Hypervisor:
             return ET.fromstring(connection.getCapabilities()[:XML_LIMIT])  # noqa: S314 -- libvirt's own
 
     def network(self, name: str) -> Network:
-        """Return the host's place in a network.
+        """Return the host's address in a network.
 
         Raises:
-            HypervisorError: there is no such network, or the host has no address in it.
+            HypervisorError: the network does not exist, or the host has no address in it.
         """
         with self._connected() as connection:
             found = connection.networkLookupByName(name).XMLDesc(0)
@@ -116,15 +116,15 @@ class Hypervisor:
         )
 
     def is_active(self, name: str) -> bool:
-        """Return whether machines can be on a network now."""
+        """Return whether a network can be used now."""
         with self._connected() as connection:
             return bool(connection.networkLookupByName(name).isActive())
 
     def state_of(self, vm_id: str) -> DomainState:
-        """Return what a VM's domain does; ``absent`` if there is none.
+        """Return the state of a VM's domain; ``absent`` if there is none.
 
         Raises:
-            HypervisorError: a domain with this UUID is not ours.
+            HypervisorError: a domain with this UUID belongs to another program.
         """
         with self._connected() as connection:
             domain = self._find(connection, vm_id)
@@ -145,14 +145,14 @@ class Hypervisor:
         """Define a domain, or define it again.
 
         Raises:
-            HypervisorError: libvirt refuses, or there is a domain like this that is not ours.
+            HypervisorError: libvirt refuses, or such a domain belongs to another program.
         """
         with self._connected() as connection:
             self._find(connection, vm_id)
             connection.defineXML(xml)
 
     def start(self, vm_id: str) -> None:
-        """Start a domain; one that runs is left alone."""
+        """Start a domain, unless it runs."""
         self._act(vm_id, ("off", "crashed"), lambda domain: domain.create())
 
     def shut_down(self, vm_id: str) -> None:
@@ -164,24 +164,25 @@ class Hypervisor:
         self._act(vm_id, ("running", "paused"), lambda domain: domain.destroy())
 
     def pause(self, vm_id: str) -> None:
-        """Let a domain stand still."""
+        """Pause a domain."""
         self._act(vm_id, ("running",), lambda domain: domain.suspend())
 
     def resume(self, vm_id: str) -> None:
-        """Let a paused domain go on."""
+        """Let a paused domain continue."""
         self._act(vm_id, ("paused",), lambda domain: domain.resume())
 
     def remove(self, vm_id: str) -> None:
-        """End a domain and forget it; none is left."""
+        """End a domain and remove its definition, if it exists."""
         self.switch_off(vm_id)
         flags = self._libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
         everything = ("running", "paused", "off", "crashed")
         self._act(vm_id, everything, lambda domain: domain.undefineFlags(flags))
 
     def _act(self, vm_id: str, states: tuple[str, ...], action: Callable[[Any], object]) -> None:
-        """Do something with a domain that is in one of these states; else nothing.
+        """Call an action on a domain that is in one of these states; otherwise do nothing.
 
-        The state may change in between. Then libvirt refuses, and the next look decides.
+        The state may change in between. Then libvirt refuses, and the next check
+        decides.
         """
         with self._connected() as connection:
             domain = self._find(connection, vm_id)
@@ -189,10 +190,10 @@ class Hypervisor:
                 action(domain)
 
     def _find(self, connection: Any, vm_id: str) -> Any:  # noqa: ANN401 -- libvirt's objects
-        """Return a VM's domain; None if there is none.
+        """Return a VM's domain, or None.
 
         Raises:
-            HypervisorError: it is not ours.
+            HypervisorError: it belongs to another program.
         """
         for look in (connection.lookupByUUIDString, connection.lookupByName):
             try:
@@ -203,8 +204,8 @@ class Hypervisor:
                 raise
             if not self._is_ours(domain, vm_id):
                 raise HypervisorError(
-                    f"the domain {domain.UUIDString()} on {self.uri} belongs to somebody else, and "
-                    "is left alone",
+                    f"the domain {domain.UUIDString()} on {self.uri} belongs "
+                    "to another program, and is not changed",
                     hint=f"virsh -c {self.uri} dumpxml {vm_id} shows whose it is",
                 )
             return domain
@@ -233,11 +234,11 @@ class Hypervisor:
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[Any]:
-        """Give a connection.
+        """Open a connection for the block.
 
         Raises:
-            HypervisorUnreachableError: there is none, or it was lost.
-            HypervisorError: libvirt refused something.
+            HypervisorUnreachableError: libvirt does not answer, or the connection was lost.
+            HypervisorError: libvirt refused a request.
         """
         try:
             connection = self._libvirt.open(self.uri)
@@ -269,7 +270,7 @@ class Hypervisor:
 
 
 def _hint(exc: Exception) -> str:
-    """Return the next step for what libvirt says."""
+    """Return the next step for an error of libvirt."""
     text = str(exc)
     if "network" in text and "not active" in text:
         return "virsh net-start NAME, and virsh net-autostart NAME for the next boot"

@@ -1,4 +1,4 @@
-"""Find out whether an image can become a template."""
+"""Check whether an image can become a template."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ def inspect_image(path: Path, image_format: str | None, *, pool: Pool | None) ->
     """Return the facts about the guest in an image that can be injected; write nothing.
 
     Raises:
-        VmprovisionError: it cannot be injected, with the reason.
+        VmprovisionError: it cannot be injected; the error says why.
     """
     return plan(path, source=ImageOptions(format=image_format), pool=pool).guest

@@ -1,7 +1,7 @@
-"""Take turns at rows: servers lease them, renew the lease, and commit what they did.
+"""Let servers take turns at rows: lease a row, renew the lease, commit the work.
 
-A lease is fenced: what a server commits counts only while the lease is still its own. A
-server that was killed leaves a lease that expires, and the next one looks and goes on.
+A lease is fenced: a server's commit counts only while it still holds the lease. The
+lease of a killed server expires, and another server continues.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
     from vmprovision.server.store import Store
 
-NEVER = 1e12  # seconds since 1970; a row that nobody has to look at
+NEVER = 1e12  # seconds since 1970; for a row without work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """The right of one server to work on one row, for a while."""
+    """The right of one server to work on one row for some time."""
 
     table: Table
     row_id: str
@@ -37,25 +37,25 @@ class Lease:
 
 
 class LostLeaseError(Exception):
-    """Another server has taken the row over; what was done here does not count."""
+    """Another server has taken the row over, so this server's work does not count."""
 
 
 def claim_building_vm(store: Store, owner: str, seconds: float) -> VmRow | None:
-    """Lease a VM that is to be made or deleted; None if there is none."""
+    """Lease a VM that must be created or deleted; return None if there is none."""
     lane = or_(vms.c.phase.not_in(WATCHED), vms.c.wanted == "deleted")
     found = _claim(store, vms, lane, owner, seconds)
     return vm_row(found) if found else None
 
 
 def claim_watched_vm(store: Store, owner: str, seconds: float) -> VmRow | None:
-    """Lease a VM whose machine is to be looked at; None if there is none."""
+    """Lease a VM whose machine must be checked; return None if there is none."""
     lane = and_(vms.c.phase.in_(WATCHED), vms.c.wanted != "deleted")
     found = _claim(store, vms, lane, owner, seconds)
     return vm_row(found) if found else None
 
 
 def claim_template(store: Store, owner: str, seconds: float) -> TemplateRow | None:
-    """Lease a template that is to be prepared or deleted; None if there is none."""
+    """Lease a template that must be prepared or deleted; return None if there is none."""
     lane = templates.c.state.in_(("preparing", "deleting"))
     found = _claim(store, templates, lane, owner, seconds)
     return template_row(found) if found else None
@@ -66,8 +66,8 @@ def _claim(
 ) -> Mapping[Any, Any] | None:
     """Lease the row that has waited longest.
 
-    While a row is leased it is due never, so that ``due_at`` shows whether anybody has
-    asked for it meanwhile. A row with an expired lease is due at once.
+    A leased row is never due, so ``due_at`` shows whether work on it was requested
+    meanwhile. A row with an expired lease is due at once.
     """
     now = time.time()
     is_due = or_(table.c.due_at <= now, table.c.lease_owner.is_not(None))
@@ -77,7 +77,7 @@ def _claim(
         .order_by(table.c.due_at)
         .limit(1)
     )
-    with store.read() as connection:  # a look does not lock SQLite's file
+    with store.read() as connection:  # a read does not lock SQLite's file
         if connection.scalar(wanted) is None:
             return None
     with store.write() as connection:
@@ -93,7 +93,7 @@ def _claim(
 
 
 def renew(store: Store, lease: Lease, seconds: float) -> bool:
-    """Extend a lease; return whether it still is ours."""
+    """Extend a lease; return whether this server still holds it."""
     with store.write() as connection:
         return bool(
             connection.execute(
@@ -113,18 +113,18 @@ def finish(  # noqa: PLR0913 -- what a step has to say
     kind: str = "",
     message: str = "",
 ) -> None:
-    """Commit what a step did, and give the row back.
+    """Commit the result of a step, and release the row.
 
     Args:
         store: the database.
-        lease: the row's.
+        lease: the row's lease.
         changes: new values of columns.
-        due_at: when the row wants work again, unless somebody asked for it sooner.
-        kind: of the event to write with it; none if empty.
-        message: what happened, for that event.
+        due_at: when the row needs work again, unless work was requested earlier.
+        kind: the kind of event to write with it; empty for none.
+        message: the event's message.
 
     Raises:
-        LostLeaseError: the lease is another's now; nothing was committed.
+        LostLeaseError: another server has the lease; nothing was committed.
     """
     table, now = lease.table, time.time()
     sooner = case((table.c.due_at < due_at, table.c.due_at), else_=due_at)
@@ -141,10 +141,10 @@ def finish(  # noqa: PLR0913 -- what a step has to say
 
 
 def forget(store: Store, lease: Lease, kind: str, message: str) -> None:
-    """Delete a row whose things are gone.
+    """Delete the row of something that no longer exists.
 
     Raises:
-        LostLeaseError: the lease is another's now; nothing was deleted.
+        LostLeaseError: another server has the lease; nothing was deleted.
     """
     table = lease.table
     with store.write() as connection:
@@ -158,6 +158,6 @@ def forget(store: Store, lease: Lease, kind: str, message: str) -> None:
 
 
 def wake(table: Table, row_id: str, **values: Any) -> Any:  # noqa: ANN401 -- a statement, and any column's value
-    """Return the statement that changes a row from outside and asks for work on it."""
+    """Return the statement that changes a row and requests work on it."""
     now = time.time()
     return update(table).where(table.c.id == row_id).values(due_at=now, updated_at=now, **values)

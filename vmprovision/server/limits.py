@@ -1,8 +1,8 @@
-"""Check every request before the application sees it: who asks, from where, how much.
+"""Check every request before the application sees it: sender, origin, size and rate.
 
-Three attackers are meant: a stranger on the network, a web page in the browser of somebody
-who may use this server (by a forged request, or by a name that leads here, DNS
-rebinding), and a guest.
+There are three kinds of attackers: a stranger on the network, a guest, and a web page in
+the browser of a user of this server.  The page may forge a request, or use a host name
+that leads here (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ BURST = 1000.0
 CLIENTS_KEPT = 10_000
 SAFE = ("GET", "HEAD", "OPTIONS")
 OPEN_PATHS = ("/health",)
-LOGIN_PATHS = ("/login", "/logout")  # and what these pages are made of
+LOGIN_PATHS = ("/login", "/logout")  # and the files that these pages load
 STATIC = "/static/"
-# what programs ask for; everything else is a page
+# paths for programs; all others are pages
 API = re.compile(r"/(?:v1/.*|health|metrics|openapi\.json)")
 LOGINS_PER_SECOND = 0.5
 LOGIN_BURST = 10.0
@@ -44,11 +44,11 @@ REPORT = re.compile(r"/v1/vms/[^/]+/guest-ip")
 
 
 class _TooLargeError(Exception):
-    """The body is longer than any request of ours."""
+    """The body is longer than the limit for requests."""
 
 
 class Buckets:
-    """How much each client may still ask: a bucket that fills again steadily."""
+    """A rate limit for each client: a bucket that refills steadily."""
 
     def __init__(self, rate: float, burst: float) -> None:
         """Start with full buckets."""
@@ -56,7 +56,7 @@ class Buckets:
         self._levels: dict[str, tuple[float, float]] = {}
 
     def take(self, client: str, now: float) -> bool:
-        """Take one request out of a client's bucket; return whether there was one."""
+        """Take one request from a client's bucket; return whether there was one left."""
         if len(self._levels) > CLIENTS_KEPT:
             self._levels.clear()
         level, since = self._levels.get(client, (self._burst, now))
@@ -79,8 +79,8 @@ class Gate:
 
         Args:
             app: the application.
-            settings: the server's.
-            only_reports: take agents' reports, and serve nothing else.
+            settings: the server's settings.
+            only_reports: accept agents' reports, and nothing else.
         """
         self._app = app
         self._settings = settings
@@ -108,7 +108,7 @@ class Gate:
         if self._only_reports:
             if not is_report and path not in OPEN_PATHS:
                 raise ProblemError(
-                    HTTPStatus.NOT_FOUND, "NotFound", "only agents' reports are taken here"
+                    HTTPStatus.NOT_FOUND, "NotFound", "only agents' reports are accepted here"
                 )
             return
         if is_report or path in OPEN_PATHS:
@@ -123,14 +123,14 @@ class Gate:
         _require(role, scope, headers)
 
     def _check_browser(self, scope: Scope, headers: Headers) -> None:
-        """Refuse what a page of another site has a browser ask."""
+        """Refuse a request that another site's page sends through a browser."""
         host = headers.get("host", "")
         if self._settings.tokens is None and not _is_own_name(host):
             raise ProblemError(
                 HTTPStatus.MISDIRECTED_REQUEST,
                 "MisdirectedRequest",
-                "this server is asked under a name that is not its own",
-                hint="use its address, or localhost; with --token-file any name will do",
+                "the request names another host than this server",
+                hint="use its address, or localhost; with --token-file any name is accepted",
             )
         if scope["method"] in SAFE:
             return
@@ -142,10 +142,10 @@ class Gate:
             )
 
     def _role(self, scope: Scope, headers: Headers) -> Role | None:
-        """Return what the sender of a request may do; None for a stranger.
+        """Return the role of a request's sender, or None for a stranger.
 
-        A browser's session reads everything, and changes something only by the pages' forms,
-        which have a token of their own.
+        A browser's session may read everything. It may change something only through
+        the pages' forms, which have their own token.
         """
         tokens = self._settings.tokens
         if tokens is None:
@@ -164,24 +164,24 @@ def _take(buckets: Buckets, scope: Scope) -> None:
     """Count a request of a client.
 
     Raises:
-        ProblemError: it asks too often.
+        ProblemError: the client sends too many requests.
     """
     client = scope.get("client")
     if client and not buckets.take(str(client[0]), time.monotonic()):
         raise ProblemError(
             HTTPStatus.TOO_MANY_REQUESTS,
             "TooManyRequests",
-            "this client asks too often",
+            "this client sends too many requests",
             hint="wait some seconds, and try again",
             headers={"Retry-After": "1"},
         )
 
 
 def _require(role: Role | None, scope: Scope, headers: Headers) -> None:
-    """Check that somebody may do what a request does.
+    """Check that the sender of a request may make it.
 
     Raises:
-        ProblemError: not so; a browser is sent to the page where one logs in.
+        ProblemError: it may not; a browser is redirected to the login page.
     """
     if role == "admin" or (role == "read" and scope["method"] in SAFE):
         return
@@ -190,7 +190,7 @@ def _require(role: Role | None, scope: Scope, headers: Headers) -> None:
     status, more = HTTPStatus.UNAUTHORIZED, {"WWW-Authenticate": 'Bearer realm="vmprovision"'}
     if not API.fullmatch(scope["path"]):
         login = f"/login?next={quote(scope['path'], safe='/')}"
-        is_part = "hx-request" in headers  # of a page: the page as a whole has to go there
+        is_part = "hx-request" in headers  # for a part of a page, redirect the whole page
         status = HTTPStatus.UNAUTHORIZED if is_part else HTTPStatus.SEE_OTHER
         more = {"HX-Redirect": login} if is_part else {"Location": login}
     raise ProblemError(
@@ -218,7 +218,7 @@ async def _read(headers: Headers, receive: Receive) -> bytes:
     """Return the whole body of a request.
 
     Raises:
-        ProblemError: it is too long.
+        ProblemError: the body is too long.
     """
     too_large = ProblemError(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -241,7 +241,7 @@ async def _read(headers: Headers, receive: Receive) -> bytes:
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
-    """Return what gives the body once, then what the connection gives."""
+    """Return a receive function that gives the body once, then the connection's messages."""
     left = [body]
 
     async def give() -> Message:
@@ -253,7 +253,7 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 
 def _hardened(send: Send) -> Send:
-    """Return what sends answers with the fields that keep browsers from guessing and framing."""
+    """Return a send function that adds the headers against sniffing and framing."""
 
     async def send_on(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -263,7 +263,7 @@ def _hardened(send: Send) -> Send:
                 *given,
                 (b"x-content-type-options", b"nosniff"),
                 (b"x-frame-options", b"DENY"),
-                # with no-referrer, browsers hide the origin of our own forms as well
+                # with no-referrer, browsers hide the origin of these pages' forms too
                 (b"referrer-policy", b"same-origin"),
                 *([] if is_kept else [(b"cache-control", b"no-store")]),
             ]

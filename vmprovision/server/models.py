@@ -1,4 +1,4 @@
-"""The forms of requests and answers; FastAPI checks them and makes the OpenAPI document."""
+"""The forms of requests and answers; FastAPI checks them and derives the OpenAPI document."""
 
 from __future__ import annotations
 

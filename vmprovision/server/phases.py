@@ -1,8 +1,8 @@
-"""The life of a VM: which step is next, and how a VM is called to clients.
+"""The life of a VM: its next step, and its state in the clients' words.
 
-A VM is made in the order of ``PHASES``. What its owner wants (``wanted``) and what
-libvirt says of its domain (``domain_state``) are facts of their own, so that no word
-of a client ever stands for something that was not seen.
+A VM is created in the order of ``PHASES``. The owner's request (``wanted``) and
+libvirt's state of the domain (``domain_state``) are separate facts. So no state that a
+client sees stands for something that was not observed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PHASES: tuple[Phase, ...] = (
     "reporting",
     "ready",
 )
-# The guest has a machine that runs, or ran: these are looked at again and again.
+# The guest has a machine that runs or ran, so these VMs are checked periodically.
 WATCHED: tuple[Phase, ...] = ("started", "reporting", "ready", "silent")
 SETTLED: tuple[Phase, ...] = ("ready", "silent")
 
@@ -36,7 +36,7 @@ _MAKING: dict[Phase, StepName] = {
 
 
 def next_step(vm: VmRow) -> StepName:
-    """Return the step that brings a VM nearer to what is wanted."""
+    """Return the step that brings a VM closer to what is wanted."""
     if vm.wanted == "deleted":
         return "delete"
     if vm.has_failed:
@@ -62,5 +62,5 @@ def state_word(vm: VmRow) -> StateWord:
 
 
 def is_settled(vm: VmRow) -> bool:
-    """Return whether waiting for the agent has come to an end, good or bad."""
+    """Return whether waiting for the agent has ended, successfully or not."""
     return vm.has_failed or vm.phase in SETTLED or vm.wanted == "deleted"

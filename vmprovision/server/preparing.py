@@ -1,7 +1,7 @@
-"""Prepare a template: an injected copy of its image, and what boots it.
+"""Prepare a template: an injected copy of its image, and its boot files.
 
-Each part is made beside its name and renamed when it is whole, so that a server that
-was killed leaves nothing that the next one would take for finished.
+Each part is created beside its name and renamed when it is complete. So a killed server
+leaves nothing that the next one would take for complete.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ BOOT = "boot"
 
 
 def base_image(tools: Tools, template: TemplateRow) -> Path:
-    """Return the prepared image of a template, on which the disks of its VMs are."""
+    """Return the prepared image of a template, the base of its VMs' disks."""
     return template_folder(tools.settings.state, template.id) / IMAGE
 
 
 def prepare(tools: Tools, template: TemplateRow) -> Outcome:
-    """Prepare a template, or what of it is not prepared yet.
+    """Prepare the missing parts of a template.
 
     Raises:
         VmprovisionError: it cannot be prepared.
@@ -120,7 +120,7 @@ def _make_image(
 
 
 def _find_boot(tools: Tools, image: Path, disk_format: str, *, needs_guest: bool) -> dict[str, Any]:
-    """Return what the machines of a template boot, with the guest's own kernel beside the image.
+    """Return what a template's machines boot; store the guest's own kernel beside the image.
 
     Raises:
         VmprovisionError: the guest cannot be opened, or nothing in it boots.
@@ -144,7 +144,7 @@ def _find_boot(tools: Tools, image: Path, disk_format: str, *, needs_guest: bool
     except (InspectionError, UnsupportedGuestError, ProofError):
         if needs_guest:
             raise
-        return boot  # a guest of another kind boots by the firmware, or it does not
+        return boot  # a guest that is not Linux can only boot by the firmware
     kept = image.with_name(BOOT)
     shutil.rmtree(kept, ignore_errors=True)
     partial.replace(kept)
@@ -158,7 +158,7 @@ def _find_boot(tools: Tools, image: Path, disk_format: str, *, needs_guest: bool
 
 
 def remove_template(tools: Tools, template: TemplateRow) -> Outcome:
-    """Remove the files of a template; its row goes then.
+    """Remove the files of a template, before its row is deleted.
 
     Raises:
         OSError: a file cannot be removed.

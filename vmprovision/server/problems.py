@@ -1,7 +1,7 @@
-"""Errors as HTTP clients get them: problem details by RFC 9457.
+"""Errors for HTTP clients: problem details by RFC 9457.
 
-``kind`` is the name of an error class of docs/exit-codes.md, with its ``exit_code``, or
-one of the few words that only HTTP has, such as ``NotFound``.
+``kind`` is the name of an error class in docs/exit-codes.md, with its ``exit_code``, or
+one of the few names that exist only in HTTP, such as ``NotFound``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MEDIA_TYPE = "application/problem+json"
 TYPE = "urn:vmprovision:problem:"
 FAULTS_SHOWN = 20
 
-# Causes that the client can mend; all others are this host's.
+# Causes that the client can fix; all others are this host's.
 _STATUSES: tuple[tuple[type[VmprovisionError], HTTPStatus], ...] = (
     (errors.ImageSpaceError, HTTPStatus.INSUFFICIENT_STORAGE),
     (errors.ImageLockedError, HTTPStatus.CONFLICT),
@@ -57,7 +57,7 @@ class ProblemError(Exception):
         headers: Mapping[str, str] | None = None,
         more: Mapping[str, Any] | None = None,
     ) -> None:
-        """Keep what the problem says."""
+        """Keep the parts of the problem."""
         super().__init__(detail)
         self.status = status
         self.kind = kind
@@ -67,7 +67,7 @@ class ProblemError(Exception):
         self.more = dict(more or {})
 
     def document(self) -> dict[str, Any]:
-        """Return the problem as RFC 9457 has it."""
+        """Return the problem as an RFC 9457 document."""
         return {
             "type": TYPE + self.kind,
             "title": self.status.phrase,
@@ -103,7 +103,7 @@ def status_of(error: VmprovisionError) -> HTTPStatus:
 
 
 def describe(error: VmprovisionError) -> dict[str, Any]:
-    """Return an error of vmprovision as a problem, as items and answers carry it."""
+    """Return an error of vmprovision as a problem, for answers and for items in them."""
     document = error.as_json()
     kind = document.pop("kind")
     status = status_of(error)
@@ -122,7 +122,7 @@ def describe(error: VmprovisionError) -> dict[str, Any]:
 def document_of(
     error: ProblemError | VmprovisionError | RequestValidationError,
 ) -> dict[str, Any]:
-    """Return why a request was not served, as a problem."""
+    """Return the reason for a refused request as a problem."""
     if isinstance(error, VmprovisionError):
         return describe(error)
     return (_invalid(error) if isinstance(error, RequestValidationError) else error).document()
@@ -133,7 +133,7 @@ def _respond(document: dict[str, Any], headers: Mapping[str, str] | None = None)
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Let an application answer every error as a problem."""
+    """Make an application answer every error with a problem."""
 
     @app.exception_handler(ProblemError)
     def _of_http(_: Request, exc: ProblemError) -> JSONResponse:
@@ -157,7 +157,7 @@ def add_handlers(app: FastAPI) -> None:
 
 
 def _invalid(exc: RequestValidationError) -> ProblemError:
-    """Return what is wrong with a request, each fault with the place that it is at."""
+    """Return the faults of a request, each with its place."""
     faults = [
         {
             "pointer": "/" + "/".join(printable(str(part))[:80] for part in fault["loc"]),

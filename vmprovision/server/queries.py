@@ -1,4 +1,4 @@
-"""Read the store: what the API answers and the pages show. Nothing here writes."""
+"""Read the store for the API's answers and the pages. Nothing here writes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def find_vm(store: Store, vm_id: str) -> Vm | None:
 
 
 def read_vm_row(connection: Connection, vm_id: str, *, lock: bool = False) -> VmRow | None:
-    """Return a VM's row, locked in this transaction if wanted; None if there is none."""
+    """Return a VM's row, locked in this transaction if wanted, or None."""
     query = select(vms).where(vms.c.id == vm_id)
     found = connection.execute(query.with_for_update() if lock else query).mappings().one_or_none()
     return vm_row(found) if found else None
@@ -63,7 +63,7 @@ def read_vm_row(connection: Connection, vm_id: str, *, lock: bool = False) -> Vm
 def find_template_row(
     connection: Connection, id_or_name: str, *, lock: bool = False
 ) -> TemplateRow | None:
-    """Return the template with this id, else the one with this name; None if there is none."""
+    """Return the template with this id, else the one with this name, or None."""
     for column in (templates.c.id, templates.c.name):
         query = select(templates).where(column == id_or_name)
         query = query.with_for_update() if lock else query
@@ -113,7 +113,7 @@ def _vm(row: Mapping[Any, Any]) -> Vm:
 
 
 def list_templates(store: Store) -> list[Template]:
-    """Return every template that somebody registered, by name."""
+    """Return every registered template, by name."""
     query = _templates().where(templates.c.is_hidden.is_(False)).order_by(templates.c.name)
     with store.read() as connection:
         return [_template(row) for row in connection.execute(query).mappings()]
@@ -163,13 +163,13 @@ def _template(row: Mapping[Any, Any]) -> Template:
 def list_events(
     store: Store, vm_id: str | None = None, *, after: int = 0, limit: int = EVENTS_LIMIT
 ) -> list[Event]:
-    """Return the events of a VM, or of all, in the order in which they happened.
+    """Return the events of one VM or of all, in chronological order.
 
     Args:
         store: the database.
-        vm_id: only this VM's.
-        after: only those after the event with this number.
-        limit: not more than this.
+        vm_id: return only this VM's events.
+        after: return only events after the one with this number.
+        limit: the maximum number of events.
     """
     query = select(events).where(events.c.id > after).order_by(events.c.id).limit(limit)
     if vm_id is not None:

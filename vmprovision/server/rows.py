@@ -19,7 +19,7 @@ AgentNeed = Literal["required", "optional"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TemplateRow:
-    """A template, as the table has it."""
+    """A row of the table of templates."""
 
     id: str
     name: str
@@ -45,7 +45,7 @@ class TemplateRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmRow:
-    """A VM, as the table has it."""
+    """A row of the table of VMs."""
 
     id: str
     name: str
@@ -76,7 +76,7 @@ class VmRow:
     updated_at: float
 
     def __repr__(self) -> str:
-        """Name the VM without its token, which belongs into no log."""
+        """Name the VM without its token, which must not be logged."""
         return f"VmRow(id={self.id!r}, phase={self.phase!r}, wanted={self.wanted!r})"
 
 

@@ -1,4 +1,4 @@
-"""Run the server: its listeners, its workers, and its end."""
+"""Run the server: start its listeners and workers, and stop them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
 NETWORK_SECONDS = 3.0
 GRACE_SECONDS = 3
-FREE_BIND = 15  # IP_FREEBIND of ip(7): the address may come later
+FREE_BIND = 15  # IP_FREEBIND of ip(7): the address may appear later
 
 
 def serve(
@@ -50,7 +50,7 @@ def serve(
     """Serve until the caller cancels.
 
     Args:
-        settings: how.
+        settings: the server's settings.
         control: its ``cancelled`` ends the server; VMs run on.
         is_ready: called when clients can connect.
 
@@ -104,7 +104,7 @@ def serve(
 
 
 def _make_state(settings: ServerSettings) -> None:
-    """Make the state folder, which QEMU must pass through."""
+    """Make the state folder, with a mode that lets QEMU enter it."""
     try:
         make_private(settings.state)
         settings.state.chmod(FOLDER_MODE)
@@ -116,15 +116,15 @@ def _make_state(settings: ServerSettings) -> None:
 
 
 def _listen(address: Address, *, shared: bool = False) -> socket.socket:
-    """Return a socket that listens.
+    """Return a listening socket.
 
     Args:
-        address: where.
-        shared: other servers of this user may listen there as well, and the host need not
-            have the address yet.
+        address: the address to listen on.
+        shared: let other servers of this user listen there too, and accept an address that the
+            host does not have yet.
 
     Raises:
-        PlanError: the address is taken, or none of this host's.
+        PlanError: the address is in use, or does not belong to this host.
     """
     try:
         if address.path is not None:
@@ -147,7 +147,7 @@ def _listen(address: Address, *, shared: bool = False) -> socket.socket:
 
 
 def _listen_unix(address: Address) -> socket.socket:
-    """Return a Unix socket that only this user can connect to; a dead server's is replaced."""
+    """Return a Unix socket for this user only; replace the socket of a dead server."""
     path = address.path
     assert path is not None  # noqa: S101 -- by the caller
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as trial:
@@ -191,7 +191,7 @@ def _serving(app: ASGIApp, listening: list[socket.socket]) -> Iterator[None]:
 
 
 def _serve_reports(tools: Tools, app: ASGIApp, ended: threading.Event) -> None:
-    """Take reports at the host's address in the guests' network, as soon as that is known."""
+    """Accept reports at the host's address in the guests' network, once that is known."""
     settings = tools.settings
     while not ended.is_set():
         try:

@@ -1,4 +1,4 @@
-"""What the API's functions work with."""
+"""The services that the API's functions use."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Services:
     """The parts of a running server.
 
     Attributes:
-        wake: tells the workers that there is something to do.
-        inspect: gives the facts about the guest in an image that can be injected, else raises.
+        wake: tells the workers that there is work.
+        inspect: returns the facts about an image's guest, or raises if it cannot be injected.
     """
 
     settings: ServerSettings
@@ -34,7 +34,7 @@ class Services:
 
 
 def services_of(request: Request) -> Services:
-    """Return the services of the application that serves this request."""
+    """Return the services of the application that handles this request."""
     services: Services = request.app.state.services
     return services
 

@@ -1,8 +1,8 @@
-"""Sessions of browsers: a cookie that proves who logged in, and has no token in it.
+"""Browser sessions: a cookie that proves a login without containing the token.
 
-A session is signed with the hash of the token that somebody logged in with. Every server
-with the same token file knows it, a restart does not end it, and a token that is taken out
-of the file ends its sessions.
+A session is signed with the hash of the token that was used to log in. So every server
+with the same token file accepts it, a restart does not end it, and removing a token
+from the file ends its sessions.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _FORM = re.compile(r"(?P<said>(?P<end>[0-9]{1,12})\.[0-9a-f]{32})\.(?P<mark>[0-9
 
 
 def cookie_name(scheme: str) -> str:
-    """Return the cookie's name; over TLS one that no other host of the domain can set."""
+    """Return the cookie's name; over TLS, one that no other host of the domain can set."""
     return "__Host-vmprovision" if scheme == "https" else "vmprovision"
 
 
 def make_session(tokens: Tokens, token: str, now: float) -> str | None:
-    """Return the session of a token's holder; None if the token is not known."""
+    """Return a session for a token's holder, or None if the token is unknown."""
     if tokens.role_of(token) is None:
         return None
     said = f"{int(now) + SECONDS}.{secrets.token_hex(16)}"
@@ -36,7 +36,7 @@ def make_session(tokens: Tokens, token: str, now: float) -> str | None:
 
 
 def role_of_session(tokens: Tokens, session: str, now: float) -> Role | None:
-    """Return what the holder of a session may do; None if it is forged or has ended."""
+    """Return the role of a session's holder, or None if the session is forged or has ended."""
     parts = _FORM.fullmatch(session)
     if parts is None or int(parts["end"]) < now:
         return None
@@ -51,17 +51,17 @@ def role_of_session(tokens: Tokens, session: str, now: float) -> Role | None:
 
 
 def form_token(installation: str, session: str) -> str:
-    """Return what a form of this server's pages carries, and no other site can know.
+    """Return the hidden token of this server's forms, which no other site can know.
 
     Args:
-        installation: the store's own name, which all its servers know.
-        session: the browser's session; empty where nobody logs in.
+        installation: the store's name, which all its servers know.
+        session: the browser's session; empty without login.
     """
     return _sign(hash_token(installation), f"form {session}")
 
 
 def is_form_token(shown: str, installation: str, session: str) -> bool:
-    """Return whether a form is one of this server's, made for this session."""
+    """Return whether a form is from this server and for this session."""
     return hmac.compare_digest(hash_token(shown), hash_token(form_token(installation, session)))
 
 

@@ -1,4 +1,4 @@
-"""What ``vmprovision serve`` was told on its command line."""
+"""The settings of ``vmprovision serve``, from its command line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOCAL = "qemu:///"  # how the URI of this host's libvirt begins
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
-    """Where the server listens: a TCP address, or the path of a Unix socket."""
+    """A listen address: a TCP address, or the path of a Unix socket."""
 
     host: str = ""
     port: int = 0
@@ -35,17 +35,17 @@ class Address:
         return self.path is not None or ipaddress.ip_address(self.host).is_loopback
 
     def __str__(self) -> str:
-        """Return the address as ``--listen`` takes it."""
+        """Return the address in the form of ``--listen``."""
         if self.path is not None:
             return f"{UNIX}{self.path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def parse_address(text: str) -> Address:
-    """Return the address that ``--listen`` names: ``HOST:PORT``, ``[IPV6]:PORT``, ``unix:PATH``.
+    """Return the address in ``--listen``: ``HOST:PORT``, ``[IPV6]:PORT``, ``unix:PATH``.
 
     Raises:
-        PlanError: it is none of these.
+        PlanError: it has none of these forms.
     """
     hint = "give it as 127.0.0.1:8080, [::1]:8080 or unix:/PATH"
     if text.startswith(UNIX):
@@ -67,25 +67,25 @@ def parse_address(text: str) -> Address:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
-    """How the server works.
+    """The server's settings.
 
     Attributes:
-        listen: where clients connect.
+        listen: the address for clients.
         state: the folder of templates, disks and consoles.
         database: SQLAlchemy's URL of the store.
-        hosts: libvirt's URIs; a VM goes to the one with most free memory.
-        network: the libvirt network that every VM is on.
-        manager_url: where agents report their address; None: at the network's own
-            address on the host, where nothing else is answered.
+        hosts: libvirt URIs; a VM goes to the host with the most free memory.
+        network: the libvirt network of all VMs.
+        manager_url: where agents report their address.  None means the host's address in the
+            network, where nothing else is served.
         report_port: the port of that address.
-        tokens: who may do what; None: everybody who can connect.
+        tokens: the clients' tokens; None lets everybody who can connect do everything.
         open_reports: take reports without a token, for agents that have none.
         image_folders: ``rootfs_path`` must be below one of these.
-        scheduler: a Dask scheduler that does the injections.
-        report_seconds: how long a started guest may take to report.
-        stop_seconds: how long a guest may take to shut down before it is switched off.
-        lease_seconds: after so long without a sign of life, another server takes over.
-        builders: how many VMs are made at once.
+        scheduler: the address of a Dask scheduler for the injections.
+        report_seconds: the time limit for a started guest's report.
+        stop_seconds: the time limit for a shutdown, after which the guest is switched off.
+        lease_seconds: another server takes over after so long without a renewal.
+        builders: the number of VMs that are created at once.
     """
 
     listen: Address = field(default_factory=lambda: parse_address("127.0.0.1:8080"))
@@ -105,11 +105,11 @@ class ServerSettings:
     builders: int = 2
 
     def __post_init__(self) -> None:
-        """Refuse to serve strangers without a token, and guests that cannot report.
+        """Refuse to serve other hosts without a token file, or guests that cannot report.
 
         Raises:
-            PlanError: others than this host can connect, and there is no token file; or there
-                are other hosts, and no address that their guests can report to.
+            PlanError: other hosts can connect, and there is no token file; or guests run on
+                other hosts, and there is no address that they can report to.
         """
         others = self.hosts[1:] or [uri for uri in self.hosts if not uri.startswith(LOCAL)]
         if self.manager_url is None and others:
@@ -119,13 +119,13 @@ class ServerSettings:
             )
         if self.tokens is None and not self.listen.is_private:
             raise PlanError(
-                f"--listen {self.listen} can be reached from other hosts, and nobody needs a token",
+                f"--listen {self.listen} can be reached from other hosts, and no token is required",
                 hint="give --token-file FILE with a line 'admin TOKEN', or listen on 127.0.0.1",
             )
 
 
 def default_state() -> Path:
-    """Return the folder for templates and disks: of the system for root, else of the user."""
+    """Return the folder for templates and disks: the system's for root, else the user's."""
     return SYSTEM_STATE if os.geteuid() == 0 else state_directory() / "server"
 
 

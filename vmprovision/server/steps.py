@@ -1,7 +1,7 @@
-"""The steps that make, watch and delete a VM. Each one looks first, then acts.
+"""The steps that create, watch and delete a VM. Each one checks first, then acts.
 
-A server may be killed anywhere in a step, and another one does the same step again. So
-a step does nothing that is done already, and every name in it is the VM's id.
+A server may be killed anywhere in a step, and another one repeats the step. So a step
+repeats nothing that is done already, and every name in it is the VM's id.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def do_step(tools: Tools, vm: VmRow) -> Outcome:
     """Do the next step of a VM.
 
     Raises:
-        VmprovisionError: it failed.
+        VmprovisionError: the step failed.
     """
     step = next_step(vm)
     if step == "rest":
@@ -66,7 +66,7 @@ def give_up(tools: Tools, vm: VmRow) -> dict[str, Any]:
 
 
 def make_disk(tools: Tools, vm: VmRow, template: TemplateRow) -> Outcome:
-    """Choose a host, and put an empty disk on the template's image.
+    """Choose a host, and create an empty disk on the template's image.
 
     Raises:
         VmprovisionError: the template is not usable, or the disk cannot be made.
@@ -89,10 +89,10 @@ def make_disk(tools: Tools, vm: VmRow, template: TemplateRow) -> Outcome:
 
 
 def inject_agent(tools: Tools, vm: VmRow, template: TemplateRow) -> Outcome:
-    """Put the VM's own settings into its disk; the template's image stays as it is.
+    """Write the VM's own settings to its disk; the template's image stays unchanged.
 
     Raises:
-        VmprovisionError: the disk is as it was.
+        VmprovisionError: the injection failed; the disk is unchanged.
     """
     if not template.has_agent:
         detail = "no agent: the template's guest cannot be injected, and needs no agent"
@@ -111,7 +111,7 @@ def inject_agent(tools: Tools, vm: VmRow, template: TemplateRow) -> Outcome:
         )
         (result,) = batch.results
         if result.error is not None or result.report is None:
-            raise result.error or VmprovisionError("the injection gave no report")
+            raise result.error or VmprovisionError("the injection returned no report")
         report = result.report
     allocated = disk.stat().st_blocks * 512
     detail = (
@@ -135,7 +135,7 @@ def define(tools: Tools, vm: VmRow, template: TemplateRow) -> Outcome:
     """Define the VM's domain.
 
     Raises:
-        HypervisorError: libvirt refuses, or there is such a domain that is not ours.
+        HypervisorError: libvirt refuses, or such a domain belongs to another program.
     """
     host, files = tools.host_of(vm.host), vm_files(tools.settings.state, vm.id)
     owner = host.qemu_owner()
@@ -183,7 +183,7 @@ def start(tools: Tools, vm: VmRow) -> Outcome:
     state = host.state_of(vm.id)
     if state == "absent":
         raise HypervisorError(
-            f"the domain {vm.id} was removed from {host.uri} by somebody else",
+            f"the domain {vm.id} was removed from {host.uri} by another program",
             hint="delete the VM",
         )
     detail = f"libvirt says that the domain is {state}"
@@ -202,10 +202,10 @@ def start(tools: Tools, vm: VmRow) -> Outcome:
 
 
 def delete(tools: Tools, vm: VmRow) -> Outcome:
-    """Remove the domain, then the files; the row goes last.
+    """Remove the domain, then the files; the row is deleted last.
 
     Raises:
-        HypervisorError: libvirt cannot be reached, or the domain is not ours.
+        HypervisorError: libvirt cannot be reached, or the domain belongs to another program.
         OSError: a file cannot be removed.
     """
     if vm.host is not None:

@@ -1,7 +1,7 @@
 """Keep VMs and templates in a database: SQLite, or PostgreSQL.
 
 Every change is one transaction. On SQLite a writer locks the database from its first
-statement on (``BEGIN IMMEDIATE``), so two writers never wait for each other in a circle.
+statement on (``BEGIN IMMEDIATE``), so two writers cannot deadlock.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 MIGRATIONS = Path(__file__).with_name("migrations")
 BUSY_SECONDS = 30.0
 FULL = ("disk is full", os.strerror(errno.ENOSPC))  # as SQLite and PostgreSQL have it
-MIGRATION_LOCK = 7_806_113_042  # any number that no other program takes
+MIGRATION_LOCK = 7_806_113_042  # any number that no other program uses
 
 
 class DatabaseError(VmprovisionError):
@@ -45,13 +45,13 @@ class DatabaseSpaceError(DatabaseError, ImageSpaceError):
 
 
 class Store:
-    """A database that is up to date; threads share it."""
+    """A database whose tables are up to date; threads share it."""
 
     def __init__(self, url: str) -> None:
         """Connect, and bring the tables up to date.
 
         Raises:
-            PlanError: the URL is wrong.
+            PlanError: the URL is invalid.
             VmprovisionError: the database cannot be used.
         """
         try:
@@ -76,7 +76,7 @@ class Store:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
-        """Give a connection that sees one state of the database, and changes nothing.
+        """Open a connection that sees one state of the database, and changes nothing.
 
         Raises:
             DatabaseError: it cannot be used now.
@@ -86,7 +86,7 @@ class Store:
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
-        """Give a transaction, committed at the end of the block and undone by an error.
+        """Open a transaction, committed at the end of the block and rolled back on an error.
 
         Raises:
             DatabaseError: it cannot be used now.
@@ -136,7 +136,7 @@ def _make_engine(url: str) -> Engine:
     if parsed.database:
         path = Path(parsed.database)
         make_private(path.parent)
-        # it holds tokens until they are in their guests; SQLite's other files get the same mode
+        # it has tokens until they are in their guests; SQLite's other files get the same mode
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS})
     event.listen(engine, "connect", _on_connect)
@@ -145,7 +145,7 @@ def _make_engine(url: str) -> Engine:
 
 
 def _on_connect(connection: sqlite3.Connection, _: object) -> None:
-    """Set up a connection of SQLite: we begin transactions, not its module."""
+    """Set up a connection of SQLite: this class begins transactions, not the sqlite3 module."""
     connection.isolation_level = None
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA foreign_keys = ON")
@@ -157,7 +157,7 @@ def _on_begin(connection: Connection) -> None:
 
 
 def _installation(connection: Connection) -> str:
-    """Return the name by which the servers of this database know their domains again."""
+    """Return the name by which the servers of this database recognise their domains."""
     known = connection.scalar(select(installation.c.id))
     if known is None:
         known = str(uuid.uuid4())
@@ -166,6 +166,6 @@ def _installation(connection: Connection) -> str:
 
 
 def add_event(connection: Connection, vm_id: str, at: float, kind: str, message: str) -> None:
-    """Write what happened to a VM."""
+    """Write an event of a VM."""
     values: dict[str, Any] = {"vm_id": vm_id, "at": at, "kind": kind, "message": message}
     connection.execute(insert(events).values(values))

@@ -1,7 +1,7 @@
-"""Define the tables of the store, as SQLAlchemy Core has them.
+"""The tables of the store, in SQLAlchemy Core.
 
-Times are seconds since 1970. A VM row is an entry of the queue as well: ``due_at`` says
-when it wants work, and ``lease_owner`` which server works on it until ``lease_until``.
+Times are seconds since 1970. A VM's row is also an entry of the queue: ``due_at`` says
+when it needs work, and ``lease_owner`` which server works on it until ``lease_until``.
 The migrations in ``migrations/versions`` make the same tables; a test compares both.
 """
 
@@ -36,7 +36,7 @@ _COUNTER = BigInteger().with_variant(Integer(), "sqlite")
 
 
 def _queue_columns() -> list[Column[object]]:
-    """Return the columns by which servers take turns at a row."""
+    """Return the columns that let servers take turns at a row."""
     return [
         Column("due_at", Double, nullable=False),
         Column("attempts", Integer, nullable=False, default=0),

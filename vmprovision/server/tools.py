@@ -1,4 +1,4 @@
-"""What the steps work with, and what they say when they are done."""
+"""The tools that steps use, and the outcomes that they return."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a step did.
+    """The outcome of a step.
 
     Attributes:
         changes: new values of the row's columns.
-        due_in: seconds until the row wants work again.
-        kind: of the event to write; none if empty.
-        message: what happened, in a sentence.
-        is_gone: whether the row is to be deleted.
+        due_in: seconds until the row needs work again.
+        kind: the kind of event to write; empty for none.
+        message: the event's message, a sentence.
+        is_gone: whether the row must be deleted.
     """
 
     changes: Mapping[str, Any] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Tools:
 
     Attributes:
         hosts: libvirt, by its URIs.
-        executor: does the injections elsewhere, if there is one.
+        executor: runs the injections on other hosts, if given.
         control: cancels work when the server stops.
     """
 
@@ -66,10 +66,10 @@ class Tools:
     control: Control
 
     def host_of(self, uri: str | None) -> Hypervisor:
-        """Return the host that a VM is on.
+        """Return the host of a VM.
 
         Raises:
-            HypervisorError: the server was started without it.
+            HypervisorError: the server was started without this host.
         """
         found = self.hosts.get(uri or "")
         if found is None:
@@ -109,10 +109,10 @@ class Tools:
         return next(iter(found)) if len(found) == 1 else None
 
     def best_host(self) -> Hypervisor:
-        """Return the host with most free memory, of those that can be reached.
+        """Return the reachable host with the most free memory.
 
         Raises:
-            HypervisorError: none can be.
+            HypervisorError: no host can be reached.
         """
         free: dict[str, int] = {}
         error: HypervisorError | None = None
@@ -127,7 +127,7 @@ class Tools:
 
 
 def accelerator_of(host: Hypervisor, arch: str) -> Accelerator:
-    """Return what runs a guest's machine: on this host KVM only where it was seen to work.
+    """Return a machine's accelerator: KVM on this host only if it is known to work.
 
     Raises:
         HypervisorError: another host does not say whether it has KVM.
@@ -141,7 +141,7 @@ def accelerator_of(host: Hypervisor, arch: str) -> Accelerator:
 
 
 def arrived(vm: VmRow, phase: Phase, detail: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401 -- any column's value
-    """Return the columns that say that a VM came into a phase, and what was seen then."""
+    """Return the columns for a VM that has reached a phase, with the evidence."""
     now = time.time()
     evidence = {**vm.evidence, phase: {"at": now, "detail": detail}}
     return {

@@ -1,7 +1,7 @@
-"""Look at the machine of a VM, and at its agent: the truth about what was started.
+"""Watch the machine of a VM and its agent, to learn the actual state.
 
-A VM is ``ready`` while its agent answers, and ``silent`` when it should and does not. A
-silent guest that answers after all is ready.
+A VM is ``ready`` while its agent answers, and ``silent`` if the agent should answer but
+does not. A silent guest that answers later is ready.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ SAMPLE_SECONDS = 10.0
 SILENT_SECONDS = 30.0
 PAUSED_SECONDS = 30.0
 ROOM_SECONDS = 5.0
-PATIENCE_SECONDS = 60.0  # of a ready guest whose agent does not answer
+PATIENCE_SECONDS = 60.0  # failed checks of a ready guest before it is silent
 
 
 def watch(tools: Tools, vm: VmRow) -> Outcome:
-    """Bring the machine to what is wanted, and say what it does.
+    """Bring the machine to the wanted state, and return its outcome.
 
     Raises:
-        HypervisorError: libvirt cannot be reached, or somebody else removed the domain.
+        HypervisorError: libvirt cannot be reached, or another program removed the domain.
     """
     host = tools.host_of(vm.host)
     state = host.state_of(vm.id)
     if state == "absent":
         raise HypervisorError(
-            f"the domain {vm.id} was removed from {host.uri} by somebody else",
+            f"the domain {vm.id} was removed from {host.uri} by another program",
             hint="delete the VM",
         )
     if state in ("off", "crashed"):
@@ -80,7 +80,7 @@ def _pause_or_resume(tools: Tools, vm: VmRow, host: Hypervisor) -> Outcome:
 
 
 def _look_at_agent(tools: Tools, vm: VmRow, state: DomainState) -> Outcome:
-    """Look whether the agent of a machine that runs answers."""
+    """Check whether the agent of a running machine answers."""
     if vm.phase == "started":
         changes = arrived(vm, "reporting", "waiting for the agent's report")
         deadline = time.time() + tools.settings.report_seconds
@@ -92,7 +92,7 @@ def _look_at_agent(tools: Tools, vm: VmRow, state: DomainState) -> Outcome:
 
 
 def _ended(tools: Tools, vm: VmRow, state: DomainState) -> Outcome:
-    """Say that a machine is off: as it was wanted, by its guest, or before its agent reported."""
+    """Return the outcome for a machine that is off: as wanted, by its guest, or too early."""
     off = {"domain_state": state, "stop_at": None, "deadline_at": None}
     if vm.wanted != "stopped" and vm.phase in ("started", "reporting"):
         reason = "its machine ended before the agent reported"
@@ -107,7 +107,7 @@ def _ended(tools: Tools, vm: VmRow, state: DomainState) -> Outcome:
 
 
 def _stop(tools: Tools, vm: VmRow, host: Hypervisor, state: DomainState) -> Outcome:
-    """Ask the guest to shut down, and switch it off when it has had its time."""
+    """Ask the guest to shut down; switch it off at the time limit."""
     now = time.time()
     if vm.stop_at is None and state == "running":
         host.shut_down(vm.id)
@@ -121,7 +121,7 @@ def _stop(tools: Tools, vm: VmRow, host: Hypervisor, state: DomainState) -> Outc
 
 
 def _await_agent(tools: Tools, vm: VmRow) -> Outcome:
-    """Ask the agent whose address is known; give a guest up that cannot report any more."""
+    """Query the agent at its known address; give up on a guest that cannot report any more."""
     later = SILENT_SECONDS if vm.phase == "silent" else LOOK_SECONDS
     running = {"domain_state": "running"}
     fault = ""
@@ -139,7 +139,7 @@ def _await_agent(tools: Tools, vm: VmRow) -> Outcome:
         return Outcome(changes=running, due_in=later)
     if vm_files(tools.settings.state, vm.id).has_panicked():
         return _silent(tools, vm, "its kernel panicked", running)
-    if vm.deadline_at is None:  # watched anew, after a pause or a second start
+    if vm.deadline_at is None:  # watched again, after a pause or a second start
         deadline = time.time() + tools.settings.report_seconds
         return Outcome(changes={**running, "deadline_at": deadline}, due_in=later)
     if time.time() > vm.deadline_at:
@@ -149,29 +149,29 @@ def _await_agent(tools: Tools, vm: VmRow) -> Outcome:
 
 
 def _require_in_network(tools: Tools, vm: VmRow, address: str) -> None:
-    """Check that an address is one of the guests' network: a guest may report any.
+    """Check that an address is in the guests' network, because a guest may report any address.
 
     Raises:
-        AgentError: it is another one's.
+        AgentError: it is not.
     """
     try:
         network = tools.host_of(vm.host).network(tools.settings.network)
     except HypervisorError:
-        return  # a bridge: the host does not know its addresses
+        return  # for a bridge, the host does not know the addresses
     own, subnet = ipaddress.ip_address(address), network.subnet
     if address == network.address or (own.version == subnet.version and own not in subnet):
-        raise AgentError(f"that is no guest's address in the network {subnet}")
+        raise AgentError(f"that is not a guest's address in the network {subnet}")
 
 
 def _silent(tools: Tools, vm: VmRow, reason: str, more: dict[str, Any]) -> Outcome:
-    """Give a guest up, with the last that it printed."""
+    """Return the outcome for a silent guest, with its last console output."""
     lines = vm_files(tools.settings.state, vm.id).console_lines()
     error = ProofError(
         f"the guest is silent: {reason}",
         console=lines,
         hint=(
-            f"read the console's last lines; POST /v1/vms/{vm.id}/start waits for it again, "
-            "after a stop it boots again"
+            f"read the console's last lines; POST /v1/vms/{vm.id}/start waits again, "
+            "and boots it again after a stop"
         ),
     )
     error.image = Path(tools.template_of(vm).rootfs_path)
@@ -180,13 +180,13 @@ def _silent(tools: Tools, vm: VmRow, reason: str, more: dict[str, Any]) -> Outco
 
 
 def _sample(tools: Tools, vm: VmRow) -> Outcome:
-    """Keep what the agent measures; a guest whose agent stops answering becomes silent."""
+    """Store the agent's metrics; a guest whose agent stops answering becomes silent."""
     now = time.time()
     try:
         metrics = tools.agents.get_json(str(vm.guest_ip), "/metrics")
     except AgentError as exc:
         if now - (vm.answered_at or vm.phase_at) > PATIENCE_SECONDS:
-            return _silent(tools, vm, f"its agent does not answer any more: {exc}", {})
+            return _silent(tools, vm, f"its agent no longer answers: {exc}", {})
         return Outcome(due_in=LOOK_SECONDS)
     with tools.store.write() as connection:
         connection.execute(insert(samples).values(vm_id=vm.id, at=now, **sample_of(metrics)))

@@ -1,4 +1,4 @@
-"""The threads that do the work: each leases a row, does one step, and commits what it did."""
+"""The threads that do the work: each leases a row, does one step, and commits the result."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Causes that may be gone the next time; all others are final.
+# Causes that may be temporary; all others are final.
 TRANSIENT = (
     ApplianceError,
     CommandError,
@@ -104,7 +104,7 @@ class Workers:
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """End the threads; steps that cannot be cancelled are finished first."""
+        """Stop the threads, after steps that cannot be cancelled."""
         self._closed.set()
         self._tools.control.cancelled.set()
         self.wake()
@@ -119,14 +119,14 @@ class Workers:
                     self._do(row, owner)
                     continue
             except Exception as exc:  # noqa: BLE001 -- whatever the database's driver raises
-                # it may be away for a while; nothing is lost, and the thread lives on
+                # it may be unavailable for a while; nothing is lost, and the thread continues
                 log.warning("the work is interrupted: %s", exc)
                 self._closed.wait(RETRY_SECONDS)
             with self._changed:
                 self._changed.wait(IDLE_SECONDS)
 
     def _do(self, row: VmRow | TemplateRow, owner: str) -> None:
-        """Do one step, and commit it if the lease still is ours."""
+        """Do one step, and commit it if this server still holds the lease."""
         table = templates if isinstance(row, TemplateRow) else vms
         lease = Lease(table=table, row_id=row.id, owner=owner)
         self._held[owner] = lease
@@ -146,7 +146,7 @@ class Workers:
             step = remove_template if row.state == "deleting" else prepare
             return step(self._tools, row)
         except CancelledError:
-            return Outcome()  # the server stops; the next one goes on
+            return Outcome()  # the server stops; the next one continues
         except DatabaseError:
             raise  # no fault of the row, which stays as it is
         except VmprovisionError as exc:
@@ -187,7 +187,7 @@ class Workers:
         )
 
     def _renew(self) -> None:
-        """Renew the leases that are held, so that a long step is nobody else's."""
+        """Renew the held leases, so that no other server takes a long step over."""
         seconds = self._tools.settings.lease_seconds
         while not self._closed.wait(seconds / 3):
             for lease in list(self._held.values()):
@@ -197,7 +197,7 @@ class Workers:
                     log.warning("a lease was not renewed: %s", exc)
 
     def _tidy(self) -> None:
-        """Delete what is older than a day."""
+        """Delete data older than a day."""
         while True:
             with contextlib.suppress(Exception):
                 self._forget_old(time.time() - KEPT_SECONDS)
@@ -212,7 +212,7 @@ class Workers:
 
 
 def _after_error(row: VmRow | TemplateRow, error: VmprovisionError) -> Outcome:
-    """Return what becomes of a row whose step failed: it is tried again, or it has failed."""
+    """Return the outcome for a failed step: it is tried again, or it has failed for good."""
     document = describe(error)
     wants_deletion = (
         row.state == "deleting" if isinstance(row, TemplateRow) else row.wanted == "deleted"

@@ -43,7 +43,7 @@ O_RDWR = 2
 PAUSE = 0.001
 DISK_SECONDS = 30
 SECTOR = 512
-VPD_HEAD = 4  # bytes before the serial number in SCSI's page 0x80
+VPD_HEAD = 4  # bytes before the serial number in SCSI page 0x80
 DISK_TIMEOUT = b"300"  # seconds; the host's storage may be far away
 
 
@@ -55,7 +55,7 @@ def main():
     rest = b""
     while True:
         read = posix.read(port, 4096)
-        if not read:  # whoever restored this is gone
+        if not read:  # the host's process is gone
             run("reboot", "-f")
         lines = (rest + read).split(b"\n")
         rest = lines.pop()
@@ -81,10 +81,10 @@ def resume(now, entropy):
 
 def attach(number):
     name = wait_for(lambda: disk_at(number))
-    # it is opened as soon as it is known by name, and after its partition table was read
+    # wait for its name, then for the reading of its partition table
     wait_for(lambda: opened("/dev/" + name))
     put("/sys/block/%s/device/timeout" % name, DISK_TIMEOUT)
-    # where guestfsd looks for disks; udev makes the same, where it runs
+    # guestfsd looks for disks here; udev, if it runs, makes the same link
     if not exists(UDEV):
         posix.symlink("../../" + name, BY_PATH + number)
     size = int(get("/sys/block/%s/size" % name)) * SECTOR
@@ -204,7 +204,7 @@ def run_dmsetup(*words):
         raise OSError("dmsetup %s failed with status %d" % (words[0], status))
 
 
-made = []  # the links to devices of device-mapper, and their folders
+made = []  # links to device-mapper's devices, and their folders
 
 COMMANDS = {
     "resume": resume,
@@ -242,7 +242,7 @@ def wait_for(condition):
         if found:
             return found
         time.sleep(PAUSE)
-    raise OSError("it was waited for in vain")
+    raise OSError("timed out waiting for the device")
 
 
 def names(folder):

@@ -12,10 +12,10 @@ Identity = list[str | int]
 
 
 def identity(path: Path) -> Identity:
-    """Return what changes when a file is replaced or written to.
+    """Return a value that changes when a file is replaced or written to.
 
     Raises:
-        OSError: the file cannot be looked at.
+        OSError: the file cannot be examined.
     """
     status = path.stat()
     return [str(path), status.st_size, status.st_mtime_ns, status.st_ino]

@@ -105,7 +105,7 @@ class RestoredAppliance:
         self._watchdog.serve(control)
 
     def call(self, name: str, *arguments: Any, limit: float = CALL_SECONDS, **options: Any) -> Any:  # noqa: ANN401 -- untyped library
-        """As the Protocol has it."""
+        """Implement ``Appliance.call``."""
         return self._handle.call(name, *arguments, limit=limit, **options)
 
     def attach(self, drive: Drive) -> int:
@@ -158,12 +158,12 @@ class RestoredAppliance:
     def look(
         self, device: str, driver: str, names: Iterable[str], options: str = ""
     ) -> set[str] | None:
-        """As the Protocol has it."""
+        """Implement ``Appliance.look``."""
         words = [device, driver, options.encode().hex() or "-"]
         return set(self._ask_to("seen", "look", *words, *names))
 
     def unmount(self, place: str | None = None) -> None:
-        """As the Protocol has it."""
+        """Implement ``Appliance.unmount``."""
         if place is not None:
             self.ask("unmounted", f"unmount {place.encode().hex()}", WORK_SECONDS)
         elif self.has_volumes:  # perhaps more mounts than the attendant reads at once
@@ -172,7 +172,7 @@ class RestoredAppliance:
             self.ask("unmounted", "unmount", WORK_SECONDS)
 
     def map_devices(self, table: str, links: Sequence[str]) -> None:
-        """As the Protocol has it."""
+        """Implement ``Appliance.map_devices``."""
         if not self.has_volumes and not self._has_mapped:
             self._ask_to("mapped", "map", table.encode().hex(), *links)
             self._has_mapped = True
@@ -196,17 +196,17 @@ class RestoredAppliance:
             raise ApplianceCallError(exc.message, number=0) from exc
 
     def activate_volumes(self) -> None:
-        """As the Protocol has it: do with the disks what a stock appliance does at its start."""
+        """Implement ``Appliance.activate_volumes`` by the steps of a stock appliance's start."""
         if not self.has_volumes:
             self.ask("volumes", "volumes", WORK_SECONDS)
             self.has_volumes = True
 
     def before_detaching(self, close: Callable[[], None]) -> None:
-        """As the Protocol has it."""
+        """Implement ``Appliance.before_detaching``."""
         self._closings.append(close)
 
     def finish(self) -> None:
-        """As the Protocol has it; the machine runs on and can get other disks."""
+        """Implement ``Appliance.finish``; the machine runs on and can get other disks."""
         self.call("set_autosync", False)  # noqa: FBT003 -- libguestfs's; nothing is left to sync
         self.unmount()
         while self._closings:
@@ -225,7 +225,7 @@ class RestoredAppliance:
         del self._serials[number]
 
     def raise_host_fault(self, exc: Exception) -> None:
-        """As the Protocol has it."""
+        """Implement ``Appliance.raise_host_fault``."""
         self._watchdog.raise_cause()
         self.monitor.catch_up()
         raise_disk_failure(self.monitor.disk_failures, self._files, exc)
@@ -239,7 +239,7 @@ class RestoredAppliance:
         self.ask("gone", f"detach {number}")
 
     def close(self) -> None:
-        """As the Protocol has it."""
+        """Implement ``Appliance.close``."""
         self._handle.close()
         for connection in self._connections:
             connection.close()

@@ -1,12 +1,13 @@
-"""What the guest's boot loader tells the kernel: which ``init=``, in which entry of its menu.
+"""Read what the guest's boot loader passes to the kernel: the ``init=`` of the default entry.
 
-GRUB's grub.cfg with all that it takes in, and menu.lst of GRUB 0.9x; syslinux(1) and
-extlinux; the Boot Loader Specification's entries with loader.conf(5) and unified
-kernel images; LILO; the Raspberry Pi's firmware.  Only the entry that boots by default
-says what process 1 is.  Where it cannot be found and the entries differ, or where
-something is not understood that may decide it, the menu does not decide, and says so.
-``/etc/default/grub`` and ``/etc/kernel/cmdline`` are what menus are made from, and count
-where there is none.
+Supported are GRUB's grub.cfg with every file that it sources; menu.lst of GRUB 0.9x;
+syslinux(1) and extlinux; entries of the Boot Loader Specification with loader.conf(5)
+and unified kernel images; LILO; the Raspberry Pi's firmware.
+
+Only the default entry decides what process 1 is. If the default cannot be found and the
+entries differ, or if something that may decide is not understood, the result is a
+doubt. ``/etc/default/grub`` and ``/etc/kernel/cmdline`` are the sources of menus, and
+count only if there is no menu.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ __all__ = ["BootEntry", "BootMenu", "init_option", "read_boot_menus"]
 BOOT = PurePosixPath("/boot")
 EFI = BOOT / "efi/EFI"
 SYSLINUX = ("extlinux/extlinux.conf", "syslinux/syslinux.cfg", "extlinux.conf", "syslinux.cfg")
-# file below /boot -> how it is read
+# file below /boot -> its parser
 PARSERS: tuple[tuple[tuple[str, ...], Callable[[MenuFiles, PurePosixPath], BootMenu | None]], ...]
 PARSERS = (
     (("grub/grub.cfg", "grub2/grub.cfg"), grub_menu),
@@ -60,7 +61,7 @@ _Source = tuple[PurePosixPath, "Callable[[], BootMenu | None]"]
 
 
 def read_boot_menus(reader: GuestReader) -> list[BootMenu]:
-    """Return the menus of all boot loaders that the guest has; none of them need be in use."""
+    """Return the menus of all boot loaders in the guest, in use or not."""
     files = MenuFiles(reader)
     menus = _read(_sources(files))
     if menus:
@@ -73,7 +74,7 @@ def read_boot_menus(reader: GuestReader) -> list[BootMenu]:
 
 
 def _sources(files: MenuFiles) -> Iterator[_Source]:
-    """Yield where a menu may be, and what reads it; each real file once."""
+    """Yield each place of a menu with its parser, each real file once."""
     names = files.reader.list_directory(BOOT)
     paths = [
         (BOOT / path, parse)

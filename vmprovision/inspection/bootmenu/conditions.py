@@ -1,4 +1,4 @@
-"""Conditions of GRUB's scripts, told offline (GNU GRUB manual, "test")."""
+"""Evaluate the conditions of GRUB's scripts offline (GNU GRUB manual, "test")."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _NUMBERS: dict[str, Callable[[int, int], bool]] = {
 
 
 def holds(words: Sequence[tuple[str, ...]], is_there: Callable[[str], bool | None]) -> bool | None:
-    """Return whether a condition holds; None where that cannot be told offline.
+    """Return whether a condition holds, or None if that is unknown offline.
 
     Args:
-        words: of the command, each with every value that it may have.
-        is_there: tells whether a path of the boot loader is a file; None where it cannot.
+        words: the command's words, each with every value that it may have.
+        is_there: returns whether a path of the boot loader is a file, or None if unknown.
     """
     known = [values[0] for values in words if len(values) == 1 and _UNKNOWN not in values[0]]
     if len(known) != len(words) or not known or len(known) > WORDS_LIMIT:
@@ -38,7 +38,7 @@ def holds(words: Sequence[tuple[str, ...]], is_there: Callable[[str], bool | Non
 
 
 def _either(words: list[str], is_there: Callable[[str], bool | None]) -> bool | None:
-    """Return whether one of the parts between ``-o`` holds; ``-a`` binds more."""
+    """Return whether one of the parts between ``-o`` holds; ``-a`` binds tighter."""
     verdicts = [_both(part, is_there) for part in _split(words, "-o")]
     return True if True in verdicts else None if None in verdicts else False
 

@@ -1,8 +1,8 @@
-"""The files of boot menus, read within a budget of their own, and what an entry says in them.
+"""The files of boot menus, read within a budget, and the facts of a menu's entries.
 
-Guest text is hostile: a menu may take in other files, which may take in others, or be
-linked to from many places.  Each file is read once, and all of them together have a
-limit.  What is not read is a doubt and never passed over.
+Guest text is hostile: a menu may source other files, which may source more, and many
+links may lead to one file. So each file is read once, and all of them share one limit.
+A part that is not read becomes a doubt; it is never ignored.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ FILES_LIMIT = 400
 WORK_LIMIT = 20 << 20
 ENTRY_LIMIT = 200
 TITLE_LIMIT = 200
-WORD_LIMIT = 4096  # PATH_MAX; a whole kernel command line is no longer either
+WORD_LIMIT = 4096  # PATH_MAX; the limit of a kernel command line is lower
 
-# what systemd takes for a target (systemd(1), "Kernel command line")
+# options that name a target for systemd (systemd(1), "Kernel command line")
 _TARGETS = {
     **dict.fromkeys(("-b", "emergency"), "emergency.target"),
     **dict.fromkeys(("rescue", "single", "s", "S", "1"), "rescue.target"),
@@ -40,7 +40,7 @@ _UNIT_OPTION = "systemd.unit="
 
 
 class NotUnderstoodError(Exception):
-    """Something in a menu is not read or not understood; the sentence says what."""
+    """Part of a menu is not read or not understood; the message says which."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,14 +48,14 @@ class BootEntry:
     """One entry of a menu.
 
     Attributes:
-        title: as the menu shows it.
-        init: the path in its ``init=``; None where the kernel's own order decides.
-        unit: the unit that systemd is told to start; None where ``default.target`` decides.
-        ostree: the path in its ``ostree=``, of an OSTree deployment; else None.
+        title: the title in the menu.
+        init: the path in ``init=``, or None if the kernel's own order decides.
+        unit: the unit that systemd is to start, or None if ``default.target`` decides.
+        ostree: the path of an OSTree deployment in ``ostree=``, or None.
         seals: the options by which the kernel gets the hash of a sealed filesystem, each with
             the place where that is mounted.
-        name: what the menu's default may call it by, beside its title.
-        doubt: what in it is not understood and may name another init; empty where nothing is.
+        name: another name, beside the title, by which the menu's default may select it.
+        doubt: the part that is not understood and may name another init; empty if none.
     """
 
     title: str
@@ -72,11 +72,11 @@ class BootMenu:
     """The entries of one boot loader's file.
 
     Attributes:
-        path: the file.
-        default: the entry that boots unless a person chooses; None where that is not to
+        path: the menu's file.
+        default: the entry that boots unless a person chooses, or None if that is not to
             be found out.
-        entries: all, the default one included.
-        unread: what is not read or understood, and may be about any entry.
+        entries: all entries, including the default.
+        unread: parts that are not read or understood and may concern any entry.
     """
 
     path: PurePosixPath
@@ -86,23 +86,23 @@ class BootMenu:
 
     @property
     def may_boot(self) -> tuple[BootEntry, ...]:
-        """The entries of which one boots: one where the menu decides, more where it does not."""
+        """The entries that may boot: one if the menu decides, more if it does not."""
         return (self.default,) if self.default else self.entries
 
     @property
     def inits(self) -> tuple[PurePosixPath | None, ...]:
-        """What this menu may start, each once."""
+        """The ``init=`` paths that this menu may start, each once."""
         return tuple(dict.fromkeys(entry.init for entry in self.may_boot))
 
     @property
     def units(self) -> tuple[str | None, ...]:
-        """What this menu may have systemd start, each once; entries for repairs are no default."""
+        """The units that this menu may start, each once; units for repairs only if all are."""
         found = dict.fromkeys(entry.unit for entry in self.may_boot)
         return tuple(unit for unit in found if unit not in REPAIRS) or tuple(found)
 
     @property
     def doubt(self) -> str:
-        """Why it is not certain what this menu starts; empty where it is."""
+        """Why it is uncertain what this menu starts; empty if it is certain."""
         return self.unread or next((entry.doubt for entry in self.may_boot if entry.doubt), "")
 
 
@@ -120,31 +120,31 @@ def entry_of(title: str, options: str, *, name: str = "", doubt: str = "") -> Bo
 
 
 def shown(text: str) -> str:
-    """Return a guest's own words, fit for a report."""
+    """Return text of the guest in a form fit for a report."""
     return printable(text[:TITLE_LIMIT])
 
 
 def init_option(line: str) -> PurePosixPath | None:
-    """Return the path in a command line's last ``init=``, the one that the kernel obeys."""
+    """Return the path in the last ``init=`` of a command line; the kernel obeys the last."""
     return path_option("init", line)
 
 
 def path_option(name: str, line: str) -> PurePosixPath | None:
-    """Return the absolute path that a command line's last option of this name has."""
+    """Return the absolute path in a command line's last option of this name."""
     head = f"{name}="
     values = [word[len(head) :] for word in _words(line) if word.startswith(f"{head}/")]
     return PurePosixPath(printable(values[-1])) if values else None
 
 
 def seal_options(line: str) -> tuple[tuple[str, PurePosixPath], ...]:
-    """Return the options of a command line that have a filesystem's root hash, with its place."""
+    """Return the options of a command line that carry a root hash, each with its mountpoint."""
     names = dict.fromkeys(word.partition("=")[0] for word in _words(line) if "=" in word)
     found = ((name, _SEALS.get(name.removeprefix("verity."))) for name in names)
     return tuple((name, PurePosixPath(place)) for name, place in found if place)
 
 
 def unit_option(line: str) -> str | None:
-    """Return the unit that a command line names for systemd; the last one counts."""
+    """Return the unit that a command line names for systemd; the last option counts."""
     found = None
     for word in _words(line):
         if word.startswith(_UNIT_OPTION):
@@ -159,18 +159,18 @@ def _words(line: str) -> list[str]:
 
 
 def lines_in_force(text: str) -> list[str]:
-    """Return the lines that are neither empty nor a comment, without the blanks around them."""
+    """Return the lines that are neither empty nor comments, without surrounding blanks."""
     lines = (line.strip() for line in text.splitlines())
     return [line for line in lines if line and not line.startswith("#")]
 
 
 def settings(text: str) -> dict[str, str]:
-    """Return grubenv's and loader.conf's lines: NAME=VALUE, or NAME VALUE."""
+    """Return the settings of grubenv and loader.conf: NAME=VALUE, or NAME VALUE."""
     return dict(keyword(line) for line in lines_in_force(text))
 
 
 def keyword(line: str) -> tuple[str, str]:
-    """Return the first word, and what follows it behind blanks or an equals sign."""
+    """Return the first word of a line, and what follows the blanks or equals sign after it."""
     for at, char in enumerate(line):
         if char in "= \t":
             return line[:at], line[at + 1 :].lstrip().removeprefix("=").strip()
@@ -178,27 +178,27 @@ def keyword(line: str) -> tuple[str, str]:
 
 
 class MenuFiles:
-    """The guest's files for all its menus together."""
+    """The guest's files for all its menus, with one budget."""
 
     def __init__(self, reader: GuestReader) -> None:
-        """Take the guest."""
+        """Keep the guest's files."""
         self.reader = reader
         self._texts: dict[PurePosixPath, str] = {}
         self._left = TOTAL_LIMIT
         self._work = WORK_LIMIT
 
     def spend(self, work: int) -> None:
-        """Take some of the work that all menus together may take: characters, or so.
+        """Take a part of the budget of all menus, in about one unit a character.
 
         Raises:
-            NotUnderstoodError: it is used up.
+            NotUnderstoodError: the budget is used up.
         """
         self._work -= work
         if self._work < 0:
             raise NotUnderstoodError("the boot menus take more work than any real one")
 
     def real_path(self, path: PurePosixPath) -> PurePosixPath | None:
-        """Return where the regular file at path is; None where none is, or a circle of links."""
+        """Return the real path of the regular file at path, or None."""
         try:
             real = resolve(self.reader, path)
             status = self.reader.lstat(real)
@@ -207,10 +207,10 @@ class MenuFiles:
         return real if status is not None and status.kind == "file" else None
 
     def text(self, path: PurePosixPath) -> str:
-        """Return a file's text; empty where there is none.
+        """Return a file's text; empty if there is none.
 
         Raises:
-            NotUnderstoodError: it is too large.
+            NotUnderstoodError: the file is too large.
         """
         real = self.real_path(path)
         if real is None:
@@ -224,7 +224,7 @@ class MenuFiles:
         return self._texts[real]
 
     def places(self, path: str) -> Iterator[PurePosixPath]:
-        """Yield where a path of a boot loader may be in the guest.
+        """Yield the guest paths that a boot loader's path may mean.
 
         A boot loader counts from the root of a filesystem, which may be mounted on
         ``/boot`` or ``/boot/efi``.
@@ -233,7 +233,7 @@ class MenuFiles:
             yield PurePosixPath(mountpoint) / path.lstrip("/")
 
     def find(self, path: str) -> PurePosixPath | None:
-        """Return the regular file that a boot loader means by this path."""
+        """Return the regular file that a boot loader means by this path, or None."""
         if len(path) > WORD_LIMIT or "\0" in path:
             return None
         return next((real for each in self.places(path) if (real := self.real_path(each))), None)

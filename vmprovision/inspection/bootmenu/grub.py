@@ -1,8 +1,8 @@
-"""What a GRUB menu starts: its script followed as GRUB does, without running anything.
+"""Find what a GRUB menu starts, by following its script as GRUB does, without running anything.
 
-Where a condition cannot be told offline, both ways are followed, and a variable
-has each value that it may have.  What GRUB would read from elsewhere is read too;
-where that is not possible, the menu says so as a doubt.
+If a condition is unknown offline, both branches are followed, and a variable has every
+value that it may have. Files that GRUB would load are read too; if one cannot be read,
+the menu has a doubt.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ if TYPE_CHECKING:
     from vmprovision.inspection.bootmenu.files import MenuFiles
     from vmprovision.inspection.bootmenu.grubscript import Statement, Word
 
-STEP_WORK = 200  # of a statement, in characters
+STEP_WORK = 200  # cost of a statement, in characters
 VARIABLES_LIMIT = 500
 VALUES_LIMIT = 8
 VALUE_LIMIT = 16 << 10
 _STARTS_KERNEL = re.compile(r"linux|module|kernel|xen_module")
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
-# what they take in is in another form, or is found at boot only
+# their input has another form, or exists only at boot
 _NOT_FOLLOWED = (
     "extract_entries_source",
     "extract_entries_configfile",
@@ -72,10 +72,10 @@ Environment = dict[str, Values]
 
 
 def grub_menu(files: MenuFiles, path: PurePosixPath, depth: int = 0) -> BootMenu | None:
-    """Return GRUB's menu at a path; None where there is none.
+    """Return GRUB's menu at a path, or None if there is none.
 
     Raises:
-        NotUnderstoodError: it is too large, too long or nested too deeply.
+        NotUnderstoodError: the script is too large, too long or nested too deeply.
     """
     if not files.text(path):
         return None
@@ -86,7 +86,7 @@ def grub_menu(files: MenuFiles, path: PurePosixPath, depth: int = 0) -> BootMenu
         return root.instead
     run.fill(root)
     entries = [(node, boot_entry(node)) for node in find_leaves(root)]
-    if root.kernels:  # a script that boots by itself, without a menu
+    if root.kernels:  # the script boots without a menu
         entries.insert(0, (root, boot_entry(root)))
     unread = next(iter(root.doubts), "")
     if len(entries) > ENTRY_LIMIT:
@@ -110,7 +110,7 @@ class _Run:
     unsure: int = 0
 
     def __post_init__(self) -> None:
-        """Begin with what GRUB itself sets, and grubenv."""
+        """Set the variables that GRUB itself sets, and those of grubenv."""
         folder = str(self.path.parent)
         self.environment |= {
             "prefix": (folder,),
@@ -129,24 +129,24 @@ class _Run:
         return parse_script(text)
 
     def load_environment(self, path: PurePosixPath) -> None:
-        """Take over a grubenv; what it says for one boot only is not what boots."""
+        """Load the variables of a grubenv, except a choice for the next boot only."""
         for name, value in settings(self.files.text(path)).items():
             if name != "next_entry":
                 self.set(name, (value,))
 
     def values(self, name: str) -> Values:
-        """Return what a variable may hold."""
+        """Return the values that a variable may have."""
         return self.environment.get(name, ("",))
 
     def set(self, name: str, values: Values) -> None:
-        """Let a variable hold one of these."""
+        """Set a variable to one of these values."""
         if name not in self.environment and len(self.environment) >= VARIABLES_LIMIT:
             raise NotUnderstoodError(f"{self.path} has more than {VARIABLES_LIMIT} variables")
         values = tuple(dict.fromkeys(value[:VALUE_LIMIT] for value in values))
         self.environment[name] = values if len(values) <= VALUES_LIMIT else (UNKNOWN,)
 
     def expand(self, word: Word) -> Values:
-        """Return what a word may become."""
+        """Return what a word may expand to."""
         parts = [self.values(part.name) if isinstance(part, Variable) else (part,) for part in word]
         count = 1
         for values in parts:
@@ -157,7 +157,7 @@ class _Run:
         return tuple(dict.fromkeys("".join(chosen)[:VALUE_LIMIT] for chosen in product(*parts)))
 
     def follow(self, statements: Sequence[Statement], node: Node) -> None:
-        """Follow statements, which fill a menu or an entry."""
+        """Follow statements that fill a menu or an entry."""
         self.nesting += 1
         if self.nesting > 4 * FILE_DEPTH:
             raise NotUnderstoodError(f"{self.path} calls itself")
@@ -176,7 +176,7 @@ class _Run:
         self.nesting -= 1
 
     def fill(self, menu: Node) -> None:
-        """Follow what the entries and submenus of a menu do once they are chosen."""
+        """Follow the bodies of a menu's entries and submenus, as if each were chosen."""
         self.nesting += 1
         for node in menu.children:
             before = self._copy()
@@ -200,7 +200,7 @@ class _Run:
         self.unsure -= 1
 
     def _choice(self, choice: Choice, node: Node) -> None:
-        """Follow the branch that is taken, or all that may be."""
+        """Follow the branch that is taken, or all branches that may be."""
         ends: list[Environment] = []
         for condition, body in choice.branches:
             verdict = self._verdict(condition, node)
@@ -219,7 +219,7 @@ class _Run:
                 self.set(name, (*self.values(name), *end.get(name, ("",))))
 
     def _verdict(self, condition: Sequence[Statement], node: Node) -> bool | None:
-        """Return whether a condition holds; None where that cannot be told."""
+        """Return whether a condition holds, or None if that is unknown."""
         if len(condition) == 1 and isinstance(condition[0], Command):
             words = [self.expand(word) for word in condition[0].words]
             verdict = holds(words, self._is_there)
@@ -229,12 +229,12 @@ class _Run:
         return None
 
     def _is_there(self, path: str) -> bool | None:
-        """Return whether there is such a file; None where it may be on a disk of its own."""
+        """Return whether a file exists, or None if it may be on another disk."""
         device, found = self._find(path)
         return True if found else None if device else False
 
     def _find(self, path: str) -> tuple[str, PurePosixPath | None]:
-        """Return the device that a path names, if it does, and the file in the guest."""
+        """Return the device that a path names, if any, and the file in the guest."""
         device = ""
         if path.startswith("("):
             device, _, path = path[1:].partition(")")
@@ -306,7 +306,7 @@ class _Run:
         )
 
     def _captures(self, name: str, words: Sequence[Word]) -> None:
-        """Note what a command puts into a variable, other than the device that is searched."""
+        """Set the variable into which a command stores its result, except a searched device."""
         plain = [self.expand(word)[0] for word in words]
         names = [
             value
@@ -335,16 +335,16 @@ class _Run:
             device, found = self._find(path)
             if found is None:
                 if device or UNKNOWN in path:
-                    node.doubts.append(f"{self.path} takes in {shown(path)}, which is not here")
+                    node.doubts.append(f"{self.path} loads {shown(path)}, which does not exist")
                 continue
             self.follow(self.parsed(found), node)
 
     def _configfile(self, words: Sequence[Word], node: Node) -> None:
-        """Take another file's menu in place of this one."""
+        """Replace this menu by another file's."""
         paths = self.expand(words[0]) if words else ()
         found = self._find(paths[0])[1] if len(paths) == 1 else None
         if self.depth >= FILE_DEPTH:
-            raise NotUnderstoodError(f"{self.path} leads through too many menus")
+            raise NotUnderstoodError(f"{self.path} loads too many menus in a row")
         menu = (
             grub_menu(self.files, found, self.depth + 1) if found and found != self.path else None
         )

@@ -1,4 +1,4 @@
-"""The entries of a GRUB menu: a tree, the default in it, and what each entry starts."""
+"""The entries of a GRUB menu as a tree, its default entry, and what each entry starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vmprovision.inspection.bootmenu.grubscript import Statement
 
 FILE_DEPTH = 8
-UNKNOWN = "\0"  # in a value: what only the running machine knows
+UNKNOWN = "\0"  # in a value: known only on the running machine
 
 Values = tuple[str, ...]
 
@@ -24,8 +24,8 @@ class Node:
     """An entry or a submenu while it is being read.
 
     Attributes:
-        is_sure: False where it is there only if something holds that nobody can tell here.
-        kernels: each command that loads one, its words with the values that they may have.
+        is_sure: False if it exists only under a condition that is unknown offline.
+        kernels: each command that loads a kernel, its words with their possible values.
     """
 
     title: str = ""
@@ -41,14 +41,14 @@ class Node:
 
 
 def find_leaves(node: Node) -> list[Node]:
-    """Return the entries that start a Linux kernel, in the order of the menu."""
+    """Return the entries that start a Linux kernel, in the menu's order."""
     if node.is_entry:
         return [node] if node.kernels or node.instead or node.doubts else []
     return [leaf for child in node.children for leaf in find_leaves(child)]
 
 
 def boot_entry(node: Node) -> BootEntry:
-    """Return what an entry starts; with a doubt where that depends on what is not known."""
+    """Return what an entry starts, with a doubt if that depends on something unknown."""
     doubt = next(iter(node.doubts), "")
     if node.instead and not node.kernels:
         inner = node.instead
@@ -78,9 +78,9 @@ def boot_entry(node: Node) -> BootEntry:
 
 
 def _started(words: list[Values]) -> list[tuple[PurePosixPath | None, str | None]]:
-    """Return what a command line of these words may start; nothing where that is not known."""
+    """Return the possible command lines of these words; none if that is unknown."""
     fixed = " ".join(values[0] for values in words if len(values) == 1)
-    # of several words that may differ each is looked at alone: one that tells is enough
+    # if several words vary, each is checked alone: one that decides is enough
     lines = [f"{fixed} {value}" for values in words if len(values) > 1 for value in values]
     lines = lines or [fixed]
     if any(_may_hide(line) for line in lines):
@@ -90,7 +90,7 @@ def _started(words: list[Values]) -> list[tuple[PurePosixPath | None, str | None
 
 
 def _may_hide(line: str) -> bool:
-    """Return whether an option behind the kernel's name may be any, or names an unknown init."""
+    """Return whether an option after the kernel's name is unknown, or names an unknown init."""
     return any(
         word.startswith((UNKNOWN, "init=", "systemd.unit=")) and UNKNOWN in word
         for word in line.split(" ")[1:]
@@ -98,13 +98,13 @@ def _may_hide(line: str) -> bool:
 
 
 def find_default(root: Node, wanted: Values) -> Node | None:
-    """Return the entry that ``default`` names; None where it may name several, or none."""
+    """Return the entry that ``default`` selects, or None if that is ambiguous or unknown."""
     found = {id(node): node for value in wanted for node in [_descend(root, value or "0")]}
     return next(iter(found.values())) if len(found) == 1 else None
 
 
 def _descend(root: Node, chosen: str) -> Node | None:
-    """Return the entry of this title, identifier or number, through submenus by ``>``."""
+    """Return the entry with this title, identifier or number; ``>`` leads into submenus."""
     node = root
     parts = chosen.replace(">>", UNKNOWN).split(">")
     if UNKNOWN in chosen or len(parts) > FILE_DEPTH:

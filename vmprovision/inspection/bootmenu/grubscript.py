@@ -1,6 +1,6 @@
-"""GRUB's script language as a tree of statements (GNU GRUB manual, "Shell-like scripting").
+"""Parse GRUB's script language to a tree of statements (GNU GRUB manual, "Shell-like scripting").
 
-One pass over the text; the number of words and the depth are limited.
+The parser makes one pass over the text, with limits for words and depth.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ Word = tuple[str | Variable, ...]
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """``;``, a line's end, or a brace."""
+    """``;``, the end of a line, or a brace."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """A command with its words, and the block behind it where it has one."""
+    """A command with its words, and the block after it, if any."""
 
     words: tuple[Word, ...]
     block: tuple[Statement, ...] | None = None
@@ -51,7 +51,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """``if``: conditions with their bodies, tried in order, and what is done where none holds."""
+    """``if``: conditions with their bodies in order, and the body of ``else``."""
 
     branches: tuple[tuple[tuple[Statement, ...], tuple[Statement, ...]], ...]
     otherwise: tuple[Statement, ...] = ()
@@ -59,7 +59,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loop:
-    """``for`` with its variable and words; ``while`` and ``until`` without."""
+    """``for`` with its variable and words; ``while`` and ``until`` have none."""
 
     variable: str | None
     words: tuple[Word, ...]
@@ -81,18 +81,18 @@ def parse_script(text: str) -> tuple[Statement, ...]:
     """Return the statements of a script.
 
     Raises:
-        NotUnderstoodError: it is nested too deeply or has too many words.
+        NotUnderstoodError: the script is nested too deeply or has too many words.
     """
     parser = _Parser(tokens=list(_tokens(text)))
     found: list[Statement] = []
     while parser.peek() is not None:
         found += parser.statements(())
-        parser.next()  # a brace or keyword that ends nothing
+        parser.next()  # a brace or keyword with nothing to close
     return tuple(found)
 
 
 def literal(word: Word) -> str | None:
-    """Return the text of a word without variables; None for others."""
+    """Return the text of a word without variables, or None if it has any."""
     if len(word) == 1 and isinstance(word[0], str):
         return word[0]
     return None if any(isinstance(part, Variable) for part in word) else "".join(map(str, word))
@@ -120,7 +120,7 @@ def _tokens(text: str) -> Iterator[Word | Operator]:
 
 
 def _word(text: str, at: int) -> tuple[Word, int]:
-    """Return the word that begins here, and where it ends."""
+    """Return the word that begins here, and the offset after it."""
     parts: list[str | Variable] = [""]  # a quoted word may be empty
     while at < len(text) and text[at] not in "\n;{} \t\r":
         char = text[at]
@@ -144,7 +144,7 @@ def _word(text: str, at: int) -> tuple[Word, int]:
 
 
 def _quoted(text: str, at: int, parts: list[str | Variable]) -> int:
-    """Append the text in double quotes; return the offset behind the closing quote."""
+    """Append the text in double quotes; return the offset after the closing quote."""
     while at < len(text) and text[at] != '"':
         if plain := _IN_DOUBLE.match(text, at):
             parts.append(plain[0])
@@ -170,7 +170,7 @@ def _variable(text: str, at: int) -> tuple[str | Variable, int]:
 
 
 def _joined(parts: list[str | Variable]) -> Word:
-    """Return the parts, neighbouring texts made one."""
+    """Return the parts with neighbouring texts joined."""
     word: list[str | Variable] = []
     texts: list[str] = []
     for part in parts:
@@ -193,18 +193,18 @@ class _Parser:
     depth: int = field(default=0)
 
     def peek(self) -> str | None:
-        """Return the operator or literal word that comes next; None at the end."""
+        """Return the next operator or literal word, or None at the end."""
         if self.at >= len(self.tokens):
             return None
         token = self.tokens[self.at]
         return token.text if isinstance(token, Operator) else literal(token) or ""
 
     def next(self) -> None:
-        """Return the next token and go past it."""
+        """Return the next token and move past it."""
         self.at += 1
 
     def statements(self, ends: tuple[str, ...]) -> tuple[Statement, ...]:
-        """Return the statements up to one of these words, or a brace that closes."""
+        """Return the statements up to one of these words or a closing brace."""
         self.depth += 1
         if self.depth > DEPTH_LIMIT:
             raise NotUnderstoodError(f"the script is nested more than {DEPTH_LIMIT} deep")

@@ -1,4 +1,4 @@
-"""The Boot Loader Specification's entries with loader.conf(5), and unified kernel images."""
+"""Read the Boot Loader Specification's entries, loader.conf(5) and unified kernel images."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 GRUBENVS = tuple(PurePosixPath(f"/boot/{name}/grubenv") for name in ("grub2", "grub"))
 COMMAND_LINE_LIMIT = 16 << 10
 PATTERN_LIMIT = 255
-SECTIONS_LIMIT = 96  # as the PE format has it
+SECTIONS_LIMIT = 96  # bytes of an entry of the PE section table
 _HEADER = 4096
 _SECTION = 40
 
 
 def loader_menu(files: MenuFiles, folder: PurePosixPath) -> BootMenu | None:
-    """Return the entries below a ``loader``, as GRUB (by grubenv) or systemd-boot choose.
+    """Return the entries below a ``loader`` directory, with the default of GRUB or systemd-boot.
 
-    Unified kernel images of the same partition are entries beside them.
+    Unified kernel images on the same partition are entries too.
     """
     place = folder / "entries"
     environment: dict[str, str] = {}
@@ -58,7 +58,7 @@ def loader_menu(files: MenuFiles, folder: PurePosixPath) -> BootMenu | None:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Return whether loader.conf means this entry; asterisks side by side are one."""
+    """Return whether loader.conf's pattern matches an entry; adjacent asterisks count as one."""
     while "**" in pattern:
         pattern = pattern.replace("**", "*")
     files = (name, f"{name}.conf", f"{name}.efi")
@@ -75,7 +75,7 @@ def _described(
     for name in names:
         lines = [keyword(line) for line in lines_in_force(files.text(place / name))]
         if not {"linux", "options"} & {word for word, _ in lines}:
-            continue  # another program: a memory test, a shell of the firmware
+            continue  # not Linux: a memory test, a firmware shell
         options = " ".join(value for word, value in lines if word == "options")
         for variable in ("kernelopts", "tuned_params"):
             options = options.replace(f"${variable}", environment.get(variable, ""))
@@ -85,7 +85,7 @@ def _described(
 
 
 def _images(files: MenuFiles, place: PurePosixPath) -> list[BootEntry]:
-    """Return the unified kernel images in a directory, each with the command line inside it."""
+    """Return the unified kernel images in a directory, with the command line inside each."""
     names = [name for name in files.reader.list_directory(place) if name.lower().endswith(".efi")]
     if len(names) > ENTRY_LIMIT:
         raise NotUnderstoodError(f"{place} holds more than {ENTRY_LIMIT} images")
@@ -99,7 +99,7 @@ def _images(files: MenuFiles, place: PurePosixPath) -> list[BootEntry]:
 
 
 def _embedded_line(files: MenuFiles, path: PurePosixPath) -> str | None:
-    """Return what the section ``.cmdline`` of a PE file holds; None where it is none."""
+    """Return the ``.cmdline`` section of a PE file, or None if the file has none."""
     real = files.real_path(path)
     head = files.reader.read(real, limit=_HEADER) if real else b""
     if real is None or len(head) < 64 or head[:2] != b"MZ":  # noqa: PLR2004 -- a DOS header

@@ -1,4 +1,4 @@
-"""Boot menus that are tables: syslinux(1), lilo.conf(5), GRUB 0.9x, a command line in a file."""
+"""Boot menus in tables: syslinux(1), lilo.conf(5), GRUB 0.9x, a command line in a file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from vmprovision.inspection.bootmenu.files import MenuFiles
 
-INCLUDE_DEPTH = 16  # as syslinux has it
+INCLUDE_DEPTH = 16  # syslinux's own limit
 GRUB_DEFAULTS = PurePosixPath("/etc/default/grub")
 GRUB_DROP_INS = PurePosixPath("/etc/default/grub.d")
 DROP_INS_LIMIT = 100
@@ -43,7 +43,7 @@ def _menu(path: PurePosixPath, default: BootEntry | None, entries: Sequence[Boot
 
 @dataclass(slots=True)
 class _Label:
-    """A label of syslinux while it is being read: what it starts, and with which options."""
+    """A label of syslinux while it is read: what it starts, and with which options."""
 
     name: str
     kernel: str = ""
@@ -53,7 +53,7 @@ class _Label:
 
 @dataclass(slots=True)
 class _Labels:
-    """What a syslinux configuration says: above all labels, of each, and which one boots."""
+    """The content of a syslinux configuration: common options, labels, and the default."""
 
     common: _Label = field(default_factory=lambda: _Label(name=""))
     labels: list[_Label] = field(default_factory=list)
@@ -61,7 +61,7 @@ class _Labels:
     marked: str = ""
 
     def take(self, word: str, value: str, path: PurePosixPath) -> None:
-        """Take one line."""
+        """Process one line."""
         here = self.labels[-1] if self.labels else self.common
         if word == "label":
             self.labels.append(_Label(name=value))
@@ -78,7 +78,7 @@ class _Labels:
 
 
 def syslinux_menu(files: MenuFiles, path: PurePosixPath) -> BootMenu | None:
-    """Return labels with their APPEND, or the one above all labels; without labels one entry."""
+    """Return the labels with their APPEND or the common one; a file without labels is one entry."""
     found = _Labels()
     for word, value in _syslinux_lines(files, path):
         found.take(word, value, path)
@@ -86,7 +86,7 @@ def syslinux_menu(files: MenuFiles, path: PurePosixPath) -> BootMenu | None:
     named, _, options = found.default.partition(" ")
     is_label = any(label.name == named for label in labels) or named.endswith((".c32", ".0"))
     is_bare = bool(options) or (not labels and bool(common.append or common.kernel))
-    if is_bare and not is_label:  # a command line of its own, or options above no label at all
+    if is_bare and not is_label:  # a whole command line, or options without any label
         labels.append(_Label(name=named, kernel=named or common.kernel))
     if len(labels) > ENTRY_LIMIT:
         raise NotUnderstoodError(f"{path} has more than {ENTRY_LIMIT} entries")
@@ -94,7 +94,7 @@ def syslinux_menu(files: MenuFiles, path: PurePosixPath) -> BootMenu | None:
         _syslinux_entry(label, common, options if label.name == named else "") for label in labels
     ]
     chosen = _named(entries, shown(found.marked or named))
-    # a menu's own program as the default shows the first
+    # if the default is a menu program, its first entry is shown
     return _menu(path, chosen or next(iter(entries), None), entries)
 
 
@@ -108,7 +108,7 @@ def _syslinux_entry(label: _Label, common: _Label, options: str) -> BootEntry:
 def _syslinux_lines(
     files: MenuFiles, path: PurePosixPath, depth: int = 0
 ) -> Iterator[tuple[str, str]]:
-    """Yield keyword and value of each line, those of files that are taken in in their place."""
+    """Yield keyword and value of each line, with included files in place."""
     text = files.text(path)
     files.spend(len(text))
     for line in lines_in_force(text):
@@ -119,7 +119,7 @@ def _syslinux_lines(
         taken = value.split()
         if word == "include":
             taken = taken[:1]
-        elif word == "ui":  # the menu's program, then files of it
+        elif word == "ui":  # the menu program, then its configuration files
             taken = taken[1:]
         else:
             yield word, value
@@ -128,14 +128,15 @@ def _syslinux_lines(
             found = files.real_path(path.parent / name) if len(name) < VALUE_LIMIT else None
             found = found or files.find(name)
             if found is None or depth >= INCLUDE_DEPTH:
-                raise NotUnderstoodError(f"{path} takes in {shown(name)}, which is not here")
+                raise NotUnderstoodError(f"{path} includes {shown(name)}, which does not exist")
             yield from _syslinux_lines(files, found, depth + 1)
 
 
 def lilo_menu(files: MenuFiles, path: PurePosixPath) -> BootMenu | None:
-    """Return the images of lilo.conf(5), the first of which boots where ``default`` names none.
+    """Return the images of lilo.conf(5); the first is the default unless ``default`` names one.
 
-    LILO itself reads what its installer made of this file; it is taken to be of the same state.
+    LILO itself reads a map that its installer made from this file. The map is assumed
+    to be up to date.
     """
     default = common = ""
     sections: list[dict[str, str]] = []
@@ -162,14 +163,14 @@ def lilo_menu(files: MenuFiles, path: PurePosixPath) -> BootMenu | None:
 
 
 def _lilo_options(section: dict[str, str], common: str) -> str:
-    """Return an image's options: ``literal`` for all, else its ``append`` or the common one."""
+    """Return an image's options: ``literal`` alone, else ``append`` or the common one."""
     if "literal" in section:
         return section["literal"]
     return f"{section.get('append', common)} {section.get('addappend', '')}"
 
 
 def command_line(files: MenuFiles, path: PurePosixPath) -> BootMenu | None:
-    """Return the one entry that a file with nothing but the kernel's options is."""
+    """Return the single entry of a file that holds only the kernel's options."""
     lines = lines_in_force(files.text(path))
     if not lines:
         return None
@@ -177,10 +178,10 @@ def command_line(files: MenuFiles, path: PurePosixPath) -> BootMenu | None:
 
 
 def firmware_line(files: MenuFiles, folder: PurePosixPath) -> BootMenu | None:
-    """Return what the Raspberry Pi's firmware starts: ``cmdline.txt``, or as config.txt names it.
+    """Return what the Raspberry Pi's firmware starts: ``cmdline.txt``, or the file in config.txt.
 
-    Sections of config.txt are for boards of one model each; what a guest's board is
-    cannot be told, so names that differ make a doubt.
+    Each section of config.txt is for one model of board. The guest's board is unknown,
+    so different file names make a doubt.
     """
     names = {
         value
@@ -201,7 +202,7 @@ def _alone(options: str) -> tuple[BootEntry, tuple[BootEntry, ...]]:
 
 
 def grub_defaults(files: MenuFiles) -> BootMenu | None:
-    """Return what the next menu of GRUB will be made from, as a menu of one entry."""
+    """Return the settings from which GRUB's next menu will be made, as a menu of one entry."""
     names = files.reader.list_directory(GRUB_DROP_INS)
     drop_ins = [GRUB_DROP_INS / name for name in names if name.endswith(".cfg")]
     if len(drop_ins) > DROP_INS_LIMIT:
@@ -213,7 +214,7 @@ def grub_defaults(files: MenuFiles) -> BootMenu | None:
             variables[name] = value
             if "CMDLINE_LINUX" in name:
                 found = path
-    # _RECOVERY is for the entries that nobody boots by default
+    # _RECOVERY is for recovery entries, which are never the default
     options = " ".join(
         variables.get(name, "") for name in ("GRUB_CMDLINE_LINUX", "GRUB_CMDLINE_LINUX_DEFAULT")
     )
@@ -221,9 +222,9 @@ def grub_defaults(files: MenuFiles) -> BootMenu | None:
 
 
 def uboot_line(files: MenuFiles, path: PurePosixPath) -> BootMenu | None:
-    """Return what the environment that U-Boot's scripts take in adds to the command line.
+    """Return the kernel options in the environment file that U-Boot's scripts import.
 
-    The script itself is not followed, so it counts only where it names an init.
+    The script itself is not followed, so the file counts only if it names an init.
     """
     values = [value for _, value in map(keyword, lines_in_force(files.text(path)))]
     telling = [value for value in values if init_option(value) or unit_option(value)]
@@ -231,7 +232,7 @@ def uboot_line(files: MenuFiles, path: PurePosixPath) -> BootMenu | None:
 
 
 def legacy_menu(files: MenuFiles, path: PurePosixPath) -> BootMenu | None:
-    """Return GRUB 0.9x's menu; its default is a number, or ``saved``, kept outside any file."""
+    """Return the menu of GRUB 0.9x; its default is a number, or ``saved`` outside any file."""
     titles: list[str] = []
     options: list[str] = []
     default = "0"

@@ -1,4 +1,4 @@
-"""Boot a guest once, on an overlay to throw away, and ask what it answers."""
+"""Boot a guest once, on a throwaway overlay, and query it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.3
 REQUEST_SECONDS = 3.0
 ANSWER_BYTES = 64 << 10
-CONSOLE_LINES = 40  # lines of the console that an error carries
+CONSOLE_LINES = 40  # console lines in an error
 
 _FORWARDED = re.compile(r"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)")
 
@@ -50,7 +50,7 @@ class Machine:
     """A running machine; made by ``boot``."""
 
     def __init__(self, watch: Watch, agent_url: str) -> None:
-        """Take the running QEMU, and the URL of its forwarded port."""
+        """Keep the running QEMU, and the URL of its forwarded port."""
         self._watch = watch
         self.agent_url = agent_url
         self.manager_url = MANAGER_URL
@@ -64,11 +64,11 @@ class Machine:
         return self._watch.is_running()
 
     def exit_reason(self) -> str:
-        """Return why the guest cannot come up any more, in words; empty while it can."""
+        """Return why the guest cannot come up any more, as words; empty while it can."""
         return self._watch.exit_reason()
 
     def check(self) -> None:
-        """Return if the guest may still come up.
+        """Check that the guest may still come up.
 
         Raises:
             ProofError: the machine has ended, or the guest's kernel has panicked.
@@ -96,17 +96,17 @@ def boot(  # noqa: PLR0913 -- all but the disk by name
     console_log: Path | None = None,
     firmware: Sequence[str] = (),
 ) -> Iterator[Machine]:
-    """Give a machine that boots the disk, and end it with the block.
+    """Boot a machine from the disk, and end it with the block.
 
     Args:
-        disk: what the guest writes to: an overlay to throw away.
+        disk: a throwaway overlay that the guest writes to.
         source: the boot loader of the disk, or a kernel.
         agent_port: the guest's port that ``Machine.agent_url`` leads to; the guest
             must take its address by DHCP.
         manager: ``HOST:PORT`` on loopback, where the guest's connections to
             ``Machine.manager_url`` end.
         control: progress and cancelling, which ends the machine.
-        arch: the guest's architecture, as uname(1) has it.
+        arch: the guest's architecture, as uname(1) names it.
         memory_mb: the guest's memory in MiB.
         seconds: how long the machine may run.
         console_log: a file that gets the console's first 16 MiB unchanged.
@@ -157,7 +157,7 @@ def boot(  # noqa: PLR0913 -- all but the disk by name
 
 @contextlib.contextmanager
 def _open_source(source: BootSource) -> Iterator[tuple[BootSource, list[int]]]:
-    """Open the files that boot the guest; give the source with the names that QEMU opens."""
+    """Open the files that boot the guest; return the source with the names that QEMU opens."""
     with contextlib.ExitStack() as stack:
         files: list[int] = []
 
@@ -199,8 +199,8 @@ def wait_for_http(
     """Return the JSON object that the guest sends, once it answers a GET with status 200.
 
     Args:
-        url: below ``machine.agent_url``.
-        deadline: in the seconds of ``time.monotonic()``.
+        url: a URL below ``machine.agent_url``.
+        deadline: in seconds of ``time.monotonic()``.
         machine: checked between the attempts.
         headers: sent with each request.
 

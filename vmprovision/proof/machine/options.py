@@ -1,4 +1,4 @@
-"""QEMU's command line for one machine, as qemu-system(1) has it."""
+"""QEMU's command line for one machine, as in qemu-system(1)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vmprovision.proof.machine import relay
 from vmprovision.qemu.lifeline import ISOLATED_PYTHON
 from vmprovision.qemu.options import Accelerator, accelerator_options
 
-MANAGER_URL = "http://10.0.2.100:8081"  # as the guest sees it; any address inside 10.0.2.0/24
+MANAGER_URL = "http://10.0.2.100:8081"  # in the guest's network; any address inside 10.0.2.0/24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,12 +26,12 @@ class Hardware:
 
     Attributes:
         programs: the names of QEMU's program, the preferred one first.
-        package: Debian's package of it.
+        package: the Debian package with the program.
         machine: the board, with its properties.
-        natively: the hosts, as uname(1) has them, that may run it with KVM.
+        natively: the host architectures, as uname(1) names them, that may run it with KVM.
         console: the board's serial port, as Linux names it.
-        processor: TCG's; it has what current distributions require.
-        bus: of virtio devices: "pci", or "ccw" as IBM Z has it.
+        processor: TCG's processor, which meets the requirements of current distributions.
+        bus: the bus of virtio devices: "pci", or "ccw" on IBM Z.
     """
 
     programs: tuple[str, ...]
@@ -62,13 +62,13 @@ HARDWARE = {
         machine="virt",
         natively=("aarch64",),
         console="ttyAMA0",
-        # the architecture's own way to sign pointers takes most of an emulated processor's time
+        # the architected algorithm for signing pointers takes most of an emulated processor's time
         processor="max,pauth-impdef=on",
     ),
     "armv7l": Hardware(
         programs=("qemu-system-arm", "qemu-system-aarch64"),
         package="qemu-system-arm",
-        # a kernel without large addresses (LPAE) finds no PCI bus above 4 GiB
+        # a kernel without LPAE finds no PCI bus above 4 GiB
         machine="virt,highmem=off",
         console="ttyAMA0",
         processor="cortex-a15",
@@ -102,7 +102,7 @@ HARDWARE = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BootSource:
-    """Where the guest's kernel comes from: the disk's own boot loader, or files of the host.
+    """The source of the guest's kernel: the disk's own boot loader, or files of the host.
 
     Attributes:
         firmware: UEFI code as a flash image; if None, the board's own (a PC's BIOS).
@@ -118,7 +118,7 @@ class BootSource:
 
 
 def find_qemu(arch: str, hardware: Hardware) -> Path:
-    """Return the QEMU of an architecture on this host.
+    """Return the QEMU for an architecture on this host.
 
     Raises:
         ProofError: it is not installed.
@@ -145,7 +145,7 @@ def board_options(hardware: Hardware, accelerator: Accelerator, memory_mb: int) 
 
 
 def boot_options(source: BootSource) -> list[str]:
-    """Return what the machine starts first."""
+    """Return the options for what the machine starts first."""
     options: list[str] = []
     if source.firmware is not None:
         file = {"driver": "file", "filename": str(source.firmware.absolute())}
@@ -184,7 +184,7 @@ def _node(name: str, disk: dict[str, Any], *, readonly: bool) -> str:
 
 
 def network_options(hardware: Hardware, agent_port: int, manager: str) -> list[str]:
-    """Return the guest's network card, and the two ways out of its network."""
+    """Return the options of the guest's network card, and of the two ways out of its network."""
     host, _, port = manager.rpartition(":")
     host = host.strip("[]")
     if not ipaddress.ip_address(host).is_loopback:

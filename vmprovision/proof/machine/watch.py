@@ -32,7 +32,7 @@ SHUTDOWN_REASONS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Channels:
-    """The console and the monitor: our ends, and QEMU's."""
+    """The console and the monitor, with both ends of each."""
 
     console: socket.socket
     console_end: socket.socket
@@ -53,7 +53,7 @@ class Channels:
         return [self.console_end.fileno(), self.monitor_end.fileno()]
 
     def close_far_ends(self) -> None:
-        """Leave QEMU's ends to QEMU alone, so that its death is an end of file here."""
+        """Close QEMU's ends here, so that QEMU's death becomes an end of file."""
         self.console_end.close()
         self.monitor_end.close()
 
@@ -147,7 +147,7 @@ class Watch:
         return self._process.is_running()
 
     def exit_reason(self) -> str:
-        """Return why the guest cannot come up any more, in words; empty while it can."""
+        """Return why the guest cannot come up any more, as words; empty while it can."""
         if self._own_reason:
             return self._own_reason
         if self._console.has_panicked:

@@ -1,5 +1,5 @@
-"""Change the store as clients ask.
+"""Change the store at a client's request.
 
-Each function is one transaction, and starts no work itself: the workers do what the rows
-then say. The API and the pages call these functions.
+Each function is one transaction, and starts no work itself. The workers do what the
+rows then require. The API and the pages call these functions.
 """

@@ -1,4 +1,4 @@
-"""Create VMs: once for each ``Idempotency-Key``, and never two of one name."""
+"""Create VMs, once for each ``Idempotency-Key``, and never two with the same name."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 def create_vm(
     services: Services, wanted: CreateVm | CreateVmOfImage, *, key: str | None = None
 ) -> tuple[Vm, bool]:
-    """Write the row of a new VM; return the VM, and whether an earlier request had made it.
+    """Write the row of a new VM; return the VM, and whether an earlier request had created it.
 
     Args:
-        services: the server's.
+        services: the server's services.
         wanted: the client's request.
         key: the client's ``Idempotency-Key``: a second request with it makes no second VM.
 
@@ -72,7 +72,7 @@ def create_vm(
         raise ProblemError(
             HTTPStatus.GONE,
             "Gone",
-            f"the VM {vm_id} that this Idempotency-Key has made was deleted",
+            f"the VM {vm_id} created with this Idempotency-Key was deleted",
             hint="use another key for another VM",
             more={"id": vm_id},
         )
@@ -80,7 +80,7 @@ def create_vm(
 
 
 def instantiate(services: Services, template_id: str, name: str, key: str | None) -> Vm:
-    """Create a VM from a template by its id, with all that the template says.
+    """Create a VM from a template by its id, with all settings of the template.
 
     Raises:
         ProblemError: as ``create_vm``.
@@ -90,7 +90,7 @@ def instantiate(services: Services, template_id: str, name: str, key: str | None
 
 
 def _earlier(services: Services, body: dict[str, Any], key: str | None) -> Vm | None:
-    """Return the VM that an earlier request with this key has made, if it still exists."""
+    """Return the VM that an earlier request with this key created, if it still exists."""
     if key is None:
         return None
     with services.store.read() as connection:
@@ -104,7 +104,7 @@ def _once(
     key: str | None,
     write: Callable[[Connection], str],
 ) -> tuple[str, bool]:
-    """Let ``write`` make a VM in a transaction, unless the key has made one; return its id."""
+    """Call ``write`` in a transaction, unless the key has created a VM; return the VM's id."""
 
     def attempt() -> tuple[str, bool]:
         with services.store.write() as connection:
@@ -122,7 +122,7 @@ def _once(
 
     try:
         return attempt()
-    except IntegrityError:  # another request was quicker: look at what it did
+    except IntegrityError:  # another request was faster: use its result
         pass
     try:
         return attempt()
@@ -139,7 +139,7 @@ def _digest(body: dict[str, Any]) -> str:
 
 
 def _reply(connection: Connection, key_hash: str, digest: str) -> str | None:
-    """Return the id of the VM that a key has made.
+    """Return the id of the VM that a key has created.
 
     Raises:
         ProblemError: the key was used for another request.
@@ -161,7 +161,7 @@ def require_free_name(connection: Connection, name: str) -> None:
     """Check that no VM has this name.
 
     Raises:
-        ProblemError: one has.
+        ProblemError: a VM has it.
     """
     holder = connection.scalar(select(vms.c.id).where(vms.c.name == name))
     if holder is not None:
@@ -171,7 +171,7 @@ def require_free_name(connection: Connection, name: str) -> None:
 
 
 def _usable_template(connection: Connection, id_or_name: str) -> TemplateRow:
-    """Return a template, locked, so that nobody deletes it before the VM's row is there."""
+    """Return a template, locked so that it cannot be deleted before the VM's row exists."""
     template = find_template_row(connection, plain(id_or_name), lock=True)
     if template is None or template.state == "deleting":
         raise unprocessable(
@@ -200,7 +200,7 @@ def _insert_vm(
             phase="requested",
             phase_at=now,
             wanted="running",
-            evidence={"requested": {"at": now, "detail": "the request was written down"}},
+            evidence={"requested": {"at": now, "detail": "the request was recorded"}},
             token=token,
             token_hash=hash_token(token),
             due_at=now,
@@ -208,14 +208,14 @@ def _insert_vm(
             updated_at=now,
         )
     )
-    add_event(connection, vm_id, now, "requested", "the request was written down")
+    add_event(connection, vm_id, now, "requested", "the request was recorded")
     return vm_id
 
 
 def _insert_hidden_template(
     connection: Connection, wanted: CreateVmOfImage, guest: GuestInfo | None
 ) -> str:
-    """Write the template of one VM only, which goes with it."""
+    """Write the template of a single VM, which is deleted with it."""
     template_id = str(uuid.uuid4())
     values = {
         "id": template_id,

@@ -1,4 +1,4 @@
-"""Find what a client names."""
+"""Find the VM or template that a client names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def is_id(text: str) -> bool:
-    """Return whether this may be the id of a VM."""
+    """Return whether this may be a VM's id."""
     return _ID.fullmatch(text) is not None
 
 
@@ -24,7 +24,7 @@ def require_vm(services: Services, vm_id: str) -> Vm:
     """Return the VM with this id.
 
     Raises:
-        ProblemError: there is none.
+        ProblemError: it does not exist.
     """
     found = find_vm(services.store, vm_id) if is_id(vm_id) else None
     if found is None:
@@ -36,7 +36,7 @@ def require_template(services: Services, id_or_name: str) -> Template:
     """Return the template with this id or name.
 
     Raises:
-        ProblemError: there is none.
+        ProblemError: it does not exist.
     """
     found = find_template(services.store, plain(id_or_name))
     if found is None:
@@ -55,5 +55,5 @@ def no_template(id_or_name: str) -> ProblemError:
 
 
 def plain(text: str) -> str:
-    """Return the text without characters that PostgreSQL refuses in any text."""
+    """Return the text without characters that PostgreSQL does not store."""
     return text.replace("\0", "\ufffd")

@@ -40,14 +40,14 @@ def create_template(services: Services, wanted: WriteTemplate) -> Template:
             connection.execute(insert(templates).values(values))
     except IntegrityError as exc:
         raise conflict(
-            f"there is a template {wanted.name!r} already", hint="PUT replaces it"
+            f"the template {wanted.name!r} exists already", hint="PUT replaces it"
         ) from exc
     services.wake()
     return require_template(services, template_id)
 
 
 def replace_template(services: Services, id_or_name: str, wanted: WriteTemplate) -> Template:
-    """Give a template another name, size or image; VMs that it has made keep theirs.
+    """Change a template's name, size or image; existing VMs keep theirs.
 
     Raises:
         ProblemError: there is no such template, the name is taken, or VMs use its image.
@@ -87,7 +87,7 @@ def _change_template(
             if renews and (row.lease_owner or _count_vms(connection, template_id)):
                 raise conflict(
                     "VMs use the image of this template, or it is just being prepared",
-                    hint="register the other image as a template of its own",
+                    hint="register the other image as a new template",
                 )
             changed = {"updated_at": time.time(), **values}
             connection.execute(
@@ -100,7 +100,7 @@ def _change_template(
 
 
 def delete_template(services: Services, id_or_name: str) -> None:
-    """Delete a template that no VM uses: its row is marked, then its files go, then the row.
+    """Delete a template that no VM uses: mark its row, then delete its files, then the row.
 
     Raises:
         ProblemError: there is no such template, or VMs use it.
@@ -142,7 +142,7 @@ def _template_values(wanted: WriteTemplate) -> dict[str, Any]:
 
 
 def new_template(guest: GuestInfo | None) -> dict[str, Any]:
-    """Return the columns of a template that is to be prepared."""
+    """Return the columns of a template that must be prepared."""
     now = time.time()
     return {
         "state": "preparing",
@@ -159,7 +159,7 @@ def new_template(guest: GuestInfo | None) -> dict[str, Any]:
 
 
 def _guest_facts(guest: GuestInfo) -> dict[str, Any]:
-    """Return what a template shows of its guest."""
+    """Return the facts about its guest that a template shows."""
     facts = guest.as_json()
     return {
         "product_name": guest.distribution.product_name,
@@ -169,7 +169,7 @@ def _guest_facts(guest: GuestInfo) -> dict[str, Any]:
 
 
 def _inspected_for(services: Services, spec: TemplateSpec) -> GuestInfo | None:
-    """Return the guest of an image; None if it has no agent and needs none."""
+    """Return the guest of an image, or None if it has no agent and needs none."""
     try:
         return inspected(services, spec.rootfs_path, spec.format)
     except (InspectionError, UnsupportedGuestError, PlanError):
@@ -179,10 +179,10 @@ def _inspected_for(services: Services, spec: TemplateSpec) -> GuestInfo | None:
 
 
 def inspected(services: Services, path: str, image_format: str | None = None) -> GuestInfo:
-    """Return the guest of an image that can be injected.
+    """Return the guest of an image, after checking that it can be injected.
 
     Raises:
-        VmprovisionError: it cannot, with the reason.
+        VmprovisionError: it cannot be injected; the error says why.
     """
     image = permitted_image(path, services.settings.image_folders)
     return services.inspect(image, image_format)

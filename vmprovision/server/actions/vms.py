@@ -1,4 +1,4 @@
-"""Change VMs: what is wanted of them, what they are called, and where their agents are."""
+"""Change VMs: their wanted state, their names, and their agents' addresses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def update_vm(services: Services, vm_id: str, wanted: UpdateVm) -> Vm:
-    """Give a VM another name or other tags.
+    """Change a VM's name or tags.
 
     Raises:
         ProblemError: there is no such VM, or the name is taken.
@@ -48,7 +48,7 @@ def update_vm(services: Services, vm_id: str, wanted: UpdateVm) -> Vm:
 
 
 def start_vm(services: Services, vm_id: str) -> Vm:
-    """Want a VM to run; one that failed or is silent is tried again.
+    """Request that a VM runs; try a failed or silent one again.
 
     Raises:
         ProblemError: there is no such VM.
@@ -66,7 +66,7 @@ def start_vm(services: Services, vm_id: str) -> Vm:
 
 
 def stop_vm(services: Services, vm_id: str) -> Vm:
-    """Want a VM to be off: its guest is asked to shut down, and switched off if it does not.
+    """Request that a VM is off: shut the guest down, and switch it off if it does not react.
 
     Raises:
         ProblemError: there is no such VM.
@@ -75,7 +75,7 @@ def stop_vm(services: Services, vm_id: str) -> Vm:
 
 
 def pause_vm(services: Services, vm_id: str) -> Vm:
-    """Want a running VM to stand still.
+    """Request that a running VM is paused.
 
     Raises:
         ProblemError: there is no such VM, or it does not run.
@@ -90,7 +90,7 @@ def pause_vm(services: Services, vm_id: str) -> Vm:
 
 
 def resume_vm(services: Services, vm_id: str) -> Vm:
-    """Want a paused VM to go on.
+    """Request that a paused VM continues.
 
     Raises:
         ProblemError: there is no such VM, or it is not paused.
@@ -105,7 +105,7 @@ def resume_vm(services: Services, vm_id: str) -> Vm:
 
 
 def delete_vm(services: Services, vm_id: str) -> Vm:
-    """Want a VM to be gone: first its domain, then its files, then its row.
+    """Request the deletion of a VM: first its domain, then its files, then its row.
 
     Raises:
         ProblemError: there is no such VM.
@@ -145,7 +145,7 @@ def _living_vm(connection: Connection, vm_id: str) -> VmRow:
 
 
 def report_address(services: Services, vm_id: str, address: str, token: str) -> Vm:
-    """Write down the address that an agent reports with its own token.
+    """Record the address that an agent reports with its own token.
 
     Raises:
         ProblemError: there is no such VM, or the token is not this VM's.

@@ -1,4 +1,4 @@
-"""For Prometheus: where the agents are, and how this server does; and whether it lives."""
+"""The server's own state for Prometheus: the agents' addresses, metrics, health."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def discover(services: Served) -> list[TargetGroup]:
                 f"{PREFIX}name": vm.name,
                 f"{PREFIX}template": vm.template_name,
                 f"{PREFIX}host": vm.host or "",
-                # between commas, so that one expression finds a whole tag
+                # between commas, so that an expression can match a whole tag
                 f"{PREFIX}tags": f",{','.join(vm.tags)}," if vm.tags else "",
             },
         )

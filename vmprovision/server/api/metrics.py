@@ -1,4 +1,4 @@
-"""What agents measure: as the last day's samples, and as they answer now."""
+"""The agents' metrics: the last day's samples, and their current answers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def history(
 
 
 def _seconds(moment: datetime | None, default: float) -> float:
-    """Return a time as seconds since 1970; one without a zone is in UTC."""
+    """Return a time as seconds since 1970; a time without a zone is in UTC."""
     if moment is None:
         return default
     aware = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)

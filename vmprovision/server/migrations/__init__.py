@@ -1,1 +1,1 @@
-"""How the tables came to be, one step a file; Alembic runs the steps."""
+"""The history of the tables, one step in each file; Alembic runs the steps."""

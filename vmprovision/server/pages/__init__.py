@@ -1,7 +1,7 @@
-"""The pages for people; they read the store by ``queries`` and change it by ``actions``.
+"""The pages for people; they read the store through ``queries`` and change it by ``actions``.
 
-They are made here, on the server: they work without JavaScript, and load nothing from
-anywhere else. htmx only replaces parts of them while they are open.
+They are rendered on the server, work without JavaScript, and load nothing from other
+hosts. htmx only refreshes parts of an open page.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DAY = 86400
 
 @router.get("/static/{name}")
 def serve_static(name: str) -> Response:
-    """Send a file that pages are made of."""
+    """Send a static file of the pages."""
     if name not in STATIC:
         raise not_found(f"file {name[:80]}")
     headers = {"Cache-Control": f"public, max-age={DAY}"}

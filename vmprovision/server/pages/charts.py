@@ -1,4 +1,4 @@
-"""Lines in SVG from samples: geometry only, as the pages' templates draw it."""
+"""Draw samples as SVG lines; only geometry, the templates do the rest."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 Point = tuple[float, float]  # seconds since 1970, value
 
-GAP_SECONDS = 35.0  # three samples that are missing
-POINTS = 300  # more than that are averaged: a chart is not wider
+GAP_SECONDS = 35.0  # three missing samples
+POINTS = 300  # a chart's width; more points than that are averaged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axes:
-    """What a chart shows: times from left to right, values from 0 at the bottom to the top."""
+    """The ranges of a chart: times from left to right, values from 0 upwards."""
 
     begin: float
     end: float
@@ -28,7 +28,7 @@ class Axes:
     height: float
 
     def place(self, point: Point) -> tuple[float, float]:
-        """Return where a point is; a value beyond the axes is at their edge."""
+        """Return the position of a point; a value beyond the axes is drawn at their edge."""
         at, value = point
         share = (at - self.begin) / (self.end - self.begin)
         level = min(max(value / self.top, 0.0), 1.0)
@@ -37,7 +37,7 @@ class Axes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """A line as SVG's path data, and what it says in numbers."""
+    """A line as SVG path data, with its numbers."""
 
     path: str
     area: str
@@ -47,7 +47,7 @@ class Line:
 
 
 def draw(points: Iterable[Point], axes: Axes) -> Line:
-    """Return the line through these points, the oldest first; broken where samples are missing."""
+    """Return the line through these points, oldest first, with gaps where samples are missing."""
     shown = [point for point in points if axes.begin <= point[0] <= axes.end]
     width = (axes.end - axes.begin) / POINTS
     runs = _runs(_averaged(shown, width), max(GAP_SECONDS, 2.5 * width))
@@ -64,7 +64,7 @@ def draw(points: Iterable[Point], axes: Axes) -> Line:
 
 
 def _averaged(points: Sequence[Point], width: float) -> list[Point]:
-    """Return one point for each slice of time that has some."""
+    """Return the average point of each slice of time that has any."""
     if len(points) <= POINTS:
         return list(points)
     found = []
@@ -105,7 +105,7 @@ def round_top(highest: float) -> float:
 
 
 def time_ticks(axes: Axes, count: int = 4) -> list[tuple[float, str]]:
-    """Return where on the time axis which times are, in UTC."""
+    """Return the positions and labels of the ticks on the time axis, in UTC."""
     step = (axes.end - axes.begin) / count
     found = []
     for number in range(count + 1):

@@ -28,11 +28,11 @@ Form = dict[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
-    """What is wrong with a form.
+    """The faults of a form.
 
     Attributes:
-        fields: a sentence for each field.
-        problem: why the whole cannot be done; None if only fields are wrong.
+        fields: a sentence for each faulty field.
+        problem: why the request as a whole is refused; None if only fields are wrong.
     """
 
     fields: dict[str, str] = field(default_factory=dict)
@@ -43,10 +43,10 @@ NO_FAULTS = Faults()
 
 
 async def read_form(request: Request) -> Form:
-    """Return the fields of a form; of two with one name the last.
+    """Return the fields of a form; of two with the same name, the last one.
 
     Raises:
-        ProblemError: it is no form, or not one of this server's pages.
+        ProblemError: it is not a form, or not from one of this server's pages.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != TYPE:
         raise unprocessable("this is not a form of this server's pages")
@@ -62,7 +62,7 @@ async def read_form(request: Request) -> Form:
             HTTPStatus.FORBIDDEN,
             "StaleForm",
             "this form does not belong to the session of this browser",
-            hint="go back, load the page again, and send the form once more",
+            hint="go back, reload the page, and send the form again",
         )
     return form
 
@@ -73,7 +73,7 @@ PostedForm = Annotated[Form, Depends(read_form)]
 def parse_fields(
     model: type[BaseModel], values: Mapping[str, object]
 ) -> tuple[BaseModel | None, Faults]:
-    """Return a form's values as a request of the API, or what is wrong with them."""
+    """Return a form's values as a request of the API, or the form's faults."""
     try:
         return model.model_validate(values), NO_FAULTS
     except ValidationError as exc:
@@ -83,12 +83,12 @@ def parse_fields(
 
 
 def faults_of(error: ProblemError | VmprovisionError) -> Faults:
-    """Return why something cannot be done, as a form shows it."""
+    """Return the faults of a failed request in the form's terms."""
     return Faults(problem=document_of(error))
 
 
 def number(text: str) -> int | str | None:
-    """Return what a number's field holds; what is no number is left to the check of the form."""
+    """Return a number field's value; leave text that is not a number to the form's check."""
     text = text.strip()
     if not text:
         return None

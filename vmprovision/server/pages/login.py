@@ -1,4 +1,4 @@
-"""Log in with a token, and out: a browser gets a cookie that does not have the token in it."""
+"""Log in with a token, and out; the browser's cookie does not contain the token."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _own_path(wanted: str) -> str:
 def show_login(
     request: Request, services: Served, wanted: Annotated[str, Query(alias="next")] = "/"
 ) -> Response:
-    """Ask for a token; without a token file nobody needs one."""
+    """Ask for a token; without a token file none is needed."""
     if services.settings.tokens is None:
         return RedirectResponse("/", HTTPStatus.SEE_OTHER)
     return answer_page(request, "login.html.j2", {"next": _own_path(wanted), "is_wrong": False})
@@ -36,7 +36,7 @@ def show_login(
 
 @router.post("/login")
 def log_in(request: Request, services: Served, form: PostedForm) -> Response:
-    """Begin a session, and show the page that was asked for."""
+    """Start a session, and show the requested page."""
     tokens, following = services.settings.tokens, _own_path(form.get("next", "/"))
     if tokens is None:
         return RedirectResponse("/", HTTPStatus.SEE_OTHER)

@@ -1,7 +1,7 @@
 """Answer with pages: made here, without anything that a browser has to run or to load elsewhere.
 
-Text from guests, images and clients reaches a page by ``{{ }}`` only, where it is escaped,
-and where control and format characters are written out.
+Text from guests, images and clients reaches a page only through ``{{ }}``.  There it is
+escaped, and control and format characters are made visible.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ POLICY = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """A part of a page that is replaced while the page is open.
+    """A part of a page that is refreshed while the page is open.
 
     Attributes:
         name: its id in the page.
         template: the file that shows it.
         shows: the names of the page's values that the file uses.
-        seconds: how often a browser asks for it.
+        seconds: the time between two refreshes.
     """
 
     name: str
@@ -66,7 +66,7 @@ class PageRoute(APIRoute):
     """A route whose errors are pages."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return what answers a request, with a page in any case."""
+        """Return a handler that answers every request with a page."""
         handle = super().get_route_handler()
 
         async def answer(request: Request) -> Response:
@@ -80,12 +80,12 @@ class PageRoute(APIRoute):
 
 @cache
 def static_file(name: str) -> bytes:
-    """Return one of the files that pages are made of."""
+    """Return a static file of the pages."""
     return (FOLDER / name).read_bytes()
 
 
 def _static_url(name: str) -> str:
-    """Return where a file is; its content is in the name, so browsers may keep it."""
+    """Return a file's URL; it contains a hash of the content, so browsers may cache it."""
     return f"/static/{name}?v={hashlib.sha256(static_file(name)).hexdigest()[:12]}"
 
 
@@ -109,7 +109,7 @@ def _environment() -> Environment:
 
 
 def _shown(value: object) -> object:
-    """Return what a page shows of a value."""
+    """Return the text of a value on a page."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
@@ -193,7 +193,7 @@ def _render_part(request: Request, part: Part, values: Mapping[str, Any]) -> tup
 
 
 def _context(request: Request) -> dict[str, Any]:
-    """Return what every page knows."""
+    """Return the values that every page needs."""
     services = services_of(request)
     session = session_of(request)
     return {
@@ -207,7 +207,7 @@ def _context(request: Request) -> dict[str, Any]:
 
 
 def _error_page(request: Request, document: dict[str, Any]) -> HTMLResponse:
-    """Return a page that says what is wrong and what to do next."""
+    """Return a page with the error and the next step."""
     answer = answer_page(request, "error.html.j2", {"problem": document}, status=document["status"])
     if "hx-request" in request.headers and document["status"] == 404:  # noqa: PLR2004 -- the VM is gone
         answer.headers["HX-Redirect"] = "/"

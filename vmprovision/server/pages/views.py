@@ -1,4 +1,4 @@
-"""What the pages show of VMs: words, marks and lines, made of what the API answers."""
+"""The pages' view of VMs: words, marks and lines, computed from the API's answers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Act = Literal["start", "stop", "pause", "resume"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Badge:
-    """A VM's state in one word; the mark has a shape as well as a colour."""
+    """A VM's state in one word; its mark differs in shape as well as in colour."""
 
     word: str
     mark: Mark
@@ -47,7 +47,7 @@ class VmLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """A phase of one VM: done with its time and evidence, going on, or still to come."""
+    """A phase of one VM: done (with time and evidence), in progress, or still to come."""
 
     name: str
     status: Literal["done", "now", "failed", "pending"]
@@ -69,7 +69,7 @@ class Chart:
 
 
 def badge_of(vm: Vm) -> Badge:
-    """Return the word and the mark of a VM."""
+    """Return the badge of a VM."""
     if vm.wanted == "deleted":
         return Badge(word="deleting", mark="busy")
     if vm.state == "failed":
@@ -94,7 +94,7 @@ def summarize(vms: Iterable[Vm]) -> str:
 
 
 def lines_of(vms: Iterable[Vm], samples: Mapping[str, Sequence[Sample]]) -> list[VmLine]:
-    """Return the VMs as the list shows them, with their last ten minutes."""
+    """Return the VMs for the list, with their last ten minutes."""
     end = _round_end(SPARK_SECONDS)
     width, height = SPARK_SIZE
     axes = Axes(begin=end - SPARK_SECONDS, end=end, top=100.0, width=width, height=height)
@@ -111,7 +111,7 @@ def lines_of(vms: Iterable[Vm], samples: Mapping[str, Sequence[Sample]]) -> list
 
 
 def _round_end(seconds: float) -> float:
-    """Return the end of a chart's time: it moves in steps, so that nothing moves in between."""
+    """Return the end of a chart's time axis; it moves in steps, so charts stay still in between."""
     step = max(10.0, seconds / 360)
     return (time.time() // step + 1) * step
 
@@ -142,7 +142,7 @@ def charts_of(samples: Sequence[Sample], seconds: float) -> list[Chart]:
 
 
 def steps_of(vm: Vm) -> list[Step]:
-    """Return the phases of a VM in their order, with what was seen in each."""
+    """Return the phases of a VM in order, each with its evidence."""
     silent = vm.phase == "silent"
     shown = (*PHASES[:-1], "silent") if silent else PHASES
     reached = len(shown) - 1 if silent else PHASES.index(vm.phase)
@@ -167,7 +167,7 @@ def steps_of(vm: Vm) -> list[Step]:
 def _status(
     distance: int, vm: Vm, *, is_making: bool
 ) -> Literal["done", "now", "failed", "pending"]:
-    """Return how far a phase is, by its distance from the one that was reached."""
+    """Return the status of a phase, by its distance from the current one."""
     if vm.phase == "silent":
         return "failed" if distance == 0 else "done"
     if distance <= 0:
@@ -178,7 +178,7 @@ def _status(
 
 
 def acts_of(vm: Vm) -> list[tuple[Act, str]]:
-    """Return what can be asked of a VM now, each with its button's words."""
+    """Return the actions that a VM allows now, each with its button's label."""
     if vm.wanted == "deleted":
         return []
     found: list[tuple[Act, str]] = []
