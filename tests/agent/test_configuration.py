@@ -76,7 +76,7 @@ def test_systemds_parser_reads_other_values(
 def test_systemd_hands_over_what_the_file_says(
     load_env_file: Callable[[Path], dict[bytes, bytes]], tmp_path: Path, content: bytes
 ) -> None:
-    """systemd's parser passes on the exact bytes of any file."""
+    """The parser of systemd passes on the exact bytes of any file."""
     (tmp_path / "conf").write_bytes(content)
     (tmp_path / "handed").write_text("".join(config.hand_over(str(tmp_path / "conf"))), "ascii")
     with pytest.MonkeyPatch.context() as patch:
