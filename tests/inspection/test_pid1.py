@@ -263,7 +263,7 @@ def test_real_trees_without_programs_are_never_guessed(name: str) -> None:
 
 
 def test_busybox_inittab_may_be_a_link(tmp_path: Path) -> None:
-    """Whatever the linked file is called, it gets an inittab's line and no shell script."""
+    """A linked inittab of any name gets an inittab line, not a shell script."""
     tree = {**BUSYBOX_TREE, "/etc/inittab": Link("/data/boot"), "/data/boot": "::sysinit:/etc/rc\n"}
     make_tree(tmp_path, tree)
     vmprovision.inject(tmp_path)
