@@ -121,7 +121,7 @@ def _stop(tools: Tools, vm: VmRow, host: Hypervisor, state: DomainState) -> Outc
 
 
 def _await_agent(tools: Tools, vm: VmRow) -> Outcome:
-    """Query the agent at its known address; give up on a guest that cannot report any more."""
+    """Query the agent at its known address; give up on a guest that can no longer report."""
     later = SILENT_SECONDS if vm.phase == "silent" else LOOK_SECONDS
     running = {"domain_state": "running"}
     fault = ""
