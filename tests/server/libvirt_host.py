@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -37,9 +36,7 @@ mount --bind "$1/etc" /etc/libvirt
 mount --bind "$1/lib" /var/lib/libvirt
 mount --bind "$1/log" /var/log/libvirt
 mount --bind "$1/cache" /var/cache/libvirt
-sed -i "s/192.168.122/$2/g" /etc/libvirt/qemu/networks/default.xml
 ip link set lo up
-eval "$3"
 virtlogd -d -p /run/libvirt/virtlogd.pid
 libvirtd -d -p /run/libvirt/libvirtd.pid
 until virsh --quiet net-list --all >/dev/null 2>&1; do sleep 0.1; done
@@ -85,11 +82,6 @@ class LibvirtHost:
     init: int  # process 1 of its namespace, as this host numbers it
 
     @property
-    def remote_uri(self) -> str:
-        """The same for a server that takes it for another host's."""
-        return self.uri.replace("qemu:", "qemu+unix:")
-
-    @property
     def uri(self) -> str:
         """How libvirt's binding reaches it from outside of the namespaces."""
         return f"qemu:///system?socket={self.folder}/run/libvirt-sock"
@@ -124,16 +116,8 @@ def require_namespaces() -> None:
 
 
 @contextlib.contextmanager
-def libvirt_host(
-    folder: Path, *, subnet: str = "192.168.122", first: str = ""
-) -> Iterator[LibvirtHost]:
-    """Give a private libvirt; nothing of it remains afterwards.
-
-    Args:
-        folder: gets its files; it must not exist.
-        subnet: of its network, without the last number.
-        first: a command of the shell that runs inside before libvirt starts.
-    """
+def libvirt_host(folder: Path) -> Iterator[LibvirtHost]:
+    """Give a private libvirt; nothing of it remains afterwards."""
     require_namespaces()
     for program in ("libvirtd", "virtlogd", "virsh", "dnsmasq"):
         found = shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
@@ -143,7 +127,7 @@ def libvirt_host(
     log = folder / "daemons.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            ["unshare", *NAMESPACES, "sh", "-c", SCRIPT, "sh", str(folder), subnet, first],
+            ["unshare", *NAMESPACES, "sh", "-c", SCRIPT, "sh", str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -209,24 +193,11 @@ class Server:
         transport = httpx.HTTPTransport(uds=str(self.socket))
         return httpx.Client(transport=transport, base_url="http://localhost", timeout=SECONDS)
 
-    @property
-    def number(self) -> int:
-        """The number of its process, as its namespace has it."""
-        assert self.process is not None
-        (pid,) = children(self.process.pid)
-        (line,) = re.findall("^NSpid:(.*)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-        return int(line.split()[-1])
-
-    def send(self, number: signal.Signals) -> None:
-        """Send the server a signal."""
-        assert self.process is not None
-        for pid in children(self.process.pid):
-            os.kill(pid, number)
-
     def end(self, number: signal.Signals) -> None:
         """Send the server a signal, and wait for its end."""
         assert self.process is not None
-        self.send(number)
+        for pid in children(self.process.pid):
+            os.kill(pid, number)
         self.process.wait(SECONDS)
         self.process = None
 
