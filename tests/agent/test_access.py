@@ -82,7 +82,7 @@ def test_who_is_allowed(allow: str, address: str, allowed: bool) -> None:  # noq
 
 @pytest.mark.parametrize("allow", ["a", "10.0.0.0/33", "::/129", "10/8", "10.0.0.0/", "1.2.3.4/-1"])
 def test_a_list_that_is_none_shuts_everybody_out(allow: str) -> None:
-    """Who meant to shut somebody out has not let everybody in by a slip of the pen."""
+    """An invalid restriction does not let everybody in."""
     collect = Collect()
     settings = config.parse_settings([("ALLOW", allow), ("READ_TOKEN", "a b")], collect)
     assert not access.is_allowed(settings.allow, compat.pack_address("10.0.0.1"))
@@ -170,7 +170,7 @@ def neighbours(
 
 
 def test_strangers_are_turned_away(interpreter: Interpreter, program: Path, tmp_path: Path) -> None:
-    """Who is not in ALLOW is disconnected without an answer; who is in it is served."""
+    """A peer outside ALLOW is disconnected without an answer; a peer in it is served."""
     with neighbours(interpreter, program, tmp_path, "ALLOW=10.9.0.3 203.0.113.7\n") as pair:
         assert pair.ask("10.9.0.1", "10.9.0.2") == ""
         assert pair.ask("fd09::1", "fd09::2") == ""

@@ -92,7 +92,7 @@ def test_check_of_what_is_not_the_agent(
 
 @ONE_OF_EACH
 def test_check_of_the_service(interpreter: Interpreter, program: Path, tmp_path: Path) -> None:
-    """What was installed or injected is there and runs, or it is a fault."""
+    """A missing or stopped installation is a fault."""
     folder = tmp_path / "usr/local/lib/guest-agent"
     folder.mkdir(parents=True)
     arguments = ("--root", str(tmp_path), "--proc", "/proc", "--port", str(free_port()))

@@ -76,7 +76,7 @@ def test_systemds_parser_reads_other_values(
 def test_systemd_hands_over_what_the_file_says(
     load_env_file: Callable[[Path], dict[bytes, bytes]], tmp_path: Path, content: bytes
 ) -> None:
-    """Whatever is in the file, systemd's parser passes on the very bytes."""
+    """The parser of systemd passes on the exact bytes of any file."""
     (tmp_path / "conf").write_bytes(content)
     (tmp_path / "handed").write_text("".join(config.hand_over(str(tmp_path / "conf"))), "ascii")
     with pytest.MonkeyPatch.context() as patch:
@@ -120,7 +120,7 @@ def test_an_agent_that_may_not_read_has_the_same_settings(
     program: Path,
     tmp_path: Path,
 ) -> None:
-    """What `identify` left for systemd gives the settings that the file itself gives."""
+    """The settings that `identify` hands over through systemd equal those in the file."""
     secret = tmp_path / "secret.conf"
     secret.write_text(SETTINGS)
     secret.chmod(0o600)
@@ -157,7 +157,7 @@ def unable_to_read(interpreter: Interpreter) -> Interpreter:
 def test_variables_are_read_as_lines_are(
     interpreter: Interpreter, program: Path, tmp_path: Path
 ) -> None:
-    """What another service manager's parser has left in a value means what it means in the file."""
+    """A value from another service manager's parser is read like a line of the file."""
     secret = tmp_path / "secret.conf"
     secret.touch()
     secret.chmod(0)

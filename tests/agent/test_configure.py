@@ -198,7 +198,7 @@ def test_an_address_is_leased(interpreter: Interpreter, program: Path, tmp_path:
 def test_wrong_orders_change_nothing(
     interpreter: Interpreter, program: Path, tmp_path: Path
 ) -> None:
-    """What is not an interface, address or gateway of this guest is refused in words."""
+    """An invalid interface, address or gateway is refused with a message."""
     with running_guest(interpreter, program, tmp_path) as guest:
         before = guest.run("ip", "addr")
         for wanted, word in (
@@ -380,7 +380,7 @@ def test_json_that_is_understood() -> None:
 
 
 def test_json_is_what_the_standard_library_takes() -> None:
-    """What is cut, changed and put together at random is read where Python's own reader does."""
+    """Randomly changed JSON is accepted exactly if Python's own parser accepts it."""
     rng = random.Random(4)
     whole = r'{"interface": "e\u0074h0", "x": [[], true, null, {"y": ""}], "static_ip": null}'
     understood = 0

@@ -111,7 +111,7 @@ def test_credentials_come_before_fw_cfg(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("name", ["nocloud", "iid-datasource-none", ""])
 def test_names_that_clones_share_are_none(tmp_path: Path, name: str) -> None:
-    """What cloud-init calls every machine without data of its own is passed over."""
+    """cloud-init's name for machines without data is ignored."""
     root = write_root(tmp_path, {**PRODUCT, "run/cloud-init/.instance-id": name})
     assert identify(root)[0]["vm_id"]["source"] == "SMBIOS UUID"
 
@@ -145,7 +145,7 @@ def test_uuids_that_are_none(uuid: str) -> None:
     "value", ["a\x1bb", "x" * 129, "quote'", 'quo"te', "back\\slash", "\u00fc"], ids=repr
 )
 def test_hostile_values_are_passed_over(tmp_path: Path, value: str) -> None:
-    """What a name cannot be is logged without being shown, and the next source is asked."""
+    """An invalid name is logged without its text, and the next source is used."""
     tables = {"sys/firmware/dmi/tables/DMI": smbios(oem("guest_agent.vm_id=" + value))}
     found, lines = identify(write_root(tmp_path, {**tables, **FW_CFG}))
     assert found["vm_id"]["value"] == "by-fw_cfg"
@@ -206,7 +206,7 @@ DIMM = (17, bytes(80), ("DIMM 0", "QEMU", "x" * 60))
 def test_the_tables_of_much_memory_are_read_whole(
     interpreter: Interpreter, program: Path, tmp_path: Path
 ) -> None:
-    """What comes behind 64 KiB counts, and what comes behind the end mark does not."""
+    """Strings after 64 KiB count, but strings after the end marker do not."""
     tables = smbios(*[DIMM] * 1500, oem("guest_agent.vm_id=far")) + smbios(
         oem("guest_agent.vm_id=stale", "guest_agent.manager_url=http://192.0.2.1:1")
     )

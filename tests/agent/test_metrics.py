@@ -135,7 +135,7 @@ SANDBOX = """\
 
 
 def test_a_sandbox_is_seen_through(tmp_path: Path) -> None:
-    """What systemd mounts for its services only is left out, and so is what lies below it."""
+    """Mounts that systemd makes only for services are left out, and so are mounts below them."""
     (tmp_path / "self").mkdir()
     (tmp_path / "self/mountinfo").write_text(SANDBOX)
     found = [(device, point) for device, point, *_ in kernel.file_systems(str(tmp_path), "/none")]

@@ -96,7 +96,7 @@ def check_exposition(text: str) -> None:
 
 @pytest.mark.parametrize("seed", range(SEED, SEED + 150))
 def test_odd_files_spoil_nothing(tmp_path: Path, seed: int) -> None:
-    """Whatever is in them, nothing is raised, and each number is one that JSON has."""
+    """With any content, nothing is raised, and each number is valid JSON."""
     rng = random.Random(seed)
     proc = lay_out(tmp_path)
     for path in sorted(path for path in proc.rglob("*") if path.is_file()):

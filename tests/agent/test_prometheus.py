@@ -301,7 +301,7 @@ def is_between(kind: str, before: float, value: float, after: float) -> bool:
 
 
 def test_the_essential_metrics_are_there(agent: Agent) -> None:
-    """What dashboards and alerts for node_exporter are made of."""
+    """The metrics that node_exporter's dashboards and alerts use."""
     names = {name for name, _ in parse_samples(exposition(agent))}
     assert names >= {
         *(f"node_cpu_{name}" for name in ("seconds_total", "guest_seconds_total")),

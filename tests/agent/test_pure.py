@@ -70,7 +70,7 @@ def random_value(rng: random.Random, depth: int = 0) -> object:
 
 
 def test_json_is_read_back_unchanged() -> None:
-    """What is written, the standard library reads back as the same value, from pure ASCII."""
+    """The output is pure ASCII, and the standard library reads the same value from it."""
     rng = random.Random(1)
     for _ in range(2000):
         value = random_value(rng)
@@ -199,7 +199,7 @@ def test_ip_route_get_output(name: str, expected: list[tuple[str, str]]) -> None
     "name", ["inet", "inet6", "del", "dev", "src", "via", "tentative", "temporary"]
 )
 def test_interfaces_that_are_called_like_words(name: str) -> None:
-    """What ``ip`` and ``ifconfig`` print around an interface's name says what it is."""
+    """The text around an interface's name, from ``ip`` and ``ifconfig``, shows its kind."""
     line = f"inet 10.9.0.1/24 brd 10.9.0.255 scope global {name}"
     six = "inet6 fd00::1/64 scope global"
     oneline = (
@@ -275,7 +275,7 @@ def test_the_best_address_comes_first(
 @pytest.mark.parametrize("name", ["lo", "wg0", "tun0", "kube-ipvs0", "docker0", "dummy0", "idle0"])
 @pytest.mark.parametrize("other", ["10.9.0.9", "fd00::9"])
 def test_without_a_default_route_a_real_interface_is_first(name: str, other: str) -> None:
-    """What is on the loopback, a tunnel or a link without carrier is no guest's main address."""
+    """An address on the loopback, a tunnel or a link without carrier is not the main address."""
     odd = addresses.Candidate("10.0.0.1", name, idle=name == "idle0")
     real = addresses.Candidate(other, "eth0")
     assert addresses.choose([odd, real], (None, None)) == ([other, "10.0.0.1"], True)
@@ -657,7 +657,7 @@ def test_a_managers_answer(answer: bytes, status: int | None) -> None:
     [("a-b_c.d~9", "a-b_c.d~9"), ("a/b?c#d", "a%2Fb%3Fc%23d"), ("..", "%2E%2E"), ("ü", "%C3%BC")],
 )
 def test_the_vm_id_is_one_segment(vm_id: str, segment: str) -> None:
-    """Whatever the VM_ID is, it stays one segment of the path."""
+    """Any VM_ID stays one segment of the path."""
     assert delivery.quote(vm_id) == segment
 
 
@@ -697,7 +697,7 @@ def test_the_log_stays_within_two_files(tmp_path: Path) -> None:
 
 
 def test_provoked_lines_are_limited(tmp_path: Path) -> None:
-    """What a client can provoke is logged twenty times a minute at most."""
+    """Messages that a client can cause are logged at most twenty times a minute."""
     path = tmp_path / "log"
     writer = log.Log(str(path))
     for number in range(100):

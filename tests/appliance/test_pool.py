@@ -112,7 +112,7 @@ def test_coroutines_share_a_pool(
 def test_no_image_meets_a_used_appliance(
     pool: vmprovision.Pool, images: Callable[[int], list[Path]]
 ) -> None:
-    """Nobody sees a mark that was left in an appliance before."""
+    """A marker left in one appliance is not seen in the next."""
     for image in images(3):
         drive = Drive(path=image, format="raw", readonly=True)
         with pool.open([drive], control=Control()) as appliance:

@@ -78,7 +78,7 @@ class Golden:
 
 
 def processor_seconds() -> float:
-    """What finished child processes have used; a loaded host does not change it."""
+    """Return the processor time of finished child processes, which load does not change."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

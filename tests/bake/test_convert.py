@@ -43,7 +43,7 @@ def write(image: Path, output: Output, target: Path) -> None:
 
 
 def content_of(image: Path, disk_format: str, scratch: Path) -> bytes:
-    """What a machine sees on the disk."""
+    """Return the content that a machine sees on the disk."""
     plain = scratch / "plain.raw"
     subprocess.run(
         ["qemu-img", "convert", "-f", disk_format, "-O", "raw", image, plain], check=True

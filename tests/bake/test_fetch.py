@@ -146,7 +146,7 @@ def test_a_broken_connection_is_resumed(server: Server) -> None:
 
 
 def test_a_cancelled_download_goes_on_later(server: Server) -> None:
-    """What was there when the user stopped is used by the next run."""
+    """The next run resumes a download that the user stopped."""
     control = Control()
 
     def stop(progress: object) -> None:

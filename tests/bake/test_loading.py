@@ -34,7 +34,7 @@ OUTPUT = '[[output]]\nformat = "qcow2"\n'
 
 
 def load(folder: Path, text: str) -> BakeFile:
-    """What a bake file of this text says."""
+    """Return the parsed bake file of this text."""
     path = folder / "golden.toml"
     path.write_text(text)
     return load_bake_file(path).bake
@@ -107,7 +107,7 @@ def test_faults_have_their_line(tmp_path: Path, text: str, line: int, words: str
 
 
 def test_every_fault_is_reported_at_once(tmp_path: Path) -> None:
-    """Nobody has to run it again for each misspelt key."""
+    """All faults of a file are reported at once."""
     text = SOURCE.replace("image", "imgae") + "[agent]\nprot = 1\n" + OUTPUT + "compres = true\n"
     assert [line for line, _ in problems_of(tmp_path, text)] == [2, 5, 8]
 

@@ -189,7 +189,7 @@ def layout_disk(name: str) -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """What one layout cost, round by round: our command, and virt-customize where it can do it."""
+    """The cost of one layout in each round: of vmprovision, and of virt-customize if possible."""
 
     ours: list[Cost] = field(default_factory=list)
     others: list[Cost] = field(default_factory=list)

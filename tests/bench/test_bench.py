@@ -59,7 +59,7 @@ def test_what_outlives_the_command_is_counted() -> None:
 
 
 def test_only_the_measured_part_is_counted() -> None:
-    """What a phased command does before and after is not counted."""
+    """The work of a phased command before and after the phase is not counted."""
     assert 0.25 <= measured(PHASED, "phased").cpu < 0.5
 
 

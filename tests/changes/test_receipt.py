@@ -187,7 +187,7 @@ def test_a_failed_injection_leaves_a_directory_as_it_was(tmp_path: Path) -> None
 
 
 def test_the_receipt_survives_its_own_file(tmp_path: Path) -> None:
-    """What is written is what is read, and it holds nothing that changes from run to run."""
+    """A receipt survives a round trip, and has nothing that changes between runs."""
     make_tree(tmp_path, SYSTEMD_TREE)
     vmprovision.inject(tmp_path)
     content = (tmp_path / RECEIPT).read_bytes()

@@ -220,7 +220,7 @@ def test_a_path_of_many_components_ends(tmp_path: Path) -> None:
 
 
 def test_every_way_of_every_init_system_is_believed(tmp_path: Path) -> None:
-    """What is injected for any init system can be verified and removed, behind links as well."""
+    """An injection for any init system can be verified and removed, even behind links."""
     for number, (init, extra) in enumerate(
         [(name, {}) for name in ("systemd", "openrc", "sysv", "slackware", "upstart", "runit")]
         + [(name, {}) for name in ("dinit", "finit", "procd", "standalone")]

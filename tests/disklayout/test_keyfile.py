@@ -37,7 +37,7 @@ def test_a_selector_names_a_volume_and_a_file(selector: str, volume: str, path: 
     "selector", ["all:key:hunter2", "all:clevis", "hunter2", "file:hunter2", ":file:x", "all:file:"]
 )
 def test_a_wrong_selector_is_not_repeated(selector: str) -> None:
-    """What may be a key is in no message, and the hint shows the right form."""
+    """A possible key is in no message, and the hint shows the right form."""
     with pytest.raises(PlanError) as caught:
         parse_selector(selector)
     assert "hunter2" not in str(caught.value)

@@ -34,7 +34,7 @@ DEGRADED = DEGRADED.ljust(220, b"\0") + struct.pack("<I", 128) + bytes(32) + b"\
 
 
 def device(place: int, superblock: bytes, size: int = 32 * MB) -> Member | None:
-    """What a device says that has this superblock at this place."""
+    """Return the member on a device with this superblock at this place."""
     content = bytearray(size)
     content[place : place + len(superblock)] = superblock
     return parse_member(lambda offset, length: bytes(content[offset : offset + length]), size)
@@ -87,7 +87,7 @@ def test_a_member_of_version_0_90() -> None:
 
 @pytest.mark.parametrize("superblock", [b"", WHOLE[:64], b"\xfc\x4e\x2b\xa9" + b"\xff" * 4092])
 def test_what_is_no_superblock(superblock: bytes) -> None:
-    """Nothing, a cut one and one with absurd numbers are not a member's."""
+    """No superblock, a truncated one and one with absurd numbers are not a member's."""
     assert device(4096, superblock) is None
 
 
@@ -102,7 +102,7 @@ def test_a_device_too_small_for_any() -> None:
 
 
 def test_who_is_missing() -> None:
-    """Who was at work at the last change and is not here; who missed changes is not here."""
+    """Members that were active at the last change count as missing; outdated ones too."""
     member = device(4096, WHOLE)
     assert member is not None
     other = replace(member, slot=0)

@@ -165,7 +165,7 @@ LINK = st.tuples(st.sampled_from([0, 5, 0x0F, 0x83, 0xA5]), WORD, WORD)
 def test_any_chain_of_logical_partitions_ends(
     tables: list[tuple[tuple[int, int, int], ...]], back: int
 ) -> None:
-    """Whatever the tables say, and also where every place has one of them."""
+    """With any tables, even one at every place, the parser ends."""
     head = bytearray(HEAD_SIZE)
     head[510:512] = b"\x55\xaa"
     head[446:462] = struct.pack("<B3xB3xII", 0, 5, 64, 0xFFFFFFFF)

@@ -215,7 +215,7 @@ def test_a_missing_parent_is_an_error_that_names_the_path(guest: Guest) -> None:
 
 
 def test_a_change_is_seen_by_every_name(guest: Guest) -> None:
-    """What was known of a path is not known any more, however the path is written."""
+    """A change of a path clears its cached status, under any spelling of the path."""
     filesystem, work = guest
     filesystem.make_directory(work / "real")
     filesystem.symlink(work / "alias", "real")
@@ -249,7 +249,7 @@ def test_a_change_is_seen_by_every_name(guest: Guest) -> None:
 def test_a_file_has_other_names_that_keep_its_content(
     guest: Guest, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """What is written is a new file, and a removed one goes from one name only."""
+    """A written file is a new file, and a removal affects only one name."""
     filesystem, work = guest
     filesystem.write(work / "one", b"first", Attributes(mode=0o600))
     if not isinstance(filesystem, ApplianceFilesystem):

@@ -37,7 +37,7 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_half_a_mirror_is_refused(mirror: list[Path], refuse: Refuse) -> None:
-    """What is written to one half is lost, or what is on the other, as the guest boots."""
+    """A write to one half of a mirror would be lost, or overwrite the other half, at boot."""
     error = refuse(mirror[0], 34)
     assert "MD array" in error["message"]
     assert "--disk" in error["hint"]

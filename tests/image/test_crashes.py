@@ -369,7 +369,7 @@ def qemu_command(image: Path) -> list[str]:
 
 
 def test_image_of_a_running_machine(image: Path, refuse: Refuse) -> None:
-    """What a QEMU has open is neither written nor read, and the message says why."""
+    """An image that a QEMU has open is neither written nor read; the message says why."""
     before = file_hash(image)
     machine = subprocess.Popen(qemu_command(image), stderr=subprocess.DEVNULL)
     try:

@@ -214,7 +214,7 @@ def test_name_that_reaches_out_of_what_was_read(refuse: Refuse, tmp_path: Path) 
 
 
 def test_backing_name_without_letters(tmp_path: Path) -> None:
-    """A backing name of no length is none, for QEMU as for us."""
+    """A backing name of length 0 means no backing file, for QEMU and for vmprovision."""
     image = forge_qcow2(tmp_path / "disk.qcow2", b"x")
     with image.open("r+b") as file:
         file.seek(16)
@@ -402,7 +402,7 @@ PACKED = [
 
 @pytest.mark.parametrize(("name", "start", "step"), PACKED)
 def test_packed_image(refuse: Refuse, tmp_path: Path, name: str, start: bytes, step: str) -> None:
-    """What holds an image and is none is named, with the command that makes one of it."""
+    """A file that only contains an image is named, with the command that extracts it."""
     path = tmp_path / name
     path.write_bytes(start.ljust(MB, b"\0"))
     error = refuse(path, FORMAT)

@@ -97,7 +97,7 @@ def test_what_fstab_mounts_gets_the_agent(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_link_into_a_mount_is_followed(tmp_path: Path) -> None:
-    """What is uncovered by one mount may lead into the next one."""
+    """A path on one mount may lead into another mount."""
     tree = {name: what for name, what in SYSTEMD_TREE.items() if name != "/usr/local/bin"}
     files = {
         **tree,

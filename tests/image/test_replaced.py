@@ -72,7 +72,7 @@ def at_step(wanted: str, act: Callable[[], object]) -> vmprovision.Control:
 @pytest.mark.parametrize("how", ["moved", "link"])
 @pytest.mark.parametrize("step", STEPS)
 def test_image_that_is_replaced(image: Path, tmp_path: Path, step: str, how: str) -> None:
-    """What takes the image's place at any moment is not touched, and nobody says "done"."""
+    """A file that replaces the image at any moment is not touched, and the run reports an error."""
     other = Path(shutil.copy(image, tmp_path / f"other{image.suffix}"))
     with other.open("r+b") as file:  # another content, by which it is known
         file.seek(-4, os.SEEK_END)
@@ -235,7 +235,7 @@ def test_redo_log_of_another_host(
 
 
 def test_a_sealed_redo_log_names_nothing(tiny: dict[str, Path], tmp_path: Path) -> None:
-    """What QEMU tells of it is a disk of its own, with no other file."""
+    """QEMU reports a disk with no other file."""
     sealed_copy(tiny, tmp_path)
     (log,) = tmp_path.glob(f"*{SEALED}*")
     told = subprocess.run(
@@ -290,7 +290,7 @@ def test_two_runs_with_one_output(tiny: dict[str, Path], tmp_path: Path) -> None
 def test_output_is_as_private_as_its_source(
     tiny: dict[str, Path], tmp_path: Path, mode: int
 ) -> None:
-    """Nobody may read the new image who may not read the old one."""
+    """Only users who may read the old image may read the new one."""
     source = Path(shutil.copy(tiny["qcow2"], tmp_path / "old.qcow2"))
     source.chmod(mode)
     output = tmp_path / "new.vmdk"
@@ -306,7 +306,7 @@ def test_output_is_as_private_as_its_source(
 
 
 def test_output_where_a_killed_run_left_something(tiny: dict[str, Path], tmp_path: Path) -> None:
-    """What a killed run left of the same new image is cleared away."""
+    """The leftover of a killed run for the same new image is removed."""
     output = tmp_path / "new.raw"
     (tmp_path / f"new.raw{OPEN}").write_bytes(b"left")
     (tmp_path / "new.raw.vmprovision-new").mkdir()

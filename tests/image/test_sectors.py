@@ -82,7 +82,7 @@ def test_mbr_in_sectors(tmp_path: Path, sector: int) -> None:
 
 @pytest.mark.parametrize("content", [b"\0", b"\xff"], ids=["empty", "filled"])
 def test_an_mbr_that_leads_to_no_filesystem_counts_in_small_sectors(content: bytes) -> None:
-    """What nobody knows is no reason to believe in large sectors."""
+    """Unknown content is not evidence for large sectors."""
     start = mbr((0x83, 2048, 8192)).ljust(2 * LARGE_SECTOR, b"\0")
     assert sector_size(start, lambda _, size: content * size) == SECTOR
 

@@ -39,7 +39,7 @@ def test_labels_in_an_image_are_those_of_its_policy(
     policy_files: dict[str, bytes],
     real_rules: LibSELinux,
 ) -> None:
-    """What is made has the label that libselinux gives; after removal all is as it was."""
+    """New files have libselinux's label; after the removal the image is as before."""
     require(LocalFilesystem(tmp_path).takes_labels(), "setting labels needs root")
     image = tiny_disk(
         tmp_path / "guest.raw",

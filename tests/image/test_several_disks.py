@@ -139,7 +139,7 @@ def contents(disks: dict[Path, str]) -> set[bytes]:
 
 
 def test_disks_are_finished_together_or_not_at_all(disks: dict[Path, str]) -> None:
-    """Whatever step the process was killed at, recovering the first disk leaves no mixture."""
+    """After a kill at any step, recovering the first disk leaves no mixture."""
     first = next(iter(disks))
     outcomes = set()
     for deadly in range(200):

@@ -144,7 +144,7 @@ CASES = {
     ],
 )
 def test_only_a_root_without_a_doubt_is_taken(name: str, tmp_path: Path) -> None:
-    """What cannot be read beside it is named, unless the root calls it its own data."""
+    """An unreadable device beside the root is named, unless the root names it as its data."""
     case = CASES[name]
     image = compose_disk(tmp_path / "disk.raw", "label: gpt", case.parts)
     if case.error is None:

@@ -31,7 +31,7 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class Stands:
-    """What stands at one guest path; times are left out, since reading a file changes them."""
+    """The state of one guest path, without times, because reading a file changes them."""
 
     kind: str
     mode: int

@@ -287,7 +287,7 @@ def test_what_is_not_understood_is_a_doubt(files: Tree, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_name_an_init_is_no_doubt(script: str, tmp_path: Path) -> None:
-    """What only the running machine knows, in places where it decides nothing."""
+    """Values that only the running machine knows do no harm if they decide nothing."""
     make_tree(tmp_path, {**THREE, "/boot/grub/grub.cfg": script})
     found = vmprovision.inspect(tmp_path).init
     assert (found.system, found.confidence) == ("sysv", "certain")

@@ -235,7 +235,7 @@ def test_a_damaged_program_is_no_exception(tmp_path: Path) -> None:
 
 
 def test_a_guest_of_another_machine_keeps_its_python(tmp_path: Path) -> None:
-    """What is foreign is told by the guest's own programs, not by this host."""
+    """The guest's own programs, not this host, decide which program is foreign."""
     files: Tree = {
         "/etc/os-release": OS_RELEASE,
         "/sbin/init": Link("/usr/lib/systemd/systemd"),

@@ -207,7 +207,7 @@ GUESTS: dict[str, tuple[str, str, Tree]] = {
 
 @pytest.mark.parametrize("name", GUESTS)
 def test_what_is_process_1_decides(name: str, tmp_path: Path) -> None:
-    """Whatever other init systems have left, and whatever of the guest is missing."""
+    """Generate markers of other init systems, and guests with missing parts."""
     system, dialect, files = GUESTS[name]
     make_tree(tmp_path, {**RELEASE, **PYTHON, **files})
     verdict = vmprovision.plan(tmp_path).guest.init

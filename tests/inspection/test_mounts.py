@@ -69,7 +69,7 @@ def test_lines_of_fstab(line: str, expected: list[tuple[str, str, bool]], tmp_pa
 
 
 def test_links_lead_under_a_mount(tmp_path: Path) -> None:
-    """What is watched is where it really is."""
+    """Directories that matter are checked at their real paths."""
     files: dict[str, Content] = {"/usr/local/lib": Link("/data/lib")}
     files["/etc/fstab"] = "/dev/vdb1 /data ext4\n"
     assert found(tmp_path, files, "/usr/local/lib/guest-agent") == [("/dev/vdb1", "/data", True)]

@@ -91,12 +91,12 @@ none
 
 
 def packages_of(root: Path) -> PackageList:
-    """What the guest in a directory has."""
+    """Return the packages of the guest in a directory."""
     return list_packages(LocalFilesystem(root))
 
 
 def test_dpkg(tmp_path: Path) -> None:
-    """What is installed or half so is there; continuation lines are not fields."""
+    """Installed and half-installed packages are listed; continuation lines are not fields."""
     found = packages_of(make_tree(tmp_path, {"/var/lib/dpkg/status": STATUS}))
     assert found.packages == (
         Package(
@@ -216,7 +216,7 @@ def test_rpm(rpm_database: Path) -> None:
 
 
 def test_damaged_rpm_databases_end(rpm_database: Path) -> None:
-    """Whatever bytes are changed, the reader gives packages or one error, and soon."""
+    """With any changed bytes, the reader quickly gives packages or one error."""
     content = (rpm_database / "var/lib/rpm/rpmdb.sqlite").read_bytes()
     chance = random.Random(17)
     errors = 0

@@ -263,10 +263,44 @@ def test_real_trees_without_programs_are_never_guessed(name: str) -> None:
 
 
 def test_busybox_inittab_may_be_a_link(tmp_path: Path) -> None:
-    """Whatever the linked file is called, it gets an inittab's line and no shell script."""
+    """A linked inittab of any name gets an inittab line, not a shell script."""
     tree = {**BUSYBOX_TREE, "/etc/inittab": Link("/data/boot"), "/data/boot": "::sysinit:/etc/rc\n"}
     make_tree(tmp_path, tree)
     vmprovision.inject(tmp_path)
     lines = (tmp_path / "data/boot").read_text().splitlines()
     assert "null::respawn:/usr/local/bin/guest-agent" in "\n".join(lines)
     assert "sleep" not in "\n".join(lines)
+
+
+S6_IMAGE = "/etc/s6-linux-init/current/run-image/service"
+SHELL, EXECLINE = b"#!/bin/sh\n", b"#!/usr/bin/execlineb -P\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "folder", "hook"),
+    [
+        (SHELL + b"exec s6-svscan -t0 /service </dev/null\n", "/service", "/service"),
+        (SHELL + b"exec env -i /usr/bin/s6-svscan '/etc/s6/sv'\n", "/etc/s6/sv", "/etc/s6/sv"),
+        (EXECLINE + b"cd /\ns6-svscan -- /var/service\n", "/data/sv", "/data/sv"),
+        # its directory is made at each boot: as a copy of the usual image, or it is not known how
+        (SHELL + b"exec s6-svscan /run/service\n", S6_IMAGE, S6_IMAGE),
+        (SHELL + b"exec s6-svscan /var/run/service\n", "/run/service", None),
+        # it only starts it beside what it becomes
+        (SHELL + b"s6-svscan /service &\nexec /usr/bin/busybox init\n", "/service", None),
+    ],
+)
+def test_a_script_says_which_directory_s6_watches(
+    tmp_path: Path, script: bytes, folder: str, hook: str | None
+) -> None:
+    """The service goes into that directory where the disk has it."""
+    files: Tree = {
+        "/etc/os-release": OS_RELEASE,
+        "/sbin/init": Program(script),
+        "/usr/bin/s6-svscan": elf(),
+        "/usr/bin/busybox": elf(content=b"BusyBox v1"),
+        "/var/service": Link("/data/sv"),
+        "/var/run": Link("/run"),
+        folder: None,
+    }
+    init = vmprovision.inspect(make_tree(tmp_path, files)).init
+    assert (init.system, init.hook and str(init.hook)) == ("s6" if hook else None, hook)

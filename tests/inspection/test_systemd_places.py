@@ -154,7 +154,7 @@ def test_a_guest_that_starts_no_service_is_refused(files: Tree, why: str, tmp_pa
 
 @pytest.mark.parametrize("target", ["/run/wants", "/dev/x", "../../../run"])
 def test_links_into_what_is_made_at_boot_are_refused(target: str, tmp_path: Path) -> None:
-    """What is written behind a link into /run is gone when the guest runs."""
+    """A file behind a link into /run is gone when the guest runs, so it is refused."""
     files = {name: what for name, what in GUEST.items() if "multi-user.target.wants" not in name}
     make_tree(tmp_path, {**files, f"{ETC}/multi-user.target.wants": Link(target)})
     with pytest.raises(UnsupportedGuestError, match="empty at each boot"):

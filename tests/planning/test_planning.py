@@ -100,7 +100,7 @@ def test_systemd_guest_gets_exactly_these_operations() -> None:
 
 @pytest.mark.parametrize("verdict", [SYSTEMD, RC_LOCAL, INITTAB])
 def test_the_enabling_operation_is_last(verdict: InitVerdict) -> None:
-    """Whatever the init system, nothing is enabled before all of it is there."""
+    """With every init system, the operation that enables the service is last."""
     last = plan_service(replace(GUEST, init=verdict), ARCHIVE, InjectOptions()).operations[-1]
     assert isinstance(last, (Symlink, EditBlock))
 
@@ -191,7 +191,7 @@ def test_doors_and_access_are_settings() -> None:
     ids=str,
 )
 def test_doors_and_access_that_are_none(options: InjectOptions) -> None:
-    """What the agent would not understand does not get into a guest."""
+    """A setting that the agent would reject is not written to a guest."""
     with pytest.raises(PlanError):
         plan_service(GUEST, ARCHIVE, options)
 

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from tests.inspection.real_trees import RealTree
     from vmprovision.recipe import Recipe
 
-BOOT_SECONDS = 240.0
-FOREIGN_SECONDS = 900.0  # QEMU emulates every instruction
+BOOT_SECONDS = 900.0  # a busy host is slow
+FOREIGN_SECONDS = 1800.0  # QEMU emulates every instruction
 JOBS = min(os.cpu_count() or 1, 4)  # a guest keeps one core busy and takes half a gigabyte
 
 
@@ -60,6 +60,8 @@ def try_recipe(recipe: Recipe, control: Control, tarballs: Path | None = None) -
     try:
         row = boot_recipe(recipe, folder if recipe.tarball else None, control)
     except VmprovisionError as exc:
+        if isinstance(exc, ProofError):
+            sys.stderr.writelines(f"{recipe.name}: {line}\n" for line in exc.console)
         return Row(guest=guest, result=FAILED, how=" ".join(exc.message.split()))
     write_atomically(kept, json.dumps(asdict(row)).encode())
     return row

@@ -25,7 +25,7 @@ HEAD = """\
 
 - **booted**: the image of a recipe in `images/` was built, injected and started, and \
 `vmprovision prove` saw the agent answer under that init system. The seconds are from \
-power-on to its first answer, {speed}.
+power-on to its first answer, {speed}; the host may have had other work.
 - **files checked**: the verdict and the planned files are right on real files of that guest, or \
 on its layout as its makers document it. Nothing was booted.
 - **failed**, **not booted**, **not tried**: the last column has the reason.

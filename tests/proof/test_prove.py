@@ -70,7 +70,7 @@ def test_a_busybox_guest_is_proven_by_its_own_kernel(busybox: Path) -> None:
 
 
 def test_a_sysv_guest_is_proven(tmp_path: Path) -> None:
-    """What startpar reads starts the agent at boot."""
+    """The makefiles that startpar reads start the agent at boot."""
     disk = tmp_path / "guest.qcow2"
     build_image("debian-12-sysvinit", output=disk, control=Control())
     assert inject_and_prove(disk) == ("sysv", "sysvinit")

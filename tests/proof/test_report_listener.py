@@ -42,7 +42,7 @@ def test_a_report_is_kept_as_it_was_sent(listener: ReportListener) -> None:
 
 @pytest.mark.parametrize("body", [b"", b"no json", b"\xff", b"[" * 5000, b" " * (BODY_BYTES + 1)])
 def test_a_body_that_is_no_json_is_none(listener: ReportListener, body: bytes) -> None:
-    """Whatever a guest sends, the listener lives on."""
+    """The listener survives any request of a guest."""
     assert send(listener, body) == 200
     assert listener.reports()[0].body is None
     assert send(listener, b"{}") == 200

@@ -82,7 +82,7 @@ def assert_receipt_holds(root: Path) -> None:
 
 
 def test_a_cloud_init_guest_gets_an_iso_with_the_plan(tmp_path: Path) -> None:
-    """What the documents make is what the receipt in them says; the guest is only read."""
+    """The documents make what their receipt states; the guest is only read."""
     root, iso = make_tree(tmp_path / "root", CLOUD_TREE), tmp_path / "seed.iso"
     before = tree_state(root)
     report = make_seed(root, iso, InjectOptions(vm_id="web-1"))

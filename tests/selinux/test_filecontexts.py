@@ -80,7 +80,7 @@ def test_the_rule_that_decides(path: str, kind: str, label: str | None) -> None:
 
 
 def test_local_rules_come_last_but_exact_paths_win() -> None:
-    """What an administrator added beats every earlier pattern, not an exact path."""
+    """An administrator's rule beats every earlier pattern, but not an exact path."""
     contexts = parse_file_contexts(
         ["/a/.*\tu:r:first_t\n/a/exact\tu:r:exact_t\n", "/a/.*\tu:r:home_t\n", "/a/.*\tu:r:own_t\n"]
     )
@@ -130,7 +130,7 @@ SUBSTITUTIONS = st.lists(
 def test_libselinux_agrees(
     rules: str, own: str, local: str, distribution: str, paths: list[str]
 ) -> None:
-    """Whatever the rules are, the label is the one that libselinux gives."""
+    """For any rules, the label is the one that libselinux gives."""
     contexts = parse_file_contexts([rules, "", own], local=local, distribution=distribution)
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "file_contexts"

@@ -238,7 +238,7 @@ def test_a_request_of_somebody_else_stays(root: Path) -> None:
 
 
 def test_a_disabled_guest_is_asked_for_nothing(root: Path) -> None:
-    """Whoever switches SELinux on labels all files then."""
+    """Enabling SELinux labels all files anyway."""
     config = "SELINUX=disabled\nSELINUXTYPE=targeted\n"
     make_tree(root, {**TARGETED, "/etc/selinux/config": config, RULES: "/.*\n"})
     assert vmprovision.inject(root).notes == ()

@@ -65,7 +65,7 @@ def test_answers_are_those_of_a_regular_expression(pattern: str, path: str) -> N
     ],
 )
 def test_what_is_not_understood_is_an_error(pattern: str) -> None:
-    """Nobody guesses: the guest's own tools are asked instead."""
+    """An unsupported pattern is an error, so that the guest's own tools are used."""
     with pytest.raises(PatternError):
         matches(pattern, "a", Effort())
 
@@ -85,7 +85,7 @@ def test_what_is_not_understood_is_an_error(pattern: str) -> None:
     ],
 )
 def test_no_pattern_takes_long(pattern: str) -> None:
-    """What would keep a backtracking matcher busy for years is answered, or given up."""
+    """A pattern that would keep a backtracking matcher busy for years is answered or refused."""
     effort = Effort()
     try:
         assert not matches(pattern, "a" * 200, effort)

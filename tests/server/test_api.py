@@ -349,6 +349,18 @@ def test_the_api_is_described(client: httpx.Client) -> None:
     assert "https://" not in page.text
 
 
+def test_a_database_without_room(client: httpx.Client, store: Store) -> None:
+    """A request that cannot be written down is refused, with the next step; others are served."""
+    with store.read() as connection:  # the one that the requests get as well
+        connection.exec_driver_sql("PRAGMA max_page_count = 1")
+    bodies = [{"name": f"vm-{number}", "template_id": "debian"} for number in range(40)]
+    answers = [client.post("/v1/vms", json=body) for body in bodies]
+    document = problem(answers[-1], 507, "ImageSpaceError")
+    assert "make room" in document["hint"]
+    made = [answer for answer in answers if answer.status_code == 202]
+    assert len(client.get("/v1/vms").json()["items"]) == len(made)
+
+
 # Access
 
 
@@ -360,6 +372,17 @@ def test_strangers_need_a_token(settings: ServerSettings) -> None:
                 listen=parse_address(text), state=settings.state, database=settings.database
             )
         assert "--token-file" in caught.value.hint
+
+
+def test_guests_of_other_hosts_need_an_address(settings: ServerSettings) -> None:
+    """A server for other hosts than its own is refused without an address for reports."""
+    own, other = "qemu:///system", "qemu+ssh://other/system"
+    for hosts in ((other,), (own, other)):
+        with pytest.raises(PlanError, match="ssh://other") as caught:
+            dataclasses.replace(settings, hosts=hosts)
+        assert "--manager-url" in caught.value.hint
+        url = "http://192.0.2.1:8080"
+        assert dataclasses.replace(settings, hosts=hosts, manager_url=url).hosts == hosts
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_hostile_bodies(url: str, examples: int) -> None:
 @settings(UNHURRIED, max_examples=300)
 @given(title=hostile_text.filter(lambda t: all(unicodedata.category(c)[0] != "C" for c in t)))
 def test_a_name_stays_text_in_a_domain(title: str) -> None:
-    """Whatever name a VM has, its domain's description has the same elements."""
+    """With any VM name, the domain's description has the same elements."""
 
     def described(text: str) -> ET.Element:
         machine = Machine(

@@ -173,7 +173,7 @@ def test_hostile_names_stay_text(client: httpx.Client, services: Services) -> No
 
 
 def test_control_characters_are_written_out(client: httpx.Client, services: Services) -> None:
-    """What a guest has printed, or an error names, reaches no terminal and no page as it was."""
+    """Text of a guest or an error is escaped on every terminal and page."""
     error = {"detail": "a\x1b[2Jb\u202ec\0", "hint": "\x07", "kind": "X", "exit_code": 1}
     made = insert_vm(services.store, "a", "silent", error=error, tags=["\x9b1m"])
     folder = services.settings.state / "vms" / made

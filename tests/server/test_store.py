@@ -82,7 +82,7 @@ def test_a_row_is_worked_on_by_one(services: Services, store: Store) -> None:
 
 
 def test_an_expired_lease_is_taken_over(services: Services, store: Store) -> None:
-    """What a killed server held is another's; what the first one still says does not count."""
+    """Another server takes a killed server's lease over; the first one's commits do not count."""
     vm_id = created(services)
     first = lease(claim_building_vm(store, "first", 60))
     assert claim_building_vm(store, "second", 60) is None

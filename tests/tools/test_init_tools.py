@@ -97,7 +97,7 @@ def put(tools: ToolsRoot, found: list[Operation]) -> None:
 
 
 def answer_after(done: subprocess.CompletedProcess[str], word: str) -> dict[str, Any]:
-    """What the agent answered, from the line that begins with a word."""
+    """Return the agent's answer in the line that begins with a word."""
     lines = [line for line in done.stdout.splitlines() if line.startswith(f"{word} ")]
     assert len(lines) == 1, done.stdout + done.stderr
     found: dict[str, Any] = json.loads(lines[0].partition(" ")[2])

@@ -197,7 +197,7 @@ class Pool:
         return None
 
     def _lacks_one(self) -> bool:
-        """Return whether to restore another one now: nobody works, or somebody waits for one."""
+        """Return whether to restore another one now: no call works, or one waits for it."""
         if len(self._ready) >= self._size:
             return False
         return not self._working or (self._waiting > len(self._ready))

@@ -32,7 +32,7 @@ LUKS = "crypto_LUKS"  # blkid(8)'s name of versions 1 and 2
 # 45 s without KVM, for each key slot.
 UNLOCK_SECONDS = 900.0
 NO_PERMISSION = 2  # cryptsetup's exit code if the key opens no slot
-KEY_PLACE = "/dev/shm/vmprovision-key"  # noqa: S108 -- the appliance's memory, where nobody else is
+KEY_PLACE = "/dev/shm/vmprovision-key"  # noqa: S108 -- in the appliance, without other users
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +189,7 @@ def _unlock_new(
 
 
 def close_layers(appliance: Appliance, mapped: Collection[str]) -> None:
-    """Stop everything that ``open_layers`` started; nothing on it is mounted any more.
+    """Stop everything that ``open_layers`` started; nothing on it is still mounted.
 
     An array that is not stopped counts as unclean, and the guest would resynchronise it.
 

@@ -58,7 +58,7 @@ def bake(  # noqa: PLR0913 -- one parameter for each option
         ),
     ] = False,
     refresh: Annotated[
-        bool, typer.Option("--refresh", help="Bake anew, whatever the cache holds.")
+        bool, typer.Option("--refresh", help="Bake again, even if the cache has the result.")
     ] = False,
     jobs: Annotated[
         int | None,

@@ -112,7 +112,7 @@ def make_workspace_in(place: Path, prefix: str) -> Workspace:
 
 
 def _place_in_cache() -> Path:
-    """Return the cache's directory for workspaces, which nobody else can write to."""
+    """Return the cache's directory for workspaces, which no other user can write to."""
     place = cache_directory() / "run"
     make_private(place)
     require_private(cache_directory(), place)

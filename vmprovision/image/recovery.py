@@ -39,7 +39,7 @@ def recover_image(
 
     Raises:
         ImageRecoveryError: the image was changed since, so the redo log does not fit,
-            or it is none of ours.
+            or this user did not seal it on this host.
     """
     control.step("looking for a redo log")
     image = existing_image(path)

@@ -28,6 +28,7 @@ RC_LOCAL = PurePosixPath("/etc/s6/rc.local")
 # s6-linux-init(8) copies its `run-image` to /run, where s6-svscan watches `service`.
 BASE = PurePosixPath("/etc/s6-linux-init/current")
 SCANDIR = BASE / "run-image/service"
+VOLATILE = (("dev",), ("run",), ("tmp",))  # in memory: made anew at each boot
 
 
 def detect(reader: GuestReader, pid1: Pid1) -> Evidence | None:
@@ -53,11 +54,24 @@ def complete(reader: GuestReader, pid1: Pid1, verdict: InitVerdict) -> InitVerdi
 
 
 def _find_scandir(reader: GuestReader, pid1: Pid1) -> PurePosixPath | None:
-    """Return the image of s6-svscan's directory that the init script names, or the usual one."""
+    """Return the directory on disk that s6-svscan watches, or whose copy in /run it watches."""
     script = (read_text(reader, pid1.path) if pid1.path else None) or ""
-    path = follow(reader, (_named_base(script) or BASE) / "run-image/service")
+    watched = _watched(script)
+    path = follow(reader, watched) if watched else None
+    if path is None or path.parts[1:2] in VOLATILE:
+        path = follow(reader, (_named_base(script) or BASE) / "run-image/service")
     status = reader.lstat(path) if path else None
     return path if status is not None and status.kind == "directory" else None
+
+
+def _watched(script: str) -> PurePosixPath | None:
+    """Return the directory that an init script gives to s6-svscan."""
+    for line in without_comments(script):
+        words = [word.strip("\"'") for word in line.split()]
+        for at, word in enumerate(words):
+            if PurePosixPath(word).name == "s6-svscan":
+                return next((PurePosixPath(w) for w in words[at + 1 :] if w.startswith("/")), None)
+    return None
 
 
 def _named_base(script: str) -> PurePosixPath | None:

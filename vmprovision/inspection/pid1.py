@@ -91,6 +91,7 @@ _BY_CONTENT = (
 
 _EXEC = re.compile(r"\bexec\s+([^;&|]*)")
 _PROGRAM = re.compile(r"/(?!dev/|proc/)[\w./+-]{1,4000}")
+_SVSCAN = re.compile(r"(?:^|[/\s])s6-svscan(?:\s|$)")
 
 
 def find_pid1(reader: GuestReader) -> Pid1:
@@ -281,9 +282,12 @@ def _identify_script(
         program, where = _identify(reader, path, target, sentences, depth - 1)
         if program not in INCONCLUSIVE:
             found.setdefault(program, (where, sentences))
+    if _executes_svscan(content):
+        found["s6"] = (real, [])  # the script says which directory s6-svscan watches
     if len(found) == 1:
         program, (where, sentences) = found.popitem()
-        evidence += [f"{real} is a script that executes {where}", *sentences]
+        started = "s6-svscan" if where == real else where
+        evidence += [f"{real} is a script that executes {started}", *sentences]
         return program, where
     names = f", which executes {' or '.join(found)}" if found else ""
     evidence.append(f"{real} is a script{names}")
@@ -297,6 +301,15 @@ def _successors(content: bytes) -> list[PurePosixPath]:
     words = [word.strip("\"'") for command in commands for word in command.split()]
     paths = list(dict.fromkeys(word for word in words if _PROGRAM.fullmatch(word)))
     return [PurePosixPath(printable(path)) for path in paths[:SUCCESSORS_LIMIT]]
+
+
+def _executes_svscan(content: bytes) -> bool:
+    """Return whether a script executes s6-svscan(8), by a shell's ``exec`` or in execlineb(1)."""
+    text = content[:SCRIPT_LIMIT].decode("utf-8", "replace")
+    lines = without_comments(text)
+    if "execlineb" in text.split("\n", 1)[0]:
+        return any(_SVSCAN.search(line) for line in lines)
+    return any(_SVSCAN.search(match[1]) for line in lines for match in _EXEC.finditer(line))
 
 
 def _owns(reader: GuestReader, package: str, paths: tuple[PurePosixPath, ...]) -> bool:

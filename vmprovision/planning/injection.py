@@ -6,9 +6,7 @@ is there now.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from vmprovision.changes.blocks import marked
@@ -31,8 +29,7 @@ from vmprovision.changes.receipt import (
     Entry,
     serialise_receipt,
 )
-from vmprovision.errors import AmbiguousInitError, PlanError, UnsupportedGuestError
-from vmprovision.filesystem.protocol import LinkCircleError
+from vmprovision.errors import PlanError, UnsupportedGuestError
 from vmprovision.guest.configuration import (
     DEFAULT_PORT,
     check_allow,
@@ -47,15 +44,16 @@ from vmprovision.guest.configuration import (
 )
 from vmprovision.initsystem import definition_of
 from vmprovision.initsystem.rendering import Service, render
+from vmprovision.planning.refusals import refuse_downgrade, refuse_hidden, refuse_unknown_init
 from vmprovision.planning.restoration import finishing, restorations, survey, with_receipt
 from vmprovision.runtime.choice import choose_runtime
 from vmprovision.selinux.labelling import AUTORELABEL
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from vmprovision.filesystem.protocol import GuestReader
-    from vmprovision.guest.facts import GuestInfo, InitSystem, InitVerdict
+    from vmprovision.guest.facts import GuestInfo, InitSystem
     from vmprovision.runtime.archive import Archive
     from vmprovision.runtime.choice import RuntimeChoice
 
@@ -146,7 +144,7 @@ def plan_service(guest: GuestInfo, archive: Archive, options: InjectOptions) -> 
     """
     refuse_without_service(guest, options)
     runtime = choose_runtime(guest, options.runtime)
-    _refuse_downgrade(guest, archive)
+    refuse_downgrade(guest, archive)
     content = _configuration(guest, options)
     settings = parse_configuration(content)
     service = _service(settings)
@@ -167,45 +165,6 @@ def plan_service(guest: GuestInfo, archive: Archive, options: InjectOptions) -> 
     refuse_hidden(guest, [*(operation.path for operation in located), receipt])
     directories: list[Operation] = list(directories_for([*(o.path for o in located), receipt]))
     return Plan(operations=(*directories, *located), notes=notes)
-
-
-# Directories that the kernel or the init system recreates at each boot.
-VOLATILE = tuple(PurePosixPath(path) for path in ("/dev", "/proc", "/run", "/sys", "/tmp"))  # noqa: S108 -- the guest's
-
-
-def refuse_hidden(guest: GuestInfo, paths: Iterable[PurePosixPath]) -> None:
-    """Check that the running guest will see what is written to these paths (without links).
-
-    Raises:
-        UnsupportedGuestError: another filesystem covers a path, or it is on a sealed
-            one.
-        LinkCircleError: a path leads through a circle of links.
-    """
-    for path in paths:
-        if circle := guest.circles.intersection(path.parents):
-            raise LinkCircleError(
-                f"guest path {path} cannot be written: {min(circle)} leads through a circle of "
-                "links",
-                hint="repair the links in the guest",
-            )
-        if hidden := guest.hidden_by(path):
-            raise UnsupportedGuestError(
-                f"guest path {path} would be hidden in the running guest: {hidden.sentence}",
-                hint=hidden.mount.advice,
-            )
-        if seal := guest.sealed_by(path):
-            raise UnsupportedGuestError(
-                f"guest path {path} is on a sealed filesystem, "
-                f"which any change makes unreadable: {seal.origin}",
-                hint="`vmprovision seed` writes nothing to the image",
-            )
-        volatile = next((each for each in VOLATILE if path.is_relative_to(each)), None)
-        if volatile:
-            raise UnsupportedGuestError(
-                f"guest path {path}, where a link of the guest leads, would be hidden in the "
-                f"running guest: {volatile} is empty at each boot",
-                hint=f"replace the link that leads into {volatile} by a directory",
-            )
 
 
 def _service(settings: Mapping[str, str]) -> Service:
@@ -247,7 +206,7 @@ def refuse_without_service(guest: GuestInfo, options: InjectOptions) -> None:
             configuration=_own_configuration("shepherd/guest-agent.scm.j2", guest, options),
         )
     if guest.init.system is None:
-        _refuse_unknown(guest.init)
+        refuse_unknown_init(guest.init)
     if guest.init.obstacle:
         raise UnsupportedGuestError(
             f"the guest would not start the agent: {guest.init.obstacle}",
@@ -256,43 +215,12 @@ def refuse_without_service(guest: GuestInfo, options: InjectOptions) -> None:
         )
 
 
-def _refuse_unknown(verdict: InitVerdict) -> None:
-    if verdict.doubt or verdict.pid1 in ("none", "unknown", "script", "shell"):
-        known = [hint.speaks_for for hint in verdict.hints or () if hint.kind != "boot"]
-        names = ", ".join(dict.fromkeys(known))
-        why = verdict.doubt or (
-            f"the guest's init system is unknown: {'; '.join(verdict.evidence)}"
-        )
-        seen = f"; it has files of {names} (see `inspect --explain`)" if names else ""
-        raise AmbiguousInitError(
-            why,
-            hint="state it with --init, e.g. --init standalone for a guest that runs rc.local"
-            + seen,
-        )
-    raise UnsupportedGuestError(
-        f"the guest's services are run by {verdict.pid1}, which is not supported",
-        hint="if the guest runs /etc/rc.local at boot, use --init standalone",
-    )
-
-
 def _own_configuration(template: str, guest: GuestInfo, options: InjectOptions) -> str:
     """Return the text to add to such a guest's configuration, without any token."""
     settings = parse_configuration(_configuration(guest, options))
     service = replace(_service(settings), user="nobody")
     public = {key: value for key, value in settings.items() if not key.endswith("TOKEN")}
     return render(template, service=service, settings=public).decode()
-
-
-def _refuse_downgrade(guest: GuestInfo, archive: Archive) -> None:
-    if guest.agent and _order(guest.agent.version) > _order(archive.version):
-        raise PlanError(
-            f"the guest has agent {guest.agent.version}, newer than {archive.version}",
-            hint="use the vmprovision that injected it, or `vmprovision remove` it first",
-        )
-
-
-def _order(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
 def check_options(options: InjectOptions) -> None:

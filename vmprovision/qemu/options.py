@@ -31,5 +31,5 @@ def accelerator_options(
 
 
 def socket_options(name: str, path: Path | str) -> list[str]:
-    """Return a character device that connects to a Unix socket of ours."""
+    """Return a character device that connects to one of vmprovision's Unix sockets."""
     return ["-chardev", f"socket,id={name},path={path}"]

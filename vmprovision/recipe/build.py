@@ -142,7 +142,7 @@ def _build(
 
 
 def _copy_tarball(recipe: Recipe, tarball: Path, directory: Path) -> Path:
-    """Return a checked copy of the tarball, which nobody else can write to."""
+    """Return a checked copy of the tarball that no other user can write to."""
     copy = directory / "root.tar"
     try:
         shutil.copyfile(tarball, copy)

@@ -13,12 +13,12 @@ import hashlib
 import json
 import re
 import sys
-import uuid
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmprovision.errors import RecipeError
 from vmprovision.host.data import data_directory
+from vmprovision.recipe.table import Table
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -215,7 +215,7 @@ def parse_recipe(folder: Path) -> Recipe:
     content, folders = _read_with_bases(folder, ())
     if not _BASE.fullmatch(folder.name):
         raise RecipeError(f"{path}: the folder's name may have only small letters, digits, . and -")
-    table = _Table(path, content, "")
+    table = Table(path, content, "")
     recipe = Recipe(
         name=folder.name,
         folders=folders,
@@ -232,7 +232,7 @@ def parse_recipe(folder: Path) -> Recipe:
         customise=table.text("customise", default=""),
         remove=table.texts("remove", _GUEST_PATH),
         tarball=_parse_tarball(path, table),
-        disk=_parse_disk(_Table(path, table.table("disk"), "disk.")),
+        disk=_parse_disk(Table(path, table.table("disk"), "disk.")),
     )
     table.refuse_unknown()
     for place in folders:
@@ -279,10 +279,10 @@ def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _parse_tarball(path: Path, table: _Table) -> Tarball | None:
+def _parse_tarball(path: Path, table: Table) -> Tarball | None:
     if "tarball" not in table:
         return None
-    inner = _Table(path, table.table("tarball"), "tarball.")
+    inner = Table(path, table.table("tarball"), "tarball.")
     tarball = Tarball(
         name=inner.matching("name", _TARBALL), sha256=inner.matching("sha256", _SHA256)
     )
@@ -290,7 +290,7 @@ def _parse_tarball(path: Path, table: _Table) -> Tarball | None:
     return tarball
 
 
-def _parse_disk(table: _Table) -> DiskLayout:
+def _parse_disk(table: Table) -> DiskLayout:
     disk = DiskLayout(
         size_mb=table.number("size_mb", SMALLEST_DISK_MB, LARGEST_DISK_MB),
         partition_table=table.choice("partition_table", PARTITION_TABLES),
@@ -320,83 +320,3 @@ def _refuse_links(folder: Path) -> None:
             raise RecipeError(
                 f"{path} is not a regular file", hint="create links and devices in `customise`"
             )
-
-
-class _Table:
-    """A TOML table; each known key is removed when it is read, so that unknown keys remain."""
-
-    def __init__(self, path: Path, content: Mapping[str, Any], prefix: str) -> None:
-        self._path = path
-        self._left = dict(content)
-        self._prefix = prefix
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._left
-
-    def wrong(self, key: str, why: str) -> RecipeError:
-        """Return the error for one key."""
-        return RecipeError(f"{self._path}: {self._prefix}{key} {why}")
-
-    def text(self, key: str, *, default: str | None = None) -> str:
-        value = self._left.pop(key, default)
-        if value is None:
-            raise self.wrong(key, "is missing")
-        if not isinstance(value, str) or (not value.strip() and default is None):
-            raise self.wrong(key, "must be a text")
-        return value
-
-    def matching(self, key: str, pattern: re.Pattern[str]) -> str:
-        value = self.text(key)
-        if not pattern.fullmatch(value):
-            raise self.wrong(key, f"cannot be {value!r}")
-        return value
-
-    def optional(self, key: str, pattern: re.Pattern[str]) -> str:
-        value = self.text(key, default="")
-        if value and not pattern.fullmatch(value):
-            raise self.wrong(key, f"cannot be {value!r}")
-        return value
-
-    def choice(self, key: str, choices: tuple[str, ...]) -> str:
-        value = self.text(key)
-        if value not in choices:
-            raise self.wrong(key, f"is {value!r} and must be one of {', '.join(choices)}")
-        return value
-
-    def uuid(self, key: str) -> str:
-        value = self.text(key)
-        try:
-            return str(uuid.UUID(value))
-        except ValueError:
-            raise self.wrong(key, f"is {value!r}, which is not a UUID") from None
-
-    def texts(self, key: str, pattern: re.Pattern[str]) -> tuple[str, ...]:
-        values = self._left.pop(key, [])
-        if not isinstance(values, list):
-            raise self.wrong(key, "must be a list of texts")
-        for value in values:
-            if not isinstance(value, str) or not pattern.fullmatch(value):
-                raise self.wrong(key, f"cannot hold {value!r}")
-        return tuple(values)
-
-    def number(self, key: str, least: int, most: int) -> int:
-        value = self._left.pop(key, None)
-        if type(value) is not int or not least <= value <= most:
-            raise self.wrong(key, f"must be a whole number from {least} to {most}")
-        return value
-
-    def truth(self, key: str, *, default: bool) -> bool:
-        value = self._left.pop(key, default)
-        if not isinstance(value, bool):
-            raise self.wrong(key, "must be true or false")
-        return value
-
-    def table(self, key: str) -> dict[str, Any]:
-        value = self._left.pop(key, None)
-        if not isinstance(value, dict):
-            raise self.wrong(key, "must be a table")
-        return value
-
-    def refuse_unknown(self) -> None:
-        for key in sorted(self._left):
-            raise self.wrong(key, "is not a key of a recipe")

@@ -7,13 +7,14 @@ belongs to QEMU.  Everything else belongs to the server.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmprovision.errors import ImageSpaceError
+from vmprovision.errors import CommandError, ImageSpaceError
 from vmprovision.host.command import run
 from vmprovision.proof.machine.console import PANIC, last_lines
 
@@ -84,27 +85,48 @@ def make_folder(folder: Path) -> None:
 
 
 def make_overlay(disk: Path, base: Path, base_format: str) -> bool:
-    """Make a disk on a base image, complete or not at all; return whether it did not exist."""
+    """Make a disk on a base image, complete or not at all; return whether it did not exist.
+
+    Raises:
+        ImageSpaceError: there is no room.
+    """
     if disk.exists():
         return False
-    partial = disk.with_name(f".{disk.name}.{os.getpid()}")
-    partial.unlink(missing_ok=True)
     options = ["-q", "-f", "qcow2", "-F", base_format, "-b", str(base)]
-    run(["qemu-img", "create", *options, partial], timeout=CREATE_SECONDS)
-    partial.chmod(0o600)
-    partial.replace(disk)
+    with _written_whole(disk) as partial:
+        run(["qemu-img", "create", *options, partial], timeout=CREATE_SECONDS)
+        partial.chmod(0o600)
     return True
 
 
 def copy_image(source: Path, target: Path) -> None:
-    """Copy an image, complete or not at all."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    """Copy an image, complete or not at all.
+
+    Raises:
+        ImageSpaceError: there is no room.
+    """
+    with _written_whole(target) as partial:
+        run(["cp", "--reflink=auto", "--sparse=always", source, partial], timeout=COPY_SECONDS)
+
+
+@contextlib.contextmanager
+def _written_whole(target: Path) -> Iterator[Path]:
+    """Give the name of a file that becomes the target; remove what killed servers left there.
+
+    Raises:
+        ImageSpaceError: there is no room.
+    """
+    begun = f".{target.name}."
     with disk_failures(target):
-        run(
-            ["cp", "--reflink=auto", "--sparse=always", source, partial],
-            timeout=COPY_SECONDS,
-        )
-        partial.replace(target)
+        for path in target.parent.iterdir():
+            if path.name.startswith(begun):
+                path.unlink(missing_ok=True)
+        partial = target.with_name(f"{begun}{os.getpid()}")
+        try:
+            yield partial
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def allow_qemu(path: Path, owner: tuple[int, int] | None) -> None:
@@ -143,14 +165,19 @@ def remove_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def disk_failures(path: Path) -> Iterator[None]:
-    """Turn a full disk, in the block, into an error that names the path.
+    """Turn a full disk, in the block or in a program that it runs, into an error with the path.
 
     Raises:
         ImageSpaceError: the host's disk is full or cannot be written.
     """
     try:
         yield
-    except OSError as exc:
+    except (OSError, CommandError) as exc:
+        full = os.strerror(errno.ENOSPC)
+        if isinstance(exc, CommandError) and full not in exc.stderr:
+            raise
+        reason = exc.strerror if isinstance(exc, OSError) else full
         raise ImageSpaceError(
-            f"{path} cannot be written: {exc.strerror}", hint=f"df -h {path.parent}"
+            f"{path} cannot be written: {reason}",
+            hint=f"make room: df -h {path.parent} shows how much there is",
         ) from exc

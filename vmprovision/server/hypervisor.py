@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmprovision.errors import HypervisorError
 from vmprovision.server.domain import NAMESPACE
+from vmprovision.server.settings import LOCAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -70,7 +71,7 @@ class Hypervisor:
     @property
     def is_local(self) -> bool:
         """Whether libvirt's machines run on this host."""
-        return self.uri.startswith("qemu:///")
+        return self.uri.startswith(LOCAL)
 
     def free_memory(self) -> int:
         """Return the host's free bytes; its file cache counts as free."""
@@ -80,14 +81,21 @@ class Hypervisor:
 
     def qemu_owner(self) -> tuple[int, int] | None:
         """Return the user and group that QEMU runs as, or None if libvirt does not say."""
-        with self._connected() as connection:
-            capabilities = ET.fromstring(connection.getCapabilities()[:XML_LIMIT])  # noqa: S314 -- libvirt's own
-        for model in capabilities.iterfind("host/secmodel"):
+        for model in self._capabilities().iterfind("host/secmodel"):
             if model.findtext("model") == "dac":
                 user, _, group = (model.findtext("baselabel") or "").partition(":")
                 with contextlib.suppress(ValueError):
                     return int(user.lstrip("+")), int(group.lstrip("+"))
         return None
+
+    def has_kvm(self, arch: str) -> bool:
+        """Return whether libvirt offers KVM for machines of an architecture."""
+        found = self._capabilities().iterfind(f"guest/arch[@name='{arch}']/domain[@type='kvm']")
+        return next(found, None) is not None
+
+    def _capabilities(self) -> ET.Element:
+        with self._connected() as connection:
+            return ET.fromstring(connection.getCapabilities()[:XML_LIMIT])  # noqa: S314 -- libvirt's own
 
     def network(self, name: str) -> Network:
         """Return the host's address in a network.
@@ -121,6 +129,17 @@ class Hypervisor:
         with self._connected() as connection:
             domain = self._find(connection, vm_id)
             return "absent" if domain is None else self._state(domain)
+
+    def lacks_room(self, vm_id: str) -> bool:
+        """Return whether a domain stands still because a write to its disk failed."""
+        with self._connected() as connection:
+            domain = self._find(connection, vm_id)
+            reason = self._libvirt.VIR_DOMAIN_PAUSED_IOERROR
+            return (
+                domain is not None
+                and self._state(domain) == "paused"
+                and domain.state()[1] == reason
+            )
 
     def define(self, vm_id: str, xml: str) -> None:
         """Define a domain, or define it again.

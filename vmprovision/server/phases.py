@@ -2,7 +2,7 @@
 
 A VM is created in the order of ``PHASES``. The owner's request (``wanted``) and
 libvirt's state of the domain (``domain_state``) are separate facts. So no state that a
-client sees stands for something that was not observed.
+client sees describes something that was not observed.
 """
 
 from __future__ import annotations

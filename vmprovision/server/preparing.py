@@ -6,6 +6,7 @@ leaves nothing that the next one would take for complete.
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from vmprovision.server.access import permitted_image
 from vmprovision.server.files import (
     allow_qemu,
     copy_image,
+    disk_failures,
     make_folder,
     remove_folder,
     sha256_of,
@@ -57,7 +59,7 @@ def prepare(tools: Tools, template: TemplateRow) -> Outcome:
         VmprovisionError: it cannot be prepared.
     """
     folder = template_folder(tools.settings.state, template.id)
-    make_folder(folder)
+    _begin(folder, template)
     source = permitted_image(template.rootfs_path, tools.settings.image_folders)
     with open_disk_file(source, write=False) as file:
         disk_format = determine_format(file, template.image_format)
@@ -68,7 +70,7 @@ def prepare(tools: Tools, template: TemplateRow) -> Outcome:
     elif not has_agent:
         has_agent = not (folder / "without-agent").exists()
     boot = _find_boot(tools, image, disk_format, needs_guest=has_agent)
-    owner = next(iter(tools.hosts.values())).qemu_owner()
+    owner = tools.qemu_owner()
     for path in (image, *(Path(boot[name]) for name in ("kernel", "initrd") if boot.get(name))):
         allow_qemu(path, owner)
     changes = {
@@ -80,6 +82,17 @@ def prepare(tools: Tools, template: TemplateRow) -> Outcome:
         "attempts": 0,
     }
     return Outcome(changes=changes)
+
+
+def _begin(folder: Path, template: TemplateRow) -> None:
+    """Make the folder of a template, without what was prepared from another image."""
+    wanted = json.dumps([template.rootfs_path, template.image_format, template.agent])
+    stamp = folder / "source.json"
+    if not stamp.exists() or stamp.read_text("utf-8") != wanted:
+        remove_folder(folder)
+        make_folder(folder)
+        with disk_failures(stamp):
+            stamp.write_text(wanted, "utf-8")
 
 
 def _make_image(

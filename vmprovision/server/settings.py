@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SYSTEM_STATE = Path("/var/lib/vmprovision")
 DEFAULT_PORT = 8080
 UNIX = "unix:"
+LOCAL = "qemu:///"  # how the URI of this host's libvirt begins
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,11 +105,18 @@ class ServerSettings:
     builders: int = 2
 
     def __post_init__(self) -> None:
-        """Refuse to serve other hosts without a token file.
+        """Refuse to serve other hosts without a token file, or guests that cannot report.
 
         Raises:
-            PlanError: other hosts can connect, and there is no token file.
+            PlanError: other hosts can connect, and there is no token file; or guests run on
+                other hosts, and there is no address that they can report to.
         """
+        others = self.hosts[1:] or [uri for uri in self.hosts if not uri.startswith(LOCAL)]
+        if self.manager_url is None and others:
+            raise PlanError(
+                f"guests on {others[0]} cannot reach this server at their own host's address",
+                hint="give --manager-url with an address that the guests of every host reach",
+            )
         if self.tokens is None and not self.listen.is_private:
             raise PlanError(
                 f"--listen {self.listen} can be reached from other hosts, and no token is required",

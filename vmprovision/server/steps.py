@@ -6,11 +6,12 @@ repeats nothing that is done already, and every name in it is the VM's id.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vmprovision.api import inject
 from vmprovision.batch.run import inject_many
-from vmprovision.errors import HypervisorError, PlanError, VmprovisionError
+from vmprovision.errors import HypervisorError, PlanError, VmprovisionError, about_image
 from vmprovision.planning.injection import InjectOptions
 from vmprovision.reports import ImageOptions
 from vmprovision.server.domain import Machine, domain_xml
@@ -23,7 +24,6 @@ from vmprovision.server.files import (
 )
 from vmprovision.server.phases import next_step
 from vmprovision.server.preparing import base_image
-from vmprovision.server.queries import find_template_row
 from vmprovision.server.tools import Outcome, accelerator_of, arrived
 from vmprovision.server.watching import watch
 
@@ -50,15 +50,19 @@ def do_step(tools: Tools, vm: VmRow) -> Outcome:
         return Outcome(due_in=REST_SECONDS)
     if step in _OF_MACHINES:
         return _OF_MACHINES[step](tools, vm)
-    return _OF_DISKS[step](tools, vm, _template(tools, vm))
+    return _OF_DISKS[step](tools, vm, tools.template_of(vm))
 
 
-def _template(tools: Tools, vm: VmRow) -> TemplateRow:
-    with tools.store.read() as connection:
-        found = find_template_row(connection, vm.template_id)
-    if found is None:
-        raise VmprovisionError(f"the template {vm.template_id} is gone")
-    return found
+def give_up(tools: Tools, vm: VmRow) -> dict[str, Any]:
+    """Remove the disk of a VM that could not be made; return the columns that say so.
+
+    A VM that has got as far as its own settings keeps its disk, for the next try.
+    """
+    if vm.phase not in ("requested", "disk"):
+        return {}
+    remove_folder(vm_files(tools.settings.state, vm.id).folder)
+    evidence = {phase: seen for phase, seen in vm.evidence.items() if phase != "disk"}
+    return {"phase": "requested", "evidence": evidence, "host": None}
 
 
 def make_disk(tools: Tools, vm: VmRow, template: TemplateRow) -> Outcome:
@@ -77,8 +81,9 @@ def make_disk(tools: Tools, vm: VmRow, template: TemplateRow) -> Outcome:
         )
     host = tools.best_host()
     files = vm_files(tools.settings.state, vm.id)
-    make_folder(files.folder)
-    make_overlay(files.disk, base_image(tools, template), template.boot["format"])
+    with about_image(Path(template.rootfs_path)):
+        make_folder(files.folder)
+        make_overlay(files.disk, base_image(tools, template), template.boot["format"])
     detail = f"{files.disk.stat().st_size} bytes on the image of template {template.name}"
     return Outcome(changes=arrived(vm, "disk", detail, host=host.uri), kind="disk", message=detail)
 
@@ -101,7 +106,9 @@ def inject_agent(tools: Tools, vm: VmRow, template: TemplateRow) -> Outcome:
     if tools.executor is None:
         report = inject(disk, options, source=source, pool=tools.pool, control=tools.control)
     else:
-        batch = inject_many([disk], options, source=source, executor=tools.executor)
+        batch = inject_many(
+            [disk], options, source=source, executor=tools.executor, control=tools.control
+        )
         (result,) = batch.results
         if result.error is not None or result.report is None:
             raise result.error or VmprovisionError("the injection returned no report")
@@ -169,6 +176,9 @@ def start(tools: Tools, vm: VmRow) -> Outcome:
         HypervisorError: libvirt refuses.
     """
     host = tools.host_of(vm.host)
+    if host.state_of(vm.id) in ("off", "crashed"):
+        # an old panic says nothing about the boot that begins now
+        vm_files(tools.settings.state, vm.id).console.unlink(missing_ok=True)
     host.start(vm.id)
     state = host.state_of(vm.id)
     if state == "absent":

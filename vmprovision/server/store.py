@@ -7,6 +7,7 @@ statement on (``BEGIN IMMEDIATE``), so two writers cannot deadlock.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import uuid
@@ -17,9 +18,9 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import create_engine, event, insert, select, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
-from vmprovision.errors import PlanError, VmprovisionError
+from vmprovision.errors import ImageSpaceError, PlanError, VmprovisionError
 from vmprovision.host.cache import make_private
 from vmprovision.server.tables import events, installation
 
@@ -31,7 +32,16 @@ if TYPE_CHECKING:
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 BUSY_SECONDS = 30.0
+FULL = ("disk is full", os.strerror(errno.ENOSPC))  # as SQLite and PostgreSQL have it
 MIGRATION_LOCK = 7_806_113_042  # any number that no other program uses
+
+
+class DatabaseError(VmprovisionError):
+    """The database cannot be used now, whatever it was asked for."""
+
+
+class DatabaseSpaceError(DatabaseError, ImageSpaceError):
+    """The disk of the database is full."""
 
 
 class Store:
@@ -66,14 +76,22 @@ class Store:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
-        """Open a connection that sees one state of the database, and changes nothing."""
-        with self._engine.connect() as connection:
+        """Open a connection that sees one state of the database, and changes nothing.
+
+        Raises:
+            DatabaseError: it cannot be used now.
+        """
+        with _failures(self._engine), self._engine.connect() as connection:
             yield connection
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
-        """Open a transaction, committed at the end of the block and rolled back on an error."""
-        with self._writing.begin() as connection:
+        """Open a transaction, committed at the end of the block and rolled back on an error.
+
+        Raises:
+            DatabaseError: it cannot be used now.
+        """
+        with _failures(self._engine), self._writing.begin() as connection:
             yield connection
 
     def close(self) -> None:
@@ -91,6 +109,24 @@ class Store:
                 connection.execute(lock, {"number": MIGRATION_LOCK})
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+
+
+@contextlib.contextmanager
+def _failures(engine: Engine) -> Iterator[None]:
+    """Translate what a database says that cannot work now.
+
+    Raises:
+        DatabaseError: its disk is full, or it cannot be reached.
+    """
+    try:
+        yield
+    except OperationalError as exc:
+        shown = engine.url.render_as_string(hide_password=True)
+        message = f"the database {shown} cannot be used: {exc.orig}"
+        if any(words in str(exc.orig) for words in FULL):
+            raise DatabaseSpaceError(message, hint="make room on its disk: df -h") from exc
+        hint = "nothing is lost; check that its server runs, and try again"
+        raise DatabaseError(message, hint=hint) from exc
 
 
 def _make_engine(url: str) -> Engine:

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vmprovision.appliance.library import qemu_program
-from vmprovision.errors import HypervisorError
+from vmprovision.errors import HypervisorError, VmprovisionError
 from vmprovision.proof.machine import HARDWARE
 from vmprovision.qemu.accelerator import choose_accelerator
+from vmprovision.server.domain import BOARDS
 from vmprovision.server.hypervisor import Hypervisor, HypervisorUnreachableError
+from vmprovision.server.queries import find_template_row
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from vmprovision.progress import Control
     from vmprovision.qemu.options import Accelerator
     from vmprovision.server.agents import AgentClient
-    from vmprovision.server.rows import Phase, VmRow
+    from vmprovision.server.rows import Phase, TemplateRow, VmRow
     from vmprovision.server.settings import ServerSettings
     from vmprovision.server.store import Store
 
@@ -77,6 +79,35 @@ class Tools:
             )
         return found
 
+    def template_of(self, vm: VmRow) -> TemplateRow:
+        """Return the template that a VM was made from.
+
+        Raises:
+            VmprovisionError: it is gone.
+        """
+        with self.store.read() as connection:
+            found = find_template_row(connection, vm.template_id)
+        if found is None:
+            raise VmprovisionError(f"the template {vm.template_id} is gone")
+        return found
+
+    def qemu_owner(self) -> tuple[int, int] | None:
+        """Return the user and group of QEMU on all hosts that can be reached; None if they differ.
+
+        Raises:
+            HypervisorError: no host can be reached.
+        """
+        found: set[tuple[int, int] | None] = set()
+        error: HypervisorError | None = None
+        for host in self.hosts.values():
+            try:
+                found.add(host.qemu_owner())
+            except HypervisorUnreachableError as exc:  # noqa: PERF203 -- a connection each
+                error = exc
+        if not found and error is not None:
+            raise error
+        return next(iter(found)) if len(found) == 1 else None
+
     def best_host(self) -> Hypervisor:
         """Return the reachable host with the most free memory.
 
@@ -96,9 +127,14 @@ class Tools:
 
 
 def accelerator_of(host: Hypervisor, arch: str) -> Accelerator:
-    """Return a machine's accelerator: KVM on this host only if it is known to work."""
+    """Return a machine's accelerator: KVM on this host only if it is known to work.
+
+    Raises:
+        HypervisorError: another host does not say whether it has KVM.
+    """
     if not host.is_local:
-        return "kvm"
+        board = BOARDS.get(arch)
+        return "kvm" if board is not None and host.has_kvm(board[0]) else "tcg"
     if arch in HARDWARE and platform.machine() not in HARDWARE[arch].natively:
         return "tcg"
     return choose_accelerator(qemu_program()).accelerator

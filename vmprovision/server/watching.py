@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import ipaddress
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import insert
 
-from vmprovision.errors import HypervisorError, ProofError
+from vmprovision.errors import HypervisorError, ImageSpaceError, ProofError
 from vmprovision.server.agents import AgentError, sample_of
 from vmprovision.server.files import vm_files
 from vmprovision.server.problems import describe
@@ -28,6 +29,7 @@ LOOK_SECONDS = 1.0
 SAMPLE_SECONDS = 10.0
 SILENT_SECONDS = 30.0
 PAUSED_SECONDS = 30.0
+ROOM_SECONDS = 5.0
 PATIENCE_SECONDS = 60.0  # failed checks of a ready guest before it is silent
 
 
@@ -49,17 +51,32 @@ def watch(tools: Tools, vm: VmRow) -> Outcome:
     if vm.wanted == "stopped":
         return _stop(tools, vm, host, state)
     if "paused" in (vm.wanted, state):
-        return _pause_or_resume(vm, host)
+        return _pause_or_resume(tools, vm, host)
     return _look_at_agent(tools, vm, state)
 
 
-def _pause_or_resume(vm: VmRow, host: Hypervisor) -> Outcome:
+def _pause_or_resume(tools: Tools, vm: VmRow, host: Hypervisor) -> Outcome:
+    changes: dict[str, Any] = {"answered_at": time.time(), "deadline_at": None}
     if vm.wanted == "paused":
         host.pause(vm.id)
-    else:
-        host.resume(vm.id)
-    changes: dict[str, Any] = {"domain_state": host.state_of(vm.id), "answered_at": time.time()}
-    return Outcome(changes=changes, due_in=PAUSED_SECONDS if vm.wanted == "paused" else 0)
+        return Outcome(changes={**changes, "domain_state": "paused"}, due_in=PAUSED_SECONDS)
+    if host.lacks_room(vm.id):
+        disk = vm_files(tools.settings.state, vm.id).disk
+        error = ImageSpaceError(
+            f"the guest stands still: {disk} cannot grow, the host's disk is full",
+            hint=f"make room: df -h {disk.parent} shows how much there is; it goes on by itself",
+        )
+        changes |= {"domain_state": "paused", "error": describe(error)}
+        host.resume(vm.id)  # QEMU tries the write again
+        is_news = vm.error is None
+        return Outcome(
+            changes=changes,
+            due_in=ROOM_SECONDS,
+            kind="trouble" if is_news else "",
+            message=error.message,
+        )
+    host.resume(vm.id)
+    return Outcome(changes={**changes, "domain_state": host.state_of(vm.id)})
 
 
 def _look_at_agent(tools: Tools, vm: VmRow, state: DomainState) -> Outcome:
@@ -104,7 +121,7 @@ def _stop(tools: Tools, vm: VmRow, host: Hypervisor, state: DomainState) -> Outc
 
 
 def _await_agent(tools: Tools, vm: VmRow) -> Outcome:
-    """Query the agent at its known address; give up on a guest that cannot report any more."""
+    """Query the agent at its known address; give up on a guest that can no longer report."""
     later = SILENT_SECONDS if vm.phase == "silent" else LOOK_SECONDS
     running = {"domain_state": "running"}
     fault = ""
@@ -152,8 +169,12 @@ def _silent(tools: Tools, vm: VmRow, reason: str, more: dict[str, Any]) -> Outco
     error = ProofError(
         f"the guest is silent: {reason}",
         console=lines,
-        hint=f"read the console's last lines; POST /v1/vms/{vm.id}/start waits again",
+        hint=(
+            f"read the console's last lines; POST /v1/vms/{vm.id}/start waits again, "
+            "and boots it again after a stop"
+        ),
     )
+    error.image = Path(tools.template_of(vm).rootfs_path)
     changes = arrived(vm, "silent", reason) | more | {"error": describe(error)}
     return Outcome(changes=changes, due_in=SILENT_SECONDS, kind="silent", message=reason)
 
@@ -169,4 +190,5 @@ def _sample(tools: Tools, vm: VmRow) -> Outcome:
         return Outcome(due_in=LOOK_SECONDS)
     with tools.store.write() as connection:
         connection.execute(insert(samples).values(vm_id=vm.id, at=now, **sample_of(metrics)))
-    return Outcome(changes={"answered_at": now, "domain_state": "running"}, due_in=SAMPLE_SECONDS)
+    changes = {"answered_at": now, "domain_state": "running", "error": None}
+    return Outcome(changes=changes, due_in=SAMPLE_SECONDS)

@@ -9,6 +9,7 @@ import secrets
 import socket
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete
@@ -40,7 +41,8 @@ from vmprovision.server.phases import state_word
 from vmprovision.server.preparing import prepare, remove_template
 from vmprovision.server.problems import describe
 from vmprovision.server.rows import TemplateRow
-from vmprovision.server.steps import do_step
+from vmprovision.server.steps import do_step, give_up
+from vmprovision.server.store import DatabaseError
 from vmprovision.server.tables import events, replies, samples, templates, vms
 from vmprovision.server.tools import Outcome
 
@@ -145,11 +147,26 @@ class Workers:
             return step(self._tools, row)
         except CancelledError:
             return Outcome()  # the server stops; the next one continues
+        except DatabaseError:
+            raise  # no fault of the row, which stays as it is
         except VmprovisionError as exc:
-            return _after_error(row, exc)
+            return self._after_error(row, exc)
         except Exception as exc:
             log.exception("%s: unexpected", row.id)
-            return _after_error(row, unexpected_error(exc))
+            return self._after_error(row, unexpected_error(exc))
+
+    def _after_error(self, row: VmRow | TemplateRow, error: VmprovisionError) -> Outcome:
+        """Return what becomes of a row whose step failed; nothing half-made remains of it."""
+        outcome = _after_error(row, error)
+        if outcome.kind != "failed":
+            return outcome
+        with contextlib.suppress(OSError):  # a delete tries it again
+            if isinstance(row, TemplateRow):
+                remove_template(self._tools, row)
+            else:
+                changes = {**outcome.changes, **give_up(self._tools, row)}
+                return replace(outcome, changes=changes)
+        return outcome
 
     def _commit(self, row: VmRow | TemplateRow, lease: Lease, outcome: Outcome) -> None:
         store = self._tools.store

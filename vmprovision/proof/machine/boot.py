@@ -64,7 +64,7 @@ class Machine:
         return self._watch.is_running()
 
     def exit_reason(self) -> str:
-        """Return why the guest cannot come up any more, as words; empty while it can."""
+        """Return why the guest can no longer come up, as words; empty while it can."""
         return self._watch.exit_reason()
 
     def check(self) -> None:

@@ -31,7 +31,7 @@ def last_lines(console: bytes, count: int) -> list[str]:
 
 
 class Console:
-    """Reads a console in a thread of its own: QEMU stops while nobody reads it.
+    """Read a console in a separate thread, because QEMU blocks if its console is not read.
 
     Attributes:
         has_panicked: whether the guest's kernel printed a panic.

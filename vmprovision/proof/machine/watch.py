@@ -147,7 +147,7 @@ class Watch:
         return self._process.is_running()
 
     def exit_reason(self) -> str:
-        """Return why the guest cannot come up any more, as words; empty while it can."""
+        """Return why the guest can no longer come up, as words; empty while it can."""
         if self._own_reason:
             return self._own_reason
         if self._console.has_panicked:

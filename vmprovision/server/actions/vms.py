@@ -59,8 +59,7 @@ def start_vm(services: Services, vm_id: str) -> Vm:
         if vm.has_failed:
             values |= {"has_failed": False, "attempts": 0, "error": None}
         if vm.phase == "silent":
-            values |= {"phase": "reporting", "phase_at": time.time(), "deadline_at": None}
-            values |= {"error": None, "guest_ip": None, "reported_at": None}
+            values |= {"phase": "defined", "phase_at": time.time(), "error": None}
         return values
 
     return _want(services, vm_id, changes, "start")
