@@ -109,6 +109,12 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session
+def scale(session: nox.Session) -> None:
+    """Inject into a thousand images in one batch that is killed and resumed; write the table."""
+    _run(session, "python", "-m", "tests.bench.scale", *session.posargs)
+
+
+@nox.session
 def crash(session: nox.Session) -> None:
     """Kill 500 runs at every moment, look at each image, and write the table in docs/safety.md."""
     _run(session, "python", "-m", "tests.crash.matrix", *session.posargs)

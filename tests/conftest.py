@@ -8,18 +8,18 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
 from vmprovision.doctor import examine_host
-from vmprovision.host.cache import cache_directory
 from vmprovision.progress import Control
 from vmprovision.recipe import build_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 CLI_SECONDS = 600.0  # a loaded CI host without KVM
 DEBIAN_RECIPE = "debian-12-systemd"
@@ -103,14 +103,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Put the broken QEMU where libguestfs and vmprovision find it; worker processes inherit it."""
-    if behaviour := config.getoption("--kvm"):
+    behaviour = config.getoption("--kvm")
+    if behaviour and not hasattr(config, "workerinput"):
         from tests.kvm import broken_qemu  # noqa: PLC0415 -- it imports this module
 
-        folder = cache_directory() / "tests" / f"kvm-{behaviour}"
-        if str(folder) not in os.environ["PATH"]:
-            qemu = broken_qemu(folder, behaviour)
-            os.environ["LIBGUESTFS_HV"] = str(qemu)
-            os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
+        folder = tempfile.TemporaryDirectory(prefix="vmprovision-kvm-")
+        config.add_cleanup(folder.cleanup)
+        Path(folder.name).chmod(0o755)  # libvirt's user starts it, too
+        qemu = broken_qemu(Path(folder.name), behaviour)
+        os.environ["LIBGUESTFS_HV"] = str(qemu)
+        os.environ["PATH"] = f"{folder.name}:{os.environ['PATH']}"
 
 
 @pytest.hookimpl(trylast=True)

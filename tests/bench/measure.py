@@ -80,11 +80,11 @@ def measure(command: Sequence[str | Path], *, env: Mapping[str, str], phased: bo
                 wall, cpu = time.monotonic() - begun, tree_cpu() - before
                 _says(process, b"")
                 process.wait()
-                strays = _reap_strays()
+                strays = reap_strays()
             else:
                 process.wait()
                 wall = time.monotonic() - begun
-                strays = _reap_strays()
+                strays = reap_strays()
                 cpu = tree_cpu() - before
         finally:
             process.kill()
@@ -134,7 +134,7 @@ def _says(process: subprocess.Popen[bytes], line: bytes) -> None:
             process.stdin.close()
 
 
-def _reap_strays() -> int:
+def reap_strays() -> int:
     """Wait for the processes that were left to us to end; return how many."""
     number, deadline = 0, time.monotonic() + STRAY_SECONDS
     while time.monotonic() < deadline:
@@ -171,10 +171,10 @@ class _Sampler(threading.Thread):
 
     def run(self) -> None:
         while not self.stopped.wait(SAMPLE_SECONDS):
-            self.peak = max(self.peak, sum(map(_memory, descendants(os.getpid()))))
+            self.peak = max(self.peak, sum(map(memory_of, descendants(os.getpid()))))
 
 
-def _memory(process: int) -> int:
+def memory_of(process: int) -> int:
     """Return a process's proportional set size in bytes; 0 if it has just ended."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{process}/smaps_rollup").read_text("ascii").splitlines():

@@ -132,8 +132,13 @@ def command_line(case: Case, words: Sequence[str] = ()) -> list[str | Path]:
 
 
 def new_host(case: Case) -> dict[str, str]:
-    """Make a cache as after the installation of a wheel: it has the runtime and nothing else."""
-    cache = case.folder / "cache"
+    """Make a cache as after the installation of a wheel."""
+    return new_cache(case.folder)
+
+
+def new_cache(folder: Path) -> dict[str, str]:
+    """Make a cache in a folder that has the runtime and nothing else; return its variable."""
+    cache = folder / "cache"
     runtimes = cached_folder()
     shutil.copytree(runtimes, cache / "runtimes" / runtimes.name)
     cache.chmod(0o700)
