@@ -54,10 +54,20 @@ class Agent:
         """Return a connection to it; every operation on it has a time limit."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=10)
 
-    def get(self, path: str, *, accept: str = "*/*") -> Response:
-        """Return what it answers to one GET."""
+    def get(self, path: str, *, accept: str = "*/*", patience: float = 0.0) -> Response:
+        """Return what it answers to one GET.
+
+        Args:
+            path: the path.
+            accept: the media types.
+            patience: for how many seconds to ask again while it has no room for a client.
+        """
         lines = [f"GET {path} HTTP/1.1", "Host: guest", "Connection: close", f"Accept: {accept}"]
-        return parse_response(self.exchange("\r\n".join([*lines, "", ""]).encode()))
+        request = "\r\n".join([*lines, "", ""]).encode()
+        deadline = time.monotonic() + patience
+        while not (answer := self.exchange(request)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return parse_response(answer)
 
     def exchange(self, request: bytes) -> bytes:
         """Send bytes on a new connection and return what arrives until the agent closes it."""
