@@ -40,6 +40,7 @@ PARTS = 5
 VERIFIED = 25
 LOOK_SECONDS = 0.5
 TWO_HOURS = 7200.0
+BLOCK = 512  # of stat(2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +113,10 @@ class Batch:
             descriptors=sum(map(_descriptors, tree)),
         )
 
+    def allocated(self) -> int:
+        """Return the bytes that the images take on the host's disk."""
+        return sum(path.stat().st_blocks for path in self.images.iterdir()) * BLOCK
+
     def finished(self) -> int:
         """Return how many images the journal has."""
         if not self.journal.exists():
@@ -173,16 +178,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     become_subreaper()
     with tempfile.TemporaryDirectory(prefix="vmprovision-scale-") as name:
         batch = Batch(Path(name), asked.count, asked.jobs)
+        before = batch.allocated()
         first = batch.run(until=round(asked.count * KILLED_AT))
         known = batch.finished()
         looks = batch.run(until=None)
         ended = batch.check()
+        grown = (batch.allocated() - before) / asked.count / 1024
         shutil.rmtree(batch.images)
     outcomes = ", ".join(f"{number} {outcome}" for outcome, number in sorted(ended.items()))
     summary = (
         f"{asked.count} images, `inject --together --jobs {asked.jobs}`. Killed with SIGKILL "
         f"after {first[-1].seconds:.0f} s, when {known} were in the journal. The second run: "
-        f"{outcomes}, in {looks[-1].seconds:.0f} s. {describe_machine(1)}"
+        f"{outcomes}, in {looks[-1].seconds:.0f} s. An image grew by {grown:.0f} KiB. "
+        f"{describe_machine(1)}"
     )
     text = "\n".join([summary, "", *render_table(looks, known)])
     sys.stdout.write(text + "\n")
