@@ -53,6 +53,14 @@ def test_a_supervised_agent_is_recognised(verdict: InitVerdict) -> None:
     assert check(verdict, running) is None
 
 
+def test_a_script_that_a_link_started_is_recognised() -> None:
+    """Where ``rc`` starts the links of a runlevel, the loop has the link's name."""
+    for verdict in VARIANTS:
+        if verdict.system == "sysv":
+            parent = {"pid": 9, "comm": "S99guest-agent"}
+            assert check(verdict, {"pid1": "init", "cgroup": "/", "parent": parent}) is None
+
+
 @EVERY_VARIANT
 def test_another_supervisor_is_named(verdict: InitVerdict) -> None:
     """Systemd accepts only its own unit, and no other init system accepts that unit."""

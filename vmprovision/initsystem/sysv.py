@@ -140,7 +140,8 @@ def _links(service: Service, dialect: str, scripts: PurePosixPath) -> list[Opera
     ]
 
 
-SUPERVISOR = Supervisor(parents=(NAME,))  # the script's loop
+# the script's loop, named as the script was started: directly, or by its link in a runlevel
+SUPERVISOR = Supervisor(parents=(NAME, f"S99{NAME}"))
 SCRIPT = str(DEBIAN_SCRIPTS / NAME)  # Red Hat has a link to its own there
 
 
