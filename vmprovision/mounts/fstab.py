@@ -75,7 +75,8 @@ def read_fstab(reader: GuestReader) -> list[FstabLine]:
 
 def _fields(line: bytes) -> tuple[str, str, str, str] | None:
     """Return source, mountpoint, type and options, or None for comments, swap and invalid lines."""
-    fields = line.split(None, 4)  # bytes.split() splits at ASCII blanks only
+    # mount(8) reads C strings: a NUL ends them; bytes.split() splits at ASCII blanks only
+    fields = line.partition(b"\0")[0].split(None, 4)
     if len(fields) < 2 or fields[0].startswith(b"#") or not fields[1].startswith(b"/"):  # noqa: PLR2004 -- source and mountpoint
         return None
     defaults = (b"auto", b"defaults")[len(fields) - 2 :]
@@ -86,4 +87,4 @@ def _fields(line: bytes) -> tuple[str, str, str, str] | None:
 def _decoded(field: bytes) -> str:
     if b"\\" in field:
         field = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), field)
-    return field.decode("utf-8", errors="replace")
+    return field.partition(b"\0")[0].decode("utf-8", errors="replace")
