@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -91,9 +90,10 @@ class Batch:
                 env={**os.environ, **self.environment},
                 start_new_session=True,
             )
-        while process.poll() is None and time.monotonic() - begun < TWO_HOURS:
+        while process.poll() is None:
             looks.append(self._look(time.monotonic() - begun))
-            if until is not None and looks[-1].finished >= until:
+            is_killed = until is not None and looks[-1].finished >= until
+            if is_killed or looks[-1].seconds > TWO_HOURS:
                 os.killpg(process.pid, signal.SIGKILL)
                 break
             time.sleep(LOOK_SECONDS)
@@ -156,7 +156,9 @@ def render_table(looks: Sequence[Look], done_before: int) -> list[str]:
     for part in range(PARTS):
         low, high = done_before + part * step, done_before + (part + 1) * step
         seen = [look for look in looks if low <= look.finished <= high]
-        images = seen[-1].finished - seen[0].finished
+        images = seen[-1].finished - seen[0].finished if seen else 0
+        if not images:
+            continue  # a small batch: no image ended between two looks
         memory = sorted(look.memory for look in seen)
         rows.append(
             f"| {round(low) + 1} to {round(high)} "
@@ -184,7 +186,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         looks = batch.run(until=None)
         ended = batch.check()
         grown = (batch.allocated() - before) / asked.count / 1024
-        shutil.rmtree(batch.images)
     outcomes = ", ".join(f"{number} {outcome}" for outcome, number in sorted(ended.items()))
     summary = (
         f"{asked.count} images, `inject --together --jobs {asked.jobs}`. Killed with SIGKILL "

@@ -113,7 +113,7 @@ class StockAppliance:
         """Implement ``Appliance.look``: this appliance cannot tell."""
 
     def read_device(self, device: str, place: int, size: int) -> bytes:
-        """As the Protocol has it."""
+        """Implement ``Appliance.read_device``."""
         return bytes(self.call("pread_device", device, size, place))
 
     def unmount(self, place: str | None = None) -> None:

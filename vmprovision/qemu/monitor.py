@@ -101,7 +101,7 @@ class Connection:
         return line
 
     def receive_bytes(self, count: int, seconds: float) -> bytes:
-        """Return the next bytes, which are no line.
+        """Return the next bytes, whether or not they hold a line.
 
         Raises:
             ApplianceTimeoutError: they did not come in time.

@@ -164,10 +164,10 @@ class RestoredAppliance:
         return set(self._ask_to("seen", "look", *words, *names))
 
     def read_device(self, device: str, place: int, size: int) -> bytes:
-        """As the Protocol has it.
+        """Implement ``Appliance.read_device``.
 
-        For every device that it is given, guestfsd starts a program to wait for udev, which
-        takes longer than to read; the attendant starts none.
+        Before each call with a device, guestfsd starts a program that waits for udev, which
+        takes longer than the reading. The attendant starts none.
         """
         if size > READING_LIMIT:
             return bytes(self.call("pread_device", device, size, place))
