@@ -70,6 +70,7 @@ def obtain_source(loaded: LoadedBakeFile, folder: Path, control: Control) -> Pat
         run(
             ["cp", "--reflink=auto", "--sparse=always", "--", origin, copy],
             timeout=COPY_SECONDS,
+            cancelled=control.cancelled,
         )
         # an output is never more readable than the source
         copy.chmod(0o600 | copy.stat().st_mode & 0o044)
