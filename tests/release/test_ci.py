@@ -6,13 +6,11 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from tests.conftest import require
-from tests.release.workflow import REPOSITORY, action
+from tests.release.workflow import REPOSITORY, action, gitlab_job
 
 CI = REPOSITORY / "ci"
 INSTALLING = REPOSITORY / "docs/installing.md"
@@ -35,13 +33,6 @@ def shellcheck(script: str | Path, shell: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def job() -> dict[str, Any]:
-    """Return GitLab's template of a job."""
-    document = yaml.safe_load((CI / "gitlab.yml").read_text("utf-8"))
-    template: dict[str, Any] = document[".vmprovision-bake"]
-    return template
-
-
 def test_the_action_is_shell_without_substitutions() -> None:
     """Inputs reach the action's shell as variables: pasted into it, they could be commands."""
     steps = [step for step in action()["runs"]["steps"] if "run" in step]
@@ -54,7 +45,7 @@ def test_the_action_is_shell_without_substitutions() -> None:
 
 def test_the_job_of_gitlab_is_shell() -> None:
     """Its lines are clean, but that a list of bake files is meant to be split."""
-    lines = "\n".join(job()["script"])
+    lines = "\n".join(gitlab_job()["script"])
     shellcheck(f"#!/bin/sh\n# shellcheck disable=SC2086\n{lines}", "sh")
 
 
@@ -62,7 +53,7 @@ def test_only_what_the_next_job_can_use_is_kept() -> None:
     """Both services keep the same folders of the cache, and no saved appliance."""
     step = next(step for step in action()["runs"]["steps"] if "uses" in step)
     of_github = [Path(path).name for path in step["with"]["path"].split()]
-    of_gitlab = [Path(path).name for path in job()["cache"]["paths"]]
+    of_gitlab = [Path(path).name for path in gitlab_job()["cache"]["paths"]]
     assert of_github == of_gitlab == ["bake", "images", "runtimes"]
 
 
@@ -80,3 +71,14 @@ def test_everybody_installs_the_same_packages(page: Path) -> None:
     lists = APT.findall(page.read_text("utf-8"))
     assert lists
     assert [set(line.split()) - OWN for line in lists] == [wanted] * len(lists)
+
+
+def test_the_debian_package_is_installed_with_what_it_recommends() -> None:
+    """The page's command names all of it, as apt is told not to take anybody's."""
+    control = (REPOSITORY / "debian/control").read_text("utf-8")
+    (recommended,) = re.findall(r"^Recommends:\n((?: .*\n)+)", control, re.MULTILINE)
+    first = {line.split()[0].rstrip(",") for line in recommended.splitlines()}
+    (command,) = re.findall(
+        r"--no-install-recommends \./vmprovision_\S+ (.*)", INSTALLING.read_text("utf-8")
+    )
+    assert set(command.split()) == first
