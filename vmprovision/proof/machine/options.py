@@ -32,6 +32,8 @@ class Hardware:
         console: the board's serial port, as Linux names it.
         processor: TCG's processor, which meets the requirements of current distributions.
         bus: the bus of virtio devices: "pci", or "ccw" on IBM Z.
+        display: the graphics card beside which boot loaders start; without its BIOS, a PC's GRUB
+            waits for ever. Kernels need none.
     """
 
     programs: tuple[str, ...]
@@ -41,6 +43,7 @@ class Hardware:
     console: str = "ttyS0"
     processor: str = "max"
     bus: str = "pci"
+    display: str = ""
 
 
 HARDWARE = {
@@ -49,12 +52,14 @@ HARDWARE = {
         package="qemu-system-x86",
         machine="q35",
         natively=("x86_64",),
+        display="VGA",
     ),
     "i386": Hardware(
         programs=("qemu-system-x86_64", "qemu-system-i386"),
         package="qemu-system-x86",
         machine="pc",
         natively=("x86_64", "i686"),
+        display="VGA",
     ),
     "aarch64": Hardware(
         programs=("qemu-system-aarch64", "/usr/libexec/qemu-kvm"),
@@ -144,9 +149,11 @@ def board_options(hardware: Hardware, accelerator: Accelerator, memory_mb: int) 
     ]
 
 
-def boot_options(source: BootSource) -> list[str]:
+def boot_options(hardware: Hardware, source: BootSource) -> list[str]:
     """Return the options for what the machine starts first."""
     options: list[str] = []
+    if hardware.display and source.kernel is None:
+        options += ["-device", hardware.display]
     if source.firmware is not None:
         file = {"driver": "file", "filename": str(source.firmware.absolute())}
         code = {"driver": "raw", "file": file}
