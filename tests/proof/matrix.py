@@ -18,15 +18,16 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import vmprovision
 from tests.inspection.real_trees import REAL_TREES, assemble, look_at
-from tests.proof.page import FAILED, REPOSITORY, Row, rows_on_page, write_page
+from tests.proof.page import FAILED, REFUSED, REPOSITORY, Row, rows_on_page, write_page
+from tests.proof.printed import OPTIONS, boot_printed_service
 from tests.trees import root_filesystems
-from vmprovision.errors import ProofError, VmprovisionError
+from vmprovision.errors import ProofError, UnsupportedGuestError, VmprovisionError
 from vmprovision.host.cache import cache_directory, write_atomically
 from vmprovision.initsystem import DEFINITIONS
 from vmprovision.junit import TestCase, junit_document
@@ -92,21 +93,58 @@ def boot_recipe(recipe: Recipe, tarball: Path | None, control: Control) -> Row:
             recipes=recipe.folders[-1].parent,
             tarball=tarball,
         )
-        guest = vmprovision.inject(disk, control=control).guest
+        try:
+            guest = vmprovision.inject(disk, OPTIONS, control=control).guest
+        except UnsupportedGuestError as exc:
+            if not exc.configuration:
+                raise
+            return boot_refused(recipe, disk, exc.configuration, control)
         seconds = BOOT_SECONDS if guest.arch == host_architecture() else FOREIGN_SECONDS
-        options = vmprovision.ProofOptions(timeout=seconds)
-        report = vmprovision.prove(disk, options, control=control)
-    day = time.strftime("%Y-%m-%d", time.gmtime())
-    kernel, runtime = report.information["kernel"], report.information["runtime"]
+        reports = [
+            vmprovision.prove(disk, options, control=control)
+            for options in proofs_of(recipe, seconds)
+        ]
+    kernel, runtime = reports[0].information["kernel"], reports[0].information["runtime"]
+    boots = " and ".join(f"{each.booted_by}, {each.seconds:.0f} s" for each in reports)
     return Row(
         guest=guest.distribution.product_name,
         arch=guest.arch,
-        system=report.init,
+        system=reports[0].init,
         pid1=guest.init.pid1,
         runtime=runtime,
         result="booted",
-        how=f"`{recipe.name}`, Linux {kernel}, {report.seconds:.0f} s, {day}",
+        how=f"`{recipe.name}`, {recipe.disk.filesystem}, Linux {kernel}, {boots}, {today()}",
     )
+
+
+def proofs_of(recipe: Recipe, seconds: float) -> list[vmprovision.ProofOptions]:
+    """Return the options of each proof: GRUB is started by a PC's BIOS and by UEFI."""
+    options = vmprovision.ProofOptions(timeout=seconds)
+    if recipe.disk.bootloader != "grub":
+        return [options]
+    return [replace(options, firmware="bios"), replace(options, firmware="uefi")]
+
+
+def boot_refused(recipe: Recipe, disk: Path, printed: str, control: Control) -> Row:
+    """Add to a guest what ``inject`` printed instead of an injection, and boot it."""
+    guest = vmprovision.inspect(disk)
+    information, seconds = boot_printed_service(
+        disk, printed, seconds=BOOT_SECONDS, control=control
+    )
+    return Row(
+        guest=guest.distribution.product_name,
+        arch=guest.arch,
+        pid1=guest.init.pid1,
+        runtime=information["runtime"],
+        result=REFUSED,
+        how=f"`{recipe.name}`, with the printed service added: Linux {information['kernel']}, "
+        f"{seconds:.0f} s, {today()}",
+    )
+
+
+def today() -> str:
+    """Return the date of a boot."""
+    return time.strftime("%Y-%m-%d", time.gmtime())
 
 
 def check_tree(tree: RealTree) -> Row:
