@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from tests.conftest import require
@@ -78,20 +82,29 @@ def run(args: list[str | Path] | tuple[str | Path, ...], program: Path, folder: 
     return done.stdout
 
 
-def files_below(folder: Path) -> set[str]:
-    """Return the repository's files below a top-level folder, as the wheel should name them."""
+def source_files() -> set[str]:
+    """Return what the wheel has to hold: the files of package, templates and recipes."""
+    package = {path for path in files_below("vmprovision") if path.parts[1] != "runtimes"}
+    data = {"vmprovision" / path for name in ("templates", "images") for path in files_below(name)}
+    return {str(path) for path in package | data}
+
+
+def files_below(folder: str) -> set[Path]:
+    """Return the files below a top-level folder of the repository, without Python's own."""
     return {
-        f"vmprovision/{path.relative_to(CHECKOUT)}" for path in folder.rglob("*") if path.is_file()
+        path.relative_to(CHECKOUT)
+        for path in (CHECKOUT / folder).rglob("*")
+        if path.is_file() and path.parent.name != "__pycache__"
     }
 
 
-def test_the_wheel_holds_all_that_is_no_code(wheel: Path) -> None:
-    """Templates, recipes and the typing marker are in the wheel, and nothing beside the package."""
+def test_the_wheel_holds_every_file_of_the_source(wheel: Path) -> None:
+    """Code, pages with script and style, migrations, templates and recipes; nothing beside it."""
     names = set(zipfile.ZipFile(wheel).namelist())
-    wanted = files_below(CHECKOUT / "templates") | files_below(CHECKOUT / "images")
-    assert len(wanted) > 10
-    assert wanted <= names
-    assert "vmprovision/py.typed" in names
+    wanted = source_files()
+    kinds = {Path(name).suffix for name in wanted}
+    assert {".py", ".typed", ".j2", ".css", ".js", ".svg", ".mako", ".c", ".toml"} <= kinds
+    assert wanted - names == set()
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"vmprovision"}
 
 
@@ -118,6 +131,55 @@ def test_templates_render(installed: Installed) -> None:
     recipes = {name for name in folders if not name.startswith("_")}
     listed = json.loads(installed("vmprovision", "image", "list", "--json"))["recipes"]
     assert {recipe["name"] for recipe in listed} == recipes
+
+
+def test_an_extra_that_is_missing_is_named(installed: Installed, wheel: Path) -> None:
+    """The error has each missing package, and the command that installs all of them."""
+    assert installed("vmprovision", "--version")
+    done = subprocess.run(
+        [wheel.parent / "venv/bin/vmprovision", "serve"],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=TIME_LIMIT,
+        cwd=wheel.parent / "empty",
+    )
+    assert done.returncode == 40
+    assert "the extra server is not complete" in done.stderr
+    assert "fastapi" in done.stderr
+    assert "next: pip install 'vmprovision[server]'\n" in done.stderr
+
+
+def test_the_server_has_its_pages(installed: Installed, wheel: Path, tmp_path: Path) -> None:
+    """``serve`` of the installed wheel makes its database, and sends a page with all it names."""
+    require(importlib.util.find_spec("libvirt"), "libvirt's Python binding is not installed")
+    assert installed("vmprovision", "--version")
+    address = f"unix:{tmp_path}/socket"
+    libraries = str(Path(httpx.__file__).parents[1])  # the extra's; vmprovision is not there
+    with subprocess.Popen(
+        [
+            *(wheel.parent / "venv/bin/vmprovision", "serve", "--json"),
+            *("--listen", address, "--state", tmp_path / "state"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=wheel.parent / "empty",
+        env={**os.environ, "PYTHONPATH": libraries},
+    ) as serving:
+        ready = serving.stdout.readline() if serving.stdout else ""
+        try:
+            assert json.loads(ready or "{}") == {"listen": address}
+            transport = httpx.HTTPTransport(uds=address.removeprefix("unix:"))
+            with httpx.Client(transport=transport, base_url="http://localhost") as client:
+                page = client.get("/", follow_redirects=True)
+                named = set(re.findall(r'(?:href|src)="(/static/[^"]+)"', page.text))
+                sent = {Path(urlsplit(name).path).name: client.get(name) for name in named}
+        finally:
+            serving.terminate()
+            errors = serving.communicate(timeout=TIME_LIMIT)[1]
+    assert set(sent) == {"htmx.min.js", "icon.svg", "live.js", "style.css"}, errors
+    assert {(answer.status_code, bool(answer.content)) for answer in sent.values()} == {(200, True)}
 
 
 def test_a_directory_is_injected(installed: Installed, tmp_path: Path) -> None:

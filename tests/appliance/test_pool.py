@@ -20,6 +20,8 @@ import pytest
 
 import vmprovision
 from tests.image.tiny import tiny_disk
+from vmprovision.appliance import shared
+from vmprovision.appliance.ahead import RestoredAhead
 from vmprovision.appliance.drives import Drive, WrongDiskError
 from vmprovision.appliance.handle import SESSION, ApplianceCallError
 from vmprovision.appliance.snapshot.host import host_appliance
@@ -207,6 +209,66 @@ def test_a_killed_process_leaves_no_machine(*, group: bool) -> None:
         time.sleep(0.1)
     with restored():
         assert not [folder for folder in folders if folder.exists()]
+
+
+def test_an_appliance_restored_ahead_is_for_one_image(
+    images: Callable[[int], list[Path]],
+) -> None:
+    """The first caller gets it, a later one another; a caller who waits for it can cancel."""
+    first, second = images(2)
+    drive = Drive(path=first, format="raw", readonly=True)
+    cancelled = Control()
+    cancelled.cancelled.set()
+    host_appliance(Control())  # otherwise nothing is restored ahead
+    with (
+        RestoredAhead() as ahead,
+        pytest.raises(CancelledError),
+        ahead.open([drive], control=cancelled),
+    ):
+        pass
+    before = machines()
+    with RestoredAhead() as ahead:
+        with ahead.open([drive], control=Control()) as appliance:
+            assert len(machines() - before) == 1
+            appliance.call("debug", "sh", ["echo used > /tmp/mark"])
+        drive = Drive(path=second, format="raw", readonly=True)
+        with ahead.open([drive], control=Control()) as appliance:
+            assert "used" not in appliance.call("debug", "sh", ["cat /tmp/mark 2>&1 || true"])
+    assert machines() == before
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["at once", "when it is ready"])
+def test_an_appliance_that_nobody_takes_ends(*, waits: bool) -> None:
+    """A command whose image is refused leaves no machine and no folder."""
+    host_appliance(Control())
+    before = machines()
+    folders: list[Path] = []
+    with RestoredAhead():
+        deadline = time.monotonic() + READY_SECONDS
+        while waits and not folders:
+            assert time.monotonic() < deadline
+            folders = [session_of(machine) for machine in machines() - before]
+    assert machines() == before
+    assert not [folder for folder in folders if folder.exists()]
+
+
+def test_a_shared_appliance_is_renewed(
+    images: Callable[[int], list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a number of disks it ends, with what its kernel has kept of them."""
+    monkeypatch.setattr(shared, "DISKS_LIMIT", 2)
+    (image,) = images(1)
+    drive = Drive(path=image, format="raw", readonly=True)
+    before = machines()
+    seen = []
+    appliances = shared.SharedAppliances()
+    for _ in range(3):
+        with appliances.open([drive], control=Control()):
+            seen.append(machines() - before)
+    appliances.close()
+    assert seen[0] == seen[1]
+    assert not seen[1] & seen[2]
+    assert machines() == before
 
 
 def test_another_disk_in_its_place_is_refused(images: Callable[[int], list[Path]]) -> None:

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 PATIENCE = 60.0
@@ -20,13 +20,25 @@ PATIENCE = 60.0
 class Cluster:
     """The scheduler's address, and the workers' processes."""
 
-    def __init__(self, folder: Path) -> None:
-        """Keep logs and the scheduler's address in this folder."""
+    def __init__(self, folder: Path, enter: Sequence[str] = ()) -> None:
+        """Keep logs and the scheduler's address in this folder.
+
+        Args:
+            folder: an empty one.
+            enter: the command that runs others, for processes in another namespace.
+        """
         self._folder = folder
+        self._enter = enter
         self._file = folder / "scheduler.json"
         self.processes: list[subprocess.Popen[bytes]] = []
         self.scheduler = self._start("scheduler", "--port", "0")
         self.address = self._address()
+
+    def restart_scheduler(self) -> None:
+        """Start a scheduler at the address of the first one, which has ended."""
+        self._file.unlink()
+        self.scheduler = self._start("scheduler", "--port", self.address.rpartition(":")[2])
+        self._address()
 
     def add_worker(self, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Start a worker that does one job at a time and is not restarted when it dies."""
@@ -53,6 +65,7 @@ class Cluster:
         with (self._folder / f"{kind}-{len(self.processes)}.log").open("wb") as log:
             process = subprocess.Popen(
                 [
+                    *self._enter,
                     *(sys.executable, "-m", f"distributed.cli.dask_{kind}"),
                     *("--host", "127.0.0.1", "--no-dashboard", *words),
                 ],
@@ -76,10 +89,10 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster_in(folder: Path, workers: int) -> Iterator[Cluster]:
+def cluster_in(folder: Path, workers: int, enter: Sequence[str] = ()) -> Iterator[Cluster]:
     """Give a cluster with this many workers; end all its processes afterwards."""
     folder.mkdir()
-    cluster = Cluster(folder)
+    cluster = Cluster(folder, enter)
     try:
         for _ in range(workers):
             cluster.add_worker()

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import os
 import re
+import secrets
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
+import tempfile
 import threading
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,8 +38,6 @@ from vmprovision.recipe.packages import host_apt_settings, mmdebstrap_command, p
 from vmprovision.runtime.store import OTHER_NAMES
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from vmprovision.recipe import Recipe
 
 UUID = "5b1a3c0e-0d3f-4c57-9a52-6f1d7d9a12ff"
@@ -327,6 +334,43 @@ def test_a_cancelled_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         build_image("small", control=control, recipes=tmp_path / "recipes")
     left = [path.suffix for path in (tmp_path / "cache/images").iterdir()]
     assert left == [".lock"]
+
+
+def is_run(words: str) -> bool:
+    """Return whether a process of this host has these words in its command line."""
+    wanted = words.replace(" ", "\0").encode()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if wanted in path.read_bytes():
+                return True
+    return False
+
+
+@pytest.mark.boot
+def test_sigterm_ends_a_build_and_its_programs(tmp_path: Path) -> None:
+    """No process, no mount and no folder is left, neither in the cache nor elsewhere."""
+    require(shutil.which("mmdebstrap"), "mmdebstrap is not installed")
+    hanging = f"/bin/busybox sleep {secrets.randbelow(10**6) + 10**6}"
+    write_recipe(tmp_path, SMALL.replace("/bin/busybox touch /made-inside", hanging))
+    with tempfile.TemporaryDirectory(prefix="vmprovision-test-") as folder:
+        Path(folder).chmod(0o755)  # mmdebstrap of a plain user enters it as other users
+        variables = {"TMPDIR": folder, "VMPROVISION_CACHE": str(tmp_path / "cache")}
+        with subprocess.Popen(
+            [sys.executable, "-m", "vmprovision", "image", "build", "small", "--recipes", tmp_path],
+            env={**os.environ, **variables},
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as building:
+            while not is_run(hanging):
+                assert building.poll() is None, building.communicate()[1]
+                time.sleep(0.1)
+            building.send_signal(signal.SIGTERM)
+            errors = building.communicate(timeout=60)[1]
+        assert (building.returncode, "cancelled" in errors) == (130, True)
+        assert list(Path(folder).iterdir()) == []
+    assert not is_run(hanging)
+    assert str(tmp_path) not in Path("/proc/mounts").read_text("utf-8")
+    assert [path.suffix for path in (tmp_path / "cache/images").iterdir()] == [".lock"]
 
 
 def with_tarball(folder: Path, members: dict[str, bytes | str | None]) -> tuple[Path, Path]:

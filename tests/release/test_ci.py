@@ -6,13 +6,11 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from tests.conftest import require
-from tests.release.workflow import REPOSITORY, action
+from tests.release.workflow import REPOSITORY, action, gitlab_job
 
 CI = REPOSITORY / "ci"
 INSTALLING = REPOSITORY / "docs/installing.md"
@@ -35,13 +33,6 @@ def shellcheck(script: str | Path, shell: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def job() -> dict[str, Any]:
-    """Return GitLab's template of a job."""
-    document = yaml.safe_load((CI / "gitlab.yml").read_text("utf-8"))
-    template: dict[str, Any] = document[".vmprovision-bake"]
-    return template
-
-
 def test_the_action_is_shell_without_substitutions() -> None:
     """Inputs reach the action's shell as variables: pasted into it, they could be commands."""
     steps = [step for step in action()["runs"]["steps"] if "run" in step]
@@ -54,7 +45,7 @@ def test_the_action_is_shell_without_substitutions() -> None:
 
 def test_the_job_of_gitlab_is_shell() -> None:
     """Its lines are clean, but that a list of bake files is meant to be split."""
-    lines = "\n".join(job()["script"])
+    lines = "\n".join(gitlab_job()["script"])
     shellcheck(f"#!/bin/sh\n# shellcheck disable=SC2086\n{lines}", "sh")
 
 
@@ -62,7 +53,7 @@ def test_only_what_the_next_job_can_use_is_kept() -> None:
     """Both services keep the same folders of the cache, and no saved appliance."""
     step = next(step for step in action()["runs"]["steps"] if "uses" in step)
     of_github = [Path(path).name for path in step["with"]["path"].split()]
-    of_gitlab = [Path(path).name for path in job()["cache"]["paths"]]
+    of_gitlab = [Path(path).name for path in gitlab_job()["cache"]["paths"]]
     assert of_github == of_gitlab == ["bake", "images", "runtimes"]
 
 

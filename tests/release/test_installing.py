@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -14,7 +16,7 @@ import pytest
 
 from tests.conftest import require
 from tests.release.machine import Machine, make_machine
-from tests.release.workflow import REPOSITORY, run_action
+from tests.release.workflow import REPOSITORY, added_path, gitlab_job, run_action
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -119,6 +121,31 @@ def test_the_containerfile_builds(debian_image_source: Path, place: Path) -> Non
     )
     seen = json.loads(machine.run(command, user="root", variables=variables).stdout)
     assert seen["init"]["system"] == "systemd"
+    bake_as_gitlab_does(machine, image, user, variables)
+
+
+def bake_as_gitlab_does(
+    machine: Machine, image: Path, user: str, variables: dict[str, str]
+) -> None:
+    """Run GitLab's job where the Containerfile's steps were run; its outputs are there then."""
+    template = gitlab_job()
+    project = machine.root / "builds"
+    (project / "images").mkdir(parents=True)
+    image.rename(project / "images/disk.qcow2")
+    sha256 = hashlib.sha256((project / "images/disk.qcow2").read_bytes()).hexdigest()
+    text = f'[source]\nimage = "disk.qcow2"\nsha256 = "{sha256}"\n{OUTPUT}'
+    (project / "images/golden.toml").write_text(text)
+    own = {"CI_PROJECT_DIR": "/builds", **template["variables"]}
+    own = {name: text.replace("$CI_PROJECT_DIR", "/builds") for name, text in own.items()}
+    script = "set -e\ncd /builds\n" + "\n".join(template["script"])
+    command = f"setpriv --reuid={user} --regid=nogroup --clear-groups sh -c {shlex.quote(script)}"
+    machine.run(f"chown -R {user} /builds", user="root")
+    machine.run(command, user="root", variables={**variables, **own})
+    kept = template["artifacts"]
+    assert {path.name for path in (project / kept["paths"][0]).iterdir()} == {"golden"}
+    machine.run("cd /builds/baked/golden && sha256sum -c SHA256SUMS", user="root")
+    report = (project / kept["reports"]["junit"]).read_text("utf-8")
+    assert 'failures="0"' in report
 
 
 @pytest.mark.parametrize("kvm", [False, True], ids=["without-kvm", "with-kvm"])
@@ -139,8 +166,20 @@ def test_the_action_bakes(kvm: bool, place: Path) -> None:  # noqa: FBT001 -- a 
     machine.run("cd baked/debian && sha256sum -c SHA256SUMS")
     again = run_action(machine, CHECKOUT, {**inputs, "files": "debian.toml"})
     assert "nothing to do" in again.stdout
+    bake_by_packer(machine)
     for name, line in (("wrong", 3), ("misspelt", 3)):
         failed = run_action(machine, CHECKOUT, {**inputs, "files": f"{name}.toml"})
         assert failed.returncode != 0
         assert f"::error file={name}.toml,line={line}" in failed.stderr
         assert not (machine.home / "baked" / name).exists()
+
+
+def bake_by_packer(machine: Machine) -> None:
+    """Let Packer build the example of ci/ with what the action has installed, and its cache."""
+    machine.run("sudo apt-get install -y -qq --no-install-recommends packer")
+    example = CHECKOUT / "ci/packer/golden.pkr.hcl"
+    done = machine.run(
+        f"PATH={added_path(machine)}:$PATH packer build -var bake_file=debian.toml {example}"
+    )
+    assert "debian.toml: taken from the cache" in done.stdout
+    machine.run("cd debian && sha256sum -c SHA256SUMS")

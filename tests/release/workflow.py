@@ -57,9 +57,20 @@ def run_action(
             name: INPUT.sub(lambda m: values[m[1]], text)
             for name, text in step.get("env", {}).items()
         }
-        added = ":".join(reversed(files["GITHUB_PATH"].read_text().split()))
-        script = f"set -eo pipefail\nPATH={added}:$PATH\n{step['run']}"
+        script = f"set -eo pipefail\nPATH={added_path(machine)}:$PATH\n{step['run']}"
         done = machine.run(script, check=False, variables={**variables, **given})
         if done.returncode:
             break
     return done
+
+
+def added_path(machine: Machine) -> str:
+    """Return the folders that the action's steps have put before the others."""
+    return ":".join(reversed((machine.home / "github_path").read_text().split()))
+
+
+def gitlab_job() -> dict[str, Any]:
+    """Return GitLab's template of a job."""
+    document = yaml.safe_load((REPOSITORY / "ci/gitlab.yml").read_text("utf-8"))
+    template: dict[str, Any] = document[".vmprovision-bake"]
+    return template

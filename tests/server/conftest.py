@@ -13,6 +13,9 @@ import pytest
 import uvicorn
 from sqlalchemy import insert
 
+from tests.server.libvirt_host import LibvirtHost, let_others_enter, libvirt_host
+from vmprovision.progress import Control
+from vmprovision.recipe import build_image
 from vmprovision.server.agents import AgentClient
 from vmprovision.server.app import make_app
 from vmprovision.server.inspecting import inspect_image
@@ -135,3 +138,20 @@ def vm(client: httpx.Client) -> dict[str, Any]:
     assert answer.status_code == 202, answer.text
     item: dict[str, Any] = answer.json()["item"]
     return item
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[LibvirtHost]:
+    """Return a private libvirt."""
+    let_others_enter(tmp_path)  # QEMU has a user of its own
+    with libvirt_host(tmp_path / "host") as started:
+        yield started
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Return a folder with an image of the smallest guest."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    build_image("busybox-standalone", output=folder / "busybox.qcow2", control=Control())
+    return folder

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -36,7 +37,9 @@ mount --bind "$1/etc" /etc/libvirt
 mount --bind "$1/lib" /var/lib/libvirt
 mount --bind "$1/log" /var/log/libvirt
 mount --bind "$1/cache" /var/cache/libvirt
+sed -i "s/192.168.122/$2/g" /etc/libvirt/qemu/networks/default.xml
 ip link set lo up
+eval "$3"
 virtlogd -d -p /run/libvirt/virtlogd.pid
 libvirtd -d -p /run/libvirt/libvirtd.pid
 until virsh --quiet net-list --all >/dev/null 2>&1; do sleep 0.1; done
@@ -82,6 +85,11 @@ class LibvirtHost:
     init: int  # process 1 of its namespace, as this host numbers it
 
     @property
+    def remote_uri(self) -> str:
+        """The same for a server that takes it for another host's."""
+        return self.uri.replace("qemu:", "qemu+unix:")
+
+    @property
     def uri(self) -> str:
         """How libvirt's binding reaches it from outside of the namespaces."""
         return f"qemu:///system?socket={self.folder}/run/libvirt-sock"
@@ -116,8 +124,16 @@ def require_namespaces() -> None:
 
 
 @contextlib.contextmanager
-def libvirt_host(folder: Path) -> Iterator[LibvirtHost]:
-    """Give a private libvirt; nothing of it remains afterwards."""
+def libvirt_host(
+    folder: Path, *, subnet: str = "192.168.122", first: str = ""
+) -> Iterator[LibvirtHost]:
+    """Give a private libvirt; nothing of it remains afterwards.
+
+    Args:
+        folder: gets its files; it must not exist.
+        subnet: of its network, without the last number.
+        first: a command of the shell that runs inside before libvirt starts.
+    """
     require_namespaces()
     for program in ("libvirtd", "virtlogd", "virsh", "dnsmasq"):
         found = shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
@@ -127,7 +143,7 @@ def libvirt_host(folder: Path) -> Iterator[LibvirtHost]:
     log = folder / "daemons.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            ["unshare", *NAMESPACES, "sh", "-c", SCRIPT, "sh", str(folder)],
+            ["unshare", *NAMESPACES, "sh", "-c", SCRIPT, "sh", str(folder), subnet, first],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -193,11 +209,25 @@ class Server:
         transport = httpx.HTTPTransport(uds=str(self.socket))
         return httpx.Client(transport=transport, base_url="http://localhost", timeout=SECONDS)
 
-    def end(self, number: signal.Signals) -> None:
-        """Send the server a signal, and wait for its end."""
+    @property
+    def number(self) -> int:
+        """The number of its process, as its namespace has it."""
+        assert self.process is not None
+        (pid,) = children(self.process.pid)
+        (line,) = re.findall("^NSpid:(.*)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        return int(line.split()[-1])
+
+    def send(self, number: signal.Signals) -> None:
+        """Send the server a signal."""
         assert self.process is not None
         for pid in children(self.process.pid):
             os.kill(pid, number)
+
+    def end(self, number: signal.Signals) -> None:
+        """Send the server a signal, and wait for its end."""
+        assert self.process is not None
+        self.send(number)
+        self.process.send_signal(signal.SIGCONT)  # nsenter stops when its child is stopped
         self.process.wait(SECONDS)
         self.process = None
 
@@ -205,6 +235,22 @@ class Server:
         """Stop it, if it runs."""
         if self.process is not None:
             self.end(signal.SIGTERM)
+
+    def create(self, name: str, template: str = "busybox") -> str:
+        """Create a VM; return its id."""
+        with self.client() as client:
+            made = client.post("/v1/vms", json={"name": name, "template_id": template})
+            assert made.status_code == 202, made.text
+            return str(made.json()["id"])
+
+    def delete(self, *ids: str) -> None:
+        """Delete VMs, and wait until they are gone."""
+        with self.client() as client:
+            for vm_id in ids:
+                client.delete(f"/v1/vms/{vm_id}")
+            for vm_id in ids:
+                path = f"/v1/vms/{vm_id}"
+                wait_until("the end", lambda path=path: client.get(path).status_code == 404)
 
     def vm(self, vm_id: str) -> dict[str, Any]:
         """Return a VM."""

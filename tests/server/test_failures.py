@@ -14,8 +14,6 @@ from tests.image.layouts import cached_disks
 from tests.server.libvirt_host import (
     LibvirtHost,
     Server,
-    let_others_enter,
-    libvirt_host,
     running,
     wait_until,
 )
@@ -24,7 +22,6 @@ from vmprovision.progress import Control
 from vmprovision.recipe import build_image
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     import httpx
@@ -40,14 +37,6 @@ def images(tmp_path: Path) -> Path:
     folder = tmp_path / "images"
     folder.mkdir()
     return folder
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[LibvirtHost]:
-    """Return a private libvirt."""
-    let_others_enter(tmp_path)  # QEMU has a user of its own
-    with libvirt_host(tmp_path / "host") as started:
-        yield started
 
 
 def create(client: httpx.Client, template: str) -> str:

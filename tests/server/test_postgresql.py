@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
-import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
@@ -17,9 +12,8 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from tests.conftest import require, require_root
 from tests.server.conftest import insert_template, serving
-from tests.server.libvirt_host import let_others_enter
+from tests.server.postgresql import postgresql
 from vmprovision.server.app import make_app
 from vmprovision.server.leases import claim_building_vm
 from vmprovision.server.limits import Gate
@@ -30,51 +24,18 @@ from vmprovision.server.tables import metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from vmprovision.server.services import Services
 
 pytestmark = pytest.mark.slow
 
-PROGRAMS = "/usr/lib/postgresql"
-
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Return the URL of a database on a server of its own, which listens on a socket only."""
-    require_root()
-    found = sorted(Path(PROGRAMS).glob("*/bin/initdb")) if Path(PROGRAMS).is_dir() else []
-    require(found, "PostgreSQL is not installed: apt-get install postgresql", optional=True)
-    programs = found[-1].parent
-    folder = tmp_path_factory.mktemp("postgresql")
-    let_others_enter(folder)
-    user = pwd.getpwnam("postgres")
-    os.chown(folder, user.pw_uid, user.pw_gid)
-    become = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
-    cluster = folder / "cluster"
-    options = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off"
-    control = [*become, str(programs / "pg_ctl"), "-D", str(cluster), "-w", "-s"]
-    environment = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
-    initdb = [
-        *become,
-        str(programs / "initdb"),
-        "-A",
-        "trust",
-        "-N",
-        "-E",
-        "UTF8",
-        "-D",
-        str(cluster),
-    ]
-    subprocess.run(initdb, check=True, capture_output=True, cwd=folder, env=environment)
-    log = ["-l", str(folder / "log")]
-    start = [*control, *log, "-o", options, "start"]
-    subprocess.run(start, check=True, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
-    try:
-        yield f"postgresql://postgres@/postgres?host={folder}"
-    finally:
-        stop = [*control, "-m", "immediate", "stop"]
-        subprocess.run(stop, check=True, cwd=folder, env=environment)
-        shutil.rmtree(cluster)
+    """Return the URL of a database on a server of its own."""
+    with postgresql(tmp_path_factory.mktemp("postgresql")) as url:
+        yield url
 
 
 @pytest.fixture

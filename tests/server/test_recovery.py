@@ -8,17 +8,20 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import select
 
 from tests.server.libvirt_host import (
     LibvirtHost,
     Server,
-    let_others_enter,
-    libvirt_host,
     running,
     wait_until,
 )
-from vmprovision.progress import Control
-from vmprovision.recipe import build_image
+from tests.server.postgresql import postgresql
+from vmprovision.server.phases import PHASES
+from vmprovision.server.queries import list_events
+from vmprovision.server.settings import database_url
+from vmprovision.server.store import Store
+from vmprovision.server.tables import vms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,45 +33,13 @@ MADE = 20
 SECONDS_TO_START = 3.0
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    """Return a folder with an image of the smallest guest."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    build_image("busybox-standalone", output=folder / "busybox.qcow2", control=Control())
-    return folder
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[LibvirtHost]:
-    """Return a private libvirt."""
-    let_others_enter(tmp_path)  # QEMU has a user of its own
-    with libvirt_host(tmp_path / "host") as started:
-        yield started
-
-
-def create(server: Server, name: str) -> str:
-    """Create a VM; return its id."""
-    with server.client() as client:
-        made = client.post("/v1/vms", json={"name": name, "template_id": "busybox"})
-        assert made.status_code == 202, made.text
-        return str(made.json()["id"])
-
-
-def delete(server: Server, vm_id: str) -> None:
-    """Delete a VM, and wait until it is gone."""
-    with server.client() as client:
-        client.delete(f"/v1/vms/{vm_id}")
-        wait_until("the end", lambda: client.get(f"/v1/vms/{vm_id}").status_code == 404)
-
-
 def test_a_server_killed_in_every_phase(host: LibvirtHost, images: Path, tmp_path: Path) -> None:
     """Started again each time, it ends with one ready VM, and after a delete with nothing."""
     options = ["--lease-seconds", "2"]
     server = Server(host=host, state=tmp_path / "state", images=images, options=options)
     with running(server):
         server.register("busybox", images / "busybox.qcow2")
-        vm_id = create(server, "x")
+        vm_id = server.create("x")
         kept = ["requested", "disk", "injected", "defined", "started", "reporting", "ready"]
         seen = []
         while kept:
@@ -96,7 +67,7 @@ def test_libvirtd_is_killed(host: LibvirtHost, images: Path, tmp_path: Path) -> 
     """The VM lives on, the server says what is wrong, and then all is as before."""
     with running(Server(host=host, state=tmp_path / "state", images=images)) as server:
         server.register("busybox", images / "busybox.qcow2")
-        vm_id = create(server, "x")
+        vm_id = server.create("x")
         server.in_phase(vm_id, "ready")
         host.run("sh", "-c", "kill -9 $(cat /run/libvirt/libvirtd.pid)")
         error = wait_until("the error", lambda: server.vm(vm_id)["error"])
@@ -108,27 +79,75 @@ def test_libvirtd_is_killed(host: LibvirtHost, images: Path, tmp_path: Path) -> 
         host.run("libvirtd", "-d", "-p", "/run/libvirt/libvirtd.pid")
         stopped = server.in_phase(vm_id, "defined")
         assert (stopped["state"], stopped["error"]) == ("stopped", None)
-        delete(server, vm_id)
+        server.delete(vm_id)
         assert host.domains() == []
 
 
-def test_two_servers_one_killed(host: LibvirtHost, images: Path, tmp_path: Path) -> None:
-    """On one database the other server finishes what the killed one began."""
-    options = ["--lease-seconds", "2"]
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Return what ``--database`` gets: a file, or a PostgreSQL."""
+    if request.param == "sqlite":
+        yield str(tmp_path / "server.db")
+        return
+    folder = tmp_path / "postgresql"
+    folder.mkdir()
+    with postgresql(folder) as url:
+        yield url
+
+
+def held_leases(store: Store) -> dict[str, int]:
+    """Return which process works on each VM that one works on, as its namespace numbers it."""
+    with store.read() as connection:
+        rows = connection.execute(select(vms.c.id, vms.c.lease_owner)).all()
+    return {vm_id: int(owner.split(":")[1]) for vm_id, owner in rows if owner is not None}
+
+
+def kill_at_work(server: Server, store: Store) -> int:
+    """Kill a server while it has the lease of a VM; return its number."""
+    number = server.number
+
+    def stands_still_at_work() -> bool:
+        server.send(signal.SIGSTOP)
+        if number in held_leases(store).values():
+            return True
+        server.send(signal.SIGCONT)
+        return False
+
+    wait_until("a lease", stands_still_at_work)
+    server.end(signal.SIGKILL)
+    return number
+
+
+def test_two_servers_one_killed(
+    host: LibvirtHost, images: Path, tmp_path: Path, database: str
+) -> None:
+    """On one database the leases of a killed server pass, and nothing is made or started twice."""
+    options = ["--lease-seconds", "2", "--database", database]
     state = tmp_path / "state"
     first = Server(host=host, state=state, images=images, options=options, name="first")
     second = Server(host=host, state=state, images=images, options=options, name="second")
     with running(first), running(second):
+        store = Store(database_url(database, state))
         first.register("busybox", images / "busybox.qcow2")
-        ids = [create(first, f"vm-{number}") for number in range(3)]
+        ids = [first.create(f"vm-{number}") for number in range(3)]
         first.in_phase(ids[0], "disk", "injected", "defined", "started", "reporting")
-        first.end(signal.SIGKILL)
+        number = kill_at_work(first, store)
+        wait_until("the leases", lambda: number not in held_leases(store).values())
         for vm_id in ids:
             second.in_phase(vm_id, "ready")
         assert sorted(host.domains()) == sorted(ids)
+        assert {path.name for path in (state / "vms").iterdir()} == set(ids)
         for vm_id in ids:
-            delete(second, vm_id)
+            found = {path.name for path in (state / "vms" / vm_id).iterdir()}
+            assert found == {"disk.qcow2", "console.log"}
+            steps = [event.kind for event in list_events(store, vm_id) if event.kind in PHASES]
+            assert steps == list(PHASES)
+            log = (host.folder / "log/qemu" / f"{vm_id}.log").read_text("utf-8", "replace")
+            assert log.count("starting up libvirt version") == 1
+            second.delete(vm_id)
         assert host.domains() == []
+        assert list((state / "vms").iterdir()) == []
+        store.close()
 
 
 def test_a_silent_guest(host: LibvirtHost, images: Path, tmp_path: Path) -> None:
@@ -140,7 +159,7 @@ def test_a_silent_guest(host: LibvirtHost, images: Path, tmp_path: Path) -> None
     server = Server(host=host, state=tmp_path / "state", images=images, options=options)
     with running(server):
         server.register("busybox", images / "busybox.qcow2")
-        vm_id = create(server, "late")
+        vm_id = server.create("late")
         found = server.in_phase(vm_id, "silent", "ready")
         assert (found["phase"], found["state"]) == ("silent", "failed")
         assert found["error"]["console"]
@@ -148,13 +167,13 @@ def test_a_silent_guest(host: LibvirtHost, images: Path, tmp_path: Path) -> None
         wait_until("the report", lambda: server.vm(vm_id)["phase"] == "ready")
         host.run("virsh", "--quiet", "destroy", vm_id)
         assert server.in_phase(vm_id, "defined", "silent")["state"] == "stopped"
-        delete(server, vm_id)
-        other = create(server, "ended")
+        server.delete(vm_id)
+        other = server.create("ended")
         server.in_phase(other, "started", "reporting", "silent")
         host.run("virsh", "--quiet", "destroy", other)
         ended = server.in_phase(other, "silent")
         assert ended["state"] == "failed"
-        delete(server, other)
+        server.delete(other)
 
 
 def test_what_creating_costs(host: LibvirtHost, images: Path, tmp_path: Path) -> None:
@@ -165,14 +184,14 @@ def test_what_creating_costs(host: LibvirtHost, images: Path, tmp_path: Path) ->
         before = base.stat()
         seconds = []
         for number in range(MADE):
-            vm_id = create(server, f"vm-{number}")
+            vm_id = server.create(f"vm-{number}")
             found = server.in_phase(vm_id, "started", "reporting", "ready")
             times = (found["evidence"]["started"]["at"], found["created_at"])
             started, created = (
                 datetime.fromisoformat(time.replace("Z", "+00:00")) for time in times
             )
             seconds.append((started - created).total_seconds())
-            delete(server, vm_id)
+            server.delete(vm_id)
         after = base.stat()
         assert (after.st_mtime_ns, after.st_uid, after.st_mode) == (
             before.st_mtime_ns,

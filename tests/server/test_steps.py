@@ -57,7 +57,7 @@ def tools(services: Services, host: LibvirtHost) -> Iterator[Tools]:
         agents=agents,
         hosts={host.uri: Hypervisor(host.uri, services.store.installation)},
         pool=None,
-        executor=None,
+        fleet=None,
         control=Control(),
     )
     agents.close()

@@ -23,11 +23,15 @@ if TYPE_CHECKING:
     from vmprovision.appliance.snapshot.restore import RestoredAppliance
     from vmprovision.progress import Control
 
+DISKS_LIMIT = 100  # the kernel keeps some of each in memory; QEMU's bus has 256 numbers
+
 
 class SharedAppliances:
     """As many appliances as threads use them at once.
 
     Each ends with the thread that started it, so close them before their threads end.
+    After ``DISKS_LIMIT`` disks another takes its place, so that a batch of any length needs
+    the same memory.
     """
 
     def __init__(self) -> None:
@@ -57,16 +61,16 @@ class SharedAppliances:
             with open_appliance(drives, control=control) as appliance:
                 yield appliance
             return
-        is_clean = False
+        is_reusable = False
         try:
             with blaming_the_host(restored):
                 yield restored
                 restored.finish()
             for number in numbers:
                 restored.wait_until_gone(number)
-            is_clean = not restored.has_volumes
+            is_reusable = not restored.has_volumes and restored.attached < DISKS_LIMIT
         finally:
-            if not self._keep(restored, is_clean=is_clean):
+            if not self._keep(restored, is_reusable=is_reusable):
                 restored.close()
 
     def _take(self, control: Control) -> RestoredAppliance | None:
@@ -77,10 +81,10 @@ class SharedAppliances:
                 return restored
         return restore(control)
 
-    def _keep(self, restored: RestoredAppliance, *, is_clean: bool) -> bool:
+    def _keep(self, restored: RestoredAppliance, *, is_reusable: bool) -> bool:
         """Return whether an appliance is kept for another image."""
         with self._guard:
-            if is_clean and not self._closed:
+            if is_reusable and not self._closed:
                 self._idle.append(restored)
                 return True
         return False

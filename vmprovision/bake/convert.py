@@ -90,6 +90,7 @@ def _convert(
         ["convert", "-O", disk_format, *options, name, str(target)],
         [opened.layer],
         timeout=CONVERT_SECONDS,
+        cancelled=control.cancelled,
     )
     control.step(f"comparing {target.name}")
     written = json.dumps(
@@ -99,6 +100,7 @@ def _convert(
         ["compare", name, f"json:{written}"],
         [opened.layer],
         timeout=CONVERT_SECONDS,
+        cancelled=control.cancelled,
         accept=(0, 1),
     )
     if done.returncode:

@@ -22,7 +22,8 @@ from urllib.parse import unquote, urlsplit
 
 from vmprovision import __version__
 from vmprovision.bake.files import hash_file, writing
-from vmprovision.errors import CommandError, SourceError
+from vmprovision.bake.signature import check_signatures
+from vmprovision.errors import SourceError
 from vmprovision.host.cache import cache_directory, locked, make_private
 from vmprovision.host.command import run
 from vmprovision.recipe import build_image
@@ -70,6 +71,7 @@ def obtain_source(loaded: LoadedBakeFile, folder: Path, control: Control) -> Pat
         run(
             ["cp", "--reflink=auto", "--sparse=always", "--", origin, copy],
             timeout=COPY_SECONDS,
+            cancelled=control.cancelled,
         )
         # an output is never more readable than the source
         copy.chmod(0o600 | copy.stat().st_mode & 0o044)
@@ -92,39 +94,8 @@ def check_source(loaded: LoadedBakeFile, copy: Path, control: Control) -> str:
             hint="get the right file, or, if you trust this one, put its SHA-256 into the bake "
             "file",
         )
-    if loaded.bake.source.signature and loaded.bake.source.keyring:
-        control.step("checking the signature")
-        _check_signature(
-            copy,
-            loaded.beside(loaded.bake.source.signature),
-            loaded.beside(loaded.bake.source.keyring),
-        )
+    check_signatures(loaded, copy, found, control)
     return found
-
-
-def _check_signature(copy: Path, signature: Path, keyring: Path) -> None:
-    """Refuse a file that no key of the keyring has signed (gpgv(1)).
-
-    Raises:
-        SourceError: no key has signed it, or gpgv is not installed.
-    """
-    for path in (signature, keyring):
-        if not path.is_file():
-            raise SourceError(
-                f"there is no file {path}",
-                hint="signature and keyring are relative to the bake file",
-            )
-    try:
-        run(
-            ["gpgv", "--weak-digest", "SHA1", "--keyring", keyring, "--", signature, copy],
-            timeout=COPY_SECONDS,
-        )
-    except CommandError as exc:
-        reason = exc.stderr.strip().splitlines()[-1:] or [exc.message]
-        raise SourceError(
-            f"{signature} is not a signature of the source by a key of {keyring}: {reason[0]}",
-            hint="get image and signature again; gpgv is in the package gpgv",
-        ) from exc
 
 
 def _find_file(loaded: LoadedBakeFile, control: Control) -> Path:

@@ -29,6 +29,9 @@ FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$"
 # Files that are always written, so no image may have one of these names.
 RESERVED = ("SHA256SUMS", "bake.json", "sbom.cdx.json", "provenance.json", "junit.xml")
 LONGEST_PROOF = 24 * 3600.0
+# Keys of [source] that belong together.
+SIGNATURE = ("signature", "keyring")
+BUNDLE = ("bundle", "trusted_root", "identity", "issuer")
 
 
 def _fault(message: str) -> PydanticCustomError:
@@ -95,6 +98,20 @@ class Source(_Table):
         description="A file with the public keys that may have signed it, as `gpg --export` "
         "writes it.",
     )
+    bundle: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="A file with a Sigstore bundle that signs the image, relative to the bake "
+        "file.",
+    )
+    trusted_root: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="A file with the trusted root of the Sigstore instance."
+    )
+    identity: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="Who must have signed it: a URI or an e-mail address."
+    )
+    issuer: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="The URL of the service that vouches for the identity."
+    )
     recipe: Annotated[str, Field(min_length=1)] | None = Field(
         default=None, description="Build the image from this recipe (`vmprovision image list`)."
     )
@@ -108,7 +125,7 @@ class Source(_Table):
     @model_validator(mode="after")
     def _one_origin(self) -> Source:
         """Refuse a source that is not exactly one image."""
-        of_image = ("image", "url", "sha256", "format", "signature", "keyring")
+        of_image = ("image", "url", "sha256", "format", *SIGNATURE, *BUNDLE)
         if self.recipe is not None:
             given = [name for name in of_image if getattr(self, name) is not None]
             if given:
@@ -118,8 +135,11 @@ class Source(_Table):
             raise _fault("needs an image, a url or a recipe")
         if self.sha256 is None:
             raise _fault("needs sha256, the SHA-256 of the image file (`sha256sum FILE` prints it)")
-        if (self.signature is None) != (self.keyring is None):
-            raise _fault("signature and keyring belong together, and one is missing")
+        for names in (SIGNATURE, BUNDLE):
+            missing = [name for name in names if getattr(self, name) is None]
+            if 0 < len(missing) < len(names):
+                together = f"{', '.join(names[:-1])} and {names[-1]}"
+                raise _fault(f"{together} belong together; missing: {', '.join(missing)}")
         if self.recipes is not None or self.tarball is not None:
             raise _fault("recipes and tarball belong to a recipe, and there is none")
         return self

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import re
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,23 +47,73 @@ def connect_scheduler(address: str) -> Iterator[Executor]:
             has no workers, their versions differ from this host's, or their hosts
             lack what the work needs.
     """
+    with _connect(address) as client:
+        yield _executor(client)
+
+
+class Fleet:
+    """A Dask cluster for a program that outlives connections to it; threads share it.
+
+    It has the requirements of ``connect_scheduler``.
+    """
+
+    def __init__(self, address: str) -> None:
+        """Keep the scheduler's address; ``executor`` connects."""
+        self._address = address
+        self._client: Any = None
+        self._lock = threading.Lock()
+
+    def executor(self) -> Executor:
+        """Return an executor for ``inject_many``, by a new connection if the last one is lost.
+
+        Raises:
+            PlanError: the address is invalid.
+            FleetError: the cluster cannot be used now.
+        """
+        with self._lock:
+            if self._client is None or self._client.status == "closed":
+                self._client = _connect(self._address)
+            return _executor(self._client)
+
+    def close(self) -> None:
+        """Close the connection; work that no worker has begun is cancelled."""
+        with self._lock:
+            if self._client is not None:
+                self._client.close()
+
+
+def _connect(address: str) -> Any:  # noqa: ANN401 -- an optional library's client
+    """Return a client of a usable cluster.
+
+    Raises:
+        PlanError: the address is invalid.
+        FleetError: the cluster cannot be used.
+    """
     if not ADDRESS.match(address):
         raise PlanError(
             f"{address!r} is not the address of a scheduler", hint="give tcp://HOST:PORT"
         )
     distributed = _distributed()
-    try:
-        client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
-    except (OSError, TimeoutError) as exc:
-        raise FleetError(
-            f"no Dask scheduler answers at {address}: {exc}",
-            hint="start one with `dask scheduler`, and workers with `dask worker`",
-        ) from exc
-    with client:
-        _require_workers(client, address)
-        _require_same_versions(client.get_versions(packages=["vmprovision"]))
-        _require_usable(client.run(examine_worker, on_error="return"))
-        yield client.get_executor(pure=False, retries=RETRIES)
+    with contextlib.ExitStack() as stack:
+        try:
+            client = stack.enter_context(
+                distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+            )
+            _require_workers(client, address)
+            _require_same_versions(client.get_versions(packages=["vmprovision"]))
+            _require_usable(client.run(examine_worker, on_error="return"))
+        except (OSError, TimeoutError) as exc:
+            raise FleetError(
+                f"no Dask scheduler answers at {address}: {exc}",
+                hint="start one with `dask scheduler`, and workers with `dask worker`",
+            ) from exc
+        stack.pop_all()
+        return client
+
+
+def _executor(client: Any) -> Executor:  # noqa: ANN401 -- an optional library's client
+    made: Executor = client.get_executor(pure=False, retries=RETRIES)
+    return made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -309,10 +309,10 @@ class _Batch:
 def _submitted(
     submit: Callable[[Job], concurrent.futures.Future[JobResult]], job: Job
 ) -> concurrent.futures.Future[JobResult]:
-    """Submit a job; return a failed future if the executor is shut down."""
+    """Submit a job; return a failed future if the executor takes no more work."""
     try:
         return submit(job)
-    except concurrent.futures.BrokenExecutor as exc:
+    except Exception as exc:  # noqa: BLE001 -- each executor has its own, and Dask's has no base
         broken: concurrent.futures.Future[JobResult] = concurrent.futures.Future()
         broken.set_exception(exc)
         return broken

@@ -111,16 +111,12 @@ def bake(  # noqa: PLR0913 -- one parameter for each option
 
 def _library(*, as_json: bool) -> ModuleType:
     """Return the package that bakes; the libraries that it needs are an extra."""
-    import importlib
+    from vmprovision.cli.extras import import_extra
 
     try:
-        return importlib.import_module("vmprovision.bake")
-    except ModuleNotFoundError as exc:
-        missing = errors.BakeFileError(
-            f"bake needs the Python package {exc.name}, which is not installed",
-            hint="pip install 'vmprovision[bake]'",
-        )
-        fail(missing, as_json=as_json)
+        return import_extra("vmprovision.bake", "bake")
+    except errors.PlanError as exc:
+        fail(exc, as_json=as_json)
 
 
 def _bake(

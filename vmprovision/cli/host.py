@@ -8,7 +8,7 @@ import typer
 
 from vmprovision.cli.options import JsonOption
 from vmprovision.cli.running import present, stdout, work
-from vmprovision.errors import VmprovisionError
+from vmprovision.errors import PlanError, VmprovisionError
 
 if TYPE_CHECKING:
     from vmprovision import Control
@@ -43,16 +43,13 @@ def doctor(
 
 def _examined_server() -> list[Finding]:
     """Return what the server lacks; its libraries are an extra."""
-    import importlib
-
+    from vmprovision.cli.extras import import_extra
     from vmprovision.doctor import Finding
 
     try:
-        importlib.import_module("vmprovision.server.run")
-    except ModuleNotFoundError as exc:
-        detail = f"the Python package {exc.name} is not installed"
-        fix = "pip install 'vmprovision[server]'"
-        return [Finding(subject="server", ok=False, detail=detail, fix=fix)]
+        import_extra("vmprovision.server.run", "server")
+    except PlanError as exc:
+        return [Finding(subject="server", ok=False, detail=exc.message, fix=exc.hint)]
     from vmprovision.server.doctor import examine_server
 
     return examine_server()

@@ -165,13 +165,9 @@ def serve(  # noqa: PLR0913 -- one parameter for each option
 
 def _require_libraries(*, as_json: bool) -> None:
     """End the program with the command that installs what the server needs, if it is missing."""
-    import importlib
+    from vmprovision.cli.extras import import_extra
 
     try:
-        importlib.import_module("vmprovision.server.run")
-    except ModuleNotFoundError as exc:
-        missing = errors.PlanError(
-            f"serve needs the Python package {exc.name}, which is not installed",
-            hint="pip install 'vmprovision[server]'",
-        )
-        fail(missing, as_json=as_json)
+        import_extra("vmprovision.server.run", "server")
+    except errors.PlanError as exc:
+        fail(exc, as_json=as_json)

@@ -8,13 +8,15 @@ import os
 import resource
 import selectors
 import shlex
+import signal
 import subprocess
 import time
 from typing import TYPE_CHECKING
 
-from vmprovision.errors import CommandError
+from vmprovision.errors import CancelledError, CommandError
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
@@ -22,6 +24,8 @@ log = logging.getLogger(__name__)
 
 STDERR_TAIL = 600
 OUTPUT_LIMIT = 4 << 20  # bytes kept of each stream; further output is dropped
+POLL_SECONDS = 0.2
+ENDING_SECONDS = 30.0  # in which a cancelled program can remove what it has made
 
 
 def run(  # noqa: PLR0913 -- one parameter for each thing that differs
@@ -33,6 +37,7 @@ def run(  # noqa: PLR0913 -- one parameter for each thing that differs
     accept: Sequence[int] = (0,),
     keep: Sequence[int] = (),
     memory: int | None = None,
+    cancelled: threading.Event | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a host program to its end; return its output and errors as text in the C locale.
 
@@ -47,10 +52,13 @@ def run(  # noqa: PLR0913 -- one parameter for each thing that differs
         keep: open files that the program inherits, so that a lock on one of them
             lives as long as the program, even if this process is killed.
         memory: bytes of address space that the program may have.
+        cancelled: set it to end the program. It and its children get SIGTERM, and SIGKILL if
+            they have not ended half a minute later.
 
     Raises:
         CommandError: the program is missing, was killed at its time limit, or
             ended with a status that is not accepted.
+        CancelledError: ``cancelled`` was set.
     """
     words = [str(word) for word in argv]
     shown = shlex.join(words)
@@ -79,24 +87,42 @@ def run(  # noqa: PLR0913 -- one parameter for each thing that differs
             if memory is not None:
                 with contextlib.suppress(ProcessLookupError):  # it has already ended
                     resource.prlimit(process.pid, resource.RLIMIT_AS, (memory, memory))
-            done = _finished(process, words, timeout)
+            done = _finished(process, words, timeout, cancelled)
         except subprocess.TimeoutExpired as exc:
             raise CommandError(f"{words[0]} did not end within {timeout:.0f} s: {shown}") from exc
         finally:
-            process.kill()
+            if process.returncode is None:
+                _signal_all(process, signal.SIGKILL)
     if done.returncode not in accept:
         tail = done.stderr.strip()[-STDERR_TAIL:] or f"exit status {done.returncode}"
         raise CommandError(f"{words[0]} failed: {tail}", stderr=done.stderr)
     return done
 
 
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Let a program and its children clean up and end; wait until they have, but not for ever."""
+    _signal_all(process, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.communicate(timeout=ENDING_SECONDS)
+
+
+def _signal_all(process: subprocess.Popen[bytes], number: int) -> None:
+    """Send a signal to a program that was not waited for, and to its children."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
 def _finished(
-    process: subprocess.Popen[bytes], words: Sequence[str], timeout: float
+    process: subprocess.Popen[bytes],
+    words: Sequence[str],
+    timeout: float,
+    cancelled: threading.Event | None,
 ) -> subprocess.CompletedProcess[str]:
     """Read a program's output until it ends; keep at most ``OUTPUT_LIMIT`` of each stream.
 
     Raises:
         subprocess.TimeoutExpired: it did not end in time.
+        CancelledError: ``cancelled`` was set.
     """
     deadline = time.monotonic() + timeout
     kept = [bytearray(), bytearray()]
@@ -105,7 +131,11 @@ def _finished(
             if stream is not None:
                 selector.register(stream, selectors.EVENT_READ, buffer)
         while selector.get_map():
-            ready = selector.select(deadline - time.monotonic())
+            left = deadline - time.monotonic()
+            ready = selector.select(left if cancelled is None else min(left, POLL_SECONDS))
+            if cancelled is not None and cancelled.is_set():
+                _end(process)
+                raise CancelledError("cancelled", hint="nothing was changed")
             if not ready and time.monotonic() >= deadline:
                 raise subprocess.TimeoutExpired(words, timeout)
             for key, _ in ready:

@@ -28,6 +28,7 @@ from vmprovision.image.header import FORMATS, read_references, refuse_nested_vmd
 
 if TYPE_CHECKING:
     import subprocess
+    import threading
     from collections.abc import Callable, Iterator, Sequence
 
 CHAIN_LIMIT = 32
@@ -235,6 +236,7 @@ def run_qemu_img(  # noqa: PLR0913 -- one parameter for each thing that differs
     accept: Sequence[int] = (0,),
     keep: Sequence[int] = (),
     memory: int | None = None,
+    cancelled: threading.Event | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run qemu-img on images named by ``source``; its error messages show the images' paths.
 
@@ -249,9 +251,11 @@ def run_qemu_img(  # noqa: PLR0913 -- one parameter for each thing that differs
         keep: other open files that it inherits.
         memory: bytes of address space that it may have. Only where it reads one thing
             after another: its threads for the rest take address space with the host's size.
+        cancelled: set it to end the program.
 
     Raises:
         CommandError: qemu-img failed, or exceeded its limit of memory or time.
+        CancelledError: ``cancelled`` was set.
     """
     files = [file for layer in layers for file in layer.files()]
     try:
@@ -261,6 +265,7 @@ def run_qemu_img(  # noqa: PLR0913 -- one parameter for each thing that differs
             accept=accept,
             keep=[*(file.handle for file in files), *keep],
             memory=memory,
+            cancelled=cancelled,
         )
     except CommandError as exc:
         shown = {source(layer): str(layer.file) for layer in layers}

@@ -71,7 +71,7 @@ def build_image(  # noqa: PLR0913 -- all but the name by keyword
     if output is None:
         return cached
     control.step(f"copying the image to {output}")
-    _copy(cached, output)
+    _copy(cached, output, control)
     return output
 
 
@@ -110,7 +110,7 @@ def _build(
     tar, disk = directory / "guest.tar", directory / "disk.qcow2"
     root = _copy_tarball(recipe, tarball, directory) if tarball else None
     control.step(f"installing the packages of {recipe.name}")
-    make_guest_files(recipe, tar)
+    make_guest_files(recipe, tar, control)
     control.step("copying the packages to a disk")
     run(
         ["qemu-img", "create", "-q", "-f", "qcow2", disk, f"{recipe.disk.size_mb}M"],
@@ -187,13 +187,17 @@ def _refuse_existing(output: Path) -> None:
         raise RecipeError(f"there is no directory {output.absolute().parent}")
 
 
-def _copy(cached: Path, output: Path) -> None:
+def _copy(cached: Path, output: Path, control: Control) -> None:
     """Copy the image to a folder beside ``output``, then rename it unless that exists by now."""
     try:
         workspace = make_workspace_in(output.absolute().parent, ".vmprovision-")
         try:
             copy = workspace.path / output.name
-            run(["cp", "--reflink=auto", "--sparse=always", cached, copy], timeout=COPY_SECONDS)
+            run(
+                ["cp", "--reflink=auto", "--sparse=always", cached, copy],
+                timeout=COPY_SECONDS,
+                cancelled=control.cancelled,
+            )
             copy.chmod(0o644)
             _rename_to_new(copy, output)
         finally:

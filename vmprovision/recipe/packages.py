@@ -9,6 +9,7 @@ stays in the image.
 from __future__ import annotations
 
 import io
+import os
 import re
 import shlex
 import tarfile
@@ -21,9 +22,11 @@ from vmprovision.host.mirrors import APT_SECONDS, host_mirrors
 from vmprovision.recipe.emulation import require_emulation
 
 if TYPE_CHECKING:
+    from vmprovision.progress import Control
     from vmprovision.recipe.schema import Recipe
 
 BUILD_SECONDS = 3600.0
+UNSHARE_SECONDS = 60.0
 # mmdebstrap gives no file a later date.  With SOURCE_DATE_EPOCH, Python writes bytecode
 # that does not depend on dates either.
 SOURCE_DATE_EPOCH = "1767225600"  # 2026-01-01
@@ -49,11 +52,12 @@ HOST_FILES = (
 )
 
 
-def make_guest_files(recipe: Recipe, target: Path) -> None:
+def make_guest_files(recipe: Recipe, target: Path, control: Control | None = None) -> None:
     """Write a tar archive of all files of the guest to ``target``.
 
     Raises:
         RecipeError: the packages could not be fetched or installed.
+        CancelledError: the caller cancelled.
     """
     if not any(keyring.exists() for keyring in KEYRINGS):
         raise RecipeError(
@@ -63,16 +67,35 @@ def make_guest_files(recipe: Recipe, target: Path) -> None:
     require_emulation(recipe.architecture)
     files = target.with_suffix(".files.tar")
     files.write_bytes(pack_files(recipe))
+    enter, place = _removed_with(target.parent)
     try:
         run(
-            mmdebstrap_command(recipe, files=files, target=target),
+            [*enter, *mmdebstrap_command(recipe, files=files, target=target)],
             timeout=BUILD_SECONDS,
-            environment={"SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH},
+            environment={"SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH, **place},
+            cancelled=control.cancelled if control else None,
         )
     except CommandError as exc:
         raise RecipeError(f"recipe {recipe.name}: {_cause(exc)}", hint=_hint(exc)) from exc
     finally:
         files.unlink(missing_ok=True)
+
+
+def _removed_with(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """Return what lets mmdebstrap's mounts and folder disappear with it and with this folder.
+
+    As root it mounts in the host's namespace, and it does not unmount when it is ended.
+    As another user it mounts in a namespace of its own, and it removes its folder, which
+    belongs to users that this process cannot act as.
+    """
+    own_mounts = ["unshare", "--mount"]
+    if os.geteuid() != 0:
+        return [], {}
+    try:
+        run([*own_mounts, "true"], timeout=UNSHARE_SECONDS)
+    except CommandError:  # in a container; mmdebstrap then mounts nothing
+        own_mounts = []
+    return own_mounts, {"TMPDIR": str(folder)}
 
 
 def mmdebstrap_command(recipe: Recipe, *, files: Path, target: Path) -> list[str | Path]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmprovision.api import inject
 from vmprovision.appliance.drives import drive_of
 from vmprovision.appliance.session import disk_sectors
 from vmprovision.errors import (
@@ -36,6 +36,7 @@ from vmprovision.server.files import (
     sha256_of,
     template_folder,
 )
+from vmprovision.server.injecting import inject_image
 from vmprovision.server.tools import Outcome
 from vmprovision.target import Access, open_guest
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 IMAGE = "image"
 BOOT = "boot"
+BEGUN = ".injecting-"
 
 
 def base_image(tools: Tools, template: TemplateRow) -> Path:
@@ -99,24 +101,24 @@ def _make_image(
     tools: Tools, template: TemplateRow, source: Path, image: Path, disk_format: str
 ) -> bool:
     """Write the image of a template; return whether the agent is in it."""
-    partial = image.with_name(".injecting")
-    partial.unlink(missing_ok=True)
+    for begun in image.parent.glob(f"{BEGUN}*"):
+        remove_folder(begun)
+    with disk_failures(image):
+        # a worker of a cluster may outlive the server, and must not meet the next one's file
+        partial = Path(tempfile.mkdtemp(prefix=BEGUN, dir=image.parent))
     try:
-        inject(
-            source,
-            source=ImageOptions(format=disk_format),
-            output=partial,
-            pool=tools.pool,
-            control=tools.control,
-        )
+        inject_image(tools, source, source=ImageOptions(format=disk_format), output=partial)
     except (InspectionError, UnsupportedGuestError, PlanError):
         if template.agent == "required":
             raise
         (image.parent / "without-agent").touch()
         copy_image(source, image)
         return False
-    partial.replace(image)
-    return True
+    else:
+        (partial / source.name).replace(image)
+        return True
+    finally:
+        remove_folder(partial)
 
 
 def _find_boot(tools: Tools, image: Path, disk_format: str, *, needs_guest: bool) -> dict[str, Any]:

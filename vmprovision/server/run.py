@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from vmprovision.appliance.pool import Pool
-from vmprovision.batch.dask import connect_scheduler
+from vmprovision.batch.dask import Fleet
 from vmprovision.errors import HypervisorError, PlanError, VmprovisionError
 from vmprovision.host.cache import make_private
 from vmprovision.progress import Control
@@ -65,19 +65,16 @@ def serve(
         stack.callback(store.close)
         agents = AgentClient()
         stack.callback(agents.close)
-        pool = stack.enter_context(Pool(size=settings.builders))
-        executor = (
-            stack.enter_context(connect_scheduler(settings.scheduler))
-            if settings.scheduler
-            else None
-        )
+        # with a cluster, this host only reads images when they are registered
+        pool = stack.enter_context(Pool(size=1 if settings.scheduler else settings.builders))
+        fleet = _connect_fleet(settings.scheduler, stack) if settings.scheduler else None
         tools = Tools(
             settings=settings,
             store=store,
             agents=agents,
             hosts={uri: Hypervisor(uri, store.installation) for uri in settings.hosts},
             pool=pool,
-            executor=executor,
+            fleet=fleet,
             control=Control(),
         )
         workers = Workers(tools)
@@ -101,6 +98,19 @@ def serve(
         is_ready()
         while not control.cancelled.wait(POLL_SECONDS):
             pass
+
+
+def _connect_fleet(address: str, stack: contextlib.ExitStack) -> Fleet:
+    """Return a usable Dask cluster, closed with the stack.
+
+    Raises:
+        PlanError: the address is invalid.
+        FleetError: the cluster cannot be used.
+    """
+    fleet = Fleet(address)
+    stack.callback(fleet.close)
+    fleet.executor()
+    return fleet
 
 
 def _make_state(settings: ServerSettings) -> None:

@@ -9,9 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmprovision.api import inject
-from vmprovision.batch.run import inject_many
-from vmprovision.errors import HypervisorError, PlanError, VmprovisionError, about_image
+from vmprovision.errors import HypervisorError, PlanError, about_image
 from vmprovision.planning.injection import InjectOptions
 from vmprovision.reports import ImageOptions
 from vmprovision.server.domain import Machine, domain_xml
@@ -22,6 +20,7 @@ from vmprovision.server.files import (
     remove_folder,
     vm_files,
 )
+from vmprovision.server.injecting import inject_image
 from vmprovision.server.phases import next_step
 from vmprovision.server.preparing import base_image
 from vmprovision.server.tools import Outcome, accelerator_of, arrived
@@ -103,16 +102,7 @@ def inject_agent(tools: Tools, vm: VmRow, template: TemplateRow) -> Outcome:
     )
     source = ImageOptions(format="qcow2", allow_backing=True)
     disk = vm_files(tools.settings.state, vm.id).disk
-    if tools.executor is None:
-        report = inject(disk, options, source=source, pool=tools.pool, control=tools.control)
-    else:
-        batch = inject_many(
-            [disk], options, source=source, executor=tools.executor, control=tools.control
-        )
-        (result,) = batch.results
-        if result.error is not None or result.report is None:
-            raise result.error or VmprovisionError("the injection returned no report")
-        report = result.report
+    report = inject_image(tools, disk, options, source=source)
     allocated = disk.stat().st_blocks * 512
     detail = (
         f"agent {report.agent_version} under {report.guest.init.system}, {report.verified} "

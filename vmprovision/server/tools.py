@@ -17,9 +17,9 @@ from vmprovision.server.queries import find_template_row
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from concurrent.futures import Executor
 
     from vmprovision.appliance.pool import Pool
+    from vmprovision.batch.dask import Fleet
     from vmprovision.progress import Control
     from vmprovision.qemu.options import Accelerator
     from vmprovision.server.agents import AgentClient
@@ -53,7 +53,7 @@ class Tools:
 
     Attributes:
         hosts: libvirt, by its URIs.
-        executor: runs the injections on other hosts, if given.
+        fleet: does the injections on other hosts, if given.
         control: cancels work when the server stops.
     """
 
@@ -62,7 +62,7 @@ class Tools:
     agents: AgentClient
     hosts: Mapping[str, Hypervisor]
     pool: Pool | None
-    executor: Executor | None
+    fleet: Fleet | None
     control: Control
 
     def host_of(self, uri: str | None) -> Hypervisor:

@@ -27,6 +27,7 @@ from vmprovision.errors import (
 )
 from vmprovision.server.actions.templates import release_hidden_template
 from vmprovision.server.hypervisor import HypervisorUnreachableError
+from vmprovision.server.injecting import FleetUnreachableError
 from vmprovision.server.leases import (
     Lease,
     LostLeaseError,
@@ -217,7 +218,7 @@ def _after_error(row: VmRow | TemplateRow, error: VmprovisionError) -> Outcome:
     wants_deletion = (
         row.state == "deleting" if isinstance(row, TemplateRow) else row.wanted == "deleted"
     )
-    is_unreachable = isinstance(error, HypervisorUnreachableError)
+    is_unreachable = isinstance(error, (FleetUnreachableError, HypervisorUnreachableError))
     is_last = not isinstance(error, TRANSIENT) or row.attempts + 1 >= ATTEMPTS
     changes: dict[str, Any] = {"error": document}
     if is_unreachable or wants_deletion or not is_last:

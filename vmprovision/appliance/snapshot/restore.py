@@ -69,6 +69,7 @@ class RestoredAppliance:
 
     Attributes:
         monitor: QEMU's.
+        attached: how many disks were attached to it, one after another.
         has_volumes: whether udev, RAID and LVM run in it.
     """
 
@@ -86,7 +87,7 @@ class RestoredAppliance:
         self._serials: dict[int, str] = {}
         self._files: dict[int, Path] = {}
         self._given: dict[int, list[int]] = {}
-        self._next = 0
+        self.attached = 0
         self._seconds = RESTORE_SECONDS if saved.accelerator == "tcg" else KVM_RESTORE_SECONDS
         self.has_volumes = False
         self._has_mapped = False
@@ -116,8 +117,8 @@ class RestoredAppliance:
             WrongDiskError: the appliance's new disk is a different one.
             ApplianceError: QEMU cannot open it, or it does not appear.
         """
-        number, serial = self._next, new_serial()
-        self._next += 1
+        number, serial = self.attached, new_serial()
+        self.attached += 1
         node = f"disk{number}"
         self._files[number] = drive.path
         with throwaway(drive, self._folder / f"disk{number}.qcow2") as written:
