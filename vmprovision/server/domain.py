@@ -120,7 +120,8 @@ def _add_devices(devices: ET.Element, machine: Machine) -> None:
     ET.SubElement(card, "model", type="virtio")
     serial = ET.SubElement(devices, "serial", type="file")
     ET.SubElement(serial, "source", path=str(machine.console), append="on")
-    if machine.kernel is None and machine.arch in WITH_A_DISPLAY:
+    by_bios = machine.kernel is None and machine.firmware is None
+    if by_bios and machine.arch in WITH_A_DISPLAY:
         ET.SubElement(ET.SubElement(devices, "video"), "model", type="vga")
     rng = ET.SubElement(devices, "rng", model="virtio")
     _text(rng, "backend", "/dev/urandom").set("model", "random")

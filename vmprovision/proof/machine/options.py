@@ -32,8 +32,8 @@ class Hardware:
         console: the board's serial port, as Linux names it.
         processor: TCG's processor, which meets the requirements of current distributions.
         bus: the bus of virtio devices: "pci", or "ccw" on IBM Z.
-        display: the graphics card beside which boot loaders start; without its BIOS, a PC's GRUB
-            waits for ever. Kernels need none.
+        display: the graphics card of a board whose BIOS starts a boot loader. Without a card's own
+            BIOS, GRUB waits for ever. UEFI and kernels need none, and a console on it costs time.
     """
 
     programs: tuple[str, ...]
@@ -152,7 +152,7 @@ def board_options(hardware: Hardware, accelerator: Accelerator, memory_mb: int) 
 def boot_options(hardware: Hardware, source: BootSource) -> list[str]:
     """Return the options for what the machine starts first."""
     options: list[str] = []
-    if hardware.display and source.kernel is None:
+    if hardware.display and source.kernel is None and source.firmware is None:
         options += ["-device", hardware.display]
     if source.firmware is not None:
         file = {"driver": "file", "filename": str(source.firmware.absolute())}
