@@ -29,6 +29,7 @@ pytestmark = [pytest.mark.appliance, pytest.mark.boot, pytest.mark.slow]
 BOOT_SECONDS = 900.0  # cloud-init is much Python: without KVM, on a loaded host
 # printed when all of cloud-init's stages are over
 USER_DATA = b"#cloud-config\nruncmd: [[sh, -c, 'echo cloud-init-is-done >/dev/ttyS0']]\n"
+IMAGE = vmprovision.ImageOptions(format="qcow2", allow_backing=True)
 ESP = Mount(device="2", at="/boot/efi")
 BOOT = Mount(device="3", at="/boot")
 # recipe -> its filesystems, and what /metrics says of them: mount point -> kind
@@ -65,15 +66,17 @@ def test_a_cloud_image_serves_two_clones_and_comes_back(name: str, tmp_path: Pat
     disk = overlay(recipe_image(f"debian-13-cloud-{name}"), tmp_path / "image.qcow2")
     sight = Sight(path=disk, format="qcow2", mounts=mounts)
     before = look_into(sight, tmp_path)
-    source = vmprovision.ImageOptions(format="qcow2", allow_backing=True)
     options = vmprovision.InjectOptions(manager_url=MANAGER_URL)
-    guest = vmprovision.inject(disk, options, source=source).guest
+    guest = vmprovision.inject(disk, options, source=IMAGE).guest
     assert (guest.init.system, guest.init.confidence) == ("systemd", "certain")
     assert [each.program for each in guest.first_boot] == ["cloud-init"]
 
     clones = [
-        boot_clone(disk, tmp_path / each, BootSource(firmware=firmware))
-        for each, firmware in (("web-1", None), ("web-2", ovmf))
+        boot_clone(disk, tmp_path / each, source)
+        for each, source in (
+            ("web-1", BootSource(display=True)),
+            ("web-2", BootSource(firmware=ovmf)),
+        )
     ]
     for each, (information, metrics) in zip(("web-1", "web-2"), clones, strict=True):
         assert information["vm_id"] == each
@@ -84,7 +87,7 @@ def test_a_cloud_image_serves_two_clones_and_comes_back(name: str, tmp_path: Pat
         found = {entry["mountpoint"]: entry["type"] for entry in metrics["file_systems"]}
         assert filesystems.items() <= found.items()
 
-    vmprovision.remove(disk, source=source)
+    vmprovision.remove(disk, source=IMAGE)
     assert look_into(sight, tmp_path) == before
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vmprovision.filesystem.protocol import GuestReader
 
 Firmware = Literal["bios", "uefi"]
+GRUB = "GRUB"  # as a PC's BIOS starts it
 
 SYSLINUX_FOLDERS = ("/boot/extlinux", "/extlinux", "/boot/syslinux", "/syslinux", "/boot", "/")
 EFI_SYSTEMS = ("/boot/efi", "/efi", "/boot")
@@ -97,7 +98,7 @@ def _bios_loader(first_sector: bytes, reader: GuestReader) -> BootLoader | None:
     active partition.
     """
     if b"GRUB" in first_sector[BOOT_CODE]:
-        return BootLoader(name="GRUB", needs="bios")
+        return BootLoader(name=GRUB, needs="bios")
     if any(first_sector[BOOT_CODE]):
         for folder in SYSLINUX_FOLDERS:
             if status_of(reader, PurePosixPath(folder) / "ldlinux.sys") is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vmprovision.errors import PlanError, ProofError, printable
 from vmprovision.filesystem.deployment import DeployedFilesystem
-from vmprovision.inspection.boot import expects_classic_names, find_boot_loader
+from vmprovision.inspection.boot import GRUB, expects_classic_names, find_boot_loader
 from vmprovision.inspection.bootmenu.files import MenuFiles
 from vmprovision.inspection.kernelfile import kernel_architecture
 from vmprovision.inspection.ostree import find_boot_files
@@ -81,7 +81,7 @@ def find_start(
             hint="leave out --firmware, and the image starts by what it has",
         )
     if loader is not None and (loader.needs == "bios" or loader.firmware is not None):
-        source = BootSource(firmware=loader.firmware)
+        source = BootSource(firmware=loader.firmware, display=loader.name == GRUB)
         return BootStart(source=source, name=f"boot loader ({loader.name})", arch=guest.arch)
     if firmware is not None:
         raise ProofError(

@@ -133,7 +133,7 @@ def boot(  # noqa: PLR0913 -- all but the disk by name
         command = [
             str(qemu),
             *board_options(hardware, accelerator, memory_mb),
-            *boot_options(hardware, opened),
+            *boot_options(opened),
             *firmware,
             *disk_options(hardware, disk.describe(name_of), disk.sectors),
             *network_options(hardware, agent_port, manager),

@@ -32,8 +32,6 @@ class Hardware:
         console: the board's serial port, as Linux names it.
         processor: TCG's processor, which meets the requirements of current distributions.
         bus: the bus of virtio devices: "pci", or "ccw" on IBM Z.
-        display: the graphics card of a board whose BIOS starts a boot loader. Without a card's own
-            BIOS, GRUB waits for ever. UEFI and kernels need none, and a console on it costs time.
     """
 
     programs: tuple[str, ...]
@@ -43,7 +41,6 @@ class Hardware:
     console: str = "ttyS0"
     processor: str = "max"
     bus: str = "pci"
-    display: str = ""
 
 
 HARDWARE = {
@@ -52,14 +49,12 @@ HARDWARE = {
         package="qemu-system-x86",
         machine="q35",
         natively=("x86_64",),
-        display="VGA",
     ),
     "i386": Hardware(
         programs=("qemu-system-x86_64", "qemu-system-i386"),
         package="qemu-system-x86",
         machine="pc",
         natively=("x86_64", "i686"),
-        display="VGA",
     ),
     "aarch64": Hardware(
         programs=("qemu-system-aarch64", "/usr/libexec/qemu-kvm"),
@@ -114,12 +109,15 @@ class BootSource:
         kernel: the kernel to load; if None, the disk's boot loader starts.
         initrd: the kernel's initial RAM disk.
         command_line: the kernel's, without ``panic=-1``, which is added.
+        display: whether a PC has a graphics card. GRUB asks the card's own BIOS for a mode, and
+            waits for ever if there is none. For others a console on it costs time.
     """
 
     firmware: Path | None = None
     kernel: Path | None = None
     initrd: Path | None = None
     command_line: str = ""
+    display: bool = False
 
 
 def find_qemu(arch: str, hardware: Hardware) -> Path:
@@ -149,11 +147,11 @@ def board_options(hardware: Hardware, accelerator: Accelerator, memory_mb: int) 
     ]
 
 
-def boot_options(hardware: Hardware, source: BootSource) -> list[str]:
+def boot_options(source: BootSource) -> list[str]:
     """Return the options for what the machine starts first."""
     options: list[str] = []
-    if hardware.display and source.kernel is None and source.firmware is None:
-        options += ["-device", hardware.display]
+    if source.display:
+        options += ["-device", "VGA"]
     if source.firmware is not None:
         file = {"driver": "file", "filename": str(source.firmware.absolute())}
         code = {"driver": "raw", "file": file}
