@@ -116,7 +116,9 @@ def program_page(date: str) -> Page:
         page.macro("Cm", *map(word, words))
         page.macro("Op", "Ar", "option", "...")
         for each in _arguments(command):
-            page.macro("Ar", word(_metavar(each)))
+            optional = () if each.required else ("Op",)
+            several = ("...",) if each.nargs < 0 else ()
+            page.macro(*optional, "Ar", word(_metavar(each)), *several)
     page.section("DESCRIPTION")
     page.text(_help(root))
     page.text(

@@ -147,7 +147,7 @@ def test_an_extra_that_is_missing_is_named(installed: Installed, wheel: Path) ->
     assert done.returncode == 40
     assert "the extra server is not complete" in done.stderr
     assert "fastapi" in done.stderr
-    assert "next: pip install 'vmprovision[server]'\n" in done.stderr
+    assert "/venv/bin/python -m pip install 'vmprovision[server]'\n" in done.stderr
 
 
 def test_the_server_has_its_pages(installed: Installed, wheel: Path, tmp_path: Path) -> None:

@@ -59,7 +59,17 @@ def test_every_command_explains_itself(run_cli: RunCli) -> None:
         options = [p for p in command.params if p.param_type_name == "option"]
         assert all(option.help for option in options), words
         assert "--json" in [name for option in options for name in option.opts], words
-    assert "Usage" in run_cli("inject", "--help").stdout
+        valued = [option for option in options if not (option.is_flag or option.count)]
+        assert all(each.metavar for each in valued), f"{words}: Typer would show a Python type"
+    text = run_cli("inject", "--help").stdout
+    assert "Usage" in text
+    assert re.findall("(?<=─ )[A-Z][a-z ]+(?= ─)", text)[1:] == [
+        "Options",
+        "Agent",
+        "Several images",
+        "Image",
+    ]
+    assert not re.search("--(json|dry-run|help).*<bool>", text)
 
 
 def test_json_is_one_object_and_nothing_else(run_cli: RunCli, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from vmprovision.disklayout.partitions import (
     BOOT_CODE_TYPES,
     HEAD_SIZE,
     LOGICAL_LIMIT,
+    WHOLE_DISK,
     EndlessTableError,
     Partition,
     UnclearLayoutError,
@@ -144,16 +145,26 @@ def test_a_chain_that_leads_back_ends(link: int, tmp_path: Path) -> None:
     [
         MBR + "size=8MiB, type=5\n",
         MBR + "size=8MiB, type=a5\n",
-        MBR,
-        GPT,
         GPT + "table-length: 256\nsize=4MiB\n",
     ],
-    ids=["extended", "bsd", "empty-mbr", "empty-gpt", "long-gpt"],
+    ids=["extended", "bsd", "long-gpt"],
 )
 def test_other_tables_are_unclear(script: str, tmp_path: Path) -> None:
     """They are the appliance's own tools' affair."""
     with pytest.raises(UnclearLayoutError):
         parse_partitions(head_of(disk(tmp_path, script)))
+
+
+@pytest.mark.parametrize("script", [MBR, GPT], ids=["mbr", "gpt"])
+def test_a_disk_with_an_empty_table_is_one_volume(script: str, tmp_path: Path) -> None:
+    """The kernel finds no partition, and the disk itself may hold a filesystem."""
+    image = disk(tmp_path, script)
+    assert parse_partitions(head_of(image)) == WHOLE_DISK
+    with image.open("r+b") as file:  # a boot loader's code, or a FAT
+        file.write(b"\xeb\x3c\x90")
+    if script == MBR:
+        with pytest.raises(UnclearLayoutError):
+            parse_partitions(head_of(image))
 
 
 WORD = st.integers(0, 0xFFFFFFFF) | st.integers(0, 40)

@@ -126,6 +126,7 @@ CASES: Mapping[str, Case] = {
         plain=False,
         slow=True,
     ),
+    "empty-table": Case(parts=(), plain=False, slow=True),
     "sixty-empty-partitions": Case(
         parts=(*[Part(line="", size_mb=1) for _ in range(60)], root()),
         plain=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -79,10 +80,14 @@ def commit(tools: Tools, vm: VmRow, changes: object) -> None:
 def test_every_step_can_be_done_twice(
     tools: Tools, services: Services, store: Store, host: LibvirtHost
 ) -> None:
-    """From a template to a defined domain, each step is done twice and makes one thing."""
-    image = services.settings.image_folders[0] / "busybox.qcow2"
-    build_image("busybox-standalone", output=image, control=Control())
-    spec = TemplateSpec(rootfs_path=str(image), mem_mib=64)
+    """From a template to a defined domain, each step is done twice and makes one thing.
+
+    The image's name says another format than its owner, who is right.
+    """
+    image = services.settings.image_folders[0] / "busybox.vmdk"
+    built = build_image("busybox-standalone", control=Control())
+    subprocess.run(["qemu-img", "convert", "-O", "raw", built, image], check=True)
+    spec = TemplateSpec(rootfs_path=str(image), mem_mib=64, format="raw")
     create_template(services, WriteTemplate(name="busybox", spec=spec))
     template = claim_template(store, "owner", 600)
     assert template is not None

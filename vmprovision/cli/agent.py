@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vmprovision.cli.commands import App
 from vmprovision.cli.options import JsonOption, PortOption
 from vmprovision.cli.running import fail, present, stdout, work
 from vmprovision.errors import ImageError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from vmprovision.changes.operations import Operation
     from vmprovision.runtime.archive import Archive
 
-app = typer.Typer(help="The guest agent by itself.", no_args_is_help=True)
+app = App(help="The guest agent by itself.")
 
 
 @app.command("build")

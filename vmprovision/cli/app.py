@@ -24,12 +24,12 @@ from vmprovision.cli import (
     seed,
     serve,
 )
+from vmprovision.cli.commands import App
 
-app = typer.Typer(
+app = App(
     name="vmprovision",
     help="Install a guest agent offline in any Linux disk image: no root, no mounts, no KVM "
     "needed. Afterwards the image is either finished or untouched.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

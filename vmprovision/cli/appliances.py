@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import typer
-
+from vmprovision.cli.commands import App
 from vmprovision.cli.options import JsonOption
 from vmprovision.cli.running import present, stdout, work
 
@@ -13,9 +12,8 @@ if TYPE_CHECKING:
     from vmprovision import Control
     from vmprovision.appliance.snapshot.store import SavedAppliance
 
-app = typer.Typer(
+app = App(
     help="The appliance that is booted once on this host and restored for every image.",
-    no_args_is_help=True,
 )
 
 

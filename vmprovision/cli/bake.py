@@ -35,7 +35,7 @@ def bake(  # noqa: PLR0913 -- one parameter for each option
     files: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="FILE...",
+            metavar="FILE",
             show_default=False,
             help="Bake files, or directories that hold some (*.toml).",
         ),

@@ -6,7 +6,7 @@ import contextlib
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -31,6 +31,8 @@ SOME_FAILED = 3
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchOptions:
     """The options that make an injection a batch, even of one image."""
+
+    panel: ClassVar = "Several images"
 
     jobs: Annotated[
         int | None,

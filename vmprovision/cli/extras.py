@@ -54,10 +54,10 @@ def _missing(extra: str) -> list[str]:
 
 def _command(extra: str) -> str:
     """Return the command that installs an extra; the system's own Python takes no packages."""
-    install = f"pip install '{PACKAGE}[{extra}]'"
+    install = f"-m pip install '{PACKAGE}[{extra}]'"
     if sys.prefix != sys.base_prefix:
-        return install
+        return f"{sys.executable} {install}"
     return (
-        f"/usr/bin/python3 -m venv --system-site-packages venv && venv/bin/{install}; "
-        f"then venv/bin/python -m {PACKAGE}"
+        "/usr/bin/python3 -m venv --system-site-packages venv && "
+        f"venv/bin/python {install}; then venv/bin/python -m {PACKAGE}"
     )

@@ -145,10 +145,12 @@ def prove(  # noqa: PLR0913 -- one parameter for each option or group of them
     *,
     kernel: Annotated[
         Path | None,
-        typer.Option(help="A kernel for an image that has neither boot loader nor kernel."),
+        typer.Option(
+            metavar="FILE", help="A kernel for an image that has neither boot loader nor kernel."
+        ),
     ] = None,
     initrd: Annotated[
-        Path | None, typer.Option(help="The initrd that belongs to --kernel.")
+        Path | None, typer.Option(metavar="FILE", help="The initrd that belongs to --kernel.")
     ] = None,
     firmware: Annotated[
         str | None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vmprovision.cli.commands import App
 from vmprovision.cli.options import JsonOption
 from vmprovision.cli.running import present, stdout, work
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from vmprovision import Control
     from vmprovision.recipe import Recipe
 
-app = typer.Typer(help="Small bootable guest images, built from recipes.", no_args_is_help=True)
+app = App(help="Small bootable guest images, built from recipes.")
 
 RecipesOption = Annotated[
     Path | None,

@@ -58,7 +58,7 @@ def inject(  # noqa: PLR0913 -- one parameter for each option or group of them
     images: Annotated[
         list[Path],
         typer.Argument(
-            metavar="IMAGE...",
+            metavar="IMAGE",
             show_default=False,
             help="Disk images, or directories that hold an unpacked root filesystem.",
         ),

@@ -7,13 +7,14 @@ option for each of its fields.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_type_hints
 
 import typer
 
@@ -62,6 +63,8 @@ PortOption = Annotated[
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceOptions:
     """How to open an image."""
+
+    panel: ClassVar = "Image"
 
     disk_format: FormatOption = None
     root: Annotated[
@@ -141,6 +144,8 @@ class SourceOptions:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InjectionOptions:
     """What to put into a guest."""
+
+    panel: ClassVar = "Agent"
 
     vm_id: Annotated[
         str | None,
@@ -311,8 +316,16 @@ def _parameters_of(kind: Any, without: Collection[str]) -> list[inspect.Paramete
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=field.default,
-            annotation=hints[field.name],
+            annotation=_in_panel(hints[field.name], kind.panel),
         )
         for field in dataclasses.fields(kind)
         if field.name not in without
     ]
+
+
+def _in_panel(hint: Any, panel: str) -> Any:  # noqa: ANN401 -- an annotation
+    """Return an option's annotation with the panel in which the help shows it."""
+    kind, option = get_args(hint)
+    option = copy.copy(option)
+    option.rich_help_panel = panel
+    return Annotated[kind, option]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vmprovision.cli.commands import App
 from vmprovision.cli.options import JsonOption
 from vmprovision.cli.running import present, stdout, work
 from vmprovision.guest.names import ARCHITECTURES
@@ -17,9 +18,8 @@ if TYPE_CHECKING:
     from vmprovision import Control
     from vmprovision.runtime.store import Runtime
 
-app = typer.Typer(
+app = App(
     help="Small interpreters for guests without Python, built from MicroPython's source.",
-    no_args_is_help=True,
 )
 
 
@@ -28,7 +28,7 @@ def build(
     architectures: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[ARCH]...",
+            metavar="ARCH",
             show_default=False,
             help="all, or one or more of: "
             + ", ".join(ARCHITECTURES)

@@ -27,7 +27,7 @@ def seed(  # noqa: PLR0913 -- one parameter for each option or group of them
     image: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[IMAGE]",
+            metavar="IMAGE",
             show_default=False,
             help="The guest's disk image or directory, which is only read. Without it, --for, "
             "--init and --arch say what the guest is.",

@@ -102,7 +102,9 @@ def serve(  # noqa: PLR0913 -- one parameter for each option
     lease_seconds: Annotated[
         float,
         typer.Option(
-            min=1.0, help="After so long without a sign of life another server takes over."
+            metavar="S",
+            min=1.0,
+            help="After so long without a sign of life another server takes over.",
         ),
     ] = 15.0,
     jobs: Annotated[

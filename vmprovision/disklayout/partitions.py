@@ -31,6 +31,7 @@ _GPT_REVISION = 1 << 16
 _ENTRIES_LIMIT = 4096
 _PARTITIONS_LIMIT = 255  # of the kernel
 _MBR_ENTRY = struct.Struct("<B3xB3xII")
+_MBR_CODE_SIZE = 440  # then the disk's signature
 _PROTECTIVE = 0xEE
 _EXTENDED = (0x05, 0x0F, 0x85)
 FIRST_LOGICAL = 5
@@ -76,6 +77,10 @@ class Partition:
     name: str = ""
 
 
+# What the kernel makes of a disk without a table, or with an empty one.
+WHOLE_DISK = (Partition(number=0, start=0, size=0),)
+
+
 ReadAt = Callable[[int, int], bytes]  # offset and size in bytes
 
 
@@ -108,6 +113,8 @@ def sector_size(start: bytes, read: ReadAt | None = None) -> int:
 def parse_partitions(head: bytes, read: ReadAt | None = None) -> tuple[Partition, ...]:
     """Return the partitions of a disk, by its first ``HEAD_SIZE`` bytes.
 
+    A disk without a table, or with an empty one, is one volume.
+
     Args:
         head: the first bytes.
         read: reads other bytes: the tables of an extended partition, and the
@@ -126,10 +133,14 @@ def parse_partitions(head: bytes, read: ReadAt | None = None) -> tuple[Partition
         used = [(kind, start) for _, kind, start, size in entries if kind or size]
         if used != [(_PROTECTIVE, 1)]:
             raise UnclearLayoutError("the protective MBR has other partitions too")
-        return _apart(_parse_gpt(head, read))
+        return _apart(_parse_gpt(head, read)) or WHOLE_DISK
     if head[SECTOR : SECTOR + 8] == _GPT_MAGIC:
         raise UnclearLayoutError("a GPT without a protective MBR")
-    return _apart(_parse_mbr(head, entries, read))
+    found = _apart(_parse_mbr(head, entries, read))
+    # FAT's boot sector has the same signature, with code or its own fields before it
+    if not found and any(head[:_MBR_CODE_SIZE] + head[446:510]):
+        raise UnclearLayoutError("a table without partitions")
+    return found or WHOLE_DISK
 
 
 def _without_table(head: bytes) -> tuple[Partition, ...]:
@@ -137,7 +148,7 @@ def _without_table(head: bytes) -> tuple[Partition, ...]:
     is_volume = head[SECTOR : SECTOR + 8] == _LVM_LABEL and not any(head[:SECTOR])
     if head[:4] != b"XFSB" and not is_volume and any(head[:1024]):
         raise UnclearLayoutError("the first sectors hold data that is not an MBR")
-    return (Partition(number=0, start=0, size=0),)
+    return WHOLE_DISK
 
 
 def _parse_gpt(head: bytes, read: ReadAt | None) -> list[Partition]:
@@ -257,8 +268,6 @@ def _parse_logical(
 
 def _apart(found: list[Partition]) -> tuple[Partition, ...]:
     """Return the partitions after checking that none overlap."""
-    if not found:
-        raise UnclearLayoutError("a table without partitions")
     order = sorted(found, key=lambda partition: partition.start)
     for one, following in itertools.pairwise(order):
         if one.start + one.size > following.start:

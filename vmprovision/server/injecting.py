@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from vmprovision.api import NO_OPTIONS, inject
 from vmprovision.batch.run import inject_many
-from vmprovision.errors import FleetError, VmprovisionError
+from vmprovision.errors import FleetError, PlanError, VmprovisionError
+from vmprovision.image.header import named_format
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,17 +36,25 @@ def inject_image(
         image: the image to change.
         options: what to inject.
         source: how to open the image.
-        output: keep the image, and write a new one with its name into this folder.
+        output: keep the image, and write this new one, in a folder of its own.
 
     Raises:
         FleetUnreachableError: nothing was begun, because the cluster cannot be used now.
+        PlanError: a cluster would give the new image the format that the old one's name says.
         VmprovisionError: the injection failed; the image is unchanged.
     """
     if tools.fleet is None:
-        new = output / image.name if output is not None else None
         return inject(
-            image, options, source=source, output=new, pool=tools.pool, control=tools.control
+            image, options, source=source, output=output, pool=tools.pool, control=tools.control
         )
+    folder = None
+    if output is not None:
+        folder = output.parent
+        if named_format(image) not in (None, source.format):
+            raise PlanError(
+                f"{image} is a {source.format} image by another name",
+                hint=f"rename it to {image.with_suffix('').name}.{source.format}",
+            )
     try:
         executor = tools.fleet.executor()
     except FleetError as exc:
@@ -54,11 +63,13 @@ def inject_image(
         [image],
         options,
         source=source,
-        output=output,
+        output=folder,
         executor=executor,
         control=tools.control,
     )
     (result,) = batch.results
     if result.error is not None or result.report is None:
         raise result.error or VmprovisionError("the injection returned no report")
+    if output is not None:
+        (output.parent / image.name).replace(output)
     return result.report

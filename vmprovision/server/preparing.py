@@ -107,7 +107,8 @@ def _make_image(
         # a worker of a cluster may outlive the server, and must not meet the next one's file
         partial = Path(tempfile.mkdtemp(prefix=BEGUN, dir=image.parent))
     try:
-        inject_image(tools, source, source=ImageOptions(format=disk_format), output=partial)
+        # a name without a suffix, so that the format stays
+        inject_image(tools, source, source=ImageOptions(format=disk_format), output=partial / IMAGE)
     except (InspectionError, UnsupportedGuestError, PlanError):
         if template.agent == "required":
             raise
@@ -115,7 +116,7 @@ def _make_image(
         copy_image(source, image)
         return False
     else:
-        (partial / source.name).replace(image)
+        (partial / IMAGE).replace(image)
         return True
     finally:
         remove_folder(partial)
