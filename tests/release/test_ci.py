@@ -71,3 +71,14 @@ def test_everybody_installs_the_same_packages(page: Path) -> None:
     lists = APT.findall(page.read_text("utf-8"))
     assert lists
     assert [set(line.split()) - OWN for line in lists] == [wanted] * len(lists)
+
+
+def test_the_debian_package_is_installed_with_what_it_recommends() -> None:
+    """The page's command names all of it, as apt is told not to take anybody's."""
+    control = (REPOSITORY / "debian/control").read_text("utf-8")
+    (recommended,) = re.findall(r"^Recommends:\n((?: .*\n)+)", control, re.MULTILINE)
+    first = {line.split()[0].rstrip(",") for line in recommended.splitlines()}
+    (command,) = re.findall(
+        r"--no-install-recommends \./vmprovision_\S+ (.*)", INSTALLING.read_text("utf-8")
+    )
+    assert set(command.split()) == first

@@ -92,8 +92,8 @@ def _removed_with(folder: Path) -> tuple[list[str], dict[str, str]]:
     if os.geteuid() != 0:
         return [], {}
     try:
-        run([*own_mounts, "true"], timeout=UNSHARE_SECONDS)
-    except CommandError:  # in a container; mmdebstrap then mounts nothing
+        run([*own_mounts, "mmdebstrap", "--version"], timeout=UNSHARE_SECONDS)
+    except CommandError:  # mmdebstrap is missing, or mounts nothing in a container
         own_mounts = []
     return own_mounts, {"TMPDIR": str(folder)}
 

@@ -54,8 +54,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# 0.4 s on an idle host without KVM. Giving up costs the boot of a stock appliance, which takes
-# twenty times as long on the same host.
+# 0.4 s on an idle host without KVM. Giving up costs the boot of a stock appliance, eight times the
+# processor time, so a crowded host does better to wait.
 RESTORE_SECONDS = 60.0
 KVM_RESTORE_SECONDS = 10.0  # a KVM that passes its trial may still hang
 WORK_SECONDS = 240.0  # to replay or flush a journal, on the slow disk of a loaded host
