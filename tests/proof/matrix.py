@@ -24,10 +24,9 @@ from typing import TYPE_CHECKING
 
 import vmprovision
 from tests.inspection.real_trees import REAL_TREES, assemble, look_at
-from tests.proof.page import FAILED, REFUSED, REPOSITORY, Row, rows_on_page, write_page
-from tests.proof.printed import OPTIONS, boot_printed_service
+from tests.proof.page import FAILED, REPOSITORY, Row, rows_on_page, write_page
 from tests.trees import root_filesystems
-from vmprovision.errors import ProofError, UnsupportedGuestError, VmprovisionError
+from vmprovision.errors import ProofError, VmprovisionError
 from vmprovision.host.cache import cache_directory, write_atomically
 from vmprovision.initsystem import DEFINITIONS
 from vmprovision.junit import TestCase, junit_document
@@ -93,12 +92,7 @@ def boot_recipe(recipe: Recipe, tarball: Path | None, control: Control) -> Row:
             recipes=recipe.folders[-1].parent,
             tarball=tarball,
         )
-        try:
-            guest = vmprovision.inject(disk, OPTIONS, control=control).guest
-        except UnsupportedGuestError as exc:
-            if not exc.configuration:
-                raise
-            return boot_refused(recipe, disk, exc.configuration, control)
+        guest = vmprovision.inject(disk, control=control).guest
         seconds = BOOT_SECONDS if guest.arch == host_architecture() else FOREIGN_SECONDS
         reports = [
             vmprovision.prove(disk, options, control=control)
@@ -123,23 +117,6 @@ def proofs_of(recipe: Recipe, seconds: float) -> list[vmprovision.ProofOptions]:
     if recipe.disk.bootloader != "grub":
         return [options]
     return [replace(options, firmware="bios"), replace(options, firmware="uefi")]
-
-
-def boot_refused(recipe: Recipe, disk: Path, printed: str, control: Control) -> Row:
-    """Add to a guest what ``inject`` printed instead of an injection, and boot it."""
-    guest = vmprovision.inspect(disk)
-    information, seconds = boot_printed_service(
-        disk, printed, seconds=BOOT_SECONDS, control=control
-    )
-    return Row(
-        guest=guest.distribution.product_name,
-        arch=guest.arch,
-        pid1=guest.init.pid1,
-        runtime=information["runtime"],
-        result=REFUSED,
-        how=f"`{recipe.name}`, with the printed service added: Linux {information['kernel']}, "
-        f"{seconds:.0f} s, {today()}",
-    )
 
 
 def today() -> str:

@@ -13,7 +13,6 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs/support-matrix.md"
 README = REPOSITORY / "README.md"
 FAILED = "**failed**"
-REFUSED = "refused"
 EMPTY = "\N{EN DASH}"
 BEGIN, END = "<!-- nox -s boot-matrix writes this -->", "<!-- until here -->"
 HEAD = """\
@@ -29,8 +28,6 @@ HEAD = """\
 power-on to its first answer, {speed}; the host may have had other work.
 - **files checked**: the verdict and the planned files are right on real files of that guest, or \
 on its layout as its makers document it. Nothing was booted.
-- **refused**: `inject` changes nothing and prints the service to add to the guest's own \
-configuration. It was added by hand, and the booted agent answered.
 - **failed**, **not booted**, **not tried**: the last column has the reason.
 
 | guest | architecture | services run by | process 1 | agent's runtime | result | how |
