@@ -6,12 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmprovision.errors import PlanError, ProofError, printable
-from vmprovision.filesystem.deployment import DeployedFilesystem
+from vmprovision.errors import PlanError, ProofError
 from vmprovision.inspection.boot import GRUB, expects_classic_names, find_boot_loader
-from vmprovision.inspection.bootmenu.files import MenuFiles
 from vmprovision.inspection.kernelfile import kernel_architecture
-from vmprovision.inspection.ostree import find_boot_files
 from vmprovision.proof.machine.options import HARDWARE, BootSource
 
 if TYPE_CHECKING:
@@ -19,7 +16,6 @@ if TYPE_CHECKING:
 
     from vmprovision.appliance.session import Appliance
     from vmprovision.inspection.boot import Firmware
-    from vmprovision.inspection.bootmenu import BootEntry
     from vmprovision.target import OpenDisks
 
 FIRMWARE_NAMES: dict[Firmware, str] = {"bios": "a PC's BIOS", "uefi": "UEFI"}
@@ -88,47 +84,17 @@ def find_start(
             f"this host has no UEFI firmware for {guest.arch}",
             hint="install it: on Debian the package ovmf, or qemu-efi-aarch64 for 64-bit ARM",
         )
-    files = opened.mounted.filesystem
-    if isinstance(files, DeployedFilesystem) and (entry := find_boot_files(files)):
-        return _start_entry(entry, files, folder, opened)
     if not guest.kernels:
         raise ProofError(
             "the image has neither a boot loader nor a kernel in /boot",
             hint="give a kernel with --kernel and --initrd",
         )
     own = guest.kernels[0]
-    fetched = folder / "kernel", folder / "initrd" if own.initrd else None
-    _fetch(appliance, str(own.path), fetched[0])
-    if own.initrd and fetched[1]:
-        _fetch(appliance, str(own.initrd), fetched[1])
-    return _start_kernel(f"own kernel ({own.version or own.path.name})", fetched, opened)
-
-
-def _start_entry(
-    entry: BootEntry, files: DeployedFilesystem, folder: Path, opened: OpenDisks
-) -> BootStart:
-    """Return how to start what an entry of the Boot Loader Specification names.
-
-    Raises:
-        ProofError: its kernel or initrd does not exist.
-    """
-    menu = MenuFiles(files)
-    fetched = {}
-    for word, path in (("kernel", entry.kernel), ("initrd", entry.initrd)):
-        real = menu.find(path) if path else None
-        if path and real is None:
-            raise ProofError(f"the boot entry {entry.name} names {path}, which does not exist")
-        if real is not None:
-            fetched[word] = folder / word
-            _fetch(opened.appliance, str(files.place_of(real)), fetched[word])
-    arch = kernel_architecture(fetched["kernel"]) or opened.guest.arch
-    line = entry.options
-    if arch in HARDWARE:
-        line += f" console={HARDWARE[arch].console}"
-    source = BootSource(
-        kernel=fetched["kernel"], initrd=fetched.get("initrd"), command_line=printable(line)
-    )
-    return BootStart(source=source, name=f"own kernel (entry {entry.name})", arch=arch)
+    files = folder / "kernel", folder / "initrd" if own.initrd else None
+    _fetch(appliance, str(own.path), files[0])
+    if own.initrd and files[1]:
+        _fetch(appliance, str(own.initrd), files[1])
+    return _start_kernel(f"own kernel ({own.version or own.path.name})", files, opened)
 
 
 def _start_kernel(name: str, files: tuple[Path, Path | None], opened: OpenDisks) -> BootStart:
