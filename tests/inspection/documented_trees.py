@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from tests.trees import Link, Program, Tree, elf
 
-# dinit-chimera: services/boot.in, services/system; Chimera's handbook, "Service management"
+# dinit-chimera 0.99.24 (3c5898b): services/boot, services/system; Chimera's handbook, "Service
+# management"
 CHIMERA: Tree = {
     "/etc/os-release": 'ID=chimera\nPRETTY_NAME="Chimera Linux"\n',
     "/bin": Link("usr/bin"),
@@ -16,13 +17,17 @@ CHIMERA: Tree = {
     "/usr/bin/init": Link("dinit"),
     "/usr/bin/dinit": elf(content=b"/etc/dinit.d"),
     "/usr/lib/dinit.d/boot": (
-        "type        = internal\ndepends-on  = system\nwaits-for.d = /etc/dinit.d/boot.d\n"
+        "type = internal\ndepends-on: system\nwaits-for.d: /etc/dinit.d/boot.d\n"
     ),
-    "/usr/lib/dinit.d/system": "type = internal\ndepends-on = login.target\n",
+    "/usr/lib/dinit.d/system": (
+        "type = internal\ndepends-on: login.target\ndepends-on: network.target\n"
+        "waits-for.d: /usr/lib/dinit.d/boot.d\n"
+    ),
     "/etc/dinit.d/sshd": "type = process\ncommand = /usr/bin/sshd -D\n",
     "/etc/dinit.d/boot.d/sshd": Link("../sshd"),
 }
-# dinit's own example: doc/linux/services/boot with a boot.d, as its comment has it; Artix
+# dinit 0.22.0 (d7d843b): its example doc/linux/services/boot with boot.d; and so has Artix. Before
+# dinit 0.20 settings were written with "=", which it still reads
 ARTIX_DINIT: Tree = {
     "/etc/os-release": 'ID=artix\nPRETTY_NAME="Artix Linux"\n',
     "/bin": Link("usr/bin"),
@@ -32,7 +37,8 @@ ARTIX_DINIT: Tree = {
     "/etc/dinit.d/boot": "type = internal\ndepends-ms = tty1\nwaits-for.d = boot.d\n",
     "/etc/dinit.d/boot.d": None,
 }
-# s6-linux-init: what src/init/s6-linux-init-maker.c writes, and skel/; its doc/quickstart.html
+# s6-linux-init 1.2.0.2 (2c4b041): what src/init/s6-linux-init-maker.c writes, and skel/; its
+# doc/quickstart.html
 _S6 = "/etc/s6-linux-init/current"
 _SCANDIR = f"{_S6}/run-image/service"
 S6_MAKER: Tree = {
@@ -66,8 +72,8 @@ ARTIX_S6: Tree = {
     "/etc/s6/adminsv/default/contents.d/sshd": "",
     "/etc/s6/rc.local": Program(b"#!/bin/sh\n"),
 }
-# OpenWrt: package/base-files (inittab, rc.common), procd's initd/preinit.c; the squashfs image's
-# root is read-only, an ext4 image's is not
+# OpenWrt 23.05: package/base-files (inittab, rc.common), procd's initd/preinit.c and inittab.c (the
+# same in 2c1834a of August 2026); the squashfs image's root is read-only, an ext4 image's is not
 OPENWRT: Tree = {
     "/etc/os-release": 'ID="openwrt"\nPRETTY_NAME="OpenWrt 23.05.5"\nVERSION_ID="23.05.5"\n',
     "/etc/openwrt_release": "DISTRIB_ID='OpenWrt'\n",
@@ -117,7 +123,8 @@ SLES_11: Tree = {
     "/etc/init.d/.depend.start": "TARGETS = cron\n",
     "/etc/init.d/.depend.stop": "TARGETS = cron\n",
 }
-# Void's handbook, "Services and Daemons - runit"; void-runit: /etc/runit/2 starts runsvdir
+# Void's handbook, "Services and Daemons - runit"; void-runit 20250212 (22a9080): the file 2, which
+# becomes /etc/runit/2, runs rc.local and starts runsvdir
 VOID: Tree = {
     "/etc/os-release": 'ID=void\nPRETTY_NAME="Void Linux"\n',
     "/bin": Link("usr/bin"),

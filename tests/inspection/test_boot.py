@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import require
 from tests.trees import Tree, make_tree
 from vmprovision.filesystem.local import LocalFilesystem
-from vmprovision.inspection.boot import UEFI, expects_classic_names, find_boot_loader
+from vmprovision.inspection.boot import UEFI, BootLoader, expects_classic_names, find_boot_loader
 from vmprovision.inspection.kernelfile import kernel_architecture
 from vmprovision.inspection.layout import find_kernels
 from vmprovision.runtime.store import host_architecture
@@ -52,6 +52,26 @@ def test_uefi_starts_the_program_of_its_own_architecture(
     assert loader is not None
     assert loader.firmware == firmware
     assert find_boot_loader(NO_CODE, guest, "s390x") is None
+
+
+def test_the_wanted_firmware_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cloud image starts by a PC's BIOS and by UEFI; the BIOS is the first choice."""
+    firmware = tmp_path / "firmware"
+    firmware.touch()
+    # a FAT has no capitals of its own, and openSUSE writes its names in small letters
+    files: Tree = {"/boot/efi/EFI/boot/bootx64.efi": "MZ"}
+    monkeypatch.setitem(UEFI, "x86_64", ("BOOTX64.EFI", (str(firmware),)))
+    guest = LocalFilesystem(make_tree(tmp_path / "guest", files))
+    found = {
+        wanted: find_boot_loader(GRUB_CODE, guest, firmware=wanted)
+        for wanted in (None, "bios", "uefi")
+    }
+    assert found == {
+        None: BootLoader(name="GRUB", needs="bios"),
+        "bios": BootLoader(name="GRUB", needs="bios"),
+        "uefi": BootLoader(name="UEFI", needs="uefi", firmware=firmware),
+    }
+    assert find_boot_loader(NO_CODE, guest, firmware="bios") is None
 
 
 def marked(place: int, mark: bytes, size: int = 0x400) -> bytes:

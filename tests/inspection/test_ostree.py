@@ -126,6 +126,21 @@ def test_the_agent_survives_an_upgrade(sysroot: Sysroot, tmp_path: Path) -> None
     assert "web-1" in (first / "etc/guest-agent.conf").read_text()
 
 
+@pytest.mark.parametrize("named", ["ostree-{}.conf", "ostree-{}+3.conf", "ostree-{}+2-1.conf"])
+def test_newer_names_of_boot_entries_are_understood(
+    named: str, sysroot: Sysroot, tmp_path: Path
+) -> None:
+    """Since ostree 2024.5 an entry's name lacks the system's; since 2025.3 it may count tries."""
+    tree = make_tree(tmp_path / "tree", COMMIT_TREE)
+    sysroot.deploy(tree)
+    (tree / "usr/etc/os-release").write_text(OS_RELEASE.replace('"12"', '"13"'))
+    sysroot.deploy(tree)
+    entries = sysroot.root / "boot/loader/entries"
+    for number in (1, 2):
+        (entries / f"ostree-{number}-debian.conf").rename(entries / named.format(number))
+    assert vmprovision.inspect(sysroot.root).distribution.version == "13"
+
+
 def test_several_deployments_without_a_boot_entry_are_refused(
     sysroot: Sysroot, tmp_path: Path
 ) -> None:
@@ -199,4 +214,38 @@ def test_a_disk_with_a_deployment_is_injected(sysroot: Sysroot, tmp_path: Path) 
         assert appliance.call("is_file", f"{inside}/{SERVICE}")
         agent = "/ostree/deploy/debian/var/usrlocal/bin/guest-agent"
         assert appliance.call("is_file", agent)
+        appliance.call("umount_all")
+
+
+@pytest.mark.appliance
+def test_boot_entries_on_a_filesystem_of_their_own_are_found(
+    sysroot: Sysroot, tmp_path: Path
+) -> None:
+    """As on Fedora CoreOS: no fstab names /boot, and its entries say which deployment boots."""
+    tree = make_tree(tmp_path / "tree", COMMIT_TREE)
+    old = sysroot.deploy(tree)
+    (tree / "usr/etc/os-release").write_text(OS_RELEASE.replace('"12"', '"13"'))
+    new = sysroot.deploy(tree)
+    tars = {"1": tmp_path / "boot.tar", "2": tmp_path / "root.tar"}
+    boot, root = sysroot.root / "boot", sysroot.root
+    subprocess.run(["tar", "-cf", str(tars["1"]), "-C", str(boot), "."], check=True)
+    leave = "--exclude=./boot/*"
+    subprocess.run(["tar", "-cf", str(tars["2"]), leave, "-C", str(root), "."], check=True)
+    disk = tmp_path / "disk.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(disk), "256M"], check=True)
+    with open_appliance([Drive(path=disk, format="qcow2")], control=Control()) as appliance:
+        appliance.call("part_init", "/dev/sda", "gpt")
+        appliance.call("part_add", "/dev/sda", "primary", 2048, 131071)
+        appliance.call("part_add", "/dev/sda", "primary", 131072, -2048)
+        for number, tar in tars.items():
+            appliance.call("mkfs", "ext4", f"/dev/sda{number}")
+            appliance.call("mount", f"/dev/sda{number}", "/")
+            appliance.call("tar_in", str(tar), "/")
+            appliance.call("umount_all")
+    assert vmprovision.inject(disk).guest.distribution.version == "13"
+    with open_appliance([Drive(path=disk, format="qcow2")], control=Control()) as appliance:
+        appliance.call("mount_ro", "/dev/sda2", "/")
+        for deployment, is_there in ((old, False), (new, True)):
+            place = f"/{deployment.relative_to(sysroot.root)}/{SERVICE}"
+            assert bool(appliance.call("is_file", place)) is is_there
         appliance.call("umount_all")

@@ -14,7 +14,13 @@ from vmprovision.appliance.subvolumes import subvolume_options
 from vmprovision.errors import InspectionError
 from vmprovision.filesystem.protocol import read_text, resolve, status_of
 from vmprovision.inspection.layout import DIRECTORIES
-from vmprovision.inspection.ostree import enter_deployment, find_covering
+from vmprovision.inspection.ostree import (
+    BOOT,
+    OF_A_BOOT,
+    enter_deployment,
+    find_covering,
+    lacks_boot,
+)
 from vmprovision.mounts import HiddenMount, covering_mounts, read_fstab
 
 if TYPE_CHECKING:
@@ -293,24 +299,53 @@ class Mounting:
         mount over its own directories, and run the guest's programs in place of its own.
         So the mount point must be a real directory.
         """
-        place, driver = mount.place, self.driver_of(device)
+        place = mount.place
         try:
             status = self.files.lstat(place)
             if status is None or status.kind != "directory" or resolve(self.files, place) != place:
                 return "there is no such directory"
             kept = [option for option in mount.options if option.startswith("subvol")]
-            if driver:
-                self.appliance.mount(
-                    device, driver, str(place), readonly=self.readonly, options=",".join(kept)
-                )
-            else:
-                flags = ",".join([_access(readonly=self.readonly), *kept])
-                self.appliance.call("mount_options", flags, device, str(place))
+            self._mount_at(device, place, kept)
         except (ApplianceCallError, InspectionError) as exc:
             log.info("cannot mount %s on %s: %s", device, place, exc.message)
             return f"{device} cannot be mounted: {exc.message}"
-        self.files.mounted_on(place)
         return ""
+
+    def _mount_boot(self) -> None:
+        """Mount the ``/boot`` of an OSTree guest, if only one filesystem can be it."""
+        found = [device for device in self.names.devices if self._is_boot(device)]
+        if len(found) == 1:
+            self._mount_at(found[0], BOOT, ())
+            self.mountpoints[str(BOOT)] = found[0]
+
+    def _is_boot(self, device: str) -> bool:
+        """Return whether a filesystem has what ostree makes in a ``/boot`` of its own."""
+        if device in self.mountpoints.values():
+            return False
+        try:
+            self._mount_at(device, BOOT, ())
+        except ApplianceCallError as exc:  # swap, boot code, or damaged
+            log.info("%s is not /boot: %s", device, exc.message)
+            return False
+        names = self.files.list_directory(BOOT)
+        self.appliance.unmount(str(BOOT))
+        self.files.mounted_on(BOOT)
+        return OF_A_BOOT.issubset(names)
+
+    def _mount_at(self, device: str, place: PurePosixPath, options: Iterable[str]) -> None:
+        """Mount a device on a real directory of the guest.
+
+        Raises:
+            ApplianceCallError: it cannot be mounted.
+        """
+        if driver := self.driver_of(device):
+            self.appliance.mount(
+                device, driver, str(place), readonly=self.readonly, options=",".join(options)
+            )
+        else:
+            flags = ",".join([_access(readonly=self.readonly), *options])
+            self.appliance.call("mount_options", flags, device, str(place))
+        self.files.mounted_on(place)
 
     def _mounted(self, wanted: Iterable[WantedMount]) -> MountedGuest:
         hidden, notes = [], []
@@ -321,6 +356,8 @@ class Mounting:
                     notes.append(f"{mount.sentence}, but not at boot (noauto)")
             elif why := self.done.get(mount, mount.obstacle):
                 hidden.append(HiddenMount(mount=mount, why=why))
+        if str(BOOT) not in self.mountpoints and lacks_boot(self.files):
+            self._mount_boot()
         filesystem = enter_deployment(self.files)
         if filesystem is not self.files:
             hidden = [*hidden, *find_covering(filesystem)]

@@ -29,6 +29,7 @@ from vmprovision.appliance.subvolumes import (
 from vmprovision.disklayout.partitions import UnclearLayoutError
 from vmprovision.errors import InspectionError
 from vmprovision.filesystem.protocol import ROOT
+from vmprovision.inspection.ostree import OF_A_BOOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -130,14 +131,15 @@ def may_hold_root(appliance: Appliance, device: str, driver: str) -> bool:
     names = None
     if driver:
         node, options = subvolume_options(device)
-        names = appliance.look(node, driver, OF_A_ROOT | OF_A_USR, options)
+        names = appliance.look(node, driver, OF_A_ROOT | OF_A_USR | OF_A_BOOT, options)
     if names is None:
         files = mount_device(appliance, device, readonly=True, driver=driver)
         try:
             names = set(files.list_directory(ROOT))
         finally:
             appliance.unmount()
-    return bool(OF_A_ROOT & names) and not is_usr(names)
+    is_boot = names >= OF_A_BOOT and not (OF_A_ROOT - OF_A_BOOT) & names
+    return bool(OF_A_ROOT & names) and not is_usr(names) and not is_boot
 
 
 def _mount(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,9 @@ from vmprovision.cli.options import (
 )
 from vmprovision.cli.running import present, stdout, work, work_on
 from vmprovision.errors import VerificationError
+
+if TYPE_CHECKING:
+    from vmprovision import Control, ProofReport
 
 RECOVERIES = {
     "nothing": "there was nothing to recover",
@@ -149,6 +152,14 @@ def prove(  # noqa: PLR0913 -- one parameter for each option or group of them
     initrd: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The initrd that belongs to --kernel.")
     ] = None,
+    firmware: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What starts the image's own boot loader: bios or uefi. By default a PC's BIOS "
+            "if the image has a boot loader for it, else UEFI.",
+        ),
+    ] = None,
     timeout: Annotated[
         float, typer.Option(metavar="S", help="Seconds for the whole boot and all checks.")
     ] = 300.0,
@@ -163,9 +174,13 @@ def prove(  # noqa: PLR0913 -- one parameter for each option or group of them
     """
     from vmprovision.cli.text import show_proof
 
-    options = api.ProofOptions(kernel=kernel, initrd=initrd, timeout=timeout)
-    report = work(
-        lambda control: api.prove(image, options, source=source.image_options(), control=control),
-        as_json=as_json,
-    )
+    def proven(control: Control) -> ProofReport:
+        from vmprovision.proof.bootsource import parse_firmware
+
+        options = api.ProofOptions(
+            kernel=kernel, initrd=initrd, firmware=parse_firmware(firmware), timeout=timeout
+        )
+        return api.prove(image, options, source=source.image_options(), control=control)
+
+    report = work(proven, as_json=as_json)
     present(report.as_json(), lambda: show_proof(stdout(), report), as_json=as_json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vmprovision.filesystem.protocol import read_text, status_of
 from vmprovision.guest.shelltext import without_comments
@@ -13,8 +13,11 @@ from vmprovision.guest.shelltext import without_comments
 if TYPE_CHECKING:
     from vmprovision.filesystem.protocol import GuestReader
 
+Firmware = Literal["bios", "uefi"]
+GRUB = "GRUB"  # as a PC's BIOS starts it
+
 SYSLINUX_FOLDERS = ("/boot/extlinux", "/extlinux", "/boot/syslinux", "/syslinux", "/boot", "/")
-EFI_FOLDERS = ("/boot/efi/EFI/BOOT", "/efi/EFI/BOOT", "/boot/EFI/BOOT")
+EFI_SYSTEMS = ("/boot/efi", "/efi", "/boot")
 # architecture -> the program that UEFI starts from a disk, and UEFI for virtual machines as
 # Debian, Ubuntu and Fedora install it
 UEFI = {
@@ -51,37 +54,78 @@ NETWORK_FOLDERS = ("/etc/network/interfaces.d", "/etc/systemd/network", "/etc/ne
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BootLoader:
-    """A boot loader in the image, and the firmware that it needs if not a PC's BIOS."""
+    """A boot loader in the image, and what starts it.
+
+    Attributes:
+        name: its name for people.
+        needs: the firmware that starts it.
+        firmware: UEFI of this host; None for a PC's BIOS, or if this host has none.
+    """
 
     name: str
+    needs: Firmware
     firmware: Path | None = None
 
 
 def find_boot_loader(
-    first_sector: bytes, reader: GuestReader, arch: str = "x86_64"
+    first_sector: bytes,
+    reader: GuestReader,
+    arch: str = "x86_64",
+    firmware: Firmware | None = None,
 ) -> BootLoader | None:
     """Return the boot loader that a machine would start from this disk, or None.
 
-    A PC's BIOS is tried first, because such a disk starts everywhere.  Boot code alone
-    proves nothing: partitioning tools write code that only looks for an active partition.
+    A PC's BIOS is tried first, because such a disk starts everywhere.
 
     Args:
         first_sector: the disk's first sector.
         reader: the guest's files.
         arch: the architecture of the guest's kernel.
+        firmware: the machine's firmware, if only one counts.
     """
-    if arch in PC and b"GRUB" in first_sector[BOOT_CODE]:
-        return BootLoader(name="GRUB")
-    if arch in PC and any(first_sector[BOOT_CODE]):
+    loader = None
+    if arch in PC and firmware != "uefi":
+        loader = _bios_loader(first_sector, reader)
+    if loader is None and firmware != "bios":
+        loader = _uefi_loader(reader, arch)
+    return loader
+
+
+def _bios_loader(first_sector: bytes, reader: GuestReader) -> BootLoader | None:
+    """Return what a BIOS starts.
+
+    Boot code alone proves nothing: partitioning tools write code that only looks for an
+    active partition.
+    """
+    if b"GRUB" in first_sector[BOOT_CODE]:
+        return BootLoader(name=GRUB, needs="bios")
+    if any(first_sector[BOOT_CODE]):
         for folder in SYSLINUX_FOLDERS:
             if status_of(reader, PurePosixPath(folder) / "ldlinux.sys") is not None:
-                return BootLoader(name="syslinux")
+                return BootLoader(name="syslinux", needs="bios")
+    return None
+
+
+def _uefi_loader(reader: GuestReader, arch: str) -> BootLoader | None:
+    """Return what UEFI starts from a disk that it does not know.
+
+    The names on a FAT are the same in capitals and small letters, but a reader that has
+    listed a directory may tell them apart.
+    """
     program, files = UEFI.get(arch, ("", ()))
     firmware = next((Path(path) for path in files if Path(path).is_file()), None)
-    for folder in EFI_FOLDERS:
-        if firmware and status_of(reader, PurePosixPath(folder) / program) is not None:
-            return BootLoader(name="UEFI", firmware=firmware)
+    for system in EFI_SYSTEMS:
+        for efi in _named(reader, PurePosixPath(system), "EFI"):
+            for boot in _named(reader, efi, "BOOT"):
+                if program and _named(reader, boot, program):
+                    return BootLoader(name="UEFI", needs="uefi", firmware=firmware)
     return None
+
+
+def _named(reader: GuestReader, folder: PurePosixPath, name: str) -> list[PurePosixPath]:
+    """Return the entries of a directory with this name, in capitals or small letters."""
+    names = reader.list_directory(folder)
+    return [folder / each for each in names if each.upper() == name.upper()]
 
 
 def expects_classic_names(reader: GuestReader) -> bool:

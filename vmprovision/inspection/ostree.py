@@ -32,7 +32,12 @@ USR = PurePosixPath("/usr")
 LOCAL = PurePosixPath("/usr/local")
 PREPARE_ROOT = ("/etc/ostree/prepare-root.conf", "/usr/lib/ostree/prepare-root.conf")
 _DEPLOYMENT = re.compile(r"/ostree/deploy/[^/]+/deploy/[0-9a-f]{64}\.\d+")
-_VERSION = re.compile(r"ostree-(\d{1,9})-")
+# ostree-N-NAME.conf; since ostree 2024.5 ostree-N.conf, since 2025.3 with tries: ostree-N+3.conf
+# as bootloader_entry_filename in ostree-sysroot-deploy.c writes them
+_VERSION = re.compile(r"ostree-(\d{1,9})(?![^+-])")
+BOOT = PurePosixPath("/boot")
+LOADER = BOOT / "loader"
+OF_A_BOOT = frozenset(("loader", "ostree"))  # what ostree makes at the top of a separate /boot
 
 
 def enter_deployment(disk: GuestFilesystem) -> GuestFilesystem:
@@ -50,6 +55,18 @@ def enter_deployment(disk: GuestFilesystem) -> GuestFilesystem:
     guest = DeployedFilesystem(disk, deployment, deployment.parent.parent / "var")
     _refuse_sealed(WatchedReader(guest))
     return guest
+
+
+def lacks_boot(disk: GuestReader) -> bool:
+    """Return whether the boot entries of an OSTree guest are on another filesystem.
+
+    The disk's root has no fstab that says so.
+    """
+    if not disk.list_directory(SYSTEMS):
+        return False
+    status = disk.lstat(BOOT)
+    is_directory = status is not None and status.kind == "directory"
+    return is_directory and disk.lstat(LOADER) is None
 
 
 def find_covering(guest: GuestReader) -> tuple[HiddenMount, ...]:
@@ -111,8 +128,8 @@ def _only_one(disk: GuestReader, systems: list[str]) -> PurePosixPath:
     raise UnsupportedGuestError(
         f"the guest has {len(deployments)} OSTree deployments, and no boot entry that can be "
         "read here says which one boots",
-        hint="is /boot on a filesystem of its own? Use `vmprovision seed`, or remove all "
-        "deployments but one with `ostree admin undeploy`",
+        hint="is /boot on a disk of its own? Name it with --disk, use `vmprovision seed`, or "
+        "remove all deployments but one with `ostree admin undeploy`",
     )
 
 

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmprovision.errors import ProofError
-from vmprovision.inspection.boot import expects_classic_names, find_boot_loader
+from vmprovision.errors import PlanError, ProofError
+from vmprovision.inspection.boot import GRUB, expects_classic_names, find_boot_loader
 from vmprovision.inspection.kernelfile import kernel_architecture
 from vmprovision.proof.machine.options import HARDWARE, BootSource
 
@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmprovision.appliance.session import Appliance
+    from vmprovision.inspection.boot import Firmware
     from vmprovision.target import OpenDisks
 
+FIRMWARE_NAMES: dict[Firmware, str] = {"bios": "a PC's BIOS", "uefi": "UEFI"}
 BOOT_FILE_LIMIT = 512 << 20
 PC = ("x86_64", "i386")
 # Linux panics if its timer seems to tick too rarely, which it does on a busy host without KVM.
@@ -32,8 +34,27 @@ class BootStart:
     arch: str
 
 
+def parse_firmware(name: str | None) -> Firmware | None:
+    """Return the firmware for a value of ``--firmware``.
+
+    Raises:
+        PlanError: there is no such firmware.
+    """
+    found = next((each for each in FIRMWARE_NAMES if each == name), None)
+    if name is not None and found is None:
+        raise PlanError(
+            f"there is no firmware {name}", hint=f"--firmware takes {', '.join(FIRMWARE_NAMES)}"
+        )
+    return found
+
+
 def find_start(
-    opened: OpenDisks, folder: Path, *, kernel: Path | None = None, initrd: Path | None = None
+    opened: OpenDisks,
+    folder: Path,
+    *,
+    kernel: Path | None = None,
+    initrd: Path | None = None,
+    firmware: Firmware | None = None,
 ) -> BootStart:
     """Return the caller's kernel; else the image's own boot loader, else its own kernel.
 
@@ -42,18 +63,30 @@ def find_start(
         folder: gets the guest's kernel and initrd, if they are needed.
         kernel: the caller's kernel, if there is one.
         initrd: the initrd that belongs to it.
+        firmware: the firmware that must start the image's own boot loader, if the caller
+            chose one.
 
     Raises:
-        ProofError: none of the three exists.
+        ProofError: none of the three exists, or the chosen firmware finds no boot loader.
     """
     guest, appliance = opened.guest, opened.appliance
     if kernel:
         return _start_kernel("given kernel", (kernel, initrd), opened)
     first_sector = appliance.read_device("/dev/sda", 0, 512)
-    loader = find_boot_loader(first_sector, opened.mounted.filesystem, guest.arch)
-    if loader is not None:
-        source = BootSource(firmware=loader.firmware)
+    loader = find_boot_loader(first_sector, opened.mounted.filesystem, guest.arch, firmware)
+    if loader is None and firmware is not None:
+        raise ProofError(
+            f"the image has no boot loader that {FIRMWARE_NAMES[firmware]} starts",
+            hint="leave out --firmware, and the image starts by what it has",
+        )
+    if loader is not None and (loader.needs == "bios" or loader.firmware is not None):
+        source = BootSource(firmware=loader.firmware, display=loader.name == GRUB)
         return BootStart(source=source, name=f"boot loader ({loader.name})", arch=guest.arch)
+    if firmware is not None:
+        raise ProofError(
+            f"this host has no UEFI firmware for {guest.arch}",
+            hint="install it: on Debian the package ovmf, or qemu-efi-aarch64 for 64-bit ARM",
+        )
     if not guest.kernels:
         raise ProofError(
             "the image has neither a boot loader nor a kernel in /boot",

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from vmprovision.appliance.drives import Drive
     from vmprovision.guest.facts import GuestInfo, InstalledAgent
+    from vmprovision.inspection.boot import Firmware
     from vmprovision.proof.bootsource import BootStart
 
 READING_GAP = 1.2  # seconds between two readings: uptime counts whole ones
@@ -57,11 +58,14 @@ class ProofOptions:
         kernel: a kernel of the host, for a guest without a boot loader or kernel.  If given,
             it is always used.
         initrd: the initrd that belongs to it.
+        firmware: the firmware that must start the image's own boot loader; None chooses a PC's
+            BIOS if the image has a boot loader for it, else UEFI.
         timeout: seconds for the boot and all checks together.
     """
 
     kernel: Path | None = None
     initrd: Path | None = None
+    firmware: Firmware | None = None
     timeout: float = 300.0
 
 
@@ -173,7 +177,13 @@ def _prepare(disk: Drive, folder: Path, options: ProofOptions, access: Access) -
             Attributes(mode=status.mode if status else None),
         )
         sectors = disk_sectors(opened.appliance)
-        start = find_start(opened, folder, kernel=options.kernel, initrd=options.initrd)
+        start = find_start(
+            opened,
+            folder,
+            kernel=options.kernel,
+            initrd=options.initrd,
+            firmware=options.firmware,
+        )
     return _Subject(
         guest=guest,
         agent=guest.agent,

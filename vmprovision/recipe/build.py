@@ -10,7 +10,6 @@ import hashlib
 import os
 import shutil
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from vmprovision.appliance.session import ApplianceCallError, Drive, launch
@@ -18,34 +17,19 @@ from vmprovision.errors import RecipeError
 from vmprovision.host.cache import build_directory, cache_directory
 from vmprovision.host.command import run
 from vmprovision.host.workspace import make_workspace_in
+from vmprovision.recipe.disk import install_boot_loader, mount_new_filesystems
 from vmprovision.recipe.packages import HOST_FILES, make_guest_files
 from vmprovision.recipe.schema import find_recipe
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vmprovision.appliance.session import Appliance
     from vmprovision.progress import Control
-    from vmprovision.recipe.schema import DiskLayout, Recipe
+    from vmprovision.recipe.schema import Recipe
 
 COPY_SECONDS = 900.0
 TAR_SECONDS = 1800.0
-FIRST_SECTOR = 2048  # 1 MiB, the usual alignment
-BOOT_CODE_BYTES = 440  # the rest of the first sector is the partition table
-BOOT_CODE_FILES = (
-    Path("/usr/lib/syslinux/mbr/mbr.bin"),
-    Path("/usr/lib/EXTLINUX/mbr.bin"),
-    Path("/usr/share/syslinux/mbr.bin"),
-)
-EXTLINUX_FOLDER = "/boot/extlinux"
-EXTLINUX_CONF = """\
-# Starts at once; the kernel's packages keep /vmlinuz and /initrd.img up to date.
-default linux
-prompt 0
-timeout 0
-label linux
-  linux /vmlinuz
-  initrd /initrd.img
-  append {command_line}
-"""
 
 
 def build_image(  # noqa: PLR0913 -- all but the name by keyword
@@ -168,9 +152,7 @@ def _sha256(file: BinaryIO) -> str:
 def _fill_disk(
     appliance: Appliance, recipe: Recipe, root: Path | None, tar: Path, control: Control
 ) -> None:
-    layout = recipe.disk
-    device = _make_filesystem(appliance, layout)
-    appliance.call("mount", device, "/")
+    mount_new_filesystems(appliance, recipe.disk)
     if root is not None and recipe.tarball is not None:
         # `tar_in` follows links of the filesystem, but this one is empty, and tar(1) refuses
         # names with ".." and those that lead through the archive's own links.
@@ -184,11 +166,11 @@ def _fill_disk(
     # Links are not followed here either: this archive has an entry for every directory that
     # it writes into, and tar(1) replaces a link by a directory.
     _unpack(appliance, tar, None)
+    if recipe.disk.bootloader != "none":
+        control.step("installing the boot loader")
+        install_boot_loader(appliance, recipe)
     for path in (*HOST_FILES, *recipe.remove):
         appliance.call("rm_rf", path)
-    if layout.bootloader == "extlinux":
-        control.step("installing the boot loader")
-        _install_extlinux(appliance, layout.command_line)
     appliance.call("umount_all")
 
 
@@ -196,33 +178,6 @@ def _unpack(appliance: Appliance, tar: Path, compression: str | None) -> None:
     """Unpack an archive in the guest's root, inside the appliance."""
     options = {"compress": compression} if compression else {}
     appliance.call("tar_in", str(tar), "/", xattrs=True, limit=TAR_SECONDS, **options)
-
-
-def _make_filesystem(appliance: Appliance, layout: DiskLayout) -> str:
-    """Make the root filesystem, in a partition if there is a table; return its device."""
-    root = "/dev/sda" if layout.partition_table == "none" else "/dev/sda1"
-    if layout.partition_table != "none":
-        appliance.call("part_init", "/dev/sda", layout.partition_table)
-        # a GPT has a second copy in the disk's last 33 sectors
-        appliance.call("part_add", "/dev/sda", "primary", FIRST_SECTOR, -FIRST_SECTOR)
-    appliance.call("mkfs", layout.filesystem, root, features=",".join(layout.features) or None)
-    appliance.call("set_uuid", root, layout.uuid)
-    return root
-
-
-def _install_extlinux(appliance: Appliance, command_line: str) -> None:
-    code = next((path for path in BOOT_CODE_FILES if path.exists()), None)
-    if code is None or not appliance.call("feature_available", ["extlinux"]):
-        raise RecipeError(
-            "the boot loader extlinux is not installed on this host",
-            hint="install the packages extlinux and syslinux-common",
-        )
-    appliance.call("mkdir_p", EXTLINUX_FOLDER)
-    configuration = EXTLINUX_CONF.format(command_line=command_line)
-    appliance.call("write", f"{EXTLINUX_FOLDER}/extlinux.conf", configuration.encode())
-    appliance.call("extlinux", EXTLINUX_FOLDER)
-    appliance.call("pwrite_device", "/dev/sda", code.read_bytes()[:BOOT_CODE_BYTES], 0)
-    appliance.call("part_set_bootable", "/dev/sda", 1, True)  # noqa: FBT003 -- libguestfs's signature
 
 
 def _refuse_existing(output: Path) -> None:

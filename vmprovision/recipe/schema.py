@@ -38,7 +38,7 @@ ARCHITECTURES = ("amd64", "arm64", "armhf", "i386", "ppc64el", "riscv64", "s390x
 VARIANTS = ("extract", "custom", "essential", "apt", "minbase", "important", "standard")
 PARTITION_TABLES = ("mbr", "gpt", "none")
 FILESYSTEMS = ("ext2", "ext3", "ext4")
-BOOTLOADERS = ("extlinux", "none")
+BOOTLOADERS = ("extlinux", "grub", "none")
 SMALLEST_DISK_MB = 32
 LARGEST_DISK_MB = 1 << 20
 # file name suffix -> the compression's name in libguestfs's tar_in
@@ -57,16 +57,19 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskLayout:
-    """The disk of a guest image: one root filesystem.
+    """The disk of a guest image: a root filesystem, and what boots it.
 
     Attributes:
         size_mb: size of the disk as the guest sees it, in MiB.
         partition_table: "mbr", "gpt", or "none": the whole disk is the filesystem.
         filesystem: "ext2", "ext3" or "ext4".
-        features: filesystem features as for ``mke2fs -O``; "^" removes one.
-        uuid: the filesystem's UUID.
-        bootloader: "extlinux" (BIOS, from an MBR partition table), or "none".
-        command_line: the kernel's; with "none", for the program that loads the kernel.
+        features: filesystem features as for ``mke2fs -O``; "^" removes one, and the last word
+            counts.
+        uuid: the root filesystem's UUID.
+        bootloader: "extlinux" (BIOS, from an MBR partition table), "grub" (BIOS and UEFI,
+            from a GPT, installed by the guest's own packages), or "none".
+        command_line: the kernel's; with "grub", without the root, which its menu adds; with
+            "none", for the program that loads the kernel.
     """
 
     size_mb: int
@@ -303,6 +306,12 @@ def _parse_disk(table: Table) -> DiskLayout:
     table.refuse_unknown()
     if "\n" in disk.command_line:
         raise table.wrong("command_line", "must be one line")
+    _check_disk(disk, table)
+    return disk
+
+
+def _check_disk(disk: DiskLayout, table: Table) -> None:
+    """Raise an error for keys of a disk that exclude each other."""
     if disk.bootloader == "extlinux":
         if disk.partition_table != "mbr":
             raise table.wrong("bootloader", 'extlinux needs partition_table = "mbr"')
@@ -310,7 +319,8 @@ def _parse_disk(table: Table) -> DiskLayout:
             raise table.wrong(
                 "features", 'extlinux cannot read ext4 without "^64bit" and "^metadata_csum"'
             )
-    return disk
+    elif disk.bootloader == "grub" and disk.partition_table != "gpt":
+        raise table.wrong("bootloader", 'grub needs partition_table = "gpt"')
 
 
 def _refuse_links(folder: Path) -> None:

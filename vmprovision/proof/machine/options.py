@@ -109,12 +109,15 @@ class BootSource:
         kernel: the kernel to load; if None, the disk's boot loader starts.
         initrd: the kernel's initial RAM disk.
         command_line: the kernel's, without ``panic=-1``, which is added.
+        display: whether a PC has a graphics card. GRUB asks the card's own BIOS for a mode, and
+            waits for ever if there is none. For others a console on it costs time.
     """
 
     firmware: Path | None = None
     kernel: Path | None = None
     initrd: Path | None = None
     command_line: str = ""
+    display: bool = False
 
 
 def find_qemu(arch: str, hardware: Hardware) -> Path:
@@ -147,6 +150,8 @@ def board_options(hardware: Hardware, accelerator: Accelerator, memory_mb: int) 
 def boot_options(source: BootSource) -> list[str]:
     """Return the options for what the machine starts first."""
     options: list[str] = []
+    if source.display:
+        options += ["-device", "VGA"]
     if source.firmware is not None:
         file = {"driver": "file", "filename": str(source.firmware.absolute())}
         code = {"driver": "raw", "file": file}
