@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 TEMPLATE_SECONDS = 1.0
 REST_SECONDS = 3600.0
 TURN_SECONDS = 2.0
-BOOT_SECONDS = 120.0  # a guest that has not answered by then holds up no other
+BOOTS_AT_ONCE = 4  # for each processor
+BOOT_SECONDS = 20.0  # a guest that has not answered by then holds up no other
 
 
 def do_step(tools: Tools, vm: VmRow) -> Outcome:
@@ -200,7 +201,7 @@ def start(tools: Tools, vm: VmRow) -> Outcome:
 def _must_wait(tools: Tools, vm: VmRow, host: Hypervisor) -> bool:
     """Return whether a host without KVM has enough to do with machines that boot already."""
     booting = count_booting(tools.store, host.uri, time.time() - BOOT_SECONDS)
-    if booting < host.processors():
+    if booting < BOOTS_AT_ONCE * host.processors():
         return False
     boot = tools.template_of(vm).boot or {}
     return accelerator_of(host, boot.get("arch", "x86_64")) != "kvm"
