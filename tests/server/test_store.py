@@ -11,6 +11,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import update
 
+from tests.server.shown import insert_vm
 from vmprovision.server.actions.creation import create_vm
 from vmprovision.server.actions.vms import delete_vm, stop_vm
 from vmprovision.server.leases import (
@@ -22,7 +23,7 @@ from vmprovision.server.leases import (
     renew,
 )
 from vmprovision.server.models import CreateVm
-from vmprovision.server.queries import find_vm, list_events
+from vmprovision.server.queries import count_booting, find_vm, list_events
 from vmprovision.server.store import Store
 from vmprovision.server.tables import metadata, vms
 
@@ -142,3 +143,14 @@ def test_a_token_is_in_no_description(services: Services, store: Store) -> None:
     assert row.token
     assert row.token not in repr(row)
     assert row.token not in str(find_vm(store, row.id))
+
+
+def test_the_machines_that_boot(store: Store) -> None:
+    """Those of one host count, until their agents answer or for some time."""
+    now = time.time()
+    for phase in ("defined", "started", "reporting", "ready"):
+        insert_vm(store, phase, phase, phase_at=now)
+    insert_vm(store, "late", "reporting", phase_at=now - 1000)
+    insert_vm(store, "ended", "reporting", phase_at=now, domain_state="off")
+    insert_vm(store, "elsewhere", "started", phase_at=now, host="qemu+ssh://other/system")
+    assert count_booting(store, "qemu:///system", now - 120) == 2

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 FIRMWARE_NAMES: dict[Firmware, str] = {"bios": "a PC's BIOS", "uefi": "UEFI"}
 BOOT_FILE_LIMIT = 512 << 20
+PC = ("x86_64", "i386")
+# Linux panics if its timer seems to tick too rarely, which it does on a busy host without KVM.
+NO_TIMER_CHECK = " no_timer_check"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +107,8 @@ def _start_kernel(name: str, files: tuple[Path, Path | None], opened: OpenDisks)
     command_line = f"root={_kernel_root(opened.mounted.root.device)} ro"
     if arch in HARDWARE:
         command_line += f" console={HARDWARE[arch].console}"
+    if arch in PC:
+        command_line += NO_TIMER_CHECK
     if expects_classic_names(opened.mounted.filesystem):
         command_line += " net.ifnames=0"
     source = BootSource(kernel=kernel, initrd=initrd, command_line=command_line)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import ipaddress
+import time
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from vmprovision.server.rows import DomainState
 
 XML_LIMIT = 1 << 20
+CAPABILITIES_SECONDS = 60.0
 
 
 class HypervisorUnreachableError(HypervisorError):
@@ -67,6 +69,7 @@ class Hypervisor:
         self.uri = uri
         self._installation = installation
         self._libvirt = _load()
+        self._known: tuple[ET.Element | None, float] = (None, 0.0)
 
     @property
     def is_local(self) -> bool:
@@ -78,6 +81,11 @@ class Hypervisor:
         with self._connected() as connection:
             found: dict[str, int] = connection.getMemoryStats(-1)
         return sum(found.get(name, 0) for name in ("free", "buffers", "cached")) << 10
+
+    def processors(self) -> int:
+        """Return the number of the host's processors."""
+        with self._connected() as connection:
+            return int(connection.getInfo()[2])
 
     def qemu_owner(self) -> tuple[int, int] | None:
         """Return the user and group that QEMU runs as, or None if libvirt does not say."""
@@ -94,8 +102,16 @@ class Hypervisor:
         return next(found, None) is not None
 
     def _capabilities(self) -> ET.Element:
-        with self._connected() as connection:
-            return ET.fromstring(connection.getCapabilities()[:XML_LIMIT])  # noqa: S314 -- libvirt's own
+        """Return what libvirt says of its host, at most a minute old.
+
+        If ``/dev/kvm`` exists but does not work, libvirt examines QEMU again for each answer.
+        """
+        known, at = self._known
+        if known is None or time.monotonic() - at > CAPABILITIES_SECONDS:
+            with self._connected() as connection:
+                known = ET.fromstring(connection.getCapabilities()[:XML_LIMIT])  # noqa: S314 -- libvirt's own
+            self._known = known, time.monotonic()
+        return known
 
     def network(self, name: str) -> Network:
         """Return the host's address in a network.
@@ -276,4 +292,4 @@ def _hint(exc: Exception) -> str:
         return "virsh net-start NAME, and virsh net-autostart NAME for the next boot"
     if "network" in text.lower() and "not found" in text.lower():
         return "virsh net-list --all shows the networks; --network chooses one"
-    return ""
+    return "libvirt's logs say more: /var/log/libvirt on its host"

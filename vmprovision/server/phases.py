@@ -23,6 +23,7 @@ PHASES: tuple[Phase, ...] = (
 )
 # The guest has a machine that runs or ran, so these VMs are checked periodically.
 WATCHED: tuple[Phase, ...] = ("started", "reporting", "ready", "silent")
+BOOTING: tuple[Phase, ...] = ("started", "reporting")
 SETTLED: tuple[Phase, ...] = ("ready", "silent")
 
 StepName = Literal["make_disk", "inject", "define", "start", "watch", "delete", "rest"]

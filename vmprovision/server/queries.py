@@ -15,7 +15,7 @@ from vmprovision.server.models import (
     Template,
     Vm,
 )
-from vmprovision.server.phases import state_word
+from vmprovision.server.phases import BOOTING, state_word
 from vmprovision.server.rows import template_row, vm_row
 from vmprovision.server.tables import events, samples, templates, vms
 
@@ -220,6 +220,18 @@ def list_recent_samples(store: Store, *, begin: float) -> dict[str, list[Sample]
 def _sample(row: Mapping[Any, Any]) -> Sample:
     values = dict(row)
     return Sample(recorded_at=moment(values.pop("at")), **values)
+
+
+def count_booting(store: Store, host: str, since: float) -> int:
+    """Return how many VMs of a host were started after a time, and have not answered yet."""
+    query = select(func.count()).where(
+        vms.c.host == host,
+        vms.c.phase.in_(BOOTING),
+        vms.c.domain_state == "running",
+        vms.c.phase_at > since,
+    )
+    with store.read() as connection:
+        return int(connection.scalar(query) or 0)
 
 
 def count_by_phase(store: Store) -> dict[str, int]:

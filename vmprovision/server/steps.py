@@ -6,6 +6,7 @@ repeats nothing that is done already, and every name in it is the VM's id.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from vmprovision.server.files import (
 from vmprovision.server.injecting import inject_image
 from vmprovision.server.phases import next_step
 from vmprovision.server.preparing import base_image
+from vmprovision.server.queries import count_booting
 from vmprovision.server.tools import Outcome, accelerator_of, arrived
 from vmprovision.server.watching import watch
 
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 TEMPLATE_SECONDS = 1.0
 REST_SECONDS = 3600.0
+TURN_SECONDS = 2.0
+BOOT_SECONDS = 120.0  # a guest that has not answered by then holds up no other
 
 
 def do_step(tools: Tools, vm: VmRow) -> Outcome:
@@ -167,6 +171,8 @@ def start(tools: Tools, vm: VmRow) -> Outcome:
     """
     host = tools.host_of(vm.host)
     if host.state_of(vm.id) in ("off", "crashed"):
+        if _must_wait(tools, vm, host):
+            return Outcome(due_in=TURN_SECONDS)
         # an old panic says nothing about the boot that begins now
         vm_files(tools.settings.state, vm.id).console.unlink(missing_ok=True)
     host.start(vm.id)
@@ -189,6 +195,15 @@ def start(tools: Tools, vm: VmRow) -> Outcome:
         stop_at=None,
     )
     return Outcome(changes=changes, kind="started", message=detail)
+
+
+def _must_wait(tools: Tools, vm: VmRow, host: Hypervisor) -> bool:
+    """Return whether a host without KVM has enough to do with machines that boot already."""
+    booting = count_booting(tools.store, host.uri, time.time() - BOOT_SECONDS)
+    if booting < host.processors():
+        return False
+    boot = tools.template_of(vm).boot or {}
+    return accelerator_of(host, boot.get("arch", "x86_64")) != "kvm"
 
 
 def delete(tools: Tools, vm: VmRow) -> Outcome:
