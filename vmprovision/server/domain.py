@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 NAMESPACE = "urn:vmprovision:domain"
 PREFIX = "vmprovision"
+WITH_A_DISPLAY = ("x86_64", "i386")  # a PC's GRUB waits for ever without a graphics card's BIOS
 BOARDS = {"x86_64": ("x86_64", "q35"), "i386": ("x86_64", "q35"), "aarch64": ("aarch64", "virt")}
 
 ET.register_namespace(PREFIX, NAMESPACE)
@@ -119,6 +120,9 @@ def _add_devices(devices: ET.Element, machine: Machine) -> None:
     ET.SubElement(card, "model", type="virtio")
     serial = ET.SubElement(devices, "serial", type="file")
     ET.SubElement(serial, "source", path=str(machine.console), append="on")
+    by_bios = machine.kernel is None and machine.firmware is None
+    if by_bios and machine.arch in WITH_A_DISPLAY:
+        ET.SubElement(ET.SubElement(devices, "video"), "model", type="vga")
     rng = ET.SubElement(devices, "rng", model="virtio")
     _text(rng, "backend", "/dev/urandom").set("model", "random")
     ET.SubElement(devices, "memballoon", model="none")
