@@ -21,7 +21,6 @@ import pytest
 import vmprovision
 from tests.image.tiny import tiny_disk
 from vmprovision.appliance import shared
-from vmprovision.appliance.ahead import RestoredAhead
 from vmprovision.appliance.drives import Drive, WrongDiskError
 from vmprovision.appliance.handle import SESSION, ApplianceCallError
 from vmprovision.appliance.snapshot.host import host_appliance
@@ -29,6 +28,7 @@ from vmprovision.appliance.snapshot.restore import RestoredAppliance
 from vmprovision.errors import ApplianceError, CancelledError, PlanError
 from vmprovision.host import workspace
 from vmprovision.progress import Control
+from vmprovision.qemu.monitor import Monitor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -211,45 +211,30 @@ def test_a_killed_process_leaves_no_machine(*, group: bool) -> None:
         assert not [folder for folder in folders if folder.exists()]
 
 
-def test_an_appliance_restored_ahead_is_for_one_image(
-    images: Callable[[int], list[Path]],
-) -> None:
-    """The first caller gets it, a later one another; a caller who waits for it can cancel."""
-    first, second = images(2)
-    drive = Drive(path=first, format="raw", readonly=True)
-    cancelled = Control()
-    cancelled.cancelled.set()
-    host_appliance(Control())  # otherwise nothing is restored ahead
-    with (
-        RestoredAhead() as ahead,
-        pytest.raises(CancelledError),
-        ahead.open([drive], control=cancelled),
-    ):
-        pass
+def test_cancelling_a_restore_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine ends while it is resumed; no thread dies with an error of its own."""
+    saved = host_appliance(Control())
+    assert saved is not None
     before = machines()
-    with RestoredAhead() as ahead:
-        with ahead.open([drive], control=Control()) as appliance:
-            assert len(machines() - before) == 1
-            appliance.call("debug", "sh", ["echo used > /tmp/mark"])
-        drive = Drive(path=second, format="raw", readonly=True)
-        with ahead.open([drive], control=Control()) as appliance:
-            assert "used" not in appliance.call("debug", "sh", ["cat /tmp/mark 2>&1 || true"])
-    assert machines() == before
+    control = Control()
+    ask = Monitor.ask
 
+    def cancel(self: Monitor, command: str, **arguments: object) -> object:
+        answer = ask(self, command, **arguments)
+        if command == "cont":
+            control.cancelled.set()
+            deadline = time.monotonic() + ORPHAN_SECONDS
+            while machines() - before:
+                assert time.monotonic() < deadline, "the machine lives on"
+                time.sleep(0.01)
+        return answer
 
-@pytest.mark.parametrize("waits", [False, True], ids=["at once", "when it is ready"])
-def test_an_appliance_that_nobody_takes_ends(*, waits: bool) -> None:
-    """A command whose image is refused leaves no machine and no folder."""
-    host_appliance(Control())
-    before = machines()
-    folders: list[Path] = []
-    with RestoredAhead():
-        deadline = time.monotonic() + READY_SECONDS
-        while waits and not folders:
-            assert time.monotonic() < deadline
-            folders = [session_of(machine) for machine in machines() - before]
-    assert machines() == before
-    assert not [folder for folder in folders if folder.exists()]
+    dead: list[object] = []
+    monkeypatch.setattr(Monitor, "ask", cancel)
+    monkeypatch.setattr(threading, "excepthook", dead.append)
+    with pytest.raises(CancelledError):
+        RestoredAppliance(saved, control)
+    assert not dead
 
 
 def test_a_shared_appliance_is_renewed(

@@ -17,7 +17,7 @@ from vmprovision.cli.options import (
     checked_init,
     grouped_options,
 )
-from vmprovision.cli.running import present, stdout, work, work_on
+from vmprovision.cli.running import present, stdout, work
 from vmprovision.errors import VerificationError
 
 if TYPE_CHECKING:
@@ -51,14 +51,12 @@ def inspect(
     """
     from vmprovision.cli.text import show_guest
 
-    guest = work_on(
-        image,
-        lambda control, pool: api.inspect(
+    guest = work(
+        lambda control: api.inspect(
             image,
             source=source.image_options(),
             init=checked_init(init),
             explain=explain,
-            pool=pool,
             control=control,
         ),
         as_json=as_json,
@@ -75,11 +73,8 @@ def verify(image: ImageArgument, *, source: SourceOptions, as_json: JsonOption =
     """
     from vmprovision.cli.text import show_verification
 
-    report = work_on(
-        image,
-        lambda control, pool: api.verify(
-            image, source=source.image_options(), pool=pool, control=control
-        ),
+    report = work(
+        lambda control: api.verify(image, source=source.image_options(), control=control),
         as_json=as_json,
     )
     present(report.as_json(), lambda: show_verification(stdout(), report), as_json=as_json)
@@ -96,11 +91,8 @@ def remove(image: ImageArgument, *, source: SourceOptions, as_json: JsonOption =
     """
     from vmprovision.cli.text import show_changes
 
-    report = work_on(
-        image,
-        lambda control, pool: api.remove(
-            image, source=source.image_options(), pool=pool, control=control
-        ),
+    report = work(
+        lambda control: api.remove(image, source=source.image_options(), control=control),
         as_json=as_json,
     )
     present(

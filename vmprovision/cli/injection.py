@@ -17,12 +17,11 @@ from vmprovision.cli.options import (
     grouped_options,
     name_after,
 )
-from vmprovision.cli.running import fail, present, stdout, work_on
+from vmprovision.cli.running import fail, present, stdout, work
 from vmprovision.errors import PlanError
 
 if TYPE_CHECKING:
     from vmprovision import ChangeReport, Control, PlanReport
-    from vmprovision.appliance.protocol import Appliances
 
 
 @grouped_options(without=["repair"])
@@ -45,11 +44,11 @@ def _show_plan(
 ) -> None:
     from vmprovision.cli.text import show_plan
 
-    def planned(control: Control, pool: Appliances | None) -> PlanReport:
+    def planned(control: Control) -> PlanReport:
         options = name_after(wanted.inject_options(), image)
-        return api.plan(image, options, source=source.image_options(), pool=pool, control=control)
+        return api.plan(image, options, source=source.image_options(), control=control)
 
-    report = work_on(image, planned, as_json=as_json)
+    report = work(planned, as_json=as_json)
     present(report.as_json(), lambda: show_plan(stdout(), report), as_json=as_json)
 
 
@@ -117,13 +116,13 @@ def _inject_one(
 
     new = output / image.name if output is not None and output.is_dir() else output
 
-    def injected(control: Control, pool: Appliances | None) -> ChangeReport:
+    def injected(control: Control) -> ChangeReport:
         options = name_after(wanted.inject_options(), image)
         return api.inject(
-            image, options, source=source.image_options(), output=new, pool=pool, control=control
+            image, options, source=source.image_options(), output=new, control=control
         )
 
-    report = work_on(image, injected, as_json=as_json)
+    report = work(injected, as_json=as_json)
     present(
         report.as_json(),
         lambda: show_changes(stdout(), report, done="injected"),

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from vmprovision import Control
-    from vmprovision.appliance.protocol import Appliances
     from vmprovision.cli.progress_bars import Display
 
 Result = TypeVar("Result")
@@ -84,25 +83,6 @@ def work(
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def work_on(
-    image: Path, job: Callable[[Control, Appliances | None], Result], *, as_json: bool
-) -> Result:
-    """Return the result of a job on one image, as ``work`` does.
-
-    The job gets an appliance that is restored while the job's modules are imported; None
-    for a directory, which needs none.
-    """
-    import contextlib
-
-    with contextlib.ExitStack() as stack:
-        pool = None
-        if image.is_file():
-            from vmprovision.appliance.ahead import RestoredAhead
-
-            pool = stack.enter_context(RestoredAhead())
-        return work(lambda control: job(control, pool), as_json=as_json)
 
 
 def present(document: dict[str, Any], show: Callable[[], None], *, as_json: bool) -> None:

@@ -39,7 +39,9 @@ from vmprovision.errors import (
     ApplianceEndedError,
     ApplianceError,
     ApplianceTimeoutError,
+    CancelledError,
     CommandError,
+    VmprovisionError,
 )
 from vmprovision.image.diskfile import name_of
 from vmprovision.image.header import FORMATS
@@ -263,7 +265,7 @@ class RestoredAppliance:
             connection.close()
 
     def _start(self, saved: SavedAppliance) -> None:
-        failures: list[ApplianceError] = []
+        failures: list[VmprovisionError] = []
         ended = threading.Event()
         guide = threading.Thread(
             target=self._bring_up, args=(saved, ended, failures), name=str(self._folder)
@@ -286,7 +288,7 @@ class RestoredAppliance:
             raise failures[0]
 
     def _bring_up(
-        self, saved: SavedAppliance, ended: threading.Event, failures: list[ApplianceError]
+        self, saved: SavedAppliance, ended: threading.Event, failures: list[VmprovisionError]
     ) -> None:
         """Load the state and let the machine run, in a thread while libguestfs waits for it."""
         try:
@@ -307,7 +309,7 @@ class RestoredAppliance:
             entropy = secrets.token_hex(ENTROPY_BYTES)
             monitor.seconds = WORK_SECONDS
             self.ask("resumed", f"resume {time.time():.0f} {entropy}")
-        except ApplianceError as exc:
+        except (ApplianceError, CancelledError) as exc:  # nobody else reads this thread's errors
             failures.append(exc)
             self._watchdog.end(exc)
 
