@@ -122,6 +122,21 @@ def test_no_image_meets_a_used_appliance(
             assert "used" not in seen
 
 
+def test_libguestfs_prints_nothing(
+    pool: vmprovision.Pool,
+    images: Callable[[int], list[Path]],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A name in an error may have a terminal's escape sequences in it."""
+    drive = Drive(path=images(1)[0], format="raw", readonly=True)
+    with pool.open([drive], control=Control()) as appliance:
+        appliance.call("mount_ro", "/dev/sda", "/")
+        capfd.readouterr()
+        with pytest.raises(ApplianceCallError):
+            appliance.call("readdir", "/\x1b[31mmissing")
+    assert capfd.readouterr().err == ""
+
+
 def test_waiting_for_a_turn_can_be_cancelled(images: Callable[[int], list[Path]]) -> None:
     """The only turn is taken: the second caller waits, and stops when it is cancelled."""
     first, second = images(2)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import collections
 import errno
 import os
+import threading
 from typing import TYPE_CHECKING, Any
 
-from vmprovision.appliance.library import guestfs_module
+from vmprovision.appliance.library import guestfs_module, silence_errors
 from vmprovision.appliance.watchdog import Watchdog
 from vmprovision.errors import ApplianceEndedError, ApplianceError
 from vmprovision.host.kernel import appliance_kernel
@@ -82,6 +83,7 @@ class Handle:
         self.watchdog = Watchdog(str(self.folder), control)
         self.guestfs: Any = library.GuestFS(python_return_dict=True, close_on_exit=False)
         self._messages: collections.deque[str] = collections.deque(maxlen=MESSAGES_KEPT)
+        self._silent = threading.local()
         self.guestfs.set_backend("direct")
         self.guestfs.set_network(False)
         self.guestfs.set_pgroup(True)
@@ -120,6 +122,9 @@ class Handle:
             ApplianceEndedError: QEMU is gone.
             CancelledError: the caller cancelled.
         """
+        if not hasattr(self._silent, "here"):
+            silence_errors(self.guestfs)
+            self._silent.here = True
         with self.watchdog.limit(limit, name):
             try:
                 return getattr(self.guestfs, name)(*arguments, **options)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import logging
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmprovision.errors import ApplianceError
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+log = logging.getLogger(__name__)
 
 
 def guestfs_module() -> ModuleType:
@@ -27,6 +31,26 @@ def guestfs_module() -> ModuleType:
             hint="install python3-guestfs and use a venv with --system-site-packages on "
             "/usr/bin/python3; `vmprovision doctor` says more",
         ) from exc
+
+
+def silence_errors(handle: Any) -> None:  # noqa: ANN401 -- untyped library
+    """Keep libguestfs from printing the errors of a handle's calls in this thread.
+
+    They are exceptions anyway, and have names from the guest in them. The handler belongs to
+    one thread (guestfs(3), "ERROR HANDLING"), and the binding removes only that of the thread
+    which makes the handle.
+    """
+    try:
+        pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
+        pointer_of.argtypes, pointer_of.restype = (
+            [ctypes.py_object, ctypes.c_char_p],
+            ctypes.c_void_p,
+        )
+        remove = ctypes.CDLL("libguestfs.so.0").guestfs_set_error_handler
+        remove.argtypes, remove.restype = [ctypes.c_void_p] * 3, None
+        remove(pointer_of(handle._o, b"guestfs_h"), None, None)  # noqa: SLF001 -- the C handle
+    except (AttributeError, OSError, ValueError) as exc:
+        log.debug("libguestfs may print errors itself: %s", exc)
 
 
 def qemu_program() -> Path:
