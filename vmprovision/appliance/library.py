@@ -42,10 +42,8 @@ def silence_errors(handle: Any) -> None:  # noqa: ANN401 -- untyped library
     """
     try:
         pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
-        pointer_of.argtypes, pointer_of.restype = (
-            [ctypes.py_object, ctypes.c_char_p],
-            ctypes.c_void_p,
-        )
+        pointer_of.argtypes = [ctypes.py_object, ctypes.c_char_p]
+        pointer_of.restype = ctypes.c_void_p
         remove = ctypes.CDLL("libguestfs.so.0").guestfs_set_error_handler
         remove.argtypes, remove.restype = [ctypes.c_void_p] * 3, None
         remove(pointer_of(handle._o, b"guestfs_h"), None, None)  # noqa: SLF001 -- the C handle
