@@ -39,7 +39,7 @@ mount --bind "$1/log" /var/log/libvirt
 mount --bind "$1/cache" /var/cache/libvirt
 sed -i "s/192.168.122/$2/g" /etc/libvirt/qemu/networks/default.xml
 # As udev has it: otherwise libvirt starts QEMU many times for each machine.
-if [ -c /dev/kvm ]; then
+if [ -c /dev/kvm ] && [ "$(stat -c %G /dev/kvm)" != kvm ]; then
     cp -a /dev/kvm "$1/kvm"
     chgrp kvm "$1/kvm"
     chmod 660 "$1/kvm"

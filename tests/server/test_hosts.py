@@ -35,7 +35,8 @@ PORT = 8081
 # The other host has no KVM, other free memory, and a network whose guests can be reached.
 OTHER_HOST = """
 if [ -e /dev/kvm ]; then
-    install -m 600 /dev/null "$1/no-kvm"
+    [ ! -e "$1/kvm" ] || umount /dev/kvm  # libvirt cannot move two mounts at one place
+    mknod -m 600 "$1/no-kvm" c 1 3  # as /dev/null, which QEMU's user must not open
     mount --bind "$1/no-kvm" /dev/kvm
 fi
 mount --bind "$1/../meminfo" /proc/meminfo
