@@ -192,6 +192,18 @@ def test_grub_scripts_are_followed(script: str, tmp_path: Path) -> None:
             "set prefix=($root)'/grub'\nconfigfile $prefix/grub.cfg\n",
             "/boot/grub/grub.cfg": ONE_LINE,
         },
+        {  # the same on btrfs, where paths begin above the subvolumes
+            "/boot/efi/EFI/debian/grub.cfg": "search.fs_uuid 7c1d root hd0,gpt3\n"
+            "set prefix=($root)'/@/boot/grub'\nconfigfile $prefix/grub.cfg\n",
+            "/etc/fstab": "UUID=7c1d / btrfs defaults,subvol=/@ 0 0\n",
+            "/boot/grub/grub.cfg": ONE_LINE,
+        },
+        {  # and with a subvolume of its own for /boot
+            "/boot/efi/EFI/debian/grub.cfg": "configfile ($root)/@/boot/grub/grub.cfg\n",
+            "/etc/fstab": "/dev/vda3 / btrfs subvol=@root 0 0\n"
+            "/dev/vda3 /boot btrfs subvol=@/boot 0 0\n",
+            "/boot/grub/grub.cfg": ONE_LINE,
+        },
         {
             "/boot/grub/grub.cfg": "menuentry more { configfile /boot/grub/more.cfg; }\n",
             "/boot/grub/more.cfg": ONE_LINE,

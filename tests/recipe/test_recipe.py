@@ -76,9 +76,12 @@ def write_recipe(folder: Path, content: str = SMALL, name: str = "small") -> Pat
 def test_shipped_recipes_agree_with_themselves(recipe: Recipe) -> None:
     """The root filesystem that fstab and the kernel command line name is the one that is built."""
     fstab = recipe.files()["etc/fstab"].read_text(encoding="utf-8")
-    assert fstab.startswith(f"UUID={recipe.disk.uuid} / {recipe.disk.filesystem} ")
+    group = recipe.disk.volume_group
+    root = f"/dev/mapper/{group}-root" if group else f"UUID={recipe.disk.uuid}"
+    assert fstab.startswith(f"{root} / {recipe.disk.filesystem} ")
     if recipe.disk.bootloader != "grub":  # its own program finds the root
         assert f"root=UUID={recipe.disk.uuid} " in recipe.disk.command_line
+    assert ("LABEL=BOOT /boot " in fstab) == bool(recipe.disk.boot_mb)
     kernel = recipe.architectures[-1]
     hardware = HARDWARE[{**OTHER_NAMES, "amd64": "x86_64"}.get(kernel, kernel)]
     assert f"console={hardware.console}" in recipe.disk.command_line
@@ -113,6 +116,16 @@ def test_shipped_recipes_are_listed_by_name() -> None:
         (f'uuid = "{UUID}"', 'uuid = "none"', "disk.uuid is 'none', which is not a UUID"),
         ("features = []", 'features = ["-a"]', "disk.features cannot hold '-a'"),
         ('bootloader = "none"', 'bootloader = "extlinux"', 'needs partition_table = "mbr"'),
+        ('bootloader = "none"', 'bootloader = "grub"\nvolume_group = "a/b"', "cannot be 'a/b'"),
+        ("features = []", "features = []\nboot_mb = 8", 'must be "grub" with boot_mb'),
+        ("features = []", 'features = []\nsubvolumes = ["@:/"]', "must be given for btrfs"),
+        ('filesystem = "ext4"', 'filesystem = "btrfs"', "must be given for btrfs"),
+        (
+            'filesystem = "ext4"',
+            'filesystem = "btrfs"\nsubvolumes = ["@home:/home"]',
+            "must name the one of /",
+        ),
+        ('filesystem = "ext4"', 'filesystem = "btrfs"\nsubvolumes = ["@"]', "cannot hold '@'"),
         ('command_line = "', 'comand_line = "', "disk.command_line is missing"),
         ('command_line = "', 'command_line = "a\\nb', "disk.command_line must be one line"),
         ("[disk]", "[disc]", "disk must be a table"),

@@ -34,7 +34,11 @@ OTHER_SUBNET = "192.168.123"
 PORT = 8081
 # The other host has no KVM, other free memory, and a network whose guests can be reached.
 OTHER_HOST = """
-mount --bind /dev/null /dev/kvm 2>/dev/null || true
+if [ -e /dev/kvm ]; then
+    [ ! -e "$1/kvm" ] || umount /dev/kvm  # libvirt cannot move two mounts at one place
+    mknod -m 600 "$1/no-kvm" c 1 3  # as /dev/null, which QEMU's user must not open
+    mount --bind "$1/no-kvm" /dev/kvm
+fi
 mount --bind "$1/../meminfo" /proc/meminfo
 sed -i "s|<forward/>|<forward mode='route'/>|" /etc/libvirt/qemu/networks/default.xml
 """
@@ -180,6 +184,33 @@ def test_a_cluster_injects(host: LibvirtHost, images: Path, tmp_path: Path) -> N
             assert sorted(host.domains()) == sorted([*ids, late])
             server.delete(*ids, late)
             assert host.domains() == []
+            assert list((server.state / "vms").iterdir()) == []
+
+
+def test_a_cluster_without_workers(host: LibvirtHost, images: Path, tmp_path: Path) -> None:
+    """A VM says that it waits for a worker, at work or not, and goes on when one arrives."""
+    require(importlib.util.find_spec("distributed"), "distributed is not installed")
+    with cluster_in(tmp_path / "cluster", workers=0, enter=in_network(host)) as cluster:
+        victim = cluster.add_worker({STOCK_VARIABLE: "1"})  # slow enough to be met at work
+        options = ["--scheduler", cluster.address, "--jobs", "2"]
+        server = Server(host=host, state=tmp_path / "state", images=images, options=options)
+        with running(server):
+            server.register("busybox", images / "busybox.qcow2")
+            begun = server.create("begun")
+            wait_until("an injection", lambda: has_machine(victim.pid))
+            victim.kill()
+            victim.wait()
+            later = server.create("later")
+            for vm_id in (begun, later):
+                error = wait_until("the error", lambda vm_id=vm_id: server.vm(vm_id)["error"])
+                assert error["detail"] == f"the scheduler at {cluster.address} has no workers"
+                assert error["hint"].endswith(f"dask worker {cluster.address}")
+                assert server.vm(vm_id)["phase"] == "disk"
+            cluster.add_worker()
+            for vm_id in (begun, later):
+                found = server.in_phase(vm_id, "started", "reporting", "ready")
+                assert found["error"] is None
+            server.delete(begun, later)
             assert list((server.state / "vms").iterdir()) == []
 
 

@@ -1,7 +1,8 @@
-"""Twenty machines from one template, requested at once."""
+"""Many machines from one template: twenty requested at once, and a hundred."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.appliance, pytest.mark.boot, pytest.mark.slow]
 
-AT_ONCE = 20
+WAVES, AT_ONCE = 5, 20
+LARGEST_OVERLAY = 2 << 20  # before the boot
 
 
 def assert_boots_take_turns(vms: list[dict[str, Any]]) -> None:
@@ -53,3 +55,34 @@ def test_twenty_machines_at_once(host: LibvirtHost, images: Path, tmp_path: Path
         assert set(host.domains()) == ids
         server.delete(*ids)
         assert host.domains() == []
+
+
+def test_a_hundred_machines(host: LibvirtHost, images: Path, tmp_path: Path) -> None:
+    """Each has a small disk before it boots; the template stays as it was, and nothing is left.
+
+    They are stopped before they boot.
+    """
+    seen: set[str] = set()
+    with (
+        running(Server(host=host, state=tmp_path / "state", images=images)) as server,
+        ThreadPoolExecutor(AT_ONCE) as pool,
+        server.client() as client,
+    ):
+        template_id = server.register("busybox", images / "busybox.qcow2")
+        base = server.state / "templates" / template_id / "image"
+        before = hashlib.sha256(base.read_bytes()).hexdigest()
+        for wave in range(WAVES):
+            ids = set(pool.map(server.create, [f"vm-{wave}-{n}" for n in range(AT_ONCE)]))
+            assert len(ids - seen) == AT_ONCE
+            seen |= ids
+            for vm_id in ids:
+                assert client.post(f"/v1/vms/{vm_id}/stop").status_code == 202
+            for vm_id in ids:
+                disk = server.state / "vms" / vm_id / "disk.qcow2"
+                server.in_phase(vm_id, "defined")
+                assert 0 < disk.stat().st_blocks * 512 < LARGEST_OVERLAY
+            assert set(host.domains()) == ids
+            server.delete(*ids)
+            assert host.domains() == []
+            assert list((server.state / "vms").iterdir()) == []
+        assert hashlib.sha256(base.read_bytes()).hexdigest() == before

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import signal
 import statistics
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import select
 
+from tests.conftest import require
 from tests.server.libvirt_host import (
     LibvirtHost,
     Server,
@@ -177,20 +180,21 @@ def test_a_silent_guest(host: LibvirtHost, images: Path, tmp_path: Path) -> None
 
 
 def test_what_creating_costs(host: LibvirtHost, images: Path, tmp_path: Path) -> None:
-    """From the row to a started domain, the median of twenty; and the base is as it was."""
+    """From the row to a started domain, the median of twenty; and the base is as it was.
+
+    They are made one after another, so none waits for its turn to boot.
+    """
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    require(load < cores, "other programs use this host: a benchmark cannot run", optional=True)
     with running(Server(host=host, state=tmp_path / "state", images=images)) as server:
         template_id = server.register("busybox", images / "busybox.qcow2")
         base = server.state / "templates" / template_id / "image"
         before = base.stat()
-        seconds = []
+        made = []
         for number in range(MADE):
             vm_id = server.create(f"vm-{number}")
             found = server.in_phase(vm_id, "started", "reporting", "ready")
-            times = (found["evidence"]["started"]["at"], found["created_at"])
-            started, created = (
-                datetime.fromisoformat(time.replace("Z", "+00:00")) for time in times
-            )
-            seconds.append((started - created).total_seconds())
+            made.append(seconds_of(found))
             server.delete(vm_id)
         after = base.stat()
         assert (after.st_mtime_ns, after.st_uid, after.st_mode) == (
@@ -198,5 +202,18 @@ def test_what_creating_costs(host: LibvirtHost, images: Path, tmp_path: Path) ->
             before.st_uid,
             before.st_mode,
         )
-        print(f"median {statistics.median(seconds):.2f} s, largest {max(seconds):.2f} s")  # noqa: T201 -- pytest -s shows it
-        assert statistics.median(seconds) < SECONDS_TO_START
+        medians = {step: statistics.median(each[step] for each in made) for step in made[0]}
+        parts = ", ".join(f"{step} {median:.2f}" for step, median in medians.items())
+        sums = [sum(each.values()) for each in made]
+        median = statistics.median(sums)
+        print(f"median {median:.2f} s, largest {max(sums):.2f} s ({parts})")  # noqa: T201 -- pytest -s shows it
+        assert median < SECONDS_TO_START
+
+
+def seconds_of(vm: dict[str, Any]) -> dict[str, float]:
+    """Return how long a machine took to each phase until it was started."""
+    names = PHASES[1 : PHASES.index("started") + 1]
+    times = [vm["created_at"], *(vm["evidence"][name]["at"] for name in names)]
+    moments = [datetime.fromisoformat(time.replace("Z", "+00:00")) for time in times]
+    spans = [end - begin for begin, end in itertools.pairwise(moments)]
+    return {name: span.total_seconds() for name, span in zip(names, spans, strict=True)}

@@ -61,6 +61,7 @@ class Fleet:
         """Keep the scheduler's address; ``executor`` connects."""
         self._address = address
         self._client: Any = None
+        self._examined: frozenset[str] = frozenset()
         self._lock = threading.Lock()
 
     def executor(self) -> Executor:
@@ -73,7 +74,25 @@ class Fleet:
         with self._lock:
             if self._client is None or self._client.status == "closed":
                 self._client = _connect(self._address)
+                self._examined = frozenset()
+            with _answering(self._address):
+                workers = frozenset(self._client.nthreads())
+                if not workers:
+                    raise _without_workers(self._address)
+                if not workers <= self._examined:
+                    _examine(self._client)
+                    self._examined = workers
             return _executor(self._client)
+
+    def lacks_workers(self) -> FleetError | None:
+        """Return the error that work waits for a worker, because all of them are gone.
+
+        A scheduler that does not answer is no such error: Dask ends the work itself.
+        """
+        with contextlib.suppress(OSError, TimeoutError):
+            if not self._client.nthreads():
+                return _without_workers(self._address)
+        return None
 
     def close(self) -> None:
         """Close the connection; work that no worker has begun is cancelled."""
@@ -94,21 +113,43 @@ def _connect(address: str) -> Any:  # noqa: ANN401 -- an optional library's clie
             f"{address!r} is not the address of a scheduler", hint="give tcp://HOST:PORT"
         )
     distributed = _distributed()
-    with contextlib.ExitStack() as stack:
-        try:
-            client = stack.enter_context(
-                distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
-            )
-            _require_workers(client, address)
-            _require_same_versions(client.get_versions(packages=["vmprovision"]))
-            _require_usable(client.run(examine_worker, on_error="return"))
-        except (OSError, TimeoutError) as exc:
-            raise FleetError(
-                f"no Dask scheduler answers at {address}: {exc}",
-                hint="start one with `dask scheduler`, and workers with `dask worker`",
-            ) from exc
+    with contextlib.ExitStack() as stack, _answering(address):
+        client = stack.enter_context(
+            distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+        )
+        _await_worker(client, address)
+        _examine(client)
         stack.pop_all()
         return client
+
+
+@contextlib.contextmanager
+def _answering(address: str) -> Iterator[None]:
+    """Check that the scheduler answers what the block asks it.
+
+    Raises:
+        FleetError: it does not.
+    """
+    try:
+        yield
+    except (OSError, TimeoutError) as exc:
+        raise FleetError(
+            f"no Dask scheduler answers at {address}: {exc}",
+            hint="start one with `dask scheduler`, and workers with `dask worker`",
+        ) from exc
+
+
+def _without_workers(address: str) -> FleetError:
+    return FleetError(
+        f"the scheduler at {address} has no workers",
+        hint=f"start some on the hosts: dask worker {address}",
+    )
+
+
+def _examine(client: Any) -> None:  # noqa: ANN401 -- an optional library's client
+    """Refuse a cluster whose workers would do other work than this host, or none."""
+    _require_same_versions(client.get_versions(packages=["vmprovision"]))
+    _require_usable(client.run(examine_worker, on_error="return"))
 
 
 def _executor(client: Any) -> Executor:  # noqa: ANN401 -- an optional library's client
@@ -155,14 +196,11 @@ def _distributed() -> ModuleType:
         ) from exc
 
 
-def _require_workers(client: Any, address: str) -> None:  # noqa: ANN401 -- an optional library's
+def _await_worker(client: Any, address: str) -> None:  # noqa: ANN401 -- an optional library's
     try:
         client.wait_for_workers(1, timeout=WORKER_SECONDS)
     except TimeoutError as exc:
-        raise FleetError(
-            f"the scheduler at {address} has no workers",
-            hint=f"start some on the hosts: dask worker {address}",
-        ) from exc
+        raise _without_workers(address) from exc
 
 
 def _require_same_versions(versions: Any) -> None:  # noqa: ANN401 -- an optional library's

@@ -46,6 +46,8 @@ BOOT_CODE_TYPES = (
     "21686148-6449-6e6f-744e-656564454649",  # BIOS boot
     "9e1a2d38-c612-4316-aa26-8b49521e5a8b",  # PReP
 )
+# EFI system partitions, which UEFI finds without an fstab: the types of a GPT and of an MBR.
+EFI_SYSTEM_TYPES = ("c12a7328-f81f-11d2-ba4b-00a0c93ec93b", "ef")
 
 
 class UnclearLayoutError(ValueError):

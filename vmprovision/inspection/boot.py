@@ -11,13 +11,15 @@ from vmprovision.filesystem.protocol import read_text, status_of
 from vmprovision.guest.shelltext import without_comments
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vmprovision.filesystem.protocol import GuestReader
 
 Firmware = Literal["bios", "uefi"]
 GRUB = "GRUB"  # as a PC's BIOS starts it
 
 SYSLINUX_FOLDERS = ("/boot/extlinux", "/extlinux", "/boot/syslinux", "/syslinux", "/boot", "/")
-EFI_SYSTEMS = ("/boot/efi", "/efi", "/boot")
+EFI_SYSTEMS = tuple(PurePosixPath(path) for path in ("/boot/efi", "/efi", "/boot"))
 # architecture -> the program that UEFI starts from a disk, and UEFI for virtual machines as
 # Debian, Ubuntu and Fedora install it
 UEFI = {
@@ -87,7 +89,7 @@ def find_boot_loader(
     if arch in PC and firmware != "uefi":
         loader = _bios_loader(first_sector, reader)
     if loader is None and firmware != "bios":
-        loader = _uefi_loader(reader, arch)
+        loader = find_uefi_loader(reader, arch)
     return loader
 
 
@@ -106,16 +108,23 @@ def _bios_loader(first_sector: bytes, reader: GuestReader) -> BootLoader | None:
     return None
 
 
-def _uefi_loader(reader: GuestReader, arch: str) -> BootLoader | None:
+def find_uefi_loader(
+    reader: GuestReader, arch: str, systems: Sequence[PurePosixPath] = EFI_SYSTEMS
+) -> BootLoader | None:
     """Return what UEFI starts from a disk that it does not know.
 
     The names on a FAT are the same in capitals and small letters, but a reader that has
     listed a directory may tell them apart.
+
+    Args:
+        reader: the guest's files.
+        arch: the architecture of the guest's kernel.
+        systems: where EFI system partitions may be mounted.
     """
     program, files = UEFI.get(arch, ("", ()))
     firmware = next((Path(path) for path in files if Path(path).is_file()), None)
-    for system in EFI_SYSTEMS:
-        for efi in _named(reader, PurePosixPath(system), "EFI"):
+    for system in systems:
+        for efi in _named(reader, system, "EFI"):
             for boot in _named(reader, efi, "BOOT"):
                 if program and _named(reader, boot, program):
                     return BootLoader(name="UEFI", needs="uefi", firmware=firmware)

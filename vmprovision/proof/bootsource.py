@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from vmprovision.appliance.filesystem import ApplianceFilesystem
+from vmprovision.appliance.session import ApplianceCallError
+from vmprovision.disklayout.partitions import (
+    EFI_SYSTEM_TYPES,
+    HEAD_SIZE,
+    SECTOR,
+    UnclearLayoutError,
+    parse_partitions,
+)
 from vmprovision.errors import PlanError, ProofError
-from vmprovision.inspection.boot import GRUB, expects_classic_names, find_boot_loader
+from vmprovision.inspection.boot import (
+    GRUB,
+    expects_classic_names,
+    find_boot_loader,
+    find_uefi_loader,
+)
 from vmprovision.inspection.kernelfile import kernel_architecture
 from vmprovision.proof.machine.options import HARDWARE, BootSource
 
@@ -15,9 +30,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmprovision.appliance.session import Appliance
-    from vmprovision.inspection.boot import Firmware
+    from vmprovision.disklayout.partitions import Partition
+    from vmprovision.inspection.boot import BootLoader, Firmware
     from vmprovision.target import OpenDisks
 
+DISK = "/dev/sda"  # the guest's only one
+COVERED = ("/etc", "/boot")  # a root has the first, the disk of an OSTree guest the second
 FIRMWARE_NAMES: dict[Firmware, str] = {"bios": "a PC's BIOS", "uefi": "UEFI"}
 BOOT_FILE_LIMIT = 512 << 20
 PC = ("x86_64", "i386")
@@ -72,8 +90,7 @@ def find_start(
     guest, appliance = opened.guest, opened.appliance
     if kernel:
         return _start_kernel("given kernel", (kernel, initrd), opened)
-    first_sector = appliance.read_device("/dev/sda", 0, 512)
-    loader = find_boot_loader(first_sector, opened.mounted.filesystem, guest.arch, firmware)
+    loader = _find_loader(opened, firmware)
     if loader is None and firmware is not None:
         raise ProofError(
             f"the image has no boot loader that {FIRMWARE_NAMES[firmware]} starts",
@@ -98,6 +115,38 @@ def find_start(
     if own.initrd and files[1]:
         _fetch(appliance, str(own.initrd), files[1])
     return _start_kernel(f"own kernel ({own.version or own.path.name})", files, opened)
+
+
+def _find_loader(opened: OpenDisks, firmware: Firmware | None) -> BootLoader | None:
+    """Return the image's own boot loader, also on an EFI system partition beside fstab."""
+    head, arch = opened.appliance.read_device(DISK, 0, HEAD_SIZE), opened.guest.arch
+    loader = find_boot_loader(head[:SECTOR], opened.mounted.filesystem, arch, firmware)
+    if loader is not None or firmware == "bios":
+        return loader
+    try:
+        partitions = parse_partitions(head)
+    except UnclearLayoutError:
+        return None
+    systems = [each for each in partitions if each.kind in EFI_SYSTEM_TYPES]
+    found = (_look_into_system(opened.appliance, each, arch) for each in systems)
+    return next(filter(None, found), None)
+
+
+def _look_into_system(appliance: Appliance, system: Partition, arch: str) -> BootLoader | None:
+    """Return what UEFI starts from a partition.
+
+    It covers a directory of the guest for a moment, because the guest may be read-only.
+    """
+    place = next((path for path in COVERED if appliance.call("is_dir", path)), None)
+    if place is None:
+        return None
+    try:
+        appliance.mount(f"{DISK}{system.number}", "vfat", place, readonly=True)
+    except ApplianceCallError:  # no filesystem, or one that is damaged
+        return None
+    loader = find_uefi_loader(ApplianceFilesystem(appliance), arch, [PurePosixPath(place)])
+    appliance.unmount(place)
+    return loader
 
 
 def _start_kernel(name: str, files: tuple[Path, Path | None], opened: OpenDisks) -> BootStart:

@@ -1,8 +1,8 @@
 """Lay out the disk of a new guest in the appliance, and install its boot loader.
 
 A guest with GRUB gets the disk of a cloud image, in the order of Red Hat's: a BIOS boot
-partition, an EFI system partition, and the root. GRUB's own programs install it, out of
-the guest's packages: in the appliance, never on this host.
+partition, an EFI system partition, perhaps a ``/boot``, and the root. GRUB's own programs
+install it, out of the guest's packages: in the appliance, never on this host.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ FIRST_SECTOR = SECTORS_OF_MB  # 1 MiB, the usual alignment
 LAST_SECTOR = -SECTORS_OF_MB
 BIOS_BOOT = "21686148-6449-6E6F-744E-656564454649"
 EFI_SYSTEM = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
+LVM = "E6D6D379-F507-44C2-A23C-238F2A3DF928"
+BIOS_BOOT_MB = 1
 EFI_SYSTEM_MB = 64
 
 BOOT_CODE_BYTES = 440  # the rest of the first sector is the partition table
@@ -94,24 +96,52 @@ def _install_grub(appliance: Appliance, command_line: str) -> None:
 
 
 def _mount_cloud_disk(appliance: Appliance, layout: DiskLayout) -> None:
+    sizes = [(BIOS_BOOT, BIOS_BOOT_MB), (EFI_SYSTEM, EFI_SYSTEM_MB)]
+    sizes += [("", layout.boot_mb)] if layout.boot_mb else []
+    sizes += [(LVM if layout.volume_group else "", 0)]  # the rest of the disk
     appliance.call("part_init", DISK, layout.partition_table)
     first = FIRST_SECTOR
-    for number, (kind, size) in enumerate(((BIOS_BOOT, 1), (EFI_SYSTEM, EFI_SYSTEM_MB)), start=1):
-        last = first + size * SECTORS_OF_MB - 1
+    for number, (kind, size) in enumerate(sizes, start=1):
+        last = first + size * SECTORS_OF_MB - 1 if size else LAST_SECTOR
         appliance.call("part_add", DISK, "primary", first, last)
-        appliance.call("part_set_gpt_type", DISK, number, kind)
+        if kind:
+            appliance.call("part_set_gpt_type", DISK, number, kind)
         first = last + 1
-    appliance.call("part_add", DISK, "primary", first, LAST_SECTOR)
-    _mount_root(appliance, layout, f"{DISK}3")
+    root = f"{DISK}{len(sizes)}"
+    if group := layout.volume_group:
+        appliance.call("pvcreate", root)
+        appliance.call("vgcreate", group, [root])
+        appliance.call("lvcreate_free", "root", group, 100)
+        root = f"/dev/{group}/root"
+    _mount_root(appliance, layout, root)
+    if layout.boot_mb:
+        appliance.call("mkfs", "ext4", f"{DISK}3", label="BOOT")
+        _mount_below(appliance, f"{DISK}3", "/boot")
     appliance.call("mkfs", "vfat", f"{DISK}2", label="UEFI")
-    appliance.call("mkdir_p", "/boot/efi")
-    appliance.call("mount", f"{DISK}2", "/boot/efi")
+    _mount_below(appliance, f"{DISK}2", "/boot/efi")
 
 
 def _mount_root(appliance: Appliance, layout: DiskLayout, device: str) -> None:
-    appliance.call("mkfs", layout.filesystem, device, features=",".join(layout.features) or None)
+    is_ext = layout.filesystem.startswith("ext")
+    features = ",".join(layout.features) if is_ext else None
+    appliance.call("mkfs", layout.filesystem, device, features=features or None)
     appliance.call("set_uuid", device, layout.uuid)
     appliance.call("mount", device, "/")
+    if not layout.subvolumes:
+        return
+    place_of = dict(each.split(":", 1) for each in layout.subvolumes)
+    for name in place_of:
+        appliance.call("mkdir_p", f"/{name}".rpartition("/")[0] or "/")
+        appliance.call("btrfs_subvolume_create", f"/{name}")
+    appliance.call("umount_all")
+    for name, place in sorted(place_of.items(), key=lambda item: item[1]):
+        _mount_below(appliance, device, place, f"subvol={name}")
+
+
+def _mount_below(appliance: Appliance, device: str, place: str, options: str = "") -> None:
+    if place != "/":
+        appliance.call("mkdir_p", place)
+    appliance.call("mount_options", options, device, place)
 
 
 def _install_extlinux(appliance: Appliance, command_line: str) -> None:

@@ -33,11 +33,13 @@ RECIPE_FILE = "recipe.toml"
 FILES = "files"
 # Part of every image's key: increase it when the same recipe gives a different image.
 BUILDER_VERSION = 2
+# Keys of a disk that came later count only if they are given: other images keep their key.
+ADDED_KEYS = ("subvolumes", "volume_group", "boot_mb")
 
 ARCHITECTURES = ("amd64", "arm64", "armhf", "i386", "ppc64el", "riscv64", "s390x")
 VARIANTS = ("extract", "custom", "essential", "apt", "minbase", "important", "standard")
 PARTITION_TABLES = ("mbr", "gpt", "none")
-FILESYSTEMS = ("ext2", "ext3", "ext4")
+FILESYSTEMS = ("ext2", "ext3", "ext4", "xfs", "btrfs")
 BOOTLOADERS = ("extlinux", "grub", "none")
 SMALLEST_DISK_MB = 32
 LARGEST_DISK_MB = 1 << 20
@@ -51,6 +53,8 @@ _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.:-]*")
 _KERNEL = re.compile(rf"[a-z0-9][a-z0-9+.-]*(:({'|'.join(ARCHITECTURES)}))?")
 _FEATURE = re.compile(r"\^?[a-z0-9_]+")
 _GUEST_PATH = re.compile(r"/[^\0\n]*")
+_GROUP = re.compile(r"[a-z0-9][a-z0-9_]*")
+_SUBVOLUME = re.compile(r"[A-Za-z0-9@._][A-Za-z0-9@._/-]*:/[A-Za-z0-9._/-]*")
 _TARBALL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*\.tar(\.(gz|bz2|xz))?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -62,10 +66,13 @@ class DiskLayout:
     Attributes:
         size_mb: size of the disk as the guest sees it, in MiB.
         partition_table: "mbr", "gpt", or "none": the whole disk is the filesystem.
-        filesystem: "ext2", "ext3" or "ext4".
-        features: filesystem features as for ``mke2fs -O``; "^" removes one, and the last word
-            counts.
+        filesystem: the root's: "ext2", "ext3", "ext4", "xfs" or "btrfs".
+        features: of an ext2, ext3 or ext4 root, as for ``mke2fs -O``; "^" removes one, and the
+            last word counts.
         uuid: the root filesystem's UUID.
+        subvolumes: "NAME:PLACE" for each subvolume of a btrfs root, parents first.
+        volume_group: the LVM group whose volume "root" has the root; empty without LVM.
+        boot_mb: size of an ext4 of its own for ``/boot``, with the label BOOT; 0 without.
         bootloader: "extlinux" (BIOS, from an MBR partition table), "grub" (BIOS and UEFI,
             from a GPT, installed by the guest's own packages), or "none".
         command_line: the kernel's; with "grub", without the root, which its menu adds; with
@@ -77,6 +84,9 @@ class DiskLayout:
     filesystem: str
     features: tuple[str, ...]
     uuid: str
+    subvolumes: tuple[str, ...]
+    volume_group: str
+    boot_mb: int
     bootloader: str
     command_line: str
 
@@ -166,6 +176,9 @@ class Recipe:
         said = asdict(self)
         for words in ("name", "folders", "description"):
             del said[words]
+        for word in ADDED_KEYS:
+            if not said["disk"][word]:
+                del said["disk"][word]
         digest = hashlib.sha256(json.dumps([BUILDER_VERSION, said]).encode())
         for place, path in self.files().items():
             for part in (place.encode(), path.read_bytes()):
@@ -294,12 +307,16 @@ def _parse_tarball(path: Path, table: Table) -> Tarball | None:
 
 
 def _parse_disk(table: Table) -> DiskLayout:
+    size = table.number("size_mb", SMALLEST_DISK_MB, LARGEST_DISK_MB)
     disk = DiskLayout(
-        size_mb=table.number("size_mb", SMALLEST_DISK_MB, LARGEST_DISK_MB),
+        size_mb=size,
         partition_table=table.choice("partition_table", PARTITION_TABLES),
         filesystem=table.choice("filesystem", FILESYSTEMS),
         features=table.texts("features", _FEATURE),
         uuid=table.uuid("uuid"),
+        subvolumes=table.texts("subvolumes", _SUBVOLUME),
+        volume_group=table.optional("volume_group", _GROUP),
+        boot_mb=table.number("boot_mb", 0, size, default=0),
         bootloader=table.choice("bootloader", BOOTLOADERS),
         command_line=table.text("command_line"),
     )
@@ -321,6 +338,13 @@ def _check_disk(disk: DiskLayout, table: Table) -> None:
             )
     elif disk.bootloader == "grub" and disk.partition_table != "gpt":
         raise table.wrong("bootloader", 'grub needs partition_table = "gpt"')
+    if disk.bootloader != "grub" and (disk.boot_mb or disk.volume_group):
+        raise table.wrong("bootloader", 'must be "grub" with boot_mb or volume_group')
+    if bool(disk.subvolumes) != (disk.filesystem == "btrfs"):
+        raise table.wrong("subvolumes", "must be given for btrfs, and for nothing else")
+    places = [each.partition(":")[2] for each in disk.subvolumes]
+    if places and "/" not in places:
+        raise table.wrong("subvolumes", "must name the one of /")
 
 
 def _refuse_links(folder: Path) -> None:

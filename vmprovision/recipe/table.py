@@ -81,9 +81,9 @@ class Table:
                 raise self.wrong(key, f"cannot hold {value!r}")
         return tuple(values)
 
-    def number(self, key: str, least: int, most: int) -> int:
-        """Return a whole number within these limits."""
-        value = self._left.pop(key, None)
+    def number(self, key: str, least: int, most: int, *, default: int | None = None) -> int:
+        """Return a whole number within these limits; a missing one only if there is a default."""
+        value = self._left.pop(key, default)
         if type(value) is not int or not least <= value <= most:
             raise self.wrong(key, f"must be a whole number from {least} to {most}")
         return value

@@ -8,11 +8,13 @@ A part that is not read becomes a doubt; it is never ignored.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from vmprovision.errors import InspectionError, printable
 from vmprovision.filesystem.protocol import TEXT_LIMIT, resolve
+from vmprovision.mounts import read_fstab
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +26,7 @@ FILES_LIMIT = 400
 WORK_LIMIT = 20 << 20
 ENTRY_LIMIT = 200
 TITLE_LIMIT = 200
+SUBVOLUMES_LIMIT = 64  # each path of a menu is compared with all of them
 WORD_LIMIT = 4096  # PATH_MAX; the limit of a kernel command line is lower
 
 # options that name a target for systemd (systemd(1), "Kernel command line")
@@ -227,10 +230,25 @@ class MenuFiles:
         """Yield the guest paths that a boot loader's path may mean.
 
         A boot loader counts from the root of a filesystem, which may be mounted on
-        ``/boot`` or ``/boot/efi``.
+        ``/boot`` or ``/boot/efi``. For btrfs that is the top level, above the subvolumes
+        that fstab mounts.
         """
+        here = PurePosixPath("/") / path.lstrip("/")
+        for subvolume, place in self._subvolumes:
+            if here.is_relative_to(subvolume):
+                yield place / here.relative_to(subvolume)
         for mountpoint in ("/", "/boot", "/boot/efi", "/boot/firmware"):
             yield PurePosixPath(mountpoint) / path.lstrip("/")
+
+    @cached_property
+    def _subvolumes(self) -> list[tuple[PurePosixPath, PurePosixPath]]:
+        """The subvolumes that fstab mounts, as paths below the top level, with their places."""
+        found = []
+        for line in read_fstab(self.reader):
+            options = dict(option.partition("=")[::2] for option in line.options.split(","))
+            if subvolume := options.get("subvol", "").strip("/"):
+                found.append((PurePosixPath("/", subvolume), PurePosixPath(line.mountpoint)))
+        return found[:SUBVOLUMES_LIMIT]
 
     def find(self, path: str) -> PurePosixPath | None:
         """Return the regular file that a boot loader means by this path, or None."""
