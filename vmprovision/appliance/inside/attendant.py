@@ -45,6 +45,7 @@ UDEV = "/run/udev/control"
 BY_PATH = "/dev/disk/by-path/appliance-scsi-"
 O_RDWR = 2
 PAUSE = 0.001
+PARKING_PAUSE = 0.02  # guestfsd starts meanwhile, on the same processor
 DISK_SECONDS = 30
 SECTOR = 512
 VPD_HEAD = 4  # bytes before the serial number in SCSI page 0x80
@@ -54,7 +55,7 @@ DISK_TIMEOUT = b"300"  # seconds; the host's storage may be far away
 def main():
     port = posix.open(PORT, O_RDWR)
     while not exists(FOLDER + "parked"):
-        time.sleep(PAUSE)
+        time.sleep(PARKING_PAUSE)
     posix.write(port, b"parked\n")
     rest = b""
     while True:
