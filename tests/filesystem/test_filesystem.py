@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vmprovision.appliance.filesystem import ApplianceFilesystem
-from vmprovision.appliance.session import Drive, launch
+from vmprovision.appliance.session import Drive, launch, open_appliance
 from vmprovision.errors import ApplyError, GuestSpaceError, InspectionError
 from vmprovision.filesystem import inroot
 from vmprovision.filesystem.deployment import DeployedFilesystem, disk_path
@@ -27,7 +28,7 @@ from vmprovision.host.command import run
 from vmprovision.progress import Control
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 P = PurePosixPath
@@ -36,13 +37,25 @@ DISK_SIZE = "64M"
 
 @pytest.fixture(scope="module")
 def appliance_guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApplianceFilesystem]:
-    """Return an empty ext4 filesystem, mounted in an appliance that the module's tests share."""
-    folder = tmp_path_factory.mktemp("contract")
+    """Return an empty ext4 filesystem, mounted in a stock appliance that the tests share."""
+    with _mounted(launch, tmp_path_factory.mktemp("stock")) as filesystem:
+        yield filesystem
+
+
+@pytest.fixture(scope="module")
+def restored_guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApplianceFilesystem]:
+    """Return the same in a restored appliance, if this host has one."""
+    with _mounted(open_appliance, tmp_path_factory.mktemp("restored")) as filesystem:
+        yield filesystem
+
+
+@contextlib.contextmanager
+def _mounted(opener: Callable[..., Any], folder: Path) -> Iterator[ApplianceFilesystem]:
     disks = [folder / "disk.qcow2", folder / "another.qcow2"]
     for disk in disks:
         run(["qemu-img", "create", "-q", "-f", "qcow2", disk, DISK_SIZE], timeout=60)
     drives = [Drive(path=disk, format="qcow2") for disk in disks]
-    with launch(drives, control=Control()) as appliance:
+    with opener(drives, control=Control()) as appliance:
         appliance.call("mkfs", "ext4", "/dev/sda")
         appliance.call("mount", "/dev/sda", "/")
         yield ApplianceFilesystem(appliance)
@@ -50,7 +63,11 @@ def appliance_guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Applia
 
 
 @pytest.fixture(
-    params=["local", "walk", "deployed", pytest.param("appliance", marks=pytest.mark.appliance)]
+    params=[
+        *("local", "walk", "deployed"),
+        pytest.param("appliance", marks=pytest.mark.appliance),
+        pytest.param("restored", marks=pytest.mark.appliance),
+    ]
 )
 def guest(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -68,7 +85,7 @@ def guest(
             (tmp_path / path.relative_to("/")).mkdir(parents=True)
         yield DeployedFilesystem(LocalFilesystem(tmp_path), deployment, state), P("/var/work")
         return
-    filesystem: ApplianceFilesystem = request.getfixturevalue("appliance_guest")
+    filesystem: ApplianceFilesystem = request.getfixturevalue(f"{request.param}_guest")
     work = P("/") / request.node.name.split("[")[0]
     filesystem.make_directory(work)
     yield filesystem, work
@@ -246,9 +263,7 @@ def test_a_change_is_seen_by_every_name(guest: Guest) -> None:
     assert filesystem.list_directory(work) == ["alias", "real"]
 
 
-def test_a_file_has_other_names_that_keep_its_content(
-    guest: Guest, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
+def test_a_file_has_other_names_that_keep_its_content(guest: Guest, tmp_path: Path) -> None:
     """A written file is a new file, and a removal affects only one name."""
     filesystem, work = guest
     filesystem.write(work / "one", b"first", Attributes(mode=0o600))
@@ -256,7 +271,7 @@ def test_a_file_has_other_names_that_keep_its_content(
         folder = tmp_path / disk_path(filesystem, work).relative_to("/")
         (folder / "other").hardlink_to(folder / "one")
     else:
-        appliance = request.getfixturevalue("appliance_guest")._appliance  # noqa: SLF001 -- likewise
+        appliance = filesystem._appliance  # noqa: SLF001 -- to make another name
         appliance.call("ln", str(work / "one"), str(work / "other"))
         filesystem = ApplianceFilesystem(appliance)
     status = filesystem.lstat(work / "one")
@@ -401,3 +416,21 @@ def test_a_full_filesystem_is_its_own_error(appliance_guest: ApplianceFilesystem
         appliance_guest.write(P("/big"), bytes(70 << 20))
     assert caught.value.hint
     appliance_guest.remove(P("/big"))
+
+
+@pytest.mark.appliance
+@pytest.mark.parametrize("kind", ["appliance", "restored"])
+def test_a_link_says_why_it_cannot_be_made(request: pytest.FixtureRequest, kind: str) -> None:
+    """Its folder is missing, or the filesystem is read-only; each is its own error."""
+    guest: ApplianceFilesystem = request.getfixturevalue(f"{kind}_guest")
+    appliance = guest._appliance  # noqa: SLF001 -- to mount it read-only for a moment
+    with pytest.raises(ApplyError, match=r"/gone/link.*No such file"):
+        guest.symlink(P("/gone/link"), "/target")
+    appliance.unmount()
+    appliance.call("mount_ro", "/dev/sda", "/")
+    try:
+        with pytest.raises(GuestSpaceError, match=r"read-only.*/link"):
+            ApplianceFilesystem(appliance).symlink(P("/link"), "/target")
+    finally:
+        appliance.unmount()
+        appliance.call("mount", "/dev/sda", "/")

@@ -261,14 +261,14 @@ class ApplianceFilesystem:
     def symlink(self, path: PurePosixPath, target: str, attributes: Attributes = PLAIN) -> None:
         """Implement ``GuestFilesystem.symlink``.
 
-        Of the calls used here, only ``ln_s`` runs a program outside the guest's root. An
-        absolute link among the path's parents would lead it into the appliance, and it
-        would report success.
+        Of the calls used here, only this one works outside of the guest's root. An absolute
+        link among the path's parents would lead it into the appliance, and it would report
+        success.
         """
         self._make_way(path)
         real = resolve(self, path.parent) / path.name
         with self._changing(path):
-            self._appliance.call("ln_s", target, str(real))
+            self._appliance.symlink(target, str(real))
         self._dress(path, attributes, None)
 
     def _make_way(self, path: PurePosixPath) -> None:

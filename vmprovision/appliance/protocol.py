@@ -61,6 +61,17 @@ class Appliance(Protocol):
             ApplianceCallError: they cannot be read.
         """
 
+    def symlink(self, target: str, place: str) -> None:
+        """Create a symbolic link in the guest.
+
+        Args:
+            target: what it leads to.
+            place: its path in the guest, whose parents are free of links.
+
+        Raises:
+            ApplianceCallError: it cannot be created; ``number`` carries the errno.
+        """
+
     def unmount(self, place: str | None = None) -> None:
         """Unmount what is at a place of the guest, or all of the guest.
 

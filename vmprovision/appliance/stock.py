@@ -116,6 +116,10 @@ class StockAppliance:
         """Implement ``Appliance.read_device``."""
         return bytes(self.call("pread_device", device, size, place))
 
+    def symlink(self, target: str, place: str) -> None:
+        """Implement ``Appliance.symlink``."""
+        self.call("ln_s", target, place)
+
     def unmount(self, place: str | None = None) -> None:
         """Implement ``Appliance.unmount``."""
         if place is None:

@@ -10,6 +10,8 @@ The host and the attendant talk over a virtio port of their own, a line each:
 ``mount DEVICE DRIVER ro|rw PLACE [OPTIONS]``
                       mount at a place of the guest, with options of the filesystem's own;
                       place and options are in hexadecimal; ``mounted``
+``link PLACE TARGET``   make a symbolic link at a path of the guest whose parents are no links;
+                      both are in hexadecimal; ``linked``
 ``unmount [PLACE]``   what is mounted at a place of the guest, or all; ``unmounted``
 ``look DEVICE DRIVER OPTIONS NAME...``
                       mount it read-only in a place of its own, and unmount it; ``seen`` and
@@ -21,7 +23,7 @@ The host and the attendant talk over a virtio port of their own, a line each:
 ``unmap``             remove these links and devices; ``unmapped``
 ``volumes``           what a stock appliance does as it starts; ``volumes STATUS``
 
-What fails is answered with ``failed`` and the reason.
+What fails is answered with ``failed``, the number of the error (errno(3)) or 0, and the reason.
 """
 
 import os
@@ -76,7 +78,8 @@ def answer(words):
     try:
         return COMMANDS[words[0]](*words[1:])
     except Exception as exc:
-        return "failed %r" % (exc,)
+        number = exc.errno if isinstance(exc, OSError) else None
+        return "failed %d %r" % (number or 0, exc)
 
 
 def resume(now, entropy):
@@ -117,6 +120,11 @@ def mount(device, driver, access, place, options=""):
 
 def in_guest(place):
     return SYSROOT + bytes.fromhex(place).decode().rstrip("/")
+
+
+def link(place, target):
+    posix.symlink(bytes.fromhex(target).decode(), in_guest(place))
+    return "linked"
 
 
 def look(device, driver, options, *wanted):
@@ -229,6 +237,7 @@ COMMANDS = {
     "mount": mount,
     "unmount": unmount,
     "look": look,
+    "link": link,
     "read": read,
     "map": map_devices,
     "unmap": unmap,

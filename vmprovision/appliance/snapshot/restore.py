@@ -36,9 +36,7 @@ from vmprovision.appliance.handle import (
 )
 from vmprovision.appliance.snapshot.machine import IGNORE_SHARED
 from vmprovision.errors import (
-    ApplianceEndedError,
     ApplianceError,
-    ApplianceTimeoutError,
     CancelledError,
     CommandError,
     VmprovisionError,
@@ -63,6 +61,20 @@ KVM_RESTORE_SECONDS = 10.0  # a KVM that passes its trial may still hang
 WORK_SECONDS = 240.0  # to replay or flush a journal, on the slow disk of a loaded host
 READING_LIMIT = 128 << 10  # of the attendant's memory
 ENTROPY_BYTES = 16 + 64  # a machine-id, and a seed for the random generator
+
+
+class _AttendantError(ApplianceError):
+    """The attendant answered that it failed, or what was not asked.
+
+    Attributes:
+        number: errno as the appliance saw it, 0 if there is none.
+    """
+
+    def __init__(self, command: str, words: Sequence[str]) -> None:
+        """Take the command and the words of the answer."""
+        super().__init__(f"the appliance cannot {command}: {' '.join(words)}")
+        failed = words[:1] == ["failed"] and words[1:2] and words[1].isdecimal()
+        self.number = int(words[1]) if failed else 0
 
 
 class RestoredAppliance:
@@ -182,6 +194,10 @@ class RestoredAppliance:
         with self._explained():
             return self._attendant.receive_bytes(int(count), WORK_SECONDS)
 
+    def symlink(self, target: str, place: str) -> None:
+        """Implement ``Appliance.symlink``; guestfsd would start ln(1)."""
+        self._ask_to("linked", "link", place.encode().hex(), target.encode().hex())
+
     def unmount(self, place: str | None = None) -> None:
         """Implement ``Appliance.unmount``."""
         if place is not None:
@@ -210,10 +226,8 @@ class RestoredAppliance:
         """
         try:
             return self.ask(answer, " ".join(question), WORK_SECONDS)
-        except (ApplianceEndedError, ApplianceTimeoutError):
-            raise
-        except ApplianceError as exc:
-            raise ApplianceCallError(exc.message, number=0) from exc
+        except _AttendantError as exc:
+            raise ApplianceCallError(exc.message, number=exc.number) from exc
 
     def activate_volumes(self) -> None:
         """Implement ``Appliance.activate_volumes`` by the steps of a stock appliance's start."""
@@ -323,9 +337,7 @@ class RestoredAppliance:
             self._attendant.send(question)
             words = self._attendant.receive(seconds).split()
         if words[:1] != [answer]:
-            raise ApplianceError(
-                f"the appliance cannot {question.split(maxsplit=1)[0]}: {' '.join(words)}"
-            )
+            raise _AttendantError(question.split(maxsplit=1)[0], words)
         return words[1:]
 
     def _tell(self, command: str, **arguments: Any) -> Any:  # noqa: ANN401 -- any JSON value
