@@ -90,7 +90,7 @@ class Fleet:
         A scheduler that does not answer is no such error: Dask ends the work itself.
         """
         with contextlib.suppress(OSError, TimeoutError):
-            if not self._client.nthreads():
+            if self._client.status == "running" and not self._client.nthreads():
                 return _without_workers(self._address)
         return None
 
