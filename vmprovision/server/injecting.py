@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from vmprovision.reports import ChangeReport, ImageOptions, JobResult
     from vmprovision.server.tools import Tools
 
-
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 1.0  # between two looks at the workers of the cluster
 
 
 class FleetUnreachableError(FleetError):
