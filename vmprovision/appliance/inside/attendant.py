@@ -10,7 +10,7 @@ The host and the attendant talk over a virtio port of their own, a line each:
 ``mount DEVICE DRIVER ro|rw PLACE [OPTIONS]``
                       mount at a place of the guest, with options of the filesystem's own;
                       place and options are in hexadecimal; ``mounted``
-``link PLACE TARGET``   make a symbolic link at a path of the guest whose parents are no links;
+``link PLACE TARGET`` make a symbolic link at a path of the guest whose parents are no links;
                       both are in hexadecimal; ``linked``
 ``unmount [PLACE]``   what is mounted at a place of the guest, or all; ``unmounted``
 ``look DEVICE DRIVER OPTIONS NAME...``
