@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from tests.trees import SYSTEMD_TREE, make_tree
-from vmprovision.cli.progress_bars import BatchDisplay
+from vmprovision.cli.progress_bars import BatchBars
 from vmprovision.errors import ImageError, VmprovisionError
 from vmprovision.junit import junit_xml
 from vmprovision.progress import Progress
@@ -155,7 +155,7 @@ def test_the_display_on_a_terminal() -> None:
     """There is a bar for the batch, and one for each image until it is finished."""
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=80, _environ={"TERM": "xterm"})
-    display = BatchDisplay(console, 2)
+    display = BatchBars(2, console)
     images = [Path("/images/[bold]a.qcow2"), Path("/images/b\x1b.qcow2")]
     with display:
         for image in images:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vmprovision.cli.commands import App
+from vmprovision.cli.console import STDOUT
 from vmprovision.cli.options import JsonOption, PortOption
-from vmprovision.cli.running import fail, present, stdout, work
+from vmprovision.cli.running import fail, present, work
 from vmprovision.errors import ImageError
 from vmprovision.guest.names import INIT_SYSTEMS
 
@@ -54,7 +55,7 @@ def build(
         "sha256": archive.sha256,
     }
     summary = f"{output}: agent {archive.version}, {len(archive.content)} bytes"
-    present(document, lambda: stdout().print(summary), as_json=as_json)
+    present(document, lambda: STDOUT.print(summary), as_json=as_json)
 
 
 def _build(architecture: str | None) -> Archive:
@@ -97,4 +98,4 @@ def render(
             for operation, content in operations
         ],
     }
-    present(document, lambda: show_service(stdout(), operations), as_json=as_json)
+    present(document, lambda: show_service(STDOUT, operations), as_json=as_json)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmprovision.cli.commands import App
+from vmprovision.cli.console import STDOUT
 from vmprovision.cli.options import JsonOption
-from vmprovision.cli.running import present, stdout, work
+from vmprovision.cli.running import present, work
 
 if TYPE_CHECKING:
     from vmprovision import Control
@@ -31,7 +32,7 @@ def build(*, as_json: JsonOption = False) -> None:
         return build_host_appliance(control)
 
     saved = work(built, as_json=as_json)
-    present(saved.as_json(), lambda: show_appliance(stdout(), saved), as_json=as_json)
+    present(saved.as_json(), lambda: show_appliance(STDOUT, saved), as_json=as_json)
 
 
 @app.command("status")
@@ -47,7 +48,7 @@ def status(*, as_json: JsonOption = False) -> None:
     saved = work(found, as_json=as_json)
     present(
         {"saved": saved.as_json() if saved else None},
-        lambda: show_appliance(stdout(), saved),
+        lambda: show_appliance(STDOUT, saved),
         as_json=as_json,
     )
 
@@ -64,6 +65,6 @@ def clear(*, as_json: JsonOption = False) -> None:
     count = work(cleared, as_json=as_json)
     present(
         {"removed": count},
-        lambda: stdout().print(f"{count} saved appliances removed"),
+        lambda: STDOUT.print(f"{count} saved appliances removed"),
         as_json=as_json,
     )

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vmprovision import errors
+from vmprovision.cli.console import STDERR, STDOUT
 from vmprovision.cli.options import JsonOption
-from vmprovision.cli.running import fail, present, show_error, stderr, stdout, work, write_report
+from vmprovision.cli.running import fail, present, show_error, work, write_report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import ModuleType
 
-    from rich.console import Console
-
     from vmprovision.bake import BakeOptions, BakeResult
+    from vmprovision.cli.console import Console
 
 SOME_FAILED = 3
 OUTDATED = 4
@@ -102,7 +102,7 @@ def bake(  # noqa: PLR0913 -- one parameter for each option
         code = code or written
     present(
         {"results": [_as_json(result) for result in results], "exit_code": code},
-        lambda: _show(stdout(), results),
+        lambda: _show(STDOUT, results),
         as_json=as_json,
     )
     if code:
@@ -125,7 +125,7 @@ def _bake(
     """Bake all files, and show the progress."""
     from vmprovision.bake import bake as bake_one
     from vmprovision.bake import bake_many, find_bake_files
-    from vmprovision.cli.progress_bars import BatchDisplay
+    from vmprovision.cli.progress_lines import batch_display
 
     paths = work(lambda _: find_bake_files(files), as_json=as_json)
     if len(paths) == 1:
@@ -135,7 +135,7 @@ def _bake(
     return work(
         lambda control: bake_many(paths, options, jobs=jobs, control=control),
         as_json=as_json,
-        display=BatchDisplay(stderr(), len(paths)),
+        display=batch_display(len(paths)),
     )
 
 
@@ -208,4 +208,4 @@ def _inform_workflow(results: Sequence[BakeResult]) -> None:
             with Path(path).open("a", encoding="utf-8") as file:
                 file.write(summary(results))
         except OSError as exc:
-            stderr().print(f"warning: the job summary {path} cannot be written: {exc.strerror}")
+            STDERR.print(f"warning: the job summary {path} cannot be written: {exc.strerror}")

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 import vmprovision as api
+from vmprovision.cli.console import STDERR, STDOUT
 from vmprovision.cli.options import (
     InjectionOptions,
     SourceOptions,
     is_named_after_image,
     name_after,
 )
-from vmprovision.cli.running import fail, present, stderr, stdout, work, write_report
+from vmprovision.cli.running import fail, present, work, write_report
 from vmprovision.errors import CancelledError, PlanError
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def inject_batch(  # noqa: PLR0913 -- the groups of options of one command
     as_json: bool,
 ) -> None:
     """Inject several images, print how each ended, and exit with the code of the batch."""
-    from vmprovision.cli.progress_bars import BatchDisplay
+    from vmprovision.cli.progress_lines import batch_display
     from vmprovision.cli.text import show_batch
 
     if batch.scheduler is not None and batch.jobs is not None:
@@ -107,7 +108,7 @@ def inject_batch(  # noqa: PLR0913 -- the groups of options of one command
     report = work(
         lambda control: _inject(images, wanted, batch, source, output, control),
         as_json=as_json,
-        display=BatchDisplay(stderr(), len(images)),
+        display=batch_display(len(images)),
     )
     code = _exit_code(report)
     if batch.report_junit is not None:
@@ -115,7 +116,7 @@ def inject_batch(  # noqa: PLR0913 -- the groups of options of one command
         code = code or written
     present(
         {**_with_exit_codes(report), "exit_code": code},
-        lambda: show_batch(stdout(), stderr(), report),
+        lambda: show_batch(STDOUT, STDERR, report),
         as_json=as_json,
     )
     if code:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import vmprovision as api
+from vmprovision.cli.console import STDOUT
 from vmprovision.cli.options import (
     FormatOption,
     ImageArgument,
@@ -17,7 +18,7 @@ from vmprovision.cli.options import (
     checked_init,
     grouped_options,
 )
-from vmprovision.cli.running import present, stdout, work
+from vmprovision.cli.running import present, work
 from vmprovision.errors import VerificationError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def inspect(
         ),
         as_json=as_json,
     )
-    present(guest.as_json(), lambda: show_guest(stdout(), guest), as_json=as_json)
+    present(guest.as_json(), lambda: show_guest(STDOUT, guest), as_json=as_json)
 
 
 @grouped_options(without=["repair"])
@@ -77,7 +78,7 @@ def verify(image: ImageArgument, *, source: SourceOptions, as_json: JsonOption =
         lambda control: api.verify(image, source=source.image_options(), control=control),
         as_json=as_json,
     )
-    present(report.as_json(), lambda: show_verification(stdout(), report), as_json=as_json)
+    present(report.as_json(), lambda: show_verification(STDOUT, report), as_json=as_json)
     if report.mismatches:
         raise typer.Exit(VerificationError.exit_code)
 
@@ -95,9 +96,7 @@ def remove(image: ImageArgument, *, source: SourceOptions, as_json: JsonOption =
         lambda control: api.remove(image, source=source.image_options(), control=control),
         as_json=as_json,
     )
-    present(
-        report.as_json(), lambda: show_changes(stdout(), report, done="removed"), as_json=as_json
-    )
+    present(report.as_json(), lambda: show_changes(STDOUT, report, done="removed"), as_json=as_json)
 
 
 def recover(
@@ -126,7 +125,7 @@ def recover(
     )
     present(
         {"image": str(image), "outcome": outcome},
-        lambda: stdout().print(f"{image}: {RECOVERIES[outcome]}"),
+        lambda: STDOUT.print(f"{image}: {RECOVERIES[outcome]}"),
         as_json=as_json,
     )
 
@@ -175,4 +174,4 @@ def prove(  # noqa: PLR0913 -- one parameter for each option or group of them
         return api.prove(image, options, source=source.image_options(), control=control)
 
     report = work(proven, as_json=as_json)
-    present(report.as_json(), lambda: show_proof(stdout(), report), as_json=as_json)
+    present(report.as_json(), lambda: show_proof(STDOUT, report), as_json=as_json)

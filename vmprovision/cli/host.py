@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vmprovision.cli.console import STDOUT
 from vmprovision.cli.options import JsonOption
-from vmprovision.cli.running import present, stdout, work
+from vmprovision.cli.running import present, work
 from vmprovision.errors import PlanError, VmprovisionError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def doctor(
     is_able = all(finding.ok or not finding.needed for finding in findings)
     present(
         {"ok": is_able, "findings": [finding.as_json() for finding in findings]},
-        lambda: show_findings(stdout(), findings),
+        lambda: show_findings(STDOUT, findings),
         as_json=as_json,
     )
     if not is_able:

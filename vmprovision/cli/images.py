@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vmprovision.cli.commands import App
+from vmprovision.cli.console import STDOUT
 from vmprovision.cli.options import JsonOption
-from vmprovision.cli.running import present, stdout, work
+from vmprovision.cli.running import present, work
 
 if TYPE_CHECKING:
     from vmprovision import Control
@@ -35,7 +36,7 @@ def list_(*, recipes_in: RecipesOption = None, as_json: JsonOption = False) -> N
     recipes = work(listed, as_json=as_json)
     present(
         {"recipes": [{"name": r.name, "description": r.description} for r in recipes]},
-        lambda: stdout().print("\n".join(f"{r.name:<24} {r.description}" for r in recipes)),
+        lambda: STDOUT.print("\n".join(f"{r.name:<24} {r.description}" for r in recipes)),
         as_json=as_json,
     )
 
@@ -76,4 +77,4 @@ def build(  # noqa: PLR0913 -- one parameter for each option
         )
 
     path = work(built, as_json=as_json)
-    present({"name": name, "path": str(path)}, lambda: stdout().print(str(path)), as_json=as_json)
+    present({"name": name, "path": str(path)}, lambda: STDOUT.print(str(path)), as_json=as_json)

@@ -9,6 +9,7 @@ import typer
 
 import vmprovision as api
 from vmprovision.cli.batch import BatchOptions, inject_batch
+from vmprovision.cli.console import STDOUT
 from vmprovision.cli.options import (
     ImageArgument,
     InjectionOptions,
@@ -17,7 +18,7 @@ from vmprovision.cli.options import (
     grouped_options,
     name_after,
 )
-from vmprovision.cli.running import fail, present, stdout, work
+from vmprovision.cli.running import fail, present, work
 from vmprovision.errors import PlanError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def _show_plan(
         return api.plan(image, options, source=source.image_options(), control=control)
 
     report = work(planned, as_json=as_json)
-    present(report.as_json(), lambda: show_plan(stdout(), report), as_json=as_json)
+    present(report.as_json(), lambda: show_plan(STDOUT, report), as_json=as_json)
 
 
 @grouped_options()
@@ -125,6 +126,6 @@ def _inject_one(
     report = work(injected, as_json=as_json)
     present(
         report.as_json(),
-        lambda: show_changes(stdout(), report, done="injected"),
+        lambda: show_changes(STDOUT, report, done="injected"),
         as_json=as_json,
     )

@@ -1,9 +1,10 @@
-"""Progress on standard error: bars on a terminal, one line for each step elsewhere."""
+"""Progress as bars, on a terminal."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
@@ -11,66 +12,40 @@ from vmprovision.errors import printable
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
-    from rich.console import Console
     from rich.progress import TaskID
 
     from vmprovision.progress import Progress
 
 
-class Display(Protocol):
-    """Shows progress while it is entered."""
+class SingleBar:
+    """A bar for the steps of one image."""
 
-    def __enter__(self) -> object: ...  # noqa: D105 -- the class describes it
-
-    def __exit__(  # noqa: D105 -- likewise
-        self,
-        kind: type[BaseException] | None,
-        raised: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
-
-    def report(self, progress: Progress) -> None:
-        """Show a step; called from a worker thread."""
-
-
-class SingleDisplay:
-    """The progress of one image: a bar, or a line for each step."""
-
-    def __init__(self, console: Console) -> None:
-        """Show on this console."""
-        self._console = console
+    def __init__(self, console: Console | None = None) -> None:
+        """Show on this console, or on standard error."""
         self._bars = _bars(console)
         self._bar: TaskID | None = None
-        self._last = ""
 
     def __enter__(self) -> None:
         """Start to show progress."""
-        if self._console.is_terminal:
-            self._bars.start()
-            self._bar = self._bars.add_task("starting", total=None)
+        self._bars.start()
+        self._bar = self._bars.add_task("starting", total=None)
 
     def __exit__(self, *_: object) -> None:
         """Stop showing progress."""
-        if self._bar is not None:  # else it would print an empty line
-            self._bars.stop()
+        self._bars.stop()
 
     def report(self, progress: Progress) -> None:
         """Show a step."""
         if self._bar is not None:
             _show_step(self._bars, self._bar, progress.step, progress.fraction)
-        elif progress.step != self._last:
-            self._console.print(f"vmprovision: {progress.step}")
-        self._last = progress.step
 
 
-class BatchDisplay:
-    """The progress of a batch: a bar for all and one for each image in work, or a line for each."""
+class BatchBars:
+    """A bar for a batch, and one for each image in work."""
 
-    def __init__(self, console: Console, total: int) -> None:
-        """Show a batch of this many images on this console."""
-        self._console = console
+    def __init__(self, total: int, console: Console | None = None) -> None:
+        """Show a batch of this many images on this console, or on standard error."""
         self._total = total
         self._done = 0
         self._bars = _bars(console)
@@ -79,23 +54,18 @@ class BatchDisplay:
 
     def __enter__(self) -> None:
         """Start to show progress."""
-        if self._console.is_terminal:
-            self._bars.start()
-            self._all = self._bars.add_task(self._summary(), total=self._total)
+        self._bars.start()
+        self._all = self._bars.add_task(self._summary(), total=self._total)
 
     def __exit__(self, *_: object) -> None:
         """Stop showing progress."""
-        if self._all is not None:
-            self._bars.stop()
+        self._bars.stop()
 
     def report(self, progress: Progress) -> None:
         """Show a step of an image, or how it ended."""
         self._done += progress.outcome is not None
         if self._all is not None:
             self._update(self._all, progress)
-        elif progress.outcome is not None:
-            name = printable(str(progress.image))
-            self._console.print(f"vmprovision: {self._summary()}: {name}: {progress.outcome}")
 
     def _update(self, everything: TaskID, progress: Progress) -> None:
         self._bars.update(everything, description=self._summary(), completed=self._done)
@@ -115,13 +85,13 @@ class BatchDisplay:
         return f"{self._done} of {self._total}"
 
 
-def _bars(console: Console) -> Bars:
+def _bars(console: Console | None) -> Bars:
     return Bars(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         TimeElapsedColumn(),
-        console=console,
+        console=console or Console(stderr=True),
         transient=True,
     )
 

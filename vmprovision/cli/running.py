@@ -6,7 +6,6 @@ logs and errors go to standard error.
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -14,37 +13,18 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import typer
 
 from vmprovision import errors
+from vmprovision.cli.console import STDERR
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from rich.console import Console
-
     from vmprovision import Control
-    from vmprovision.cli.progress_bars import Display
+    from vmprovision.cli.progress_lines import Display
 
 Result = TypeVar("Result")
 
 POLL_SECONDS = 0.2
-
-
-@functools.cache
-def stdout() -> Console:
-    """Return the console for reports."""
-    return _console(stderr=False)
-
-
-@functools.cache
-def stderr() -> Console:
-    """Return the console for progress and errors."""
-    return _console(stderr=True)
-
-
-def _console(*, stderr: bool) -> Console:
-    from rich.console import Console
-
-    return Console(stderr=stderr, highlight=False, markup=False, soft_wrap=True)
 
 
 def work(
@@ -59,9 +39,9 @@ def work(
     import signal
 
     from vmprovision import Control
-    from vmprovision.cli.progress_bars import SingleDisplay
+    from vmprovision.cli.progress_lines import single_display
 
-    shown = display or SingleDisplay(stderr())
+    shown = display or single_display()
     control = Control(report=shown.report)
     previous = {
         number: signal.signal(number, lambda *_: control.cancelled.set())
@@ -101,7 +81,7 @@ def write_report(path: Path, content: bytes) -> int:
     try:
         write_atomically(path.absolute(), content)
     except OSError as exc:
-        stderr().print(f"error: {path} cannot be written: {exc.strerror}")
+        STDERR.print(f"error: {path} cannot be written: {exc.strerror}")
         return errors.VmprovisionError.exit_code
     return 0
 
@@ -120,11 +100,10 @@ def fail(exc: errors.VmprovisionError, *, as_json: bool) -> NoReturn:
 
 def show_error(exc: errors.VmprovisionError, *sentences: str) -> None:
     """Print the sentences of an error, its next step, and the console of a guest."""
-    console = stderr()
     for sentence in sentences:
-        console.print(sentence)
+        STDERR.print(sentence)
     if exc.hint:
-        console.print(f"  next: {exc.hint}")
+        STDERR.print(f"  next: {exc.hint}")
     if isinstance(exc, errors.ProofError):
         for line in exc.console:
-            console.print(f"  console: {line}")
+            STDERR.print(f"  console: {line}")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vmprovision.cli.commands import App
+from vmprovision.cli.console import STDOUT
 from vmprovision.cli.options import JsonOption
-from vmprovision.cli.running import present, stdout, work
+from vmprovision.cli.running import present, work
 from vmprovision.guest.names import ARCHITECTURES
 
 if TYPE_CHECKING:
@@ -97,6 +98,6 @@ def _present_runtimes(job: Callable[[Control], tuple[Runtime, ...]], *, as_json:
     runtimes = work(job, as_json=as_json)
     present(
         {"runtimes": [runtime.as_json() for runtime in runtimes]},
-        lambda: show_runtimes(stdout(), runtimes),
+        lambda: show_runtimes(STDOUT, runtimes),
         as_json=as_json,
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import vmprovision as api
+from vmprovision.cli.console import STDOUT
 from vmprovision.cli.options import (
     InjectionOptions,
     JsonOption,
@@ -15,7 +16,7 @@ from vmprovision.cli.options import (
     grouped_options,
     name_after,
 )
-from vmprovision.cli.running import present, stdout, work
+from vmprovision.cli.running import present, work
 from vmprovision.errors import PlanError
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def seed(  # noqa: PLR0913 -- one parameter for each option or group of them
         )
 
     report = work(made, as_json=as_json)
-    present(report.as_json(), lambda: show_seed(stdout(), report), as_json=as_json)
+    present(report.as_json(), lambda: show_seed(STDOUT, report), as_json=as_json)
 
 
 def _read(path: Path | None) -> bytes | None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vmprovision import errors
+from vmprovision.cli.console import STDERR
 from vmprovision.cli.options import JsonOption
-from vmprovision.cli.running import fail, present, stderr, work
+from vmprovision.cli.running import fail, present, work
 
 if TYPE_CHECKING:
     from vmprovision import Control
@@ -158,7 +159,7 @@ def serve(  # noqa: PLR0913 -- one parameter for each option
             sys.stdout.flush()
 
         def say_where(where: str) -> None:
-            stderr().print(f"serving on {where}: a page, and the API, described at /docs")
+            STDERR.print(f"serving on {where}: a page, and the API, described at /docs")
 
         serve_until_cancelled(wanted, control=control, is_ready=is_ready)
 

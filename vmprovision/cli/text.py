@@ -20,9 +20,8 @@ from vmprovision.errors import printable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.console import Console
-
     from vmprovision.appliance.snapshot.store import SavedAppliance
+    from vmprovision.cli.console import Console
     from vmprovision.doctor import Finding
     from vmprovision.guest.facts import GuestInfo, InitVerdict
     from vmprovision.proof.prove import ProofReport
