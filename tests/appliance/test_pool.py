@@ -273,8 +273,9 @@ def test_a_shared_appliance_is_renewed(
 
 def test_another_disk_in_its_place_is_refused(images: Callable[[int], list[Path]]) -> None:
     """An earlier disk of the same size has the name that libguestfs will use."""
-    wanted, other = images(2)
+    first, wanted, other = images(3)
     with restored() as machine:
+        machine.attach(Drive(path=first, format="raw"))
         slip_in(machine, other)
         with pytest.raises(WrongDiskError, match="is not"):
             machine.attach(Drive(path=wanted, format="raw"))
@@ -289,7 +290,7 @@ def test_a_disk_of_another_size_is_refused(
         ask = machine.monitor.ask
 
         def meddle(command: str, **arguments: object) -> object:
-            if command == "device_add":
+            if command == "blockdev-insert-medium":
                 ask("block_resize", node_name="disk0", size=image.stat().st_size + (1 << 20))
             return ask(command, **arguments)
 
@@ -314,6 +315,47 @@ def test_bytes_are_read_as_libguestfs_reads_them(tmp_path: Path) -> None:
         with pytest.raises(ApplianceCallError):
             machine.read_device("/dev/sdb", 0, 1)
         assert machine.read_device("/dev/sda", 7, 2) == content[7:9]
+        machine.finish()
+
+
+def test_disks_of_all_kinds_follow_each_other(tmp_path: Path) -> None:
+    """Each is read anew, with its own size, partitions and sectors, whatever was there before."""
+    partitioned = tmp_path / "partitioned.raw"
+    partitioned.write_bytes(bytes(8 << 20))
+    table = "label: dos\n2048,2048\n4096,4096\n"
+    subprocess.run(["sfdisk", "-q", partitioned], input=table, text=True, check=True, timeout=60)
+    plain, small = tmp_path / "plain.raw", tmp_path / "small.raw"
+    plain.write_bytes(random.Random(2).randbytes(8 << 20))
+    small.write_bytes(random.Random(3).randbytes(4 << 20))
+
+    def sizes(machine: RestoredAppliance) -> dict[str, int]:
+        names = [*machine.call("list_devices"), *machine.call("list_partitions")]
+        return {name: machine.call("blockdev_getsize64", name) for name in names}
+
+    def require_start(machine: RestoredAppliance, device: str, image: Path) -> None:
+        assert machine.read_device(device, 0, 4096) == image.read_bytes()[:4096]
+
+    disks = {path: Drive(path=path, format="raw") for path in (partitioned, plain, small)}
+    with restored() as machine:
+        for _ in range(2):
+            machine.attach(disks[partitioned])
+            parts = {"/dev/sda1": 1 << 20, "/dev/sda2": 2 << 20}
+            assert sizes(machine) == {"/dev/sda": 8 << 20, **parts}
+            machine.detach()
+            machine.attach(disks[plain])
+            assert sizes(machine) == {"/dev/sda": 8 << 20}
+            require_start(machine, "/dev/sda", plain)
+            machine.attach(disks[small])
+            assert sizes(machine) == {"/dev/sda": 8 << 20, "/dev/sdb": 4 << 20}
+            require_start(machine, "/dev/sdb", small)
+            machine.detach()
+        for sectors in (4096, 512):
+            machine.attach(Drive(path=small, format="raw", sectors=sectors))
+            assert machine.call("blockdev_getss", "/dev/sda") == sectors
+            require_start(machine, "/dev/sda", small)
+            machine.detach()
+        machine.attach(disks[plain])
+        require_start(machine, "/dev/sda", plain)
         machine.finish()
 
 

@@ -17,15 +17,13 @@ from tests.conftest import require
 from vmprovision.appliance.drives import Drive
 from vmprovision.appliance.library import qemu_program
 from vmprovision.appliance.session import open_appliance
-from vmprovision.appliance.snapshot import build, packages, restore
+from vmprovision.appliance.snapshot import packages, restore
 from vmprovision.appliance.snapshot.host import (
-    build_host_appliance,
     find_host_appliance,
     host_appliance,
 )
 from vmprovision.appliance.snapshot.host import restore as host_restore
 from vmprovision.appliance.snapshot.ingredients import UnusableApplianceError
-from vmprovision.appliance.snapshot.machine import COMMAND_LINE
 from vmprovision.appliance.snapshot.store import MANIFEST, SUSPECT
 from vmprovision.host.cache import cache_directory
 from vmprovision.progress import Control
@@ -243,15 +241,3 @@ def trust(saved: SavedAppliance, name: str) -> None:
     facts = [status.st_size, *times, status.st_ino, status.st_uid, status.st_mode]
     manifest["files"][name] = facts
     (saved.folder / MANIFEST).write_text(json.dumps(manifest))
-
-
-@pytest.mark.usefixtures("own_cache")
-def test_a_daemon_that_cannot_be_parked_is_started_after_the_restore(
-    disk: Drive, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Then the appliance is saved before its daemon starts, and works the same."""
-    monkeypatch.setattr(build, "COMMAND_LINE", f"{COMMAND_LINE} {build.EARLY}")
-    build_host_appliance(Control())
-    with open_appliance([disk], control=Control()) as appliance:
-        assert not appliance.has_volumes, "this is a stock appliance"
-        assert appliance.call("list_devices") == ["/dev/sda"]

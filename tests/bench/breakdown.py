@@ -44,14 +44,15 @@ REST = "the rest"
 STEPS = {
     "check the image, make a redo log": (imageset, "open_image"),
     "restore the appliance": (RestoredAppliance, "__init__"),
-    "hot-plug the disk": (RestoredAppliance, "attach"),
+    "attach the disk": (RestoredAppliance, "attach"),
     "read its structures": (roots, "read_contents"),
     "find and mount the guest": (target, "mount_guest"),
     "inspect": (target, "inspect_guest"),
     "plan": (api, "plan_injection"),
     "write": (target, "apply_plan"),
     "verify": (api, "verify_plan"),
-    "unmount and detach": (RestoredAppliance, "finish"),
+    "unmount": (RestoredAppliance, "finish"),
+    "unmount and detach": (RestoredAppliance, "detach"),
     "end the appliance": (RestoredAppliance, "close"),
     "merge the redo log": (target, "commit_images"),
 }

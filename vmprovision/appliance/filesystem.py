@@ -11,8 +11,10 @@ import contextlib
 import errno
 import os
 import stat
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from vmprovision.appliance.listings import Described
 from vmprovision.appliance.session import ApplianceCallError
 from vmprovision.appliance.status_cache import StatusCache, may_hold
 from vmprovision.errors import InspectionError
@@ -33,14 +35,28 @@ from vmprovision.host.workspace import workspace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import PurePosixPath
 
+    from vmprovision.appliance.listings import Listing
     from vmprovision.appliance.session import Appliance
 
 CHUNK = 2 << 20  # a message of libguestfs has at most 4 MiB
 NAME_LIMIT = 255  # NAME_MAX of limits.h
 LISTED_SIZE = 64 << 10  # bytes of a directory; a larger one is not listed for one name
 ASKED_TOGETHER = 100  # if a directory has more entries, only the wanted one is read
+KNOWN_STATUSES = 100  # the same, where a listing brings the statuses
+# Directories of which most inspections read some. All of them at once take as long as two alone.
+USUAL = tuple(
+    PurePosixPath(path)
+    for path in (
+        *("/", "/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/opt", "/proc", "/sbin", "/sys"),
+        *("/boot/extlinux", "/boot/grub", "/boot/grub2", "/boot/loader", "/boot/loader/entries"),
+        *("/etc/init.d", "/etc/selinux", "/etc/systemd", "/etc/systemd/system"),
+        *("/usr", "/usr/bin", "/usr/lib", "/usr/lib64", "/usr/libexec", "/usr/local", "/usr/sbin"),
+        *("/usr/lib/systemd", "/usr/lib/systemd/system", "/usr/lib/systemd/system-preset"),
+        *("/usr/local/bin", "/usr/local/lib", "/var", "/var/lib"),
+        "/etc/systemd/system/multi-user.target.wants",
+    )
+)
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 
 
@@ -55,6 +71,7 @@ class ApplianceFilesystem:
         """Take an appliance whose guest is mounted at ``/``."""
         self._appliance = appliance
         self._cache = StatusCache()
+        self._has_listed = False
 
     def mounted_on(self, path: PurePosixPath) -> None:
         """Forget what was under a directory, a path without links: something is mounted on it."""
@@ -115,7 +132,7 @@ class ApplianceFilesystem:
             if exc.number in _ABSENT:
                 return None
             raise _unreadable(path, exc) from exc
-        return self._noted(path, found)
+        return self._noted(path, _described(found))
 
     def _ask_all(self, folder: PurePosixPath, names: set[str]) -> None:
         """Cache the statuses of a directory's entries; unreadable ones stay unknown."""
@@ -127,20 +144,19 @@ class ApplianceFilesystem:
         for name, found in zip(asked, answers, strict=True):
             if found["st_ino"] != -1:
                 path = folder / name
-                self._cache.statuses[path] = self._noted(path, found)
+                self._cache.statuses[path] = self._noted(path, _described(found))
 
-    def _noted(self, path: PurePosixPath, found: Mapping[str, int]) -> FileStatus:
-        mode = int(found["st_mode"])
-        kind = kind_of(mode)
-        if kind != "directory" and int(found["st_nlink"]) != 1:
+    def _noted(self, path: PurePosixPath, found: Described) -> FileStatus:
+        kind = kind_of(found.mode)
+        if kind != "directory" and found.links != 1:
             self._cache.shared.add(path)
         return FileStatus(
             kind=kind,
-            mode=stat.S_IMODE(mode),
-            uid=int(found["st_uid"]),
-            gid=int(found["st_gid"]),
-            size=int(found["st_size"]),
-            links=int(found["st_nlink"]),
+            mode=stat.S_IMODE(found.mode),
+            uid=found.uid,
+            gid=found.gid,
+            size=found.size,
+            links=found.links,
         )
 
     def read(self, path: PurePosixPath, *, limit: int, offset: int = 0) -> bytes:
@@ -153,11 +169,9 @@ class ApplianceFilesystem:
             return known[offset : offset + limit]
         parts: list[bytes] = []
         size = 0
-        while size < min(limit, status.size - offset):
+        while (left := min(limit, status.size - offset) - size) > 0:
             try:
-                part = self._appliance.call(
-                    "pread", str(real), min(CHUNK, limit - size), offset + size
-                )
+                part = self._appliance.read_file(str(real), offset + size, min(CHUNK, left))
             except ApplianceCallError as exc:
                 raise _unreadable(path, exc) from exc
             if not part:
@@ -200,6 +214,8 @@ class ApplianceFilesystem:
     def _list(self, real: PurePosixPath) -> set[str]:
         """Return the names in a directory that are valid UTF-8."""
         if real not in self._cache.names:
+            self._ask_for_listings(real)
+        if real not in self._cache.names:
             try:
                 found = self._appliance.call("readdir", str(real))
                 names = [str(entry["name"]).encode() for entry in found]
@@ -209,6 +225,31 @@ class ApplianceFilesystem:
                 raise _unreadable(real, exc) from exc
             self._cache.names[real] = set(valid_names(names)) - {".", ".."}
         return self._cache.names[real]
+
+    def _ask_for_listings(self, real: PurePosixPath) -> None:
+        """Cache what a directory holds; with the first one, what all usual ones hold."""
+        more = [path for path in USUAL if path != real] if not self._has_listed else []
+        self._has_listed = True
+        asked = [real, *more]
+        found = self._appliance.list_directories([str(path) for path in asked], KNOWN_STATUSES)
+        for path, listing in zip(asked, found, strict=True):
+            if listing is not None:
+                self._keep_listing(path, listing)
+
+    def _keep_listing(self, folder: PurePosixPath, listing: Listing) -> None:
+        self._cache.names[folder] = set(valid_names(listing.names))
+        if listing.own is not None:
+            self._keep_status(folder, listing.own)
+        for name in self._cache.names[folder]:
+            if described := listing.entries.get(name.encode()):
+                self._keep_status(folder / name, described)
+
+    def _keep_status(self, path: PurePosixPath, described: Described) -> None:
+        if path not in self._cache.statuses:
+            self._cache.statuses[path] = self._noted(path, described)
+        with contextlib.suppress(UnicodeDecodeError):
+            if described.target:
+                self._cache.targets[path] = described.target.decode()
 
     def _raw_names(self, real: str) -> list[bytes]:
         with workspace("names") as folder:
@@ -335,6 +376,17 @@ class ApplianceFilesystem:
             self._cache.names.pop(real, None)
         elif real.parent in self._cache.names:
             self._cache.names[real.parent].add(real.name)
+
+
+def _described(found: Mapping[str, int]) -> Described:
+    """Return a status of libguestfs."""
+    return Described(
+        mode=int(found["st_mode"]),
+        links=int(found["st_nlink"]),
+        uid=int(found["st_uid"]),
+        gid=int(found["st_gid"]),
+        size=int(found["st_size"]),
+    )
 
 
 def _check_encodable(path: PurePosixPath) -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from vmprovision.appliance.drives import Drive
+    from vmprovision.appliance.listings import Listing
     from vmprovision.progress import Control
 
 
@@ -59,6 +60,29 @@ class Appliance(Protocol):
 
         Raises:
             ApplianceCallError: they cannot be read.
+        """
+
+    def list_directories(self, places: Sequence[str], known: int) -> list[Listing | None]:
+        """Return what directories of the guest hold, all with one question.
+
+        Args:
+            places: their paths in the guest, free of links.
+            known: with more entries than this, a listing has no statuses.
+
+        Returns:
+            None for each that cannot be listed in this way.
+        """
+
+    def read_file(self, path: str, place: int, size: int) -> bytes:
+        """Return bytes of a regular file of the guest, fewer behind its end.
+
+        Args:
+            path: its path in the guest, free of links.
+            place: the first byte.
+            size: how many.
+
+        Raises:
+            ApplianceCallError: they cannot be read; ``number`` carries the errno.
         """
 
     def symlink(self, target: str, place: str) -> None:

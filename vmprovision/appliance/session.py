@@ -16,7 +16,8 @@ from vmprovision.appliance.protocol import Appliance, Appliances
 from vmprovision.appliance.snapshot.host import restore
 from vmprovision.appliance.snapshot.restore import attach_all
 from vmprovision.appliance.stock import prepare_drive, start_stock
-from vmprovision.disklayout.partitions import LARGE_SECTOR, sector_size
+from vmprovision.disklayout.partitions import sector_size
+from vmprovision.disklayout.superblocks import START_SIZE
 from vmprovision.errors import VmprovisionError
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def disk_sectors(appliance: Appliance, number: int = 0) -> int:
     def read(place: int, size: int) -> bytes:
         return appliance.read_device(device_name(number), place, size)
 
-    return sector_size(read(0, 2 * LARGE_SECTOR), read)
+    return sector_size(read(0, START_SIZE), read)
 
 
 @contextlib.contextmanager

@@ -56,8 +56,7 @@ class SharedAppliances:
             CancelledError: the caller cancelled.
         """
         restored = self._take(control)
-        numbers = attach_all(restored, drives) if restored else None
-        if restored is None or numbers is None:
+        if restored is None or attach_all(restored, drives) is None:
             with open_appliance(drives, control=control) as appliance:
                 yield appliance
             return
@@ -65,9 +64,7 @@ class SharedAppliances:
         try:
             with blaming_the_host(restored):
                 yield restored
-                restored.finish()
-            for number in numbers:
-                restored.wait_until_gone(number)
+                restored.detach()
             is_reusable = not restored.has_volumes and restored.attached < DISKS_LIMIT
         finally:
             if not self._keep(restored, is_reusable=is_reusable):

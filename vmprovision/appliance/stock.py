@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
+    from vmprovision.appliance.listings import Listing
     from vmprovision.progress import Control
     from vmprovision.qemu.options import Accelerator
 
@@ -115,6 +116,14 @@ class StockAppliance:
     def read_device(self, device: str, place: int, size: int) -> bytes:
         """Implement ``Appliance.read_device``."""
         return bytes(self.call("pread_device", device, size, place))
+
+    def list_directories(self, places: Sequence[str], known: int) -> list[Listing | None]:  # noqa: ARG002 -- of the Protocol
+        """Implement ``Appliance.list_directories``: this appliance cannot."""
+        return [None] * len(places)
+
+    def read_file(self, path: str, place: int, size: int) -> bytes:
+        """Implement ``Appliance.read_file``."""
+        return bytes(self.call("pread", path, size, place))
 
     def symlink(self, target: str, place: str) -> None:
         """Implement ``Appliance.symlink``."""

@@ -14,7 +14,7 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from vmprovision.errors import (
     ApplyError,
@@ -22,6 +22,9 @@ from vmprovision.errors import (
     InspectionError,
 )
 from vmprovision.filesystem.inroot import LINK_LIMIT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 ROOT = PurePosixPath("/")
 TEXT_LIMIT = 1 << 20
@@ -257,7 +260,7 @@ def check_size(path: PurePosixPath, size: int, limit: int) -> None:
         )
 
 
-def valid_names(names: list[bytes]) -> list[str]:
+def valid_names(names: Iterable[bytes]) -> list[str]:
     """Return the names that are valid UTF-8, sorted; vmprovision's files have no other names."""
     decoded = []
     for name in names:

@@ -2,10 +2,11 @@
 
 The host and the attendant talk over a virtio port of their own, a line each:
 
-``parked``            (attendant, once) the appliance can be saved now
+``parked``            (attendant, once) guestfsd waits for its host: the appliance can be saved
 ``resume TIME HEX``   set the clock (seconds) and the random generator; ``resumed``
 ``attach ID``         wait for the disk with this SCSI id and its partitions;
                       ``disk ID NAME BYTES SERIAL``
+``empty ID``          wait until the drive with this SCSI id has no disk; ``empty ID``
 ``detach ID``         wait until it is gone; ``gone ID``
 ``mount DEVICE DRIVER ro|rw PLACE [OPTIONS]``
                       mount at a place of the guest, with options of the filesystem's own;
@@ -18,6 +19,12 @@ The host and the attendant talk over a virtio port of their own, a line each:
                       which of these names are in its root directory
 ``read DEVICE PLACE SIZE``
                       ``read COUNT``, and after this line so many bytes of a device
+``content PATH PLACE SIZE``
+                      ``content COUNT``, and after this line so many bytes of a regular file
+                      of the guest
+``entries KNOWN PLACE...``
+                      ``entries COUNT``, and after this line so many bytes with what these
+                      directories of the guest hold; see ``parse_listings`` on the host
 ``map TABLE LINK...`` make devices of device-mapper by a concise table of dmsetup(8), in
                       hexadecimal, and the link /dev/LINK to each, in its order; ``mapped``
 ``unmap``             remove these links and devices; ``unmapped``
@@ -45,17 +52,19 @@ UDEV = "/run/udev/control"
 BY_PATH = "/dev/disk/by-path/appliance-scsi-"
 O_RDWR = 2
 PAUSE = 0.001
-PARKING_PAUSE = 0.02  # guestfsd starts meanwhile, on the same processor
+PARKING_PAUSE = 0.05  # guestfsd starts meanwhile, on the same processor
+PARKING_POLLS = 4  # it sleeps as well while a program that it has started runs
+CHANNEL = "/dev/vport"  # the beginning of the kernel's names
 DISK_SECONDS = 30
 SECTOR = 512
+ENTRIES_ROOM = 256 << 10  # bytes of an answer
 VPD_HEAD = 4  # bytes before the serial number in SCSI page 0x80
 DISK_TIMEOUT = b"300"  # seconds; the host's storage may be far away
 
 
 def main():
     port = posix.open(PORT, O_RDWR)
-    while not exists(FOLDER + "parked"):
-        time.sleep(PARKING_PAUSE)
+    wait_for_daemon()
     posix.write(port, b"parked\n")
     rest = b""
     while True:
@@ -66,6 +75,31 @@ def main():
         rest = lines.pop()
         for line in lines:
             send(port, answer(line.decode().split()))
+
+
+def wait_for_daemon():
+    """Wait until guestfsd has opened its channel and sleeps, with all of its start done.
+
+    It sleeps in its first write to the channel, because no host has connected.
+    """
+    polls, used = 0, None
+    while polls < PARKING_POLLS:
+        time.sleep(PARKING_PAUSE)
+        now = time_of_daemon()
+        polls = polls + 1 if now and now == used else 0
+        used = now
+
+
+def time_of_daemon():
+    """Return the processor time of a guestfsd that sleeps with its channel open, or None."""
+    for process in names("/proc"):
+        folder = "/proc/" + process
+        if process.isdigit() and get(folder + "/comm") == b"guestfsd\n":
+            fields = get(folder + "/stat").split(b") ")[-1].split()
+            files = [posix.readlink(folder + "/fd/" + name) for name in names(folder + "/fd")]
+            if fields[0] == b"S" and any(file.startswith(CHANNEL) for file in files):
+                return fields[11:13]
+    return None
 
 
 def send(port, answered):
@@ -88,7 +122,6 @@ def resume(now, entropy):
     content = bytes.fromhex(entropy)
     _guest.reseed(content[16:])
     put("/etc/machine-id", entropy[:32].encode() + b"\n")
-    put(FOLDER + "go", b"\n")
     return "resumed"
 
 
@@ -100,16 +133,35 @@ def attach(number):
     # guestfsd looks for disks here; udev, if it runs, makes the same link
     if not exists(UDEV):
         posix.symlink("../../" + name, BY_PATH + number)
-    size = int(get("/sys/block/%s/size" % name)) * SECTOR
+        linked.append(number)
     serial = get("/sys/block/%s/device/vpd_pg80" % name)[VPD_HEAD:]
-    return "disk %s %s %d %s" % (number, name, size, serial.decode().strip())
+    return "disk %s %s %d %s" % (number, name, size_of(name), serial.decode().strip())
+
+
+def empty(number):
+    name = disk_at(number)
+    # opened, the drive is asked for its disk; the kernel then drops the old disk's partitions
+    wait_for(lambda: not opened("/dev/" + name) and size_of(name) == 0)
+    if any(entry.startswith(name) for entry in names("/sys/block/" + name)):
+        raise OSError("the partitions of %s are still there" % name)
+    forget(number)
+    return "empty " + number
 
 
 def detach(number):
     wait_for(lambda: disk_at(number) is None)
-    if not exists(UDEV):
-        os.remove(BY_PATH + number)
+    forget(number)
     return "gone " + number
+
+
+def forget(number):
+    if not exists(UDEV) and number in linked:
+        linked.remove(number)
+        os.remove(BY_PATH + number)
+
+
+def size_of(name):
+    return int(get("/sys/block/%s/size" % name)) * SECTOR
 
 
 def mount(device, driver, access, place, options=""):
@@ -146,6 +198,16 @@ def read(device, place, size):
         file.seek(int(place))
         content = file.read(int(size))
     return b"read %d\n" % len(content) + content
+
+
+def content(path, place, size):
+    found = _guest.content(in_guest(path), int(place), int(size))
+    return b"content %d\n" % len(found) + found
+
+
+def entries(known, *places):
+    found = _guest.entries([in_guest(place) for place in places], int(known), ENTRIES_ROOM)
+    return b"entries %d\n" % len(found) + found
 
 
 def map_devices(table, *links):
@@ -229,17 +291,21 @@ def run_dmsetup(*words):
         raise OSError("dmsetup %s failed with status %d" % (words[0], status))
 
 
+linked = []  # numbers of disks with a link by their path
 made = []  # links to device-mapper's devices, and their folders
 
 COMMANDS = {
     "resume": resume,
     "attach": attach,
+    "empty": empty,
     "detach": detach,
     "mount": mount,
     "unmount": unmount,
     "look": look,
     "link": link,
     "read": read,
+    "content": content,
+    "entries": entries,
     "map": map_devices,
     "unmap": unmap,
     "volumes": volumes,

@@ -49,16 +49,11 @@ STEP = "saving an appliance, once on this host"
 BEGUN, MADE, BOOTED = 0.0, 0.3, 0.9  # the share of the time on TCG that is over
 WRAPPER = "qemu"
 MODULES_VARIABLE = "SUPERMIN_MODULES"
-EARLY = "vmprovision.park=early"  # has inside/init park before guestfsd starts
 README = "An appliance that vmprovision saved. This file makes it a fixed one for libguestfs.\n"
 BUILD_SECONDS = 300.0  # 4 s on an idle host without KVM; a loaded CI host is much slower
 KVM_BOOT_SECONDS = 20.0  # it takes 1 s; a KVM that passes its trial may still hang
 ANSWER_SECONDS = 120.0
 TAIL = 600
-
-
-class NotParkedError(Exception):
-    """guestfsd opened its channel before the appliance could be saved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,14 +86,9 @@ def build(folder: Path, sources: Sources, accelerator: Accelerator, control: Con
     """
     control.step(STEP, BEGUN)
     _make_root(folder, sources)
-    qemu = sources.qemu
-    try:
-        _boot_and_save(folder, qemu, accelerator, control, COMMAND_LINE)
-    except NotParkedError:
-        log.info("this guestfsd does not list the disks when it starts; saving before its start")
-        _boot_and_save(folder, qemu, accelerator, control, f"{COMMAND_LINE} {EARLY}")
+    _boot_and_save(folder, sources.qemu, accelerator, control)
     wrapper = folder / WRAPPER
-    wrapper.write_text(wrapper_script(qemu, accelerator, find_binder()), encoding="utf-8")
+    wrapper.write_text(wrapper_script(sources.qemu, accelerator, find_binder()), encoding="utf-8")
     wrapper.chmod(0o700)
     (folder / "README.fixed").write_text(README, encoding="ascii")
 
@@ -156,9 +146,7 @@ def _add(tar: tarfile.TarFile, place: str, content: bytes) -> None:
     tar.addfile(entry, io.BytesIO(content))
 
 
-def _boot_and_save(
-    folder: Path, qemu: Path, accelerator: Accelerator, control: Control, command_line: str
-) -> None:
+def _boot_and_save(folder: Path, qemu: Path, accelerator: Accelerator, control: Control) -> None:
     overlay = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", "root"]
     run([*overlay, folder / "root.qcow2"], timeout=60)
     with contextlib.ExitStack() as stack:
@@ -166,11 +154,12 @@ def _boot_and_save(
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         stack.callback(os.close, handle)
         listeners = {}
-        for name in (CHANNEL, ATTENDANT, MONITOR):
+        for name in (ATTENDANT, MONITOR):
             listeners[name] = Listener(Path(f"/proc/self/fd/{handle}") / name)
             stack.callback(listeners[name].close)
             stack.callback((folder / name).unlink, missing_ok=True)
-        command = [str(qemu), *_booted_machine(accelerator, command_line)]
+        stack.callback((folder / CHANNEL).unlink, missing_ok=True)
+        command = [str(qemu), *_booted_machine(accelerator)]
         process = stack.enter_context(_running(command, folder))
         connections = {}
         for name, listener in listeners.items():
@@ -185,15 +174,19 @@ def _boot_and_save(
     (folder / "console").unlink()
 
 
-def _booted_machine(accelerator: Accelerator, command_line: str) -> list[str]:
-    """Return the options of the machine that is saved; it runs in the build directory."""
+def _booted_machine(accelerator: Accelerator) -> list[str]:
+    """Return the options of the machine that is saved; it runs in the build directory.
+
+    Nobody connects to guestfsd's channel, so guestfsd waits there until it is restored.
+    """
     return [
-        *(word for name in (CHANNEL, ATTENDANT, MONITOR) for word in socket_options(name, name)),
+        *("-chardev", f"socket,id={CHANNEL},path={CHANNEL},server=on,wait=off"),
+        *(word for name in (ATTENDANT, MONITOR) for word in socket_options(name, name)),
         *machine_options(accelerator),
         *memory_options(".", share=True),
         *root_options("root.qcow2"),
         *("-serial", "file:console"),
-        *("-kernel", "kernel", "-initrd", "initrd", "-append", command_line),
+        *("-kernel", "kernel", "-initrd", "initrd", "-append", COMMAND_LINE),
     ]
 
 
@@ -206,8 +199,6 @@ def _wait_until_parked(
     deadline = time.monotonic() + seconds
     while connections[ATTENDANT].receive_soon(0.1) != "parked":
         control.step(STEP, MADE)
-        if connections[CHANNEL].has_data():
-            raise NotParkedError
         if not process.is_running():
             raise ApplianceError("the appliance did not boot")
         if time.monotonic() > deadline:

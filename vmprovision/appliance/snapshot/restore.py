@@ -34,7 +34,9 @@ from vmprovision.appliance.handle import (
     ApplianceCallError,
     Handle,
 )
-from vmprovision.appliance.snapshot.machine import IGNORE_SHARED
+from vmprovision.appliance.listings import parse_listings
+from vmprovision.appliance.snapshot.machine import IGNORE_SHARED, SLOT, SLOT_SERIAL
+from vmprovision.disklayout.partitions import SECTOR
 from vmprovision.errors import (
     ApplianceError,
     CancelledError,
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from vmprovision.appliance.drives import Drive
+    from vmprovision.appliance.listings import Listing
     from vmprovision.appliance.snapshot.store import SavedAppliance
     from vmprovision.progress import Control
 
@@ -60,7 +63,11 @@ RESTORE_SECONDS = 60.0
 KVM_RESTORE_SECONDS = 10.0  # a KVM that passes its trial may still hang
 WORK_SECONDS = 240.0  # to replay or flush a journal, on the slow disk of a loaded host
 READING_LIMIT = 128 << 10  # of the attendant's memory
+READINGS_KEPT = 8
+LISTINGS_LIMIT = 512 << 10  # twice what the attendant sends
 ENTROPY_BYTES = 16 + 64  # a machine-id, and a seed for the random generator
+# Whoever needs a disk to be safe against a crash of the host syncs its file at the end.
+UNSYNCED = {"direct": False, "no-flush": True}
 
 
 class _AttendantError(ApplianceError):
@@ -103,7 +110,9 @@ class RestoredAppliance:
         self._serials: dict[int, str] = {}
         self._files: dict[int, Path] = {}
         self._given: dict[int, list[int]] = {}
+        self._readings: dict[tuple[str, ...], bytes] = {}  # until anything else is done
         self.attached = 0
+        self._has_slot = True
         self._seconds = RESTORE_SECONDS if saved.accelerator == "tcg" else KVM_RESTORE_SECONDS
         self.has_volumes = False
         self._has_mapped = False
@@ -124,28 +133,51 @@ class RestoredAppliance:
 
     def call(self, name: str, *arguments: Any, limit: float = CALL_SECONDS, **options: Any) -> Any:  # noqa: ANN401 -- untyped library
         """Implement ``Appliance.call``."""
+        self._readings.clear()
         return self._handle.call(name, *arguments, limit=limit, **options)
 
-    def attach(self, drive: Drive) -> int:
-        """Attach a disk and check that it is this drive; return its number.
+    def attach(self, drive: Drive) -> None:
+        """Attach a disk and check that it is this drive.
 
         Raises:
             WrongDiskError: the appliance's new disk is a different one.
             ApplianceError: QEMU cannot open it, or it does not appear.
         """
-        number, serial = self.attached, new_serial()
+        self._readings.clear()
+        in_slot = self._has_slot and not self._serials
+        if in_slot and drive.sectors != SECTOR:
+            self._remove_slot()
+            in_slot = False
         self.attached += 1
+        number = 0 if in_slot else self.attached
         node = f"disk{number}"
         self._files[number] = drive.path
-        with throwaway(drive, self._folder / f"disk{number}.qcow2") as written:
+        with throwaway(drive, self._folder / f"disk{self.attached}.qcow2") as written:
             names = self._give_files(written, number)
             before = self._opened()
-            self._tell("blockdev-add", **written.describe(names.__getitem__), node_name=node)
+            described = written.describe(names.__getitem__)
+            self._tell("blockdev-add", **described, node_name=node, cache=UNSYNCED)
             after = self._opened()
             if written.layer is not None:
                 new = [after[name] for name in after.keys() - before.keys()]
                 _require_expected(written, names.values(), new)
         size = after[node]["image"]["virtual-size"]
+        serial = self._insert(node) if in_slot else self._plug_in(node, number, drive.sectors)
+        _, name, *found = self.ask("disk", f"attach {number}")
+        wanted = (device_name(len(self._serials)), serial, str(size))
+        require_disk(drive, wanted, (f"/dev/{name}", *reversed(found)))
+        self._serials[number] = serial
+
+    def _insert(self, node: str) -> str:
+        """Put a disk into the drive that is there from the start; return its serial number."""
+        self._tell("blockdev-open-tray", id=SLOT, force=True)
+        self._tell("blockdev-insert-medium", id=SLOT, node_name=node)
+        self._tell("blockdev-close-tray", id=SLOT)
+        return SLOT_SERIAL
+
+    def _plug_in(self, node: str, number: int, sectors: int) -> str:
+        """Plug in a disk of its own; return its serial number."""
+        serial = new_serial()
         self._tell(
             "device_add",
             driver="scsi-hd",
@@ -156,15 +188,16 @@ class RestoredAppliance:
             lun=0,
             drive=node,
             serial=serial,
-            logical_block_size=drive.sectors,
-            physical_block_size=drive.sectors,
+            logical_block_size=sectors,
+            physical_block_size=sectors,
             **TELL_FAILURES,
         )
-        _, name, *found = self.ask("disk", f"attach {number}")
-        wanted = (device_name(len(self._serials)), serial, str(size))
-        require_disk(drive, wanted, (f"/dev/{name}", *reversed(found)))
-        self._serials[number] = serial
-        return number
+        return serial
+
+    def _remove_slot(self) -> None:
+        """Remove the drive, whose sectors have 512 bytes, so that another disk is the first."""
+        self._has_slot = False
+        self._unplug(SLOT, 0)
 
     def mount(
         self, device: str, driver: str, place: str, *, readonly: bool, options: str = ""
@@ -188,9 +221,37 @@ class RestoredAppliance:
         """
         if size > READING_LIMIT:
             return bytes(self.call("pread_device", device, size, place))
-        (count,) = self._ask_to("read", "read", device, str(place), str(size))
-        if not count.isdecimal() or int(count) > size:
-            raise ApplianceError(f"the appliance has read {count} bytes instead of {size}")
+        asked = ("read", device, str(place), str(size))
+        if asked not in self._readings:  # what shows the size of the sectors is read again
+            if len(self._readings) == READINGS_KEPT:
+                self._readings.clear()
+            self._readings[asked] = self._ask_for_bytes(size, *asked)
+        return self._readings[asked]
+
+    def read_file(self, path: str, place: int, size: int) -> bytes:
+        """Implement ``Appliance.read_file``."""
+        if size > READING_LIMIT:
+            return bytes(self.call("pread", path, size, place))
+        return self._ask_for_bytes(size, "content", path.encode().hex(), str(place), str(size))
+
+    def list_directories(self, places: Sequence[str], known: int) -> list[Listing | None]:
+        """Implement ``Appliance.list_directories``."""
+        words = [place.encode().hex() for place in places]
+        found = parse_listings(self._ask_for_bytes(LISTINGS_LIMIT, "entries", str(known), *words))
+        if len(found) != len(places):
+            raise ApplianceError("the appliance has listed other directories than those asked for")
+        return found
+
+    def _ask_for_bytes(self, limit: int, *question: str) -> bytes:
+        """Ask the attendant for at most so many bytes.
+
+        Raises:
+            ApplianceCallError: the attendant cannot read them.
+            ApplianceError: it has sent something else.
+        """
+        (count,) = self._answer_to(question[0], *question)
+        if not count.isdecimal() or int(count) > limit:
+            raise ApplianceError(f"the appliance sends {count} bytes, more than {limit}")
         with self._explained():
             return self._attendant.receive_bytes(int(count), WORK_SECONDS)
 
@@ -219,6 +280,15 @@ class RestoredAppliance:
         self._has_mapped = False
 
     def _ask_to(self, answer: str, *question: str) -> list[str]:
+        """Ask the attendant for what may change the guest, and may fail because of it.
+
+        Raises:
+            ApplianceCallError: the attendant cannot do it.
+        """
+        self._readings.clear()
+        return self._answer_to(answer, *question)
+
+    def _answer_to(self, answer: str, *question: str) -> list[str]:
         """Ask the attendant for what may fail because of the guest.
 
         Raises:
@@ -231,6 +301,7 @@ class RestoredAppliance:
 
     def activate_volumes(self) -> None:
         """Implement ``Appliance.activate_volumes`` by the steps of a stock appliance's start."""
+        self._readings.clear()
         if not self.has_volumes:
             self.ask("volumes", "volumes", WORK_SECONDS)
             self.has_volumes = True
@@ -240,37 +311,55 @@ class RestoredAppliance:
         self._closings.append(close)
 
     def finish(self) -> None:
-        """Implement ``Appliance.finish``; the machine runs on and can get other disks."""
-        self.call("set_autosync", False)  # noqa: FBT003 -- libguestfs's; nothing is left to sync
-        self.unmount()
-        while self._closings:
-            self._closings.pop(0)()
+        """Implement ``Appliance.finish``; the machine is stopped.
+
+        QEMU brings what it holds of the disks to their files before it answers.
+        """
+        self._unmount_all()
+        self._tell("stop")
+        raise_disk_failure(self.monitor.disk_failures, self._files)
+
+    def detach(self) -> None:
+        """Do as ``finish`` does, but the machine runs on and can get other disks.
+
+        Raises:
+            ApplianceError: as ``finish``; or the appliance's kernel has not let go of a disk
+                in time.
+        """
+        self._unmount_all()
         for number in list(self._serials):
             self._detach(number)
         raise_disk_failure(self.monitor.disk_failures, self._files)
 
+    def _unmount_all(self) -> None:
+        self.call("set_autosync", False)  # noqa: FBT003 -- libguestfs's; nothing is left to sync
+        self.unmount()
+        while self._closings:
+            self._closings.pop(0)()
+
     def _detach(self, number: int) -> None:
-        self._tell("device_del", id=f"scsi{number}")
-        with self._explained():
-            self.monitor.wait_for("DEVICE_DELETED")
+        if self._has_slot and number == 0:
+            self._tell("blockdev-open-tray", id=SLOT, force=True)
+            self._tell("blockdev-remove-medium", id=SLOT)
+            self.ask("empty", f"empty {number}")
+        else:
+            self._unplug(f"scsi{number}", number)
         self._tell("blockdev-del", node_name=f"disk{number}")
         for given in self._given.pop(number, ()):
             self._tell("remove-fd", fdset_id=given)
         del self._serials[number]
+
+    def _unplug(self, device: str, number: int) -> None:
+        self._tell("device_del", id=device)
+        with self._explained():
+            self.monitor.wait_for("DEVICE_DELETED")
+        self.ask("gone", f"detach {number}")
 
     def raise_host_fault(self, exc: Exception) -> None:
         """Implement ``Appliance.raise_host_fault``."""
         self._watchdog.raise_cause()
         self.monitor.catch_up()
         raise_disk_failure(self.monitor.disk_failures, self._files, exc)
-
-    def wait_until_gone(self, number: int) -> None:
-        """Wait until the appliance's kernel has let go of a detached disk as well.
-
-        Raises:
-            ApplianceError: it has not in time.
-        """
-        self.ask("gone", f"detach {number}")
 
     def close(self) -> None:
         """Implement ``Appliance.close``."""
@@ -392,10 +481,11 @@ def _require_expected(drive: Drive, names: Collection[str], nodes: Sequence[Any]
             )
 
 
-def attach_all(restored: RestoredAppliance, drives: Sequence[Drive]) -> list[int] | None:
-    """Attach drives; return their numbers, or close the appliance and return None."""
+def attach_all(restored: RestoredAppliance, drives: Sequence[Drive]) -> RestoredAppliance | None:
+    """Attach drives; return the appliance, or close it and return None."""
     try:
-        return [restored.attach(drive) for drive in drives]
+        for drive in drives:
+            restored.attach(drive)
     except (ApplianceError, CommandError) as exc:
         log.warning("a disk cannot be attached, starting another appliance: %s", exc.message)
         restored.close()
@@ -403,3 +493,4 @@ def attach_all(restored: RestoredAppliance, drives: Sequence[Drive]) -> list[int
     except BaseException:
         restored.close()
         raise
+    return restored
