@@ -21,6 +21,7 @@ import pytest
 import vmprovision
 from tests.image.tiny import tiny_disk
 from vmprovision.appliance import shared
+from vmprovision.appliance.ahead import ApplianceAhead
 from vmprovision.appliance.drives import Drive, WrongDiskError
 from vmprovision.appliance.handle import SESSION, ApplianceCallError
 from vmprovision.appliance.snapshot.host import host_appliance
@@ -268,6 +269,25 @@ def test_a_shared_appliance_is_renewed(
     appliances.close()
     assert seen[0] == seen[1]
     assert not seen[1] & seen[2]
+    assert machines() == before
+
+
+def test_an_appliance_ahead_serves_one_image(images: Callable[[int], list[Path]]) -> None:
+    """The second image gets another, and none is left."""
+    drives = [Drive(path=image, format="raw", readonly=True) for image in images(2)]
+    before = machines()
+    seen = []
+    with contextlib.closing(ApplianceAhead(Control())) as ahead:
+        (waiting,) = machines() - before
+        for drive in drives:
+            with ahead.open([drive], control=Control()) as appliance:
+                assert not appliance.has_volumes, "this is a stock appliance"
+                seen.append(machines() - before)
+        assert machines() == before
+    assert seen[0] == {waiting}
+    assert waiting not in seen[1]
+    with contextlib.closing(ApplianceAhead(Control())):
+        assert machines() != before
     assert machines() == before
 
 

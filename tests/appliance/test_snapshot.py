@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import require
+from vmprovision.appliance.ahead import ApplianceAhead
 from vmprovision.appliance.drives import Drive
 from vmprovision.appliance.library import qemu_program
 from vmprovision.appliance.session import open_appliance
@@ -88,6 +90,14 @@ def disk(tmp_path: Path) -> Drive:
 def shell(appliance: Appliance, command: str) -> str:
     """Return what a command prints inside the appliance."""
     return str(appliance.call("debug", "sh", [command])).strip()
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_nothing_is_saved_ahead() -> None:
+    """An image that is refused at once must not wait until an appliance is saved."""
+    assert find_host_appliance() is None
+    with contextlib.closing(ApplianceAhead(Control())):
+        assert find_host_appliance() is None
 
 
 def test_two_builders_at_once_make_one_appliance(made_by_two: list[str]) -> None:

@@ -18,7 +18,7 @@ from vmprovision.cli.options import (
     checked_init,
     grouped_options,
 )
-from vmprovision.cli.running import present, work
+from vmprovision.cli.running import present, work, work_on
 from vmprovision.errors import VerificationError
 
 if TYPE_CHECKING:
@@ -52,13 +52,15 @@ def inspect(
     """
     from vmprovision.cli.text import show_guest
 
-    guest = work(
-        lambda control: api.inspect(
+    guest = work_on(
+        image,
+        lambda control, ahead: api.inspect(
             image,
             source=source.image_options(),
             init=checked_init(init),
             explain=explain,
             control=control,
+            pool=ahead,
         ),
         as_json=as_json,
     )
@@ -74,8 +76,11 @@ def verify(image: ImageArgument, *, source: SourceOptions, as_json: JsonOption =
     """
     from vmprovision.cli.text import show_verification
 
-    report = work(
-        lambda control: api.verify(image, source=source.image_options(), control=control),
+    report = work_on(
+        image,
+        lambda control, ahead: api.verify(
+            image, source=source.image_options(), control=control, pool=ahead
+        ),
         as_json=as_json,
     )
     present(report.as_json(), lambda: show_verification(STDOUT, report), as_json=as_json)
@@ -92,8 +97,11 @@ def remove(image: ImageArgument, *, source: SourceOptions, as_json: JsonOption =
     """
     from vmprovision.cli.text import show_changes
 
-    report = work(
-        lambda control: api.remove(image, source=source.image_options(), control=control),
+    report = work_on(
+        image,
+        lambda control, ahead: api.remove(
+            image, source=source.image_options(), control=control, pool=ahead
+        ),
         as_json=as_json,
     )
     present(report.as_json(), lambda: show_changes(STDOUT, report, done="removed"), as_json=as_json)

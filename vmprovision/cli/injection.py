@@ -18,11 +18,12 @@ from vmprovision.cli.options import (
     grouped_options,
     name_after,
 )
-from vmprovision.cli.running import fail, present, work
+from vmprovision.cli.running import fail, present, work_on
 from vmprovision.errors import PlanError
 
 if TYPE_CHECKING:
     from vmprovision import ChangeReport, Control, PlanReport
+    from vmprovision.appliance.session import Appliances
 
 
 @grouped_options(without=["repair"])
@@ -45,11 +46,11 @@ def _show_plan(
 ) -> None:
     from vmprovision.cli.text import show_plan
 
-    def planned(control: Control) -> PlanReport:
+    def planned(control: Control, ahead: Appliances | None) -> PlanReport:
         options = name_after(wanted.inject_options(), image)
-        return api.plan(image, options, source=source.image_options(), control=control)
+        return api.plan(image, options, source=source.image_options(), control=control, pool=ahead)
 
-    report = work(planned, as_json=as_json)
+    report = work_on(image, planned, as_json=as_json)
     present(report.as_json(), lambda: show_plan(STDOUT, report), as_json=as_json)
 
 
@@ -117,13 +118,13 @@ def _inject_one(
 
     new = output / image.name if output is not None and output.is_dir() else output
 
-    def injected(control: Control) -> ChangeReport:
+    def injected(control: Control, ahead: Appliances | None) -> ChangeReport:
         options = name_after(wanted.inject_options(), image)
         return api.inject(
-            image, options, source=source.image_options(), output=new, control=control
+            image, options, source=source.image_options(), output=new, control=control, pool=ahead
         )
 
-    report = work(injected, as_json=as_json)
+    report = work_on(image, injected, as_json=as_json)
     present(
         report.as_json(),
         lambda: show_changes(STDOUT, report, done="injected"),

@@ -6,6 +6,8 @@ logs and errors go to standard error.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmprovision import Control
+    from vmprovision.appliance.session import Appliances
     from vmprovision.cli.progress_lines import Display
 
 Result = TypeVar("Result")
@@ -27,13 +30,51 @@ Result = TypeVar("Result")
 POLL_SECONDS = 0.2
 
 
+def work_on(
+    image: Path, job: Callable[[Control, Appliances | None], Result], *, as_json: bool
+) -> Result:
+    """Return the result of a job on an image, as ``work`` does.
+
+    The appliance for it is restored while the main thread imports what the job needs.
+
+    Args:
+        image: the image, or a directory.
+        job: gets the appliance, too.
+        as_json: print an error as JSON.
+    """
+
+    def started(control: Control) -> Result:
+        if not image.is_file():
+            return job(control, None)
+        from vmprovision.appliance.ahead import ApplianceAhead
+
+        with contextlib.closing(ApplianceAhead(control)) as ahead:
+            return job(control, ahead)
+
+    return work(started, as_json=as_json, meanwhile=_import_the_rest)
+
+
+def _import_the_rest() -> None:
+    importlib.import_module("vmprovision.api")
+
+
 def work(
-    job: Callable[[Control], Result], *, as_json: bool, display: Display | None = None
+    job: Callable[[Control], Result],
+    *,
+    as_json: bool,
+    display: Display | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Result:
     """Return the result of a job, which runs in a thread; end the program if it fails.
 
     The main thread has to stay free: only it handles Ctrl-C, and libguestfs blocks the thread
     that calls it.
+
+    Args:
+        job: the job.
+        as_json: print an error as JSON.
+        display: shows the progress; by default, that of one image.
+        meanwhile: called in the main thread when the job has begun.
     """
     import concurrent.futures
     import signal
@@ -50,6 +91,7 @@ def work(
     try:
         with shown, concurrent.futures.ThreadPoolExecutor(1) as pool:
             future = pool.submit(job, control)
+            meanwhile()
             while not concurrent.futures.wait([future], timeout=POLL_SECONDS).done:
                 pass
             return future.result()

@@ -103,6 +103,20 @@ def restore(control: Control) -> RestoredAppliance | None:
     return None
 
 
+def restore_if_saved(control: Control) -> RestoredAppliance | None:
+    """Restore as ``restore`` does, but only what is saved already.
+
+    Raises:
+        ApplianceError: libguestfs or its QEMU is not installed.
+        CancelledError: the caller cancelled.
+    """
+    try:
+        found = find_host_appliance()
+    except UnusableApplianceError:
+        return None
+    return restore(control) if found is not None else None
+
+
 def _restored(saved: SavedAppliance, control: Control) -> RestoredAppliance:
     try:
         return RestoredAppliance(saved, control)
