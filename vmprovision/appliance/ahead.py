@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from vmprovision.appliance.session import Appliance, open_appliance, use
-from vmprovision.appliance.snapshot.host import restore_if_saved
+from vmprovision.appliance.snapshot.host import restore
 from vmprovision.appliance.snapshot.restore import attach_all
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class ApplianceAhead:
             ApplianceError: libguestfs or its QEMU is not installed.
             CancelledError: the caller cancelled.
         """
-        self._ready = restore_if_saved(control)
+        self._ready = restore(control, build=False)
 
     def close(self) -> None:
         """End it, if it was not used."""

@@ -85,6 +85,8 @@ class ApplianceFilesystem:
                 path = resolve(self, path, last=False)
             except LinkCircleError:  # nothing can be there
                 return None
+        if path == ROOT and not self._has_listed:
+            self._ask_for_listings(ROOT)
         if path not in self._cache.statuses:
             self._cache.statuses[path] = self._look_up(path)
         return self._cache.statuses[path]

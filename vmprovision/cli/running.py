@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import json
 import sys
+import threading
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
@@ -18,7 +19,7 @@ from vmprovision import errors
 from vmprovision.cli.console import STDERR
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from vmprovision import Control
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 POLL_SECONDS = 0.2
+TURN_SECONDS = 0.0005
 
 
 def work_on(
@@ -42,20 +44,23 @@ def work_on(
         job: gets the appliance, too.
         as_json: print an error as JSON.
     """
+    is_imported = threading.Event()
 
     def started(control: Control) -> Result:
+        try:
+            from vmprovision.appliance.ahead import ApplianceAhead
+        finally:
+            is_imported.set()
         if not image.is_file():
             return job(control, None)
-        from vmprovision.appliance.ahead import ApplianceAhead
-
         with contextlib.closing(ApplianceAhead(control)) as ahead:
             return job(control, ahead)
 
-    return work(started, as_json=as_json, meanwhile=_import_the_rest)
+    def import_the_rest() -> None:
+        is_imported.wait()  # else both imports take turns, and the restore begins later
+        importlib.import_module("vmprovision.api")
 
-
-def _import_the_rest() -> None:
-    importlib.import_module("vmprovision.api")
+    return work(started, as_json=as_json, meanwhile=import_the_rest)
 
 
 def work(
@@ -91,7 +96,8 @@ def work(
     try:
         with shown, concurrent.futures.ThreadPoolExecutor(1) as pool:
             future = pool.submit(job, control)
-            meanwhile()
+            with _short_turns():
+                meanwhile()
             while not concurrent.futures.wait([future], timeout=POLL_SECONDS).done:
                 pass
             return future.result()
@@ -105,6 +111,17 @@ def work(
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _short_turns() -> Iterator[None]:
+    """Let no thread keep Python's lock for long while the block runs."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(TURN_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)
 
 
 def present(document: dict[str, Any], show: Callable[[], None], *, as_json: bool) -> None:

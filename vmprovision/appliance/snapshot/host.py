@@ -78,10 +78,14 @@ def find_host_appliance() -> SavedAppliance | None:
         return find_saved(qemu, "tcg")
 
 
-def restore(control: Control) -> RestoredAppliance | None:
+def restore(control: Control, *, build: bool = True) -> RestoredAppliance | None:
     """Restore this host's saved appliance, without a disk; return None if there is none.
 
     If it does not restore on KVM, the one for TCG is restored at once.
+
+    Args:
+        control: progress and cancellation.
+        build: save one if there is none yet.
 
     Raises:
         ApplianceError: libguestfs or its QEMU is not installed.
@@ -92,7 +96,12 @@ def restore(control: Control) -> RestoredAppliance | None:
     qemu = qemu_program()
 
     def attempt(accelerator: Accelerator) -> RestoredAppliance:
-        return _restored(saved_appliance(qemu, accelerator, control), control)
+        if build:
+            return _restored(saved_appliance(qemu, accelerator, control), control)
+        found = find_saved(qemu, accelerator)
+        if found is None:
+            raise UnusableApplianceError("none is saved yet")
+        return _restored(found, control)
 
     try:
         return run_accelerated(qemu, attempt, failure_of=_machine_failure)
@@ -101,20 +110,6 @@ def restore(control: Control) -> RestoredAppliance | None:
     except ApplianceError as exc:
         log.warning("the saved appliance failed, starting a stock one: %s", exc.message)
     return None
-
-
-def restore_if_saved(control: Control) -> RestoredAppliance | None:
-    """Restore as ``restore`` does, but only what is saved already.
-
-    Raises:
-        ApplianceError: libguestfs or its QEMU is not installed.
-        CancelledError: the caller cancelled.
-    """
-    try:
-        found = find_host_appliance()
-    except UnusableApplianceError:
-        return None
-    return restore(control) if found is not None else None
 
 
 def _restored(saved: SavedAppliance, control: Control) -> RestoredAppliance:
