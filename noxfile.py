@@ -43,7 +43,7 @@ def lint(session: nox.Session) -> None:
     _run(session, "lint-imports", "--no-logo")
     targets = [f"--target={version}-" for version in OLDEST_PYTHONS]
     _run(session, "vermin", "--violations", "--no-tips", *targets, AGENT)
-    inside = [f"vmprovision/appliance/inside/{name}" for name in ("init", "ls", "volumes")]
+    inside = [f"vmprovision/appliance/inside/{name}" for name in ("init", "volumes")]
     session.run("shellcheck", "bootstrap", ".ci/run", "ci/install", *inside)
 
 
