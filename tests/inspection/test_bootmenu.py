@@ -58,6 +58,10 @@ LEGACY = f"default DEFAULT\ntitle A\nkernel /v root=x\ntitle B\nkernel /v init={
 EXTLINUX = (
     "LABEL a\n LINUX /v\n APPEND root=x\nLABEL b\nMARK LINUX /v\n APPEND root=x init=" + RUNIT
 )
+TITLED = (
+    f"LABEL Debian 13 (0)\n LINUX /v\n APPEND root=x init={RUNIT}\n"
+    "LABEL Debian 13 (1)\n LINUX /v\n APPEND root=x\n"
+)
 ENTRIES: Tree = {
     "/boot/loader/entries/a-1.conf": f"title A\nlinux /v\noptions root=x init={SYSTEMD}\n",
     "/boot/loader/entries/b-2.conf": "title B\nlinux /v\noptions root=x $kernelopts\n",
@@ -101,6 +105,8 @@ def environment(text: str, folder: str = "grub") -> Tree:
         ({"/boot/extlinux/extlinux.conf": "DEFAULT a\n" + EXTLINUX}, "sysvinit"),
         ({"/boot/extlinux/extlinux.conf": "DEFAULT b\n" + EXTLINUX}, "runit"),
         ({"/boot/extlinux.conf": "DEFAULT menu.c32\n" + EXTLINUX}, "sysvinit"),
+        # as ostree writes it
+        ({"/boot/syslinux/syslinux.cfg": "DEFAULT Debian 13 (0)\n" + TITLED}, "runit"),
         (
             {"/extlinux.conf": "DEFAULT menu.c32\n" + EXTLINUX.replace("MARK", " MENU DEFAULT\n")},
             "runit",
@@ -135,6 +141,8 @@ def test_the_default_entry_decides(files: Tree, program: str, tmp_path: Path) ->
         {"/boot/grub/menu.lst": LEGACY.replace("DEFAULT", "saved")},
         ENTRIES,
         {**grub("0"), "/boot/grub/menu.lst": f"title A\nkernel /v init={SYSTEMD}\n"},
+        # syslinux starts the first of these, U-Boot the second
+        {"/boot/extlinux/extlinux.conf": "DEFAULT Debian 13 (1)\n" + TITLED},
     ],
 )
 def test_a_menu_that_does_not_decide_is_never_guessed(files: Tree, tmp_path: Path) -> None:

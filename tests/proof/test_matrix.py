@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.inspection.real_trees import REAL_TREES
-from tests.proof.matrix import as_test, try_recipe, untried
+from tests.proof.matrix import as_test, main, try_recipe, untried
 from tests.proof.page import FAILED, PAGE, README, Row, rows_on_page, summarise
 from tests.recipe.test_recipe import with_tarball
+from tests.trees import DATA_VARIABLE
 from vmprovision.initsystem import DEFINITIONS
 from vmprovision.progress import Control
 from vmprovision.recipe import list_recipes, parse_recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 
 def test_the_page_speaks_of_every_recipe_and_real_tree() -> None:
@@ -71,6 +72,21 @@ def test_a_guest_that_cannot_be_made_is_a_failed_row(
     assert not (tmp_path / "cache/matrix").exists()
     tarball.unlink()
     assert try_recipe(recipe, Control(), tmp_path).result == "not tried"
+
+
+def test_rows_are_not_lost_on_a_host_without_test_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``--kept`` has no older result of a root filesystem, so it needs each of them."""
+    page = tmp_path / "page.md"
+    page.write_bytes(PAGE.read_bytes())
+    monkeypatch.setattr("tests.proof.page.PAGE", page)
+    monkeypatch.setattr("tests.proof.page.README", tmp_path / "README.md")
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
+    with pytest.raises(SystemExit):
+        main(["--kept"])
+    assert "alpine-minirootfs-3.20.3-aarch64.tar.gz" in capsys.readouterr().err
+    assert page.read_bytes() == PAGE.read_bytes()
 
 
 def test_an_init_system_without_a_guest_is_said_to_be_untried() -> None:

@@ -76,6 +76,17 @@ class _Labels:
         elif word == "menu" and value.lower().startswith("default"):
             self.marked = here.name
 
+    def named(self) -> list[_Label]:
+        """Return the labels that ``default`` names, which may have several words.
+
+        syslinux compares the first words and takes the first label; U-Boot, which reads
+        such files too, compares all of them.
+        """
+        first = self.default.split()[:1]
+        by_word = [label for label in self.labels if first and label.name.split()[:1] == first][:1]
+        by_line = [label for label in self.labels if first and label.name == self.default]
+        return [*by_word, *(label for label in by_line if label not in by_word)]
+
 
 def syslinux_menu(files: MenuFiles, path: PurePosixPath) -> BootMenu | None:
     """Return the labels with their APPEND or the common one; a file without labels is one entry."""
@@ -83,19 +94,25 @@ def syslinux_menu(files: MenuFiles, path: PurePosixPath) -> BootMenu | None:
     for word, value in _syslinux_lines(files, path):
         found.take(word, value, path)
     labels, common = found.labels, found.common
-    named, _, options = found.default.partition(" ")
-    is_label = any(label.name == named for label in labels) or named.endswith((".c32", ".0"))
+    first, _, options = found.default.partition(" ")
+    named = found.named()
     is_bare = bool(options) or (not labels and bool(common.append or common.kernel))
-    if is_bare and not is_label:  # a whole command line, or options without any label
-        labels.append(_Label(name=named, kernel=named or common.kernel))
+    if is_bare and not named and not first.endswith((".c32", ".0")):
+        # a whole command line, or options without any label
+        named = [_Label(name=first, kernel=first or common.kernel)]
+        labels += named
     if len(labels) > ENTRY_LIMIT:
         raise NotUnderstoodError(f"{path} has more than {ENTRY_LIMIT} entries")
     entries = [
-        _syslinux_entry(label, common, options if label.name == named else "") for label in labels
+        _syslinux_entry(label, common, options if label in named else "") for label in labels
     ]
-    chosen = _named(entries, shown(found.marked or named))
+    if found.marked:
+        named = [label for label in labels if label.name == found.marked][:1]
+    chosen = [entry for label, entry in zip(labels, entries, strict=True) if label in named]
+    if len(set(chosen)) > 1:
+        return _menu(path, None, entries)
     # if the default is a menu program, its first entry is shown
-    return _menu(path, chosen or next(iter(entries), None), entries)
+    return _menu(path, next(iter([*chosen, *entries]), None), entries)
 
 
 def _syslinux_entry(label: _Label, common: _Label, options: str) -> BootEntry:
