@@ -24,6 +24,7 @@ BOOT = Mount(device="3", at="/boot")
 GUESTS: dict[str, Sequence[Mount]] = {
     "ext4": [Mount(device="3"), ESP],
     "xfs": [Mount(device="4"), BOOT, ESP],
+    "lvm": [Mount(device="/dev/vg0/root"), BOOT, ESP],
     "btrfs": [
         Mount(device="3", options="subvol=@"),
         *(
