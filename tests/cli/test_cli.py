@@ -193,6 +193,13 @@ def test_hostile_text_of_a_guest_is_shown_as_text(run_cli: RunCli, tmp_path: Pat
         assert "owned" in done.stdout
 
 
+def test_names_with_colons_stay_as_they_are(run_cli: RunCli, tmp_path: Path) -> None:
+    """A report or an error makes no emoji of them."""
+    tree = make_tree(tmp_path / ":warning:", SYSTEMD_TREE)
+    assert ":warning:" in run_cli("inject", tree).stdout
+    assert ":skull:" in run_cli("inspect", tmp_path / ":skull:", check=False).stderr
+
+
 def test_the_public_names_are_the_documented_ones() -> None:
     """Every name in ``__all__`` exists and is documented, and the list is sorted."""
     names = [name for name in vmprovision.__all__ if name != "__version__"]
