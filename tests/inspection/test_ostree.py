@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +15,8 @@ import vmprovision
 from tests.conftest import require
 from tests.trees import OS_RELEASE, Link, Tree, elf, make_tree, python_tree, tree_state
 from vmprovision.appliance.session import Drive, open_appliance
+from vmprovision.filesystem.local import LocalFilesystem
+from vmprovision.inspection.ostree import enter_deployment, find_boot_files
 from vmprovision.progress import Control
 
 if TYPE_CHECKING:
@@ -139,6 +141,17 @@ def test_newer_names_of_boot_entries_are_understood(
     for number in (1, 2):
         (entries / f"ostree-{number}-debian.conf").rename(entries / named.format(number))
     assert vmprovision.inspect(sysroot.root).distribution.version == "13"
+
+
+def test_the_entry_that_boots_names_its_kernel(sysroot: Sysroot, tmp_path: Path) -> None:
+    """``prove`` can start a guest whose boot loader is not in the image."""
+    sysroot.deploy(make_tree(tmp_path / "tree", COMMIT_TREE))
+    guest = enter_deployment(LocalFilesystem(sysroot.root))
+    entry = find_boot_files(guest)
+    assert entry is not None
+    assert "root=UUID=1" in entry.options.split()
+    for path, content in ((entry.kernel, b"a kernel"), (entry.initrd, b"an initramfs")):
+        assert guest.read(PurePosixPath("/boot") / path.lstrip("/"), limit=100) == content
 
 
 def test_several_deployments_without_a_boot_entry_are_refused(

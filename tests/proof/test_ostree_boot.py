@@ -10,7 +10,7 @@ import pytest
 
 import vmprovision
 from tests.image.trees import Mount, Sight, look_into
-from vmprovision.appliance.session import Drive
+from vmprovision.appliance.session import Drive, open_appliance
 from vmprovision.progress import Control
 from vmprovision.proof.machine import BootSource, boot
 from vmprovision.proof.report_listener import ReportListener
@@ -67,10 +67,19 @@ def test_the_agent_answers_in_a_deployment_and_in_the_next_one(tmp_path: Path) -
     assert look_into(sight, tmp_path) == before
 
 
-def prove(disk: Path) -> dict[str, Any]:
-    """Boot a copy of the guest by its own boot loader; return what its agent knows."""
+def test_a_deployment_without_a_boot_loader_is_started_by_its_entry(tmp_path: Path) -> None:
+    """A host may load the kernel of an image itself; only the entry names the deployment."""
+    disk = overlay(recipe_image("debian-13-ostree"), tmp_path / "disk.qcow2")
+    with open_appliance([Drive(path=disk, format="qcow2")], control=Control()) as appliance:
+        appliance.call("pwrite_device", "/dev/sda", bytes(440), 0)
+    vmprovision.inject(disk, vmprovision.InjectOptions(vm_id="web-1"), source=SOURCE)
+    prove(disk, "own kernel (entry ostree-1)")
+
+
+def prove(disk: Path, by: str = "boot loader (syslinux)") -> dict[str, Any]:
+    """Boot a copy of the guest, usually by its own boot loader; return its agent's facts."""
     proof = vmprovision.prove(disk, vmprovision.ProofOptions(timeout=SECONDS), source=SOURCE)
-    assert proof.booted_by == "boot loader (syslinux)"
+    assert proof.booted_by == by
     assert proof.information["vm_id"] == "web-1"
     assert proof.information["init"]["cgroup"] == "/system.slice/guest-agent.service"
     return proof.information

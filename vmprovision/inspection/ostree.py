@@ -23,7 +23,7 @@ from vmprovision.mounts import HiddenMount, covering_mounts
 
 if TYPE_CHECKING:
     from vmprovision.filesystem.protocol import GuestFilesystem, GuestReader
-    from vmprovision.inspection.bootmenu import BootMenu
+    from vmprovision.inspection.bootmenu import BootEntry, BootMenu
 
 SYSTEMS = PurePosixPath("/ostree/deploy")
 SYSTEMS_LIMIT = 100
@@ -84,7 +84,8 @@ def find_covering(guest: GuestReader) -> tuple[HiddenMount, ...]:
 
 def _booted(disk: GuestReader) -> PurePosixPath | None:
     """Return the deployment that the boot menu starts, or None if it names none."""
-    named = {path for menu in read_boot_menus(disk) if (path := _default_of(menu))}
+    entries = [entry for menu in read_boot_menus(disk) if (entry := _default_of(menu))]
+    named = {entry.ostree for entry in entries if entry.ostree}
     found = {follow(disk, path) for path in named}
     if len(found) > 1:
         raise UnsupportedGuestError(
@@ -101,10 +102,16 @@ def _booted(disk: GuestReader) -> PurePosixPath | None:
     return None
 
 
-def _default_of(menu: BootMenu) -> PurePosixPath | None:
-    """Return the ``ostree=`` of the default entry."""
+def find_boot_files(guest: GuestReader) -> BootEntry | None:
+    """Return the entry that boots the guest, if it names the files of a kernel."""
+    entries = [entry for menu in read_boot_menus(guest) if (entry := _default_of(menu))]
+    return next((entry for entry in entries if entry.kernel), None)
+
+
+def _default_of(menu: BootMenu) -> BootEntry | None:
+    """Return the default entry, if it starts a deployment."""
     entries = [entry for entry in menu.may_boot if entry.ostree is not None]
-    return max(entries, key=lambda entry: _version(entry.name)).ostree if entries else None
+    return max(entries, key=lambda entry: _version(entry.name)) if entries else None
 
 
 def _version(name: str) -> int:

@@ -16,14 +16,17 @@ from vmprovision.disklayout.partitions import (
     UnclearLayoutError,
     parse_partitions,
 )
-from vmprovision.errors import PlanError, ProofError
+from vmprovision.errors import PlanError, ProofError, printable
+from vmprovision.filesystem.deployment import DeployedFilesystem, disk_path
 from vmprovision.inspection.boot import (
     GRUB,
     expects_classic_names,
     find_boot_loader,
     find_uefi_loader,
 )
+from vmprovision.inspection.bootmenu.files import MenuFiles
 from vmprovision.inspection.kernelfile import kernel_architecture
+from vmprovision.inspection.ostree import find_boot_files
 from vmprovision.proof.machine.options import HARDWARE, BootSource
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from vmprovision.appliance.session import Appliance
     from vmprovision.disklayout.partitions import Partition
     from vmprovision.inspection.boot import BootLoader, Firmware
+    from vmprovision.inspection.bootmenu import BootEntry
     from vmprovision.target import OpenDisks
 
 DISK = "/dev/sda"  # the guest's only one
@@ -85,7 +89,8 @@ def find_start(
             chose one.
 
     Raises:
-        ProofError: none of the three exists, or the chosen firmware finds no boot loader.
+        ProofError: none of the three exists, the chosen firmware finds no boot loader, or a
+            boot entry names a file that does not exist.
     """
     guest, appliance = opened.guest, opened.appliance
     if kernel:
@@ -104,6 +109,8 @@ def find_start(
             f"this host has no UEFI firmware for {guest.arch}",
             hint="install it: on Debian the package ovmf, or qemu-efi-aarch64 for 64-bit ARM",
         )
+    if entry := _find_entry(opened):
+        return _start_entry(entry, folder, opened)
     if not guest.kernels:
         raise ProofError(
             "the image has neither a boot loader nor a kernel in /boot",
@@ -115,6 +122,37 @@ def find_start(
     if own.initrd and files[1]:
         _fetch(appliance, str(own.initrd), files[1])
     return _start_kernel(f"own kernel ({own.version or own.path.name})", files, opened)
+
+
+def _find_entry(opened: OpenDisks) -> BootEntry | None:
+    """Return the entry that boots an OSTree guest; only its options name the deployment."""
+    files = opened.mounted.filesystem
+    return find_boot_files(files) if isinstance(files, DeployedFilesystem) else None
+
+
+def _start_entry(entry: BootEntry, folder: Path, opened: OpenDisks) -> BootStart:
+    """Return how to start what an entry of the Boot Loader Specification names."""
+    kernel, initrd = folder / "kernel", folder / "initrd" if entry.initrd else None
+    _fetch_named(entry, entry.kernel, kernel, opened)
+    if initrd:
+        _fetch_named(entry, entry.initrd, initrd, opened)
+    return _start_kernel(f"own kernel (entry {printable(entry.name)})", (kernel, initrd), opened)
+
+
+def _fetch_named(entry: BootEntry, path: str, target: Path, opened: OpenDisks) -> None:
+    """Fetch a file by the boot loader's path of it.
+
+    Raises:
+        ProofError: it does not exist.
+    """
+    files = opened.mounted.filesystem
+    real = MenuFiles(files).find(path)
+    if real is None:
+        raise ProofError(
+            f"the boot entry {printable(entry.name)} names {printable(path)}, which does not exist",
+            hint="give a kernel with --kernel and --initrd",
+        )
+    _fetch(opened.appliance, str(disk_path(files, real)), target)
 
 
 def _find_loader(opened: OpenDisks, firmware: Firmware | None) -> BootLoader | None:
@@ -153,7 +191,10 @@ def _start_kernel(name: str, files: tuple[Path, Path | None], opened: OpenDisks)
     """Return how to start a kernel and its initrd on the board of the kernel's architecture."""
     kernel, initrd = files
     arch = kernel_architecture(kernel) or opened.guest.arch
-    command_line = f"root={_kernel_root(opened.mounted.root.device)} ro"
+    entry = _find_entry(opened)
+    command_line = (
+        printable(entry.options) if entry else f"root={_kernel_root(opened.mounted.root.device)} ro"
+    )
     if arch in HARDWARE:
         command_line += f" console={HARDWARE[arch].console}"
     if arch in PC:

@@ -59,6 +59,10 @@ class BootEntry:
             the place where that is mounted.
         name: another name, beside the title, by which the menu's default may select it.
         doubt: the part that is not understood and may name another init; empty if none.
+        kernel: the boot loader's path of the kernel, if the entry is of the Boot Loader
+            Specification.
+        initrd: likewise of its initial RAM disk.
+        options: likewise the kernel's command line.
     """
 
     title: str
@@ -68,6 +72,9 @@ class BootEntry:
     seals: tuple[tuple[str, PurePosixPath], ...] = ()
     name: str = ""
     doubt: str = ""
+    kernel: str = ""
+    initrd: str = ""
+    options: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import struct
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -79,8 +80,10 @@ def _described(
         options = " ".join(value for word, value in lines if word == "options")
         for variable in ("kernelopts", "tuned_params"):
             options = options.replace(f"${variable}", environment.get(variable, ""))
-        title = next((value for word, value in lines if word == "title"), name)
-        entries.append(entry_of(title, options, name=name.removesuffix(".conf")))
+        said = dict(reversed(lines))  # the first line of a kind counts
+        entry = entry_of(said.get("title", name), options, name=name.removesuffix(".conf"))
+        kernel, initrd = said.get("linux", ""), said.get("initrd", "")
+        entries.append(replace(entry, kernel=kernel, initrd=initrd, options=options))
     return entries
 
 
