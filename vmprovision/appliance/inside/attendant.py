@@ -54,6 +54,7 @@ O_RDWR = 2
 PAUSE = 0.001
 PARKING_PAUSE = 0.05  # guestfsd starts meanwhile, on the same processor
 PARKING_POLLS = 4  # it sleeps as well while a program that it has started runs
+DAEMON = b"guestfsd\n"
 CHANNEL = "/dev/vport"  # the beginning of the kernel's names
 DISK_SECONDS = 30
 SECTOR = 512
@@ -93,13 +94,22 @@ def wait_for_daemon():
 def time_of_daemon():
     """Return the processor time of a guestfsd that sleeps with its channel open, or None."""
     for process in names("/proc"):
-        folder = "/proc/" + process
-        if process.isdigit() and get(folder + "/comm") == b"guestfsd\n":
-            fields = get(folder + "/stat").split(b") ")[-1].split()
-            files = [posix.readlink(folder + "/fd/" + name) for name in names(folder + "/fd")]
-            if fields[0] == b"S" and any(file.startswith(CHANNEL) for file in files):
-                return fields[11:13]
+        if process.isdigit():
+            try:
+                return time_asleep("/proc/" + process)
+            except OSError:  # another program, or busy, or it has ended meanwhile
+                pass
     return None
+
+
+def time_asleep(folder):
+    if get(folder + "/comm") != DAEMON:
+        raise OSError
+    state, *fields = get(folder + "/stat").split(b") ")[-1].split()
+    files = [posix.readlink(folder + "/fd/" + name) for name in names(folder + "/fd")]
+    if state != b"S" or not any(file.startswith(CHANNEL) for file in files):
+        raise OSError
+    return fields[10:12]
 
 
 def send(port, answered):
