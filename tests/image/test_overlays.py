@@ -59,10 +59,7 @@ def test_an_overlay_copies_little_and_is_small(
     base = tmp_path / "base"
     if image_format == "raw":
         base.touch()
-        try:
-            os.truncate(base, size)
-        except OSError:
-            pytest.skip("the filesystem of the tests takes no file of this size")
+        os.truncate(base, size)
     else:
         create = ["qemu-img", "create", "-q", "-f", image_format, str(base), str(size)]
         subprocess.run(create, check=True, timeout=60)
