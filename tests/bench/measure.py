@@ -62,6 +62,7 @@ def measure(command: Sequence[str | Path], *, env: Mapping[str, str], phased: bo
     Raises:
         CommandFailedError: it failed.
     """
+    os.sync()  # else the command's own syncs would wait for the copies made for it
     with tempfile.TemporaryFile() as output, _sampling() as sampler:
         begun, before = time.monotonic(), tree_cpu()
         process = subprocess.Popen(
