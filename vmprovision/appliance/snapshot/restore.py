@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# 0.4 s on an idle host without KVM. Giving up costs the boot of a stock appliance, eight times the
+# 0.2 s on an idle host without KVM. Giving up costs the boot of a stock appliance, eight times the
 # processor time, so a crowded host does better to wait.
 RESTORE_SECONDS = 60.0
 KVM_RESTORE_SECONDS = 10.0  # a KVM that passes its trial may still hang
