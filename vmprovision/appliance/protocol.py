@@ -125,7 +125,7 @@ class Appliance(Protocol):
         """Register a call for the time when the guest is unmounted and its disks are attached."""
 
     def finish(self) -> None:
-        """Unmount the guest and detach the disks; afterwards the files hold all that was written.
+        """Unmount the guest; afterwards the disks' files hold all that was written, and no more is.
 
         Raises:
             ApplianceError: a write did not reach its disk.

@@ -302,8 +302,8 @@ def make_overlay(file: DiskFile, base: Layer) -> None:
 def _cluster_size(base: Layer) -> int:
     """Return the smallest cluster with which the overlay's table of the first level is small.
 
-    A guest's block that is written first is copied with the whole cluster around it. An
-    injection of thirty small files wrote 1.2 MiB with QEMU's own size, and 0.3 MiB with 4 KiB.
+    A block that is written for the first time is copied with the whole cluster around it. An
+    injection wrote 1.2 MiB with QEMU's own size, and 0.3 MiB with 4 KiB.
     """
     if base.format not in ("raw", "qcow2"):
         return QEMU_CLUSTER
