@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from vmprovision.appliance.session import Appliance, open_appliance, use
+from vmprovision.appliance.session import Appliance, use_or_open
 from vmprovision.appliance.snapshot.host import restore
-from vmprovision.appliance.snapshot.restore import attach_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ class ApplianceAhead:
     """An appliance that is ready when the image is; it serves one image.
 
     It ends with the thread that started it. A second image, or a host without a saved
-    appliance, gets one as from ``open_appliance``.
+    appliance, gets one as ``open_appliance`` gives it.
     """
 
     def __init__(self, control: Control) -> None:
@@ -46,9 +45,5 @@ class ApplianceAhead:
             CancelledError: the caller cancelled.
         """
         ready, self._ready = self._ready, None
-        if ready is not None and attach_all(ready, drives) is not None:
-            opened = use(ready)
-        else:
-            opened = open_appliance(drives, control=control)
-        with opened as appliance:
+        with use_or_open(ready, drives, control=control) as appliance:
             yield appliance

@@ -12,9 +12,8 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from vmprovision.appliance.session import Appliance, open_appliance, use
+from vmprovision.appliance.session import Appliance, use_or_open
 from vmprovision.appliance.snapshot.host import restore
-from vmprovision.appliance.snapshot.restore import attach_all
 from vmprovision.errors import ApplianceError, CancelledError, PlanError
 from vmprovision.progress import Control
 
@@ -115,13 +114,8 @@ class Pool:
         """
         with self._turn(control):
             restored = self._take(control)
-            with self._at_work():
-                if restored is not None and attach_all(restored, drives) is not None:
-                    opened = use(restored)
-                else:
-                    opened = open_appliance(drives, control=control)
-                with opened as appliance:
-                    yield appliance
+            with self._at_work(), use_or_open(restored, drives, control=control) as appliance:
+                yield appliance
 
     @contextlib.contextmanager
     def _turn(self, control: Control) -> Iterator[None]:

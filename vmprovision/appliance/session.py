@@ -23,6 +23,7 @@ from vmprovision.errors import VmprovisionError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from vmprovision.appliance.snapshot.restore import RestoredAppliance
     from vmprovision.progress import Control
 
 __all__ = ["Appliance", "ApplianceCallError", "Appliances", "Drive", "launch", "open_appliance"]
@@ -48,6 +49,24 @@ def open_appliance(drives: Sequence[Drive], *, control: Control) -> Iterator[App
     else:
         with launch(drives, control=control) as appliance:
             yield appliance
+
+
+@contextlib.contextmanager
+def use_or_open(
+    restored: RestoredAppliance | None, drives: Sequence[Drive], *, control: Control
+) -> Iterator[Appliance]:
+    """Give a restored appliance with these drives, or open one if there is none or it fails.
+
+    Raises:
+        ApplianceError: as ``open_appliance``.
+        CancelledError: the caller cancelled.
+    """
+    if restored is not None and attach_all(restored, drives) is not None:
+        opened = use(restored)
+    else:
+        opened = open_appliance(drives, control=control)
+    with opened as appliance:
+        yield appliance
 
 
 @contextlib.contextmanager
