@@ -34,8 +34,7 @@ def open_appliance(drives: Sequence[Drive], *, control: Control) -> Iterator[App
     """Give a running appliance with these drives, in their order; close it at the end.
 
     A restored appliance has no udev, RAID or LVM until ``activate_volumes``. Leaving the
-    block without an error unmounts and detaches first, and raises if a write could not
-    reach its disk.
+    block without an error unmounts first, and raises if a write could not reach its disk.
 
     Raises:
         ApplianceError: libguestfs is missing or no appliance starts.
@@ -43,30 +42,31 @@ def open_appliance(drives: Sequence[Drive], *, control: Control) -> Iterator[App
         CancelledError: the caller cancelled.
     """
     restored = restore(control)
-    if restored is not None and attach_all(restored, drives) is not None:
-        with use(restored) as appliance:
-            yield appliance
-    else:
-        with launch(drives, control=control) as appliance:
-            yield appliance
+    with use_or_open(restored, drives, control=control, opener=launch) as appliance:
+        yield appliance
 
 
-@contextlib.contextmanager
 def use_or_open(
-    restored: RestoredAppliance | None, drives: Sequence[Drive], *, control: Control
-) -> Iterator[Appliance]:
-    """Give a restored appliance with these drives, or open one if there is none or it fails.
+    restored: RestoredAppliance | None,
+    drives: Sequence[Drive],
+    *,
+    control: Control,
+    opener: Callable[..., contextlib.AbstractContextManager[Appliance]] = open_appliance,
+) -> contextlib.AbstractContextManager[Appliance]:
+    """Return a restored appliance with these drives, or another if there is none or it fails.
+
+    Args:
+        restored: has no drives.
+        drives: the disks.
+        control: progress and cancellation.
+        opener: gives the other one.
 
     Raises:
-        ApplianceError: as ``open_appliance``.
         CancelledError: the caller cancelled.
     """
     if restored is not None and attach_all(restored, drives) is not None:
-        opened = use(restored)
-    else:
-        opened = open_appliance(drives, control=control)
-    with opened as appliance:
-        yield appliance
+        return use(restored)
+    return opener(drives, control=control)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import os
 import shlex
 import shutil
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
 
     from vmprovision.progress import Control
     from vmprovision.qemu.options import Accelerator
-
-log = logging.getLogger(__name__)
 
 INSIDE = Path(__file__).parent.with_name("inside")
 STEP = "saving an appliance, once on this host"

@@ -96,12 +96,12 @@ def restore(control: Control, *, build: bool = True) -> RestoredAppliance | None
     qemu = qemu_program()
 
     def attempt(accelerator: Accelerator) -> RestoredAppliance:
-        if build:
-            return _restored(saved_appliance(qemu, accelerator, control), control)
-        found = find_saved(qemu, accelerator)
-        if found is None:
+        saved = (
+            saved_appliance(qemu, accelerator, control) if build else find_saved(qemu, accelerator)
+        )
+        if saved is None:
             raise UnusableApplianceError("none is saved yet")
-        return _restored(found, control)
+        return _restored(saved, control)
 
     try:
         return run_accelerated(qemu, attempt, failure_of=_machine_failure)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MEMORY_MB = 1280  # libguestfs's own size; unused memory takes no room
 TRANSLATION_MB = 64  # QEMU's buffer for translated code: more takes memory and saves no time
 PORTS = {"org.libguestfs.channel.0": CHANNEL, "org.vmprovision.attendant": ATTENDANT}
-# The first disk is a medium in this drive: a tenth of the work of plugging in a disk.
+# The first disk is a medium in this drive: a third of the time of plugging in a disk.
 SLOT, SLOT_SERIAL = "slot", "vmprovisionslot"
 # Modules of supermin's initrd for devices that nobody uses; to look for ATA disks takes a second.
 UNUSED_MODULES = (
