@@ -14,11 +14,13 @@ import argparse
 import hashlib
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,6 +109,7 @@ def boot_recipe(recipe: Recipe, tarball: Path | None, control: Control) -> Row:
         pid1=guest.init.pid1,
         runtime=runtime,
         result="booted",
+        commit=commit(),
         how=f"`{recipe.name}`, {recipe.disk.filesystem}, Linux {kernel}, {boots}, {today()}",
     )
 
@@ -117,6 +120,13 @@ def proofs_of(recipe: Recipe, seconds: float) -> list[vmprovision.ProofOptions]:
     if recipe.disk.bootloader != "grub":
         return [options]
     return [replace(options, firmware="bios"), replace(options, firmware="uefi")]
+
+
+@cache
+def commit() -> str:
+    """Return the commit of the sources, with ``+`` if they have changes."""
+    git = ("git", "-C", str(REPOSITORY), "describe", "--always", "--exclude=*", "--dirty=+")
+    return subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def today() -> str:
@@ -235,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_atomically(asked.junit, junit_document("boot-matrix", cases, seconds=seconds))
     if not asked.recipe:
         rows += [check_tree(tree) for tree in REAL_TREES]
-        write_page([*rows, *untried(rows)], speed=speed_of_boots(), whole=not asked.kept)
+        write_page([*rows, *untried(rows)], speed=speed_of_boots())
     failed = sum(row.result == FAILED for row in rows)
     sys.stdout.write(f"{len(rows) - failed} guests are right or were not tried, {failed} failed\n")
     return 1 if failed else 0

@@ -18,7 +18,7 @@ BEGIN, END = "<!-- nox -s boot-matrix writes this -->", "<!-- until here -->"
 HEAD = """\
 # Support matrix
 
-`nox -s boot-matrix` writes this page: edit `tests/proof/page.py` instead.{whole}
+`nox -s boot-matrix` writes this page: edit `tests/proof/page.py` instead. {sources}
 
 {summary}
 ## Each guest
@@ -29,14 +29,13 @@ power-on to its first answer, {speed}; the host may have had other work.
 - **files checked**: the verdict and the planned files are right on real files of that guest, or \
 on its layout as its makers document it. Nothing was booted.
 - **failed**, **not booted**, **not tried**: the last column has the reason.
+- **commit**: that of vmprovision's sources; `+` means with changes.
 
-| guest | architecture | services run by | process 1 | agent's runtime | result | how |
-|---|---|---|---|---|---|---|
+| guest | architecture | services run by | process 1 | agent's runtime | result | commit | how |
+|---|---|---|---|---|---|---|---|
 """
-IN_PARTS = (
-    " Its rows come from several runs: boots before the last day were made with older sources of "
-    "vmprovision."
-)
+ONE_COMMIT = "Every boot was made with the sources of commit {}."
+SEVERAL_COMMITS = "The boots were made with the sources of several commits."
 SUMMARY = """\
 | guest | architecture | booted with | only files checked with |
 |---|---|---|---|
@@ -53,6 +52,7 @@ class Row:
     pid1: str = EMPTY
     runtime: str = EMPTY
     result: str
+    commit: str = EMPTY
     how: str
 
     def as_markdown(self) -> str:
@@ -69,6 +69,13 @@ def rows_on_page() -> list[Row]:
         if len(cells) == len(names):
             rows.append(Row(**dict(zip(names, cells, strict=True))))
     return rows[1:]  # the first one is the table's head
+
+
+def sources_of(rows: Iterable[Row]) -> str:
+    """Return a sentence that says with which sources the guests were booted."""
+    commits = {row.commit for row in rows if row.result == "booted"}
+    several = len(commits) != 1 or EMPTY in commits
+    return SEVERAL_COMMITS if several else ONE_COMMIT.format(*commits)
 
 
 def summarise(rows: Sequence[Row]) -> str:
@@ -95,16 +102,15 @@ def summarise(rows: Sequence[Row]) -> str:
     return SUMMARY + "".join(table)
 
 
-def write_page(rows: Sequence[Row], *, speed: str, whole: bool) -> None:
+def write_page(rows: Sequence[Row], *, speed: str) -> None:
     """Write the page, and the README's table.
 
     Args:
         rows: all rows.
         speed: how fast the guests ran, in words.
-        whole: whether all rows come from one run.
     """
     summary = summarise(rows)
-    head = HEAD.format(speed=speed, whole="" if whole else IN_PARTS, summary=summary)
+    head = HEAD.format(speed=speed, sources=sources_of(rows), summary=summary)
     PAGE.write_text(head + "".join(row.as_markdown() for row in rows), encoding="utf-8")
     before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.inspection.real_trees import REAL_TREES
 from tests.proof.matrix import as_test, main, try_recipe, untried
-from tests.proof.page import FAILED, PAGE, README, Row, rows_on_page, summarise
+from tests.proof.page import FAILED, PAGE, README, Row, rows_on_page, sources_of, summarise
 from tests.recipe.test_recipe import with_tarball
 from tests.trees import DATA_VARIABLE
 from vmprovision.initsystem import DEFINITIONS
@@ -27,6 +27,17 @@ def test_the_page_speaks_of_every_recipe_and_real_tree() -> None:
     assert sum(row.result == "files checked" for row in rows) == len(REAL_TREES)
     assert FAILED not in {row.result for row in rows}
     assert all(summarise(rows) in text for text in (page, README.read_text(encoding="utf-8")))
+    assert sources_of(rows) in page
+
+
+def test_the_page_does_not_claim_one_commit_for_boots_of_several() -> None:
+    """Only boots count: to check files takes the sources of today."""
+    rows = [
+        Row(result="booted", commit="abc1234", how=""),
+        Row(result="files checked", how=""),
+    ]
+    assert "commit abc1234" in sources_of(rows)
+    assert "several commits" in sources_of([*rows, Row(result="booted", commit="def5678", how="")])
 
 
 def test_a_summary_names_only_what_was_booted_as_booted() -> None:
