@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from vmprovision.appliance.devicenames import LVM_UUID
 from vmprovision.appliance.groups import Mapped, Member, find_logical_volumes
 from vmprovision.appliance.session import ApplianceCallError
-from vmprovision.appliance.subvolumes import split_subvolume
 from vmprovision.disklayout.partitions import (
     BOOT_CODE_TYPES,
     EndlessTableError,
@@ -24,6 +23,7 @@ from vmprovision.disklayout.partitions import (
     UnclearLayoutError,
     parse_partitions,
 )
+from vmprovision.disklayout.subvolumes import split_subvolume
 from vmprovision.disklayout.superblocks import START_SIZE, identify, identify_kind
 from vmprovision.errors import InspectionError
 

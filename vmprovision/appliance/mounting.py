@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Literal
 
 from vmprovision.appliance.filesystem import ApplianceFilesystem
 from vmprovision.appliance.session import ApplianceCallError
-from vmprovision.appliance.subvolumes import subvolume_options
+from vmprovision.disklayout.subvolumes import split_subvolume, subvolume_options
 from vmprovision.errors import InspectionError
 from vmprovision.filesystem.protocol import read_text, resolve, status_of
+from vmprovision.inspection.bootmenu import named_subvolumes
 from vmprovision.inspection.layout import DIRECTORIES
 from vmprovision.inspection.ostree import (
     BOOT,
@@ -21,6 +22,7 @@ from vmprovision.inspection.ostree import (
     find_covering,
     lacks_boot,
 )
+from vmprovision.inspection.watched import WatchedReader
 from vmprovision.mounts import HiddenMount, covering_mounts, read_fstab
 
 if TYPE_CHECKING:
@@ -60,7 +62,8 @@ class Root:
         device: its name in libguestfs (``/dev/sda1``, ``btrfsvol:/dev/sda2/@``).
         system: the kind of operating system.
         name: the name in its release file, or its kind.
-        subvolume: the btrfs subvolume that its own fstab mounts at ``/``, if it names one.
+        subvolume: the btrfs subvolume that its own boot menu or fstab mounts at ``/``, if it
+            names one.
         fstab: the lines of its own fstab.
     """
 
@@ -99,7 +102,7 @@ def unix_root(reader: GuestReader, device: str) -> Root | None:
         device=device,
         system=system,
         name=_name(reader),
-        subvolume=_own_subvolume(lines),
+        subvolume=_booted_subvolume(reader, device) or _own_subvolume(lines),
         fstab=lines,
     )
 
@@ -150,6 +153,14 @@ def _name(reader: GuestReader) -> str:
         if match := re.search(r'^PRETTY_NAME=["\']?([^"\'\n]{1,80})', text, re.MULTILINE):
             return match[1]
     return "Linux"
+
+
+def _booted_subvolume(reader: GuestReader, device: str) -> str | None:
+    """Return the subvolume that the boot menu in a subvolume names; its snapshots name it too."""
+    here = split_subvolume(device)[1]
+    said = named_subvolumes(WatchedReader(reader), here, lambda _device: False) if here else ()
+    named = [each for each in said if each]
+    return named[0].partition("subvol=")[2] or None if len(said) == len(named) == 1 else None
 
 
 def _own_subvolume(lines: Iterable[FstabLine]) -> str | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from vmprovision.appliance.bootedsubvolume import mount_booted
 from vmprovision.appliance.devicenames import DeviceNames
 from vmprovision.appliance.mounting import (
     Mounting,
@@ -20,13 +21,9 @@ from vmprovision.appliance.mounting import (
     unix_root,
 )
 from vmprovision.appliance.session import ApplianceCallError
-from vmprovision.appliance.subvolumes import (
-    BTRFS,
-    list_subvolumes,
-    merge_btrfs,
-    subvolume_options,
-)
+from vmprovision.appliance.subvolumes import list_subvolumes, merge_btrfs
 from vmprovision.disklayout.partitions import UnclearLayoutError
+from vmprovision.disklayout.subvolumes import BTRFS, split_subvolume, subvolume_options
 from vmprovision.errors import InspectionError
 from vmprovision.filesystem.protocol import ROOT
 from vmprovision.inspection.ostree import OF_A_BOOT
@@ -158,11 +155,14 @@ def _mount(
     if root is None or root.system != "linux":
         raise UnclearLayoutError(f"{device} has no Linux")
     names = DeviceNames(list(contents.volumes), lambda *asked: contents.tag(appliance, *asked))
-    return Mounting(
+    mounting = Mounting(
         appliance=appliance,
         files=files,
         root=root,
         names=names,
         readonly=readonly,
         driver_of=contents.driver,
-    ).mount_wanted()
+    )
+    if contents.volumes[split_subvolume(device)[0]].kind == BTRFS:
+        return mount_booted(mounting)
+    return mounting.mount_wanted()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from vmprovision.appliance.bootedsubvolume import mount_booted
 from vmprovision.appliance.devicenames import LVM_UUID, DeviceNames, crypttab_names
 from vmprovision.appliance.firstbytes import blkid_tags, read_contents
 from vmprovision.appliance.foreign import FOREIGN, refuse_unreadable
@@ -25,7 +26,7 @@ from vmprovision.appliance.mounting import (
 )
 from vmprovision.appliance.plain import may_hold_root, mount_plain_guest
 from vmprovision.appliance.session import ApplianceCallError
-from vmprovision.appliance.subvolumes import merge_btrfs, split_subvolume
+from vmprovision.appliance.subvolumes import merge_btrfs
 from vmprovision.appliance.unreadable import (
     Unreadable,
     find_closed,
@@ -35,6 +36,7 @@ from vmprovision.appliance.unreadable import (
 )
 from vmprovision.appliance.volumes import LUKS, open_layers
 from vmprovision.disklayout.partitions import UnclearLayoutError
+from vmprovision.disklayout.subvolumes import BTRFS, split_subvolume
 from vmprovision.errors import (
     InspectionError,
     NoOperatingSystemError,
@@ -122,10 +124,12 @@ def mount_found_guest(
         _look_into(appliance, device, kind, layers.driver(device))
         for device, kind in filesystems.items()
     ]
+    roots = [each for each in seen if isinstance(each, Root)]
     search = _Search(
         appliance=appliance,
         layers=layers,
-        roots=merge_btrfs([each for each in seen if isinstance(each, Root)]),
+        every=roots,
+        roots=merge_btrfs(roots),
         unreadable=[each for each in seen if isinstance(each, Unreadable)],
     )
     root = search.choose(wanted)
@@ -145,6 +149,8 @@ def mount_found_guest(
         readonly=readonly,
         driver_of=layers.driver,
     )
+    if wanted is None and filesystems.get(root.device) == BTRFS:
+        return mount_booted(mounting)
     return mounting.mount_wanted()
 
 
@@ -201,10 +207,16 @@ def _is_windows(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Search:
-    """The findings of a search, from which one root is chosen."""
+    """The findings of a search, from which one root is chosen.
+
+    Attributes:
+        every: all roots, also the subvolumes and snapshots that do not boot.
+        roots: those that may boot.
+    """
 
     appliance: Appliance
     layers: Layers
+    every: Sequence[Root]
     roots: Sequence[Root]
     unreadable: Sequence[Unreadable]
     known: dict[str, Mapping[str, str]] = field(default_factory=dict)
@@ -259,7 +271,7 @@ class _Search:
         return _linux(systems[0])
 
     def _wanted(self, wanted: str) -> Root:
-        for root in self.roots:
+        for root in self.every:
             if root.device == wanted:
                 return _linux(root)
         for each in self.unreadable:

@@ -1,13 +1,12 @@
-"""Subvolumes of btrfs, named as libguestfs does: ``btrfsvol:/dev/sda2/@``."""
+"""The subvolumes of a btrfs, as the kernel lists them."""
 
 from __future__ import annotations
 
 import logging
-import re
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from vmprovision.appliance.session import ApplianceCallError
+from vmprovision.disklayout.subvolumes import BTRFS, name_subvolume, split_subvolume
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,32 +15,6 @@ if TYPE_CHECKING:
     from vmprovision.appliance.session import Appliance
 
 log = logging.getLogger(__name__)
-
-BTRFS = "btrfs"
-_PREFIX = "btrfsvol:"
-
-
-def name_subvolume(device: str, path: str) -> str:
-    """Return the name of a subvolume of a device."""
-    return f"{_PREFIX}{device}/{path}"
-
-
-def split_subvolume(name: str) -> tuple[str, str | None]:
-    """Split ``btrfsvol:/dev/sda2/@`` into ``/dev/sda2`` and ``@``; return None for other devices.
-
-    The device of a logical volume has one directory more: ``/dev/VG/LV``.
-    """
-    if not name.startswith(_PREFIX):
-        return name, None
-    parts = PurePosixPath(name.removeprefix(_PREFIX)).parts
-    length = 3 if re.fullmatch(r"[shv]d[a-z]+\d*|md\d+", parts[2]) else 4
-    return str(PurePosixPath(*parts[:length])), "/".join(parts[length:])
-
-
-def subvolume_options(name: str) -> tuple[str, str]:
-    """Return the device node of a device or subvolume, and the options that mount it."""
-    node, subvolume = split_subvolume(name)
-    return node, f"subvol={subvolume}" if subvolume else ""
 
 
 def list_subvolumes(appliance: Appliance, device: str) -> list[str]:
@@ -68,17 +41,22 @@ def list_subvolumes(appliance: Appliance, device: str) -> list[str]:
 def merge_btrfs(roots: Sequence[Root]) -> list[Root]:
     """Return the roots without btrfs's other subvolumes and snapshots of the same system.
 
-    The plain device is the default subvolume. If it is a root, it is the one that
-    boots. Otherwise the one that the system's own fstab names boots, even if older
-    roots and snapshots are beside it.
+    The plain device is the default subvolume. If it is a root, it boots, unless a boot menu
+    names another one. Otherwise the one boots that its own boot menu or fstab names, even if
+    older roots and snapshots are beside it. Several that name themselves all stay.
     """
-    kept: dict[str, Root] = {}
+    kept: dict[str, list[Root]] = {}
     for root in roots:
-        device, subvolume = split_subvolume(root.device)
-        other = kept.get(device)
-        if other is not None:
-            log.info("%s and %s are subvolumes of one filesystem", root.device, other.device)
-        named = subvolume is not None and subvolume == root.subvolume
-        if other is None or subvolume is None or (named and other.device != device):
-            kept[device] = root
-    return list(kept.values())
+        device = split_subvolume(root.device)[0]
+        kept.setdefault(device, []).append(root)
+    return [root for device, found in kept.items() for root in _boots(device, found)]
+
+
+def _boots(device: str, roots: Sequence[Root]) -> Sequence[Root]:
+    """Return the roots of one filesystem that may boot."""
+    if len(roots) > 1:
+        listed = ", ".join(root.device for root in roots)
+        log.info("these are subvolumes of one filesystem: %s", listed)
+    default = [root for root in roots if root.device == device]
+    named = [root for root in roots if root.subvolume == split_subvolume(root.device)[1]]
+    return default or named or roots[:1]

@@ -16,7 +16,8 @@ from vmprovision.appliance.arrays import MEMBER, Arrays, examine_arrays
 from vmprovision.appliance.firstbytes import Contents, kind_of_device
 from vmprovision.appliance.foreign import FOREIGN
 from vmprovision.appliance.session import ApplianceCallError
-from vmprovision.appliance.subvolumes import BTRFS, list_subvolumes
+from vmprovision.appliance.subvolumes import list_subvolumes
+from vmprovision.disklayout.subvolumes import BTRFS
 from vmprovision.errors import ApplianceError, InspectionError, WrongKeyError
 
 if TYPE_CHECKING:

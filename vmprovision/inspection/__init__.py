@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
+from vmprovision.disklayout.subvolumes import split_subvolume
 from vmprovision.errors import printable
 from vmprovision.filesystem.elf import elf_abi, elf_architecture, read_elf_header
 from vmprovision.guest.facts import GuestInfo
@@ -61,7 +62,7 @@ def inspect_guest(
     """
     reader = WatchedReader(reader)
     distribution = inspect_distribution(reader)
-    pid1 = find_pid1(reader)
+    pid1 = find_pid1(reader, _root_subvolume(mountpoints or {}))
     if generator := find_generator(reader, distribution, pid1):
         distribution, verdict = as_generated(generator, distribution, pid1)
     else:
@@ -115,8 +116,14 @@ def limited(notes: Iterable[str]) -> tuple[str, ...]:
 def explain_init(reader: GuestReader, guest: GuestInfo) -> GuestInfo:
     """Return the guest with the evidence for each init system, as ``init.hints``."""
     reader = WatchedReader(reader)
-    hints = find_hints(reader, find_pid1(reader), guest.init)
+    pid1 = find_pid1(reader, _root_subvolume(guest.mountpoints))
+    hints = find_hints(reader, pid1, guest.init)
     return replace(guest, init=replace(guest.init, hints=hints))
+
+
+def _root_subvolume(mountpoints: Mapping[str, str]) -> str:
+    """Return the btrfs subvolume that is mounted as the root, or ""."""
+    return split_subvolume(mountpoints.get("/", ""))[1] or ""
 
 
 def _userland(reader: GuestReader, pid1: PurePosixPath | None) -> bytes:

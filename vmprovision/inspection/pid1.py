@@ -94,9 +94,14 @@ _PROGRAM = re.compile(r"/(?!dev/|proc/)[\w./+-]{1,4000}")
 _SVSCAN = re.compile(r"(?:^|[/\s])s6-svscan(?:\s|$)")
 
 
-def find_pid1(reader: GuestReader) -> Pid1:
-    """Return the program that the guest's kernel starts."""
-    menus = read_boot_menus(reader)
+def find_pid1(reader: GuestReader, subvolume: str = "") -> Pid1:
+    """Return the program that the guest's kernel starts.
+
+    Args:
+        reader: the guest's files.
+        subvolume: the btrfs subvolume that is the guest's root, if it is one.
+    """
+    menus = read_boot_menus(reader, subvolume)
     offered = _other_entries(reader, menus)
     named = _named_inits(menus)
     found = [_started(reader, init) for init in named[:NAMED_LIMIT]]

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from vmprovision.filesystem.protocol import GuestReader
 
-__all__ = ["BootEntry", "BootMenu", "init_option", "read_boot_menus"]
+__all__ = ["BootEntry", "BootMenu", "init_option", "named_subvolumes", "read_boot_menus"]
 
 BOOT = PurePosixPath("/boot")
 EFI = BOOT / "efi/EFI"
@@ -60,9 +60,14 @@ KERNEL_LINE = PurePosixPath("/etc/kernel/cmdline")
 _Source = tuple[PurePosixPath, "Callable[[], BootMenu | None]"]
 
 
-def read_boot_menus(reader: GuestReader) -> list[BootMenu]:
-    """Return the menus of all boot loaders in the guest, in use or not."""
-    files = MenuFiles(reader)
+def read_boot_menus(reader: GuestReader, subvolume: str = "") -> list[BootMenu]:
+    """Return the menus of all boot loaders in the guest, in use or not.
+
+    Args:
+        reader: the guest's files.
+        subvolume: the btrfs subvolume that is the guest's root, if it is one.
+    """
+    files = MenuFiles(reader, subvolume)
     menus = _read(_sources(files))
     if menus:
         return menus
@@ -71,6 +76,32 @@ def read_boot_menus(reader: GuestReader) -> list[BootMenu]:
         (PurePosixPath("/etc/default/grub"), partial(grub_defaults, files)),
     ]
     return _read(iter(made_from))
+
+
+def named_subvolumes(
+    reader: GuestReader, subvolume: str, is_elsewhere: Callable[[str], bool]
+) -> set[str | None]:
+    """Return the mount options by which the guest's menus name the subvolume of the root.
+
+    Args:
+        reader: the guest's files.
+        subvolume: the btrfs subvolume whose files these are, if it is one.
+        is_elsewhere: returns whether a value of ``root=`` means another filesystem.
+
+    Returns:
+        "" for an entry that names none, and None for one that may name any.
+    """
+    roots = {
+        root
+        for menu in read_boot_menus(reader, subvolume)
+        for entry in menu.may_boot
+        for root in entry.roots
+    }
+    return {
+        root.subvolume
+        for root in roots
+        if (root.device or root.subvolume != "") and not is_elsewhere(root.device)
+    }
 
 
 def _sources(files: MenuFiles) -> Iterator[_Source]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from vmprovision.errors import InspectionError, printable
 from vmprovision.filesystem.protocol import TEXT_LIMIT, resolve
+from vmprovision.inspection.bootmenu.rootoptions import WORD_LIMIT, RootOptions, root_options
 from vmprovision.mounts import read_fstab
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ WORK_LIMIT = 20 << 20
 ENTRY_LIMIT = 200
 TITLE_LIMIT = 200
 SUBVOLUMES_LIMIT = 64  # each path of a menu is compared with all of them
-WORD_LIMIT = 4096  # PATH_MAX; the limit of a kernel command line is lower
 
 # options that name a target for systemd (systemd(1), "Kernel command line")
 _TARGETS = {
@@ -57,6 +57,8 @@ class BootEntry:
         ostree: the path of an OSTree deployment in ``ostree=``, or None.
         seals: the options by which the kernel gets the hash of a sealed filesystem, each with
             the place where that is mounted.
+        roots: what the command line says of the root filesystem; more than one if that depends
+            on the running machine.
         name: another name, beside the title, by which the menu's default may select it.
         doubt: the part that is not understood and may name another init; empty if none.
         kernel: the boot loader's path of the kernel, if the entry is of the Boot Loader
@@ -70,6 +72,7 @@ class BootEntry:
     unit: str | None = None
     ostree: PurePosixPath | None = None
     seals: tuple[tuple[str, PurePosixPath], ...] = ()
+    roots: tuple[RootOptions, ...] = ()
     name: str = ""
     doubt: str = ""
     kernel: str = ""
@@ -124,6 +127,7 @@ def entry_of(title: str, options: str, *, name: str = "", doubt: str = "") -> Bo
         unit=unit_option(options),
         ostree=path_option("ostree", options),
         seals=seal_options(options),
+        roots=(root_options(options),),
         name=name,
         doubt=doubt,
     )
@@ -190,9 +194,10 @@ def keyword(line: str) -> tuple[str, str]:
 class MenuFiles:
     """The guest's files for all its menus, with one budget."""
 
-    def __init__(self, reader: GuestReader) -> None:
-        """Keep the guest's files."""
+    def __init__(self, reader: GuestReader, subvolume: str = "") -> None:
+        """Keep the guest's files, and the name of the btrfs subvolume that is its root."""
         self.reader = reader
+        self._root = subvolume
         self._texts: dict[PurePosixPath, str] = {}
         self._left = TOTAL_LIMIT
         self._work = WORK_LIMIT
@@ -249,8 +254,11 @@ class MenuFiles:
 
     @cached_property
     def _subvolumes(self) -> list[tuple[PurePosixPath, PurePosixPath]]:
-        """The subvolumes that fstab mounts, as paths below the top level, with their places."""
-        found = []
+        """The mounted subvolumes, as paths below the top level, with their places.
+
+        The root's may be named only by the kernel's command line; all others are in fstab.
+        """
+        found = [(PurePosixPath("/", self._root), PurePosixPath("/"))] if self._root else []
         for line in read_fstab(self.reader):
             options = dict(option.partition("=")[::2] for option in line.options.split(","))
             if subvolume := options.get("subvol", "").strip("/"):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vmprovision.inspection.bootmenu.files import BootEntry, entry_of, seal_options
+from vmprovision.inspection.bootmenu.rootoptions import RootOptions, root_options
 
 if TYPE_CHECKING:
     from pathlib import PurePosixPath
@@ -60,6 +61,7 @@ def boot_entry(node: Node) -> BootEntry:
             title=node.title,
             init=first.init if first else None,
             unit=first.unit if first else None,
+            roots=tuple(dict.fromkeys(root for entry in inner.may_boot for root in entry.roots)),
             doubt=doubt,
         )
     started = [_started(words) for _, words in node.kernels]
@@ -73,20 +75,36 @@ def boot_entry(node: Node) -> BootEntry:
     init, unit = outcomes[0] if outcomes else (None, None)
     options = " ".join(value for _, words in node.kernels for values in words for value in values)
     return BootEntry(
-        title=node.title, init=init, unit=unit, seals=seal_options(options), doubt=doubt
+        title=node.title,
+        init=init,
+        unit=unit,
+        seals=seal_options(options),
+        roots=_roots(node),
+        doubt=doubt,
     )
+
+
+def _roots(node: Node) -> tuple[RootOptions, ...]:
+    """Return what the commands that load a kernel may say of the root filesystem."""
+    lines = [line for _, words in node.kernels for line in _lines(words)]
+    found = [root_options(line) for line in lines]
+    return tuple(dict.fromkeys(each for each in found if each != RootOptions("", "")))
 
 
 def _started(words: list[Values]) -> list[tuple[PurePosixPath | None, str | None]]:
     """Return the possible command lines of these words; none if that is unknown."""
-    fixed = " ".join(values[0] for values in words if len(values) == 1)
-    # if several words vary, each is checked alone: one that decides is enough
-    lines = [f"{fixed} {value}" for values in words if len(values) > 1 for value in values]
-    lines = lines or [fixed]
+    lines = _lines(words)
     if any(_may_hide(line) for line in lines):
         return []
     found = [entry_of("", line) for line in lines]
     return list(dict.fromkeys((entry.init, entry.unit) for entry in found))
+
+
+def _lines(words: list[Values]) -> list[str]:
+    """Return the possible command lines; if several words vary, each is varied alone."""
+    fixed = " ".join(values[0] for values in words if len(values) == 1)
+    lines = [f"{fixed} {value}" for values in words if len(values) > 1 for value in values]
+    return lines or [fixed]
 
 
 def _may_hide(line: str) -> bool:
