@@ -136,6 +136,8 @@ def boot(session: nox.Session) -> None:
 @nox.session(name="boot-matrix")
 def boot_matrix(session: nox.Session) -> None:
     """Boot every recipe, look at every real tree, and write docs/support-matrix.md."""
+    session.run(sys.executable, "-m", "pip", "install", "--quiet", "--editable", ".[runtimes]")
+    _run(session, "vmprovision", "runtime", "build", "all")
     _run(session, "python", "-m", "tests.proof.matrix", *session.posargs)
 
 

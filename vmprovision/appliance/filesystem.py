@@ -1,7 +1,8 @@
 """A mounted guest in an appliance, as a ``GuestFilesystem``.
 
-Only calls that libguestfs runs inside the guest's root are used: ``write`` is
-one, ``tar_in`` is not (it follows an absolute link of the guest into the
+Of a path that is given to the appliance no component but the last is a link, and that
+one is not followed. Of libguestfs only calls that run inside the guest's root are used:
+``write`` is one, ``tar_in`` is not (it follows an absolute link of the guest into the
 appliance and reports success).
 """
 
@@ -11,10 +12,11 @@ import contextlib
 import errno
 import os
 import stat
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from vmprovision.appliance.listings import Described
+from vmprovision.appliance.answers import Content, Described, Listing
 from vmprovision.appliance.session import ApplianceCallError
 from vmprovision.appliance.status_cache import StatusCache, may_hold
 from vmprovision.errors import InspectionError
@@ -34,16 +36,18 @@ from vmprovision.filesystem.protocol import (
 from vmprovision.host.workspace import workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
-    from vmprovision.appliance.listings import Listing
+    from vmprovision.appliance.answers import Part
     from vmprovision.appliance.session import Appliance
+    from vmprovision.filesystem.protocol import FileKind
 
 CHUNK = 2 << 20  # a message of libguestfs has at most 4 MiB
+CONTENT_LIMIT = 32 << 10  # bytes of a file that is read with the listings
 NAME_LIMIT = 255  # NAME_MAX of limits.h
 LISTED_SIZE = 64 << 10  # bytes of a directory; a larger one is not listed for one name
 ASKED_TOGETHER = 100  # if a directory has more entries, only the wanted one is read
-# Directories of which most inspections read some. All at once take half the time of one by one.
+# Of what most inspections read, all at once takes a fraction of the time of one by one.
 USUAL = tuple(
     PurePosixPath(path)
     for path in (
@@ -53,8 +57,17 @@ USUAL = tuple(
         *("/usr", "/usr/bin", "/usr/lib", "/usr/lib64", "/usr/libexec", "/usr/local", "/usr/sbin"),
         *("/usr/lib/systemd", "/usr/lib/systemd/system", "/usr/lib/systemd/system-preset"),
         *("/usr/local/bin", "/usr/local/lib", "/var", "/var/lib"),
+        *("/usr/lib/systemd/system/graphical.target.wants", "/usr/lib/x86_64-linux-gnu"),
         "/etc/systemd/system/multi-user.target.wants",
+        *("/etc/fstab", "/etc/os-release", "/usr/lib/os-release", "/etc/inittab"),
+        *("/boot/extlinux/extlinux.conf", "/boot/grub/grub.cfg", "/etc/selinux/config"),
+        *("/usr/lib/systemd/system/graphical.target", "/usr/lib/systemd/system/multi-user.target"),
     )
+)
+# In directories with many entries; with an asterisk, how the names begin.
+USUAL_NAMES = (
+    *("sh", "init", "systemd", "busybox", "python3*", "ld-*"),
+    *("default.target", "graphical.target*", "multi-user.target*"),
 )
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 
@@ -128,24 +141,26 @@ class ApplianceFilesystem:
 
     def _ask(self, path: PurePosixPath) -> FileStatus | None:
         try:
-            found = self._appliance.call("lstatns", str(path))
+            (found,) = self._appliance.statuses(str(path.parent), [path.name or "."])
         except ApplianceCallError as exc:
-            if exc.number in _ABSENT:
-                return None
             raise _unreadable(path, exc) from exc
-        return self._noted(path, _described(found))
+        if isinstance(found, Described):
+            self._keep_status(path, found)
+            return self._cache.statuses[path]
+        if found in _ABSENT:
+            return None
+        raise _unreadable(path, os.strerror(found))
 
     def _ask_all(self, folder: PurePosixPath, names: set[str]) -> None:
         """Cache the statuses of a directory's entries; unreadable ones stay unknown."""
         asked = [name for name in sorted(names) if folder / name not in self._cache.statuses]
         try:
-            answers = self._appliance.call("lstatnslist", str(folder), asked)
+            answers = self._appliance.statuses(str(folder), asked) if asked else []
         except ApplianceCallError as exc:
             raise _unreadable(folder, exc) from exc
         for name, found in zip(asked, answers, strict=True):
-            if found["st_ino"] != -1:
-                path = folder / name
-                self._cache.statuses[path] = self._noted(path, _described(found))
+            if isinstance(found, Described):
+                self._keep_status(folder / name, found)
 
     def _noted(self, path: PurePosixPath, found: Described) -> FileStatus:
         kind = kind_of(found.mode)
@@ -195,13 +210,13 @@ class ApplianceFilesystem:
         """Implement ``GuestFilesystem.readlink``."""
         here = resolve(self, path, last=False)
         if here not in self._cache.targets:
-            try:  # unlike `readlink`, this starts no process
-                found = self._appliance.call("readlinklist", str(here.parent), [here.name])
+            try:
+                target = self._appliance.read_link(str(here.parent), here.name).decode()
             except (ApplianceCallError, UnicodeDecodeError) as exc:
                 raise _unreadable(path, exc) from exc
-            if not found[0]:
+            if not target:
                 raise InspectionError(f"guest path {path} is not a readable symbolic link")
-            self._cache.targets[here] = str(found[0])
+            self._cache.targets[here] = target
         return self._cache.targets[here]
 
     def list_directory(self, path: PurePosixPath) -> list[str]:
@@ -228,22 +243,31 @@ class ApplianceFilesystem:
         return self._cache.names[real]
 
     def _ask_for_listings(self, real: PurePosixPath) -> None:
-        """Cache what a directory holds; with the first one, what all usual ones hold."""
+        """Cache what a directory holds; with the first one, what all usual places hold."""
         more = [path for path in USUAL if path != real] if not self._has_listed else []
         self._has_listed = True
         asked = [real, *more]
-        found = self._appliance.list_directories([str(path) for path in asked], ASKED_TOGETHER)
-        for path, listing in zip(asked, found, strict=True):
-            if listing is not None:
-                self._keep_listing(path, listing)
+        found = self._appliance.entries(
+            [str(path) for path in asked],
+            known=ASKED_TOGETHER,
+            wanted=USUAL_NAMES,
+            limit=CONTENT_LIMIT,
+        )
+        for path, part in zip(asked, found, strict=True):
+            self._keep_part(path, part)
 
-    def _keep_listing(self, folder: PurePosixPath, listing: Listing) -> None:
-        self._cache.names[folder] = set(valid_names(listing.names))
-        if listing.own is not None:
-            self._keep_status(folder, listing.own)
-        for name in self._cache.names[folder]:
-            if described := listing.entries.get(name.encode()):
-                self._keep_status(folder / name, described)
+    def _keep_part(self, path: PurePosixPath, part: Part) -> None:
+        if isinstance(part, Content):
+            self._keep_status(path, part.own)
+            if len(part.content) == part.own.size:
+                self._cache.keep_content(path, part.content)
+        elif isinstance(part, Listing):
+            self._cache.names[path] = set(valid_names(part.names))
+            if part.own is not None:
+                self._keep_status(path, part.own)
+            for name in self._cache.names[path]:
+                if described := part.entries.get(name.encode()):
+                    self._keep_status(path / name, described)
 
     def _keep_status(self, path: PurePosixPath, described: Described) -> None:
         if path not in self._cache.statuses:
@@ -251,6 +275,8 @@ class ApplianceFilesystem:
         with contextlib.suppress(UnicodeDecodeError):
             if described.target:
                 self._cache.targets[path] = described.target.decode()
+        if described.label is not None:
+            self._cache.labels[path] = _as_label(described.label) or None
 
     def _raw_names(self, real: str) -> list[bytes]:
         with workspace("names") as folder:
@@ -260,21 +286,14 @@ class ApplianceFilesystem:
 
     def label(self, path: PurePosixPath) -> str | None:
         """Implement ``GuestFilesystem.label``."""
-        try:
-            # an answer without it is cheaper than an error
-            found = self._appliance.call("lgetxattrs", str(path))
-            raw = next((each["attrval"] for each in found if each["attrname"] == SELINUX), None)
-        except UnicodeDecodeError:  # in the name of another attribute
-            raw = self._label_alone(path)
-        except ApplianceCallError:
-            return None  # a filesystem without labels
-        return None if raw is None else _as_label(raw)
-
-    def _label_alone(self, path: PurePosixPath) -> bytes | None:
-        try:
-            return bytes(self._appliance.call("lgetxattr", str(path), SELINUX))
-        except ApplianceCallError:
-            return None
+        real = resolve(self, path, last=False)
+        if real not in self._cache.labels:
+            try:
+                found = self._appliance.read_label(str(real))
+            except ApplianceCallError:
+                return None  # a filesystem without labels
+            self._cache.labels[real] = None if found is None else _as_label(found)
+        return self._cache.labels[real]
 
     def takes_labels(self) -> bool:
         """Implement ``GuestFilesystem.takes_labels``."""
@@ -287,31 +306,38 @@ class ApplianceFilesystem:
     def write(self, path: PurePosixPath, content: bytes, attributes: Attributes = PLAIN) -> None:
         """Implement ``GuestFilesystem.write``."""
         self._make_way(path)
-        with self._changing(path):
-            self._appliance.call("write", str(path), content[:CHUNK])
-            for start in range(CHUNK, len(content), CHUNK):
-                self._appliance.call("write_append", str(path), content[start : start + CHUNK])
-        self._dress(path, attributes, 0o644)
+        self._make(path, "file", content, attributes, 0o644)
 
     def make_directory(self, path: PurePosixPath, attributes: Attributes = PLAIN) -> None:
         """Implement ``GuestFilesystem.make_directory``."""
-        with self._changing(path) as real:
-            self._appliance.call("mkdir", str(path))
+        real = self._make(path, "directory", b"", attributes, 0o755)
         self._cache.names[real] = set()
-        self._dress(path, attributes, 0o755)
 
     def symlink(self, path: PurePosixPath, target: str, attributes: Attributes = PLAIN) -> None:
-        """Implement ``GuestFilesystem.symlink``.
-
-        Of the calls used here, only this one works outside of the guest's root. An absolute
-        link among the path's parents would lead it into the appliance, and it would report
-        success.
-        """
+        """Implement ``GuestFilesystem.symlink``."""
         self._make_way(path)
-        real = resolve(self, path.parent) / path.name
-        with self._changing(path):
-            self._appliance.symlink(target, str(real))
-        self._dress(path, attributes, None)
+        with _applying(path):
+            content = target.encode()
+        self._make(path, "symlink", content, attributes, None)
+
+    def _make(
+        self,
+        path: PurePosixPath,
+        kind: FileKind,
+        content: bytes,
+        attributes: Attributes,
+        mode: int | None,
+    ) -> PurePosixPath:
+        """Create what is not there, with this mode unless the attributes have one.
+
+        Returns:
+            The path without links.
+        """
+        wanted = replace(attributes, mode=mode if attributes.mode is None else attributes.mode)
+        with self._changing(path) as real:
+            made = self._appliance.make(str(real), kind, content, wanted)
+        self._keep_status(real, made)
+        return real
 
     def _make_way(self, path: PurePosixPath) -> None:
         """Remove the file or link at a path; its other names stay."""
@@ -323,35 +349,17 @@ class ApplianceFilesystem:
                 raise ApplianceCallError("a directory is there", number=errno.EISDIR)
         self.remove(path)
 
-    def _dress(self, path: PurePosixPath, attributes: Attributes, mode: int | None) -> None:
-        """Give a new file its owner, mode and label, unless it has them.
-
-        The owner comes first: changing it clears the set-user-id and set-group-id bits.
-        """
-        made = self.lstat(path)
-        if made is None or (made.uid, made.gid) != (attributes.uid, attributes.gid):
-            with self._changing(path):
-                self._appliance.call("lchown", attributes.uid, attributes.gid, str(path))
-        if mode is not None:
-            wanted = mode if attributes.mode is None else attributes.mode
-            made = self.lstat(path)
-            if made is None or made.mode != wanted:
-                with self._changing(path):
-                    self._appliance.call("chmod", wanted, str(path))
-        if attributes.label is not None:
-            self.set_label(path, attributes.label)
-
     def remove(self, path: PurePosixPath) -> None:
         """Implement ``GuestFilesystem.remove``."""
         status = self.lstat(path)
-        with self._changing(path, removing=True):
-            name = "rmdir" if status is not None and status.kind == "directory" else "rm"
-            self._appliance.call(name, str(path))
+        with self._changing(path, removing=True) as real:
+            self._appliance.remove(str(real), status.kind if status else "other")
 
     def set_label(self, path: PurePosixPath, label: str) -> None:
         """Implement ``GuestFilesystem.set_label``."""
-        with _applying(path):  # the binding takes no NUL, and the kernel needs none
-            self._appliance.call("lsetxattr", SELINUX, label, len(label.encode()), str(path))
+        with self._changing(path) as real:
+            # the binding takes no NUL, and the kernel needs none
+            self._appliance.call("lsetxattr", SELINUX, label, len(label.encode()), str(real))
 
     @contextlib.contextmanager
     def _changing(self, path: PurePosixPath, *, removing: bool = False) -> Iterator[PurePosixPath]:
@@ -379,17 +387,6 @@ class ApplianceFilesystem:
             self._cache.names[real.parent].add(real.name)
 
 
-def _described(found: Mapping[str, int]) -> Described:
-    """Return a status of libguestfs."""
-    return Described(
-        mode=int(found["st_mode"]),
-        links=int(found["st_nlink"]),
-        uid=int(found["st_uid"]),
-        gid=int(found["st_gid"]),
-        size=int(found["st_size"]),
-    )
-
-
 def _check_encodable(path: PurePosixPath) -> None:
     try:
         str(path).encode()
@@ -403,7 +400,7 @@ def _as_label(raw: bytes) -> str:
     return bytes(raw).rstrip(b"\0").decode("utf-8", errors="replace")
 
 
-def _unreadable(path: PurePosixPath, exc: Exception) -> InspectionError:
+def _unreadable(path: PurePosixPath, exc: Exception | str) -> InspectionError:
     return InspectionError(
         f"cannot read guest path {path}: {exc}", hint="check the guest's filesystem with fsck"
     )

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from contextlib import AbstractContextManager
 
+    from vmprovision.appliance.answers import Described, Part
     from vmprovision.appliance.drives import Drive
-    from vmprovision.appliance.listings import Listing
+    from vmprovision.filesystem.protocol import Attributes, FileKind
     from vmprovision.progress import Control
 
 
@@ -62,15 +63,44 @@ class Appliance(Protocol):
             ApplianceCallError: they cannot be read.
         """
 
-    def list_directories(self, places: Sequence[str], known: int) -> list[Listing | None]:
-        """Return what directories of the guest hold, all with one question.
+    def entries(
+        self, places: Sequence[str], *, known: int, wanted: Sequence[str], limit: int
+    ) -> list[Part]:
+        """Return what directories and small files of the guest hold, all with one question.
 
         Args:
             places: their paths in the guest, free of links.
-            known: with more entries than this, a listing has no statuses.
+            known: in a directory with more entries than this, only some are described,
+            wanted: and these are their names, or with an asterisk how they begin.
+            limit: the bytes of the largest file whose content is returned.
 
         Returns:
-            None for each that cannot be listed in this way.
+            An errno for each that cannot be read in this way.
+        """
+
+    def statuses(self, folder: str, names: Sequence[str]) -> list[Described | int]:
+        """Return the statuses of names in a directory of the guest, or the errno of each failure.
+
+        Args:
+            folder: its path in the guest, free of links.
+            names: which, or ``.`` for the directory itself.
+
+        Raises:
+            ApplianceCallError: the directory cannot be read.
+        """
+
+    def read_link(self, folder: str, name: str) -> bytes:
+        """Return where a symbolic link of the guest leads.
+
+        Raises:
+            ApplianceCallError: it cannot be read, or is no link.
+        """
+
+    def read_label(self, place: str) -> bytes | None:
+        """Return the SELinux label of a file of the guest, or None if it has none.
+
+        Raises:
+            ApplianceCallError: the filesystem has no labels.
         """
 
     def read_file(self, path: str, place: int, size: int) -> bytes:
@@ -85,15 +115,28 @@ class Appliance(Protocol):
             ApplianceCallError: they cannot be read; ``number`` carries the errno.
         """
 
-    def symlink(self, target: str, place: str) -> None:
-        """Create a symbolic link in the guest.
+    def make(self, place: str, kind: FileKind, content: bytes, attributes: Attributes) -> Described:
+        """Create a file, directory or symbolic link in the guest; return its status.
 
         Args:
-            target: what it leads to.
             place: its path in the guest, whose parents are free of links.
+            kind: what to create.
+            content: of a file, or where a link leads.
+            attributes: with a mode, unless it is a link.
 
         Raises:
             ApplianceCallError: it cannot be created; ``number`` carries the errno.
+        """
+
+    def remove(self, place: str, kind: FileKind) -> None:
+        """Remove a file, a link or an empty directory of the guest.
+
+        Args:
+            place: its path in the guest, whose parents are free of links.
+            kind: what it is.
+
+        Raises:
+            ApplianceCallError: it cannot be removed; ``number`` carries the errno.
         """
 
     def unmount(self, place: str | None = None) -> None:

@@ -29,6 +29,7 @@ class StatusCache:
         shared: files with several names: a change of one changes the others.
         names: the entries of directories.
         targets: the targets of symbolic links.
+        labels: SELinux labels, None where there is none.
         contents: the complete contents of small files.
     """
 
@@ -36,6 +37,7 @@ class StatusCache:
     shared: set[PurePosixPath] = field(default_factory=set)
     names: dict[PurePosixPath, set[str]] = field(default_factory=dict)
     targets: dict[PurePosixPath, str] = field(default_factory=dict)
+    labels: dict[PurePosixPath, str | None] = field(default_factory=dict)
     contents: dict[PurePosixPath, bytes] = field(default_factory=dict)
 
     def keep_content(self, path: PurePosixPath, content: bytes) -> None:
@@ -48,6 +50,7 @@ class StatusCache:
         """Forget a path that changes; forget everything if other paths may change with it."""
         status = self.statuses.pop(path, None)
         self.targets.pop(path, None)
+        self.labels.pop(path, None)
         self.contents.pop(path, None)
         # chmod(2) follows a link
         if path in self.shared or (status is not None and status.kind == "symlink"):
@@ -59,6 +62,7 @@ class StatusCache:
             self.statuses,  # type: ignore[assignment]  # only keys are looked at
             self.names,
             self.targets,
+            self.labels,
             self.contents,
         )
         for known in maps:
@@ -71,6 +75,7 @@ class StatusCache:
         self.shared.clear()
         self.names.clear()
         self.targets.clear()
+        self.labels.clear()
         self.contents.clear()
 
 

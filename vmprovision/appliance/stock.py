@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import stat
 import time
 from typing import TYPE_CHECKING, Any
 
+from vmprovision.appliance.answers import Described
 from vmprovision.appliance.drives import (
     TELL_FAILURES,
     Drive,
@@ -21,6 +25,7 @@ from vmprovision.appliance.handle import CALL_SECONDS, MONITOR, ApplianceCallErr
 from vmprovision.appliance.library import qemu_program
 from vmprovision.appliance.snapshot.store import bound_qemu
 from vmprovision.disklayout.partitions import SECTOR
+from vmprovision.filesystem.protocol import SELINUX
 from vmprovision.host.workspace import workspace
 from vmprovision.image.chain import name_backing, virtual_size
 from vmprovision.image.diskfile import name_for_others
@@ -30,10 +35,11 @@ from vmprovision.qemu.options import CLOCK, socket_options
 
 if TYPE_CHECKING:
     import contextlib
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from vmprovision.appliance.listings import Listing
+    from vmprovision.appliance.answers import Part
+    from vmprovision.filesystem.protocol import Attributes, FileKind
     from vmprovision.progress import Control
     from vmprovision.qemu.options import Accelerator
 
@@ -44,6 +50,7 @@ LAUNCH_SECONDS = 240.0  # 8 s on an idle host without KVM; a loaded CI host is m
 KVM_LAUNCH_SECONDS = 30.0
 ANSWER_SECONDS = 20.0
 LAUNCHES = 3
+CHUNK = 2 << 20  # a message of libguestfs has at most 4 MiB
 MONITOR_MODE = f"chardev={MONITOR},mode=control"
 
 
@@ -117,17 +124,73 @@ class StockAppliance:
         """Implement ``Appliance.read_device``."""
         return bytes(self.call("pread_device", device, size, place))
 
-    def list_directories(self, places: Sequence[str], known: int) -> list[Listing | None]:  # noqa: ARG002 -- of the Protocol
-        """Implement ``Appliance.list_directories``: this appliance cannot."""
-        return [None] * len(places)
+    def entries(
+        self,
+        places: Sequence[str],
+        *,
+        known: int,  # noqa: ARG002 -- of the Protocol
+        wanted: Sequence[str],  # noqa: ARG002
+        limit: int,  # noqa: ARG002
+    ) -> list[Part]:
+        """Implement ``Appliance.entries``: this appliance cannot."""
+        return [errno.ENOSYS] * len(places)
+
+    def statuses(self, folder: str, names: Sequence[str]) -> list[Described | int]:
+        """Implement ``Appliance.statuses``."""
+        if len(names) != 1:
+            found = self.call("lstatnslist", folder, list(names))
+            return [errno.EIO if each["st_ino"] == -1 else _described(each) for each in found]
+        try:
+            return [_described(self.call("lstatns", os.path.normpath(f"{folder}/{names[0]}")))]
+        except ApplianceCallError as exc:
+            return [exc.number or errno.EIO]
+
+    def read_link(self, folder: str, name: str) -> bytes:
+        """Implement ``Appliance.read_link``; unlike ``readlink``, this starts no process."""
+        (found,) = self.call("readlinklist", folder, [name])
+        if not found:
+            raise ApplianceCallError("it is not a readable symbolic link", number=errno.EINVAL)
+        return str(found).encode()
+
+    def read_label(self, place: str) -> bytes | None:
+        """Implement ``Appliance.read_label``; an answer without it is cheaper than an error."""
+        try:
+            found = self.call("lgetxattrs", place)
+        except UnicodeDecodeError:  # in the name of another attribute
+            return bytes(self.call("lgetxattr", place, SELINUX))
+        return next((bytes(each["attrval"]) for each in found if each["attrname"] == SELINUX), None)
 
     def read_file(self, path: str, place: int, size: int) -> bytes:
         """Implement ``Appliance.read_file``."""
         return bytes(self.call("pread", path, size, place))
 
-    def symlink(self, target: str, place: str) -> None:
-        """Implement ``Appliance.symlink``."""
-        self.call("ln_s", target, place)
+    def make(self, place: str, kind: FileKind, content: bytes, attributes: Attributes) -> Described:
+        """Implement ``Appliance.make``.
+
+        The owner comes first: changing it clears the set-user-id and set-group-id bits.
+        """
+        if kind == "directory":
+            self.call("mkdir", place)
+        elif kind == "symlink":
+            self.call("ln_s", content.decode(), place)
+        else:
+            self.call("write", place, content[:CHUNK])
+            for start in range(CHUNK, len(content), CHUNK):
+                self.call("write_append", place, content[start : start + CHUNK])
+        made = _described(self.call("lstatns", place))
+        if (made.uid, made.gid) != (attributes.uid, attributes.gid):
+            self.call("lchown", attributes.uid, attributes.gid, place)
+        if kind != "symlink" and stat.S_IMODE(made.mode) != attributes.mode:
+            self.call("chmod", attributes.mode, place)
+        if attributes.label is not None:
+            # the binding takes no NUL, and the kernel needs none
+            size = len(attributes.label.encode())
+            self.call("lsetxattr", SELINUX, attributes.label, size, place)
+        return _described(self.call("lstatns", place))
+
+    def remove(self, place: str, kind: FileKind) -> None:
+        """Implement ``Appliance.remove``."""
+        self.call("rmdir" if kind == "directory" else "rm", place)
 
     def unmount(self, place: str | None = None) -> None:
         """Implement ``Appliance.unmount``."""
@@ -238,6 +301,17 @@ def start_stock(drives: Sequence[Drive], control: Control) -> StockAppliance:
         else:
             return appliance
     raise AssertionError  # the last attempt returns or raises
+
+
+def _described(found: Mapping[str, int]) -> Described:
+    """Return a status of libguestfs."""
+    return Described(
+        mode=int(found["st_mode"]),
+        links=int(found["st_nlink"]),
+        uid=int(found["st_uid"]),
+        gid=int(found["st_gid"]),
+        size=int(found["st_size"]),
+    )
 
 
 def _require_disks(

@@ -66,14 +66,14 @@ class Connection:
         self._socket = connected
         self._rest = b""
 
-    def send(self, line: str) -> None:
-        """Send one line.
+    def send(self, line: str, content: bytes = b"") -> None:
+        """Send one line, and the bytes that belong to it.
 
         Raises:
             ApplianceEndedError: QEMU is gone.
         """
         try:
-            self._socket.sendall(line.encode() + b"\n")
+            self._socket.sendall(line.encode() + b"\n" + content)
         except OSError as exc:
             raise ApplianceEndedError(GONE, hint=GONE_HINT) from exc
 

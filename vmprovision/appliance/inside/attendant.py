@@ -11,8 +11,12 @@ The host and the attendant talk over a virtio port of their own, a line each:
 ``mount DEVICE DRIVER ro|rw PLACE [OPTIONS]``
                       mount at a place of the guest, with options of the filesystem's own;
                       place and options are in hexadecimal; ``mounted``
-``link PLACE TARGET`` make a symbolic link at a path of the guest whose parents are no links;
-                      both are in hexadecimal; ``linked``
+``make KIND PLACE MODE UID GID LABEL COUNT``
+                      make a file (``f``), directory (``d``) or link (``l``) at a path of the
+                      guest whose parents are no links; mode and label (``-`` for none) are as
+                      for ``fchmod`` and ``setxattr``; after this line come so many bytes: the
+                      content, or where the link leads; ``made COUNT`` and its status
+``remove KIND PLACE`` remove a file, link or empty directory; ``removed``
 ``unmount [PLACE]``   what is mounted at a place of the guest, or all; ``unmounted``
 ``look DEVICE DRIVER OPTIONS NAME...``
                       mount it read-only in a place of its own, and unmount it; ``seen`` and
@@ -22,9 +26,13 @@ The host and the attendant talk over a virtio port of their own, a line each:
 ``content PATH PLACE SIZE``
                       ``content COUNT``, and after this line so many bytes of a regular file
                       of the guest
-``entries KNOWN PLACE...``
+``entries KNOWN NAMES LIMIT PLACE...``
                       ``entries COUNT``, and after this line so many bytes with what these
-                      directories of the guest hold; see ``parse_listings`` on the host
+                      directories of the guest hold, or these files of at most LIMIT bytes; in
+                      a directory with more entries than KNOWN only those that NAMES (separated
+                      by commas) name are described; see ``parse_parts`` on the host
+``statuses PLACE...`` ``statuses COUNT``, and after this line so many bytes with the statuses of
+                      these paths of the guest
 ``map TABLE LINK...`` make devices of device-mapper by a concise table of dmsetup(8), in
                       hexadecimal, and the link /dev/LINK to each, in its order; ``mapped``
 ``unmap``             remove these links and devices; ``unmapped``
@@ -37,7 +45,7 @@ import os
 import posix
 import time
 
-import _guest
+import _appliance
 
 PORT = "/dev/virtio-ports/org.vmprovision.attendant"
 FOLDER = "/run/vmprovision/"
@@ -58,7 +66,7 @@ DAEMON = b"guestfsd\n"
 CHANNEL = "/dev/vport"  # the beginning of the kernel's names
 DISK_SECONDS = 30
 SECTOR = 512
-ENTRIES_ROOM = 256 << 10  # bytes of an answer
+ROOM = 256 << 10  # bytes of an answer
 VPD_HEAD = 4  # bytes before the serial number in SCSI page 0x80
 DISK_TIMEOUT = b"300"  # seconds; the host's storage may be far away
 
@@ -72,10 +80,17 @@ def main():
         read = posix.read(port, 4096)
         if not read:  # the host's process is gone
             run("reboot", "-f")
-        lines = (rest + read).split(b"\n")
-        rest = lines.pop()
-        for line in lines:
-            send(port, answer(line.decode().split()))
+        rest += read
+        while b"\n" in rest:
+            line, rest = rest.split(b"\n", 1)
+            words = line.decode().split()
+            if words[0] == "make":
+                count = int(words[-1])
+                answered = answer(make, port, rest[:count], count, *words[1:-1])
+                rest = rest[count:]
+            else:
+                answered = answer(COMMANDS.get(words[0]), *words[1:])
+            send(port, answered)
 
 
 def wait_for_daemon():
@@ -119,18 +134,18 @@ def send(port, answered):
         answered = answered[posix.write(port, answered) :]
 
 
-def answer(words):
+def answer(command, *arguments):
     try:
-        return COMMANDS[words[0]](*words[1:])
+        return command(*arguments)
     except Exception as exc:
         number = exc.errno if isinstance(exc, OSError) else None
         return "failed %d %r" % (number or 0, exc)
 
 
 def resume(now, entropy):
-    _guest.set_time(int(now))
+    _appliance.set_time(int(now))
     content = bytes.fromhex(entropy)
-    _guest.reseed(content[16:])
+    _appliance.reseed(content[16:])
     put("/etc/machine-id", entropy[:32].encode() + b"\n")
     return "resumed"
 
@@ -177,7 +192,7 @@ def size_of(name):
 def mount(device, driver, access, place, options=""):
     flags = FLAGS | (MS_RDONLY if access == "ro" else 0)
     data = bytes.fromhex(options).decode() if options else None
-    _guest.mount(device, in_guest(place), driver, flags, data)
+    _appliance.mount(device, in_guest(place), driver, flags, data)
     return "mounted"
 
 
@@ -185,39 +200,55 @@ def in_guest(place):
     return SYSROOT + bytes.fromhex(place).decode().rstrip("/")
 
 
-def link(place, target):
-    posix.symlink(bytes.fromhex(target).decode(), in_guest(place))
-    return "linked"
+def make(port, already, count, kind, place, *attributes):
+    mode, uid, gid = [int(number) for number in attributes[:3]]
+    label = b"" if attributes[3] == "-" else bytes.fromhex(attributes[3])
+    path = in_guest(place)
+    made = _appliance.make(port, already, count, path, kind, mode, uid, gid, label)
+    return counted("made", made)
+
+
+def remove(kind, place):
+    _appliance.remove(in_guest(place), kind == "d")
+    return "removed"
 
 
 def look(device, driver, options, *wanted):
     if not exists(LOOK):
         os.mkdir(LOOK)
     data = None if options == "-" else bytes.fromhex(options).decode()
-    _guest.mount(device, LOOK, driver, FLAGS | MS_RDONLY, data)
+    _appliance.mount(device, LOOK, driver, FLAGS | MS_RDONLY, data)
     names = {name.encode(): name for name in wanted}
     try:
         seen = [names[entry[0]] for entry in os.ilistdir(LOOK.encode()) if entry[0] in names]
     finally:
-        _guest.umount(LOOK)
+        _appliance.umount(LOOK)
     return " ".join(["seen"] + seen)  # noqa: RUF005 -- MicroPython has no other way
 
 
 def read(device, place, size):
     with open(device, "rb") as file:
         file.seek(int(place))
-        content = file.read(int(size))
-    return b"read %d\n" % len(content) + content
+        return counted("read", file.read(int(size)))
 
 
 def content(path, place, size):
-    found = _guest.content(in_guest(path), int(place), int(size))
-    return b"content %d\n" % len(found) + found
+    return counted("content", _appliance.content(in_guest(path), int(place), int(size)))
 
 
-def entries(known, *places):
-    found = _guest.entries([in_guest(place) for place in places], int(known), ENTRIES_ROOM)
-    return b"entries %d\n" % len(found) + found
+def entries(known, wanted, limit, *places):
+    paths = [in_guest(place) for place in places]
+    return counted(
+        "entries", _appliance.entries(paths, int(known), wanted.split(","), int(limit), ROOM)
+    )
+
+
+def statuses(*places):
+    return counted("statuses", _appliance.statuses([in_guest(place) for place in places], ROOM))
+
+
+def counted(word, found):
+    return ("%s %d\n" % (word, len(found))).encode() + found
 
 
 def map_devices(table, *links):
@@ -258,12 +289,12 @@ def unmap():
 
 def unmount(place=None):
     if place:
-        _guest.umount(in_guest(place))
+        _appliance.umount(in_guest(place))
         return "unmounted"
     places = [line.split(b" ")[1] for line in get("/proc/mounts").split(b"\n") if line]
     for mounted in reversed(places):
         if mounted == SYSROOT.encode() or mounted.startswith(SYSROOT.encode() + b"/"):
-            _guest.umount(unescaped(mounted))
+            _appliance.umount(unescaped(mounted))
     return "unmounted"
 
 
@@ -312,10 +343,11 @@ COMMANDS = {
     "mount": mount,
     "unmount": unmount,
     "look": look,
-    "link": link,
+    "remove": remove,
     "read": read,
     "content": content,
     "entries": entries,
+    "statuses": statuses,
     "map": map_devices,
     "unmap": unmap,
     "volumes": volumes,

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vmprovision.appliance.answers import Described, parse_parts
 from vmprovision.appliance.drives import (
     TELL_FAILURES,
     WrongDiskError,
@@ -34,7 +35,6 @@ from vmprovision.appliance.handle import (
     ApplianceCallError,
     Handle,
 )
-from vmprovision.appliance.listings import parse_listings
 from vmprovision.appliance.snapshot.machine import IGNORE_SHARED, SLOT, SLOT_SERIAL
 from vmprovision.disklayout.partitions import SECTOR
 from vmprovision.errors import (
@@ -50,9 +50,10 @@ from vmprovision.qemu.monitor import Connection, Listener, Monitor
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
+    from vmprovision.appliance.answers import Part
     from vmprovision.appliance.drives import Drive
-    from vmprovision.appliance.listings import Listing
     from vmprovision.appliance.snapshot.store import SavedAppliance
+    from vmprovision.filesystem.protocol import Attributes, FileKind
     from vmprovision.progress import Control
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,8 @@ KVM_RESTORE_SECONDS = 10.0  # a KVM that passes its trial may still hang
 WORK_SECONDS = 240.0  # to replay or flush a journal, on the slow disk of a loaded host
 READING_LIMIT = 128 << 10  # of the attendant's memory
 READINGS_KEPT = 8
-LISTINGS_LIMIT = 512 << 10  # twice what the attendant sends
+ANSWER_LIMIT = 512 << 10  # twice what the attendant sends
+KINDS: dict[FileKind, str] = {"file": "f", "directory": "d", "symlink": "l", "other": "f"}
 ENTROPY_BYTES = 16 + 64  # a machine-id, and a seed for the random generator
 # Whoever needs a disk to be safe against a crash of the host syncs its file at the end.
 UNSYNCED = {"direct": False, "no-flush": True}
@@ -234,30 +236,69 @@ class RestoredAppliance:
             return bytes(self.call("pread", path, size, place))
         return self._ask_for_bytes(size, "content", path.encode().hex(), str(place), str(size))
 
-    def list_directories(self, places: Sequence[str], known: int) -> list[Listing | None]:
-        """Implement ``Appliance.list_directories``."""
-        words = [place.encode().hex() for place in places]
-        found = parse_listings(self._ask_for_bytes(LISTINGS_LIMIT, "entries", str(known), *words))
-        if len(found) != len(places):
-            raise ApplianceError("the appliance has listed other directories than those asked for")
+    def entries(
+        self, places: Sequence[str], *, known: int, wanted: Sequence[str], limit: int
+    ) -> list[Part]:
+        """Implement ``Appliance.entries``."""
+        return self._ask_for_parts(places, "entries", str(known), ",".join(wanted), str(limit))
+
+    def statuses(self, folder: str, names: Sequence[str]) -> list[Described | int]:
+        """Implement ``Appliance.statuses``."""
+        places = [os.path.normpath(f"{folder}/{name}") for name in names]
+        found = self._ask_for_parts(places, "statuses")
+        return [part if isinstance(part, Described) else _errno_of(part) for part in found]
+
+    def read_link(self, folder: str, name: str) -> bytes:
+        """Implement ``Appliance.read_link``."""
+        return self._status_of(f"{folder}/{name}").target
+
+    def read_label(self, place: str) -> bytes | None:
+        """Implement ``Appliance.read_label``."""
+        return self._status_of(place).label or None
+
+    def _status_of(self, place: str) -> Described:
+        (found,) = self.statuses(place, ["."])
+        if isinstance(found, int):
+            raise ApplianceCallError(os.strerror(found), number=found)
         return found
 
-    def _ask_for_bytes(self, limit: int, *question: str) -> bytes:
+    def _ask_for_parts(self, places: Sequence[str], *question: str) -> list[Part]:
+        words = [place.encode().hex() for place in places]
+        found = parse_parts(self._ask_for_bytes(ANSWER_LIMIT, *question, *words))
+        if len(found) != len(places):
+            raise ApplianceError("the appliance has answered something else than it was asked")
+        return found
+
+    def _ask_for_bytes(self, limit: int, *question: str, content: bytes = b"") -> bytes:
         """Ask the attendant for at most so many bytes.
 
         Raises:
             ApplianceCallError: the attendant cannot read them.
             ApplianceError: it has sent something else.
         """
-        (count,) = self._answer_to(question[0], *question)
+        answer = question[0] if question[0] != "make" else "made"
+        (count,) = self._answer_to(answer, *question, content=content)
         if not count.isdecimal() or int(count) > limit:
             raise ApplianceError(f"the appliance sends {count} bytes, more than {limit}")
         with self._explained():
             return self._attendant.receive_bytes(int(count), WORK_SECONDS)
 
-    def symlink(self, target: str, place: str) -> None:
-        """Implement ``Appliance.symlink``; guestfsd would start ln(1)."""
-        self._ask_to("linked", "link", place.encode().hex(), target.encode().hex())
+    def make(self, place: str, kind: FileKind, content: bytes, attributes: Attributes) -> Described:
+        """Implement ``Appliance.make``."""
+        self._readings.clear()
+        owner = (str(attributes.uid), str(attributes.gid))
+        label = (attributes.label or "").encode().hex() or "-"
+        words = [KINDS[kind], place.encode().hex(), str(attributes.mode or 0), *owner, label]
+        question = ("make", *words, str(len(content)))
+        (made,) = parse_parts(self._ask_for_bytes(ANSWER_LIMIT, *question, content=content))
+        if not isinstance(made, Described):
+            number = _errno_of(made)
+            raise ApplianceCallError(os.strerror(number), number=number)
+        return made
+
+    def remove(self, place: str, kind: FileKind) -> None:
+        """Implement ``Appliance.remove``."""
+        self._ask_to("removed", "remove", KINDS[kind], place.encode().hex())
 
     def unmount(self, place: str | None = None) -> None:
         """Implement ``Appliance.unmount``."""
@@ -288,14 +329,14 @@ class RestoredAppliance:
         self._readings.clear()
         return self._answer_to(answer, *question)
 
-    def _answer_to(self, answer: str, *question: str) -> list[str]:
+    def _answer_to(self, answer: str, *question: str, content: bytes = b"") -> list[str]:
         """Ask the attendant for what may fail because of the guest.
 
         Raises:
             ApplianceCallError: the attendant cannot do it.
         """
         try:
-            return self.ask(answer, " ".join(question), WORK_SECONDS)
+            return self.ask(answer, " ".join(question), WORK_SECONDS, content)
         except _AttendantError as exc:
             raise ApplianceCallError(exc.message, number=exc.number) from exc
 
@@ -416,14 +457,22 @@ class RestoredAppliance:
             failures.append(exc)
             self._watchdog.end(exc)
 
-    def ask(self, answer: str, question: str, seconds: float = RESTORE_SECONDS) -> list[str]:
+    def ask(
+        self, answer: str, question: str, seconds: float = RESTORE_SECONDS, content: bytes = b""
+    ) -> list[str]:
         """Ask the attendant; return the words of its answer behind the first, expected one.
+
+        Args:
+            answer: the first word of its answer.
+            question: a line.
+            seconds: how long to wait.
+            content: bytes that belong to the question.
 
         Raises:
             ApplianceError: it answers something else, or not in time.
         """
         with self._explained():
-            self._attendant.send(question)
+            self._attendant.send(question, content)
             words = self._attendant.receive(seconds).split()
         if words[:1] != [answer]:
             raise _AttendantError(question.split(maxsplit=1)[0], words)
@@ -461,6 +510,17 @@ class RestoredAppliance:
         """Return QEMU's block nodes by their names."""
         nodes = self._tell("query-named-block-nodes", flat=True)
         return {node["node-name"]: node for node in nodes}
+
+
+def _errno_of(part: Part) -> int:
+    """Return the errno that came in place of a status.
+
+    Raises:
+        ApplianceError: something else came.
+    """
+    if not isinstance(part, int):
+        raise ApplianceError("the appliance has answered something else than a status")
+    return part
 
 
 def _require_expected(drive: Drive, names: Collection[str], nodes: Sequence[Any]) -> None:

@@ -2,67 +2,25 @@
 // signal and fcntl, with CPython's names and results as far as they go, and
 // _guest with the rest.  One thread, so that a handler is the only surprise.
 
-#define _GNU_SOURCE  // O_PATH
-#include <dirent.h>
+#define _GNU_SOURCE  // pipe2
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
-#include <limits.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
-#include <sys/time.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "bindings.h"
 #include "lib/uzlib/uzlib.h"
 #include "py/mphal.h"
-#include "py/objstr.h"
-#include "py/runtime.h"
 
 extern char **environ;
-
-static mp_obj_t checked(long result) {
-    if (result < 0) {
-        mp_raise_OSError(errno);
-    }
-    return mp_obj_new_int(result);
-}
-
-static mp_obj_t done(int result) {
-    checked(result);
-    return mp_const_none;
-}
-
-static mp_obj_t bytes_of(vstr_t *buffer, ssize_t size) {
-    checked(size);
-    buffer->len = size;
-    return mp_obj_new_bytes_from_vstr(buffer);
-}
-
-#define INT(object) mp_obj_get_int(object)
-// Ids and masks use all 32 bits, which is more than a small int has everywhere.
-#define WORD(object) ((unsigned int)mp_obj_get_int_truncated(object))
-#define STR(object) mp_obj_str_get_str(object)
-
-#define FUNCTION_0(name, expression) \
-    static mp_obj_t name(void) { return expression; } \
-    static MP_DEFINE_CONST_FUN_OBJ_0(name##_obj, name)
-#define FUNCTION_1(name, expression) \
-    static mp_obj_t name(mp_obj_t a) { return expression; } \
-    static MP_DEFINE_CONST_FUN_OBJ_1(name##_obj, name)
-#define FUNCTION_2(name, expression) \
-    static mp_obj_t name(mp_obj_t a, mp_obj_t b) { return expression; } \
-    static MP_DEFINE_CONST_FUN_OBJ_2(name##_obj, name)
-#define FUNCTION_3(name, expression) \
-    static mp_obj_t name(mp_obj_t a, mp_obj_t b, mp_obj_t c) { return expression; } \
-    static MP_DEFINE_CONST_FUN_OBJ_3(name##_obj, name)
 
 // --- posix: users -------------------------------------------------------------
 
@@ -403,186 +361,13 @@ static mp_obj_t guest_inflate(mp_obj_t packed, mp_obj_t size) {
 }
 static MP_DEFINE_CONST_FUN_OBJ_2(guest_inflate_obj, guest_inflate);
 
-// The appliance that vmprovision restores from a saved state asks for these six.
-static mp_obj_t guest_mount(size_t count, const mp_obj_t *args) {
-    (void)count;
-    const char *options = mp_obj_is_true(args[4]) ? STR(args[4]) : NULL;
-    return done(mount(STR(args[0]), STR(args[1]), STR(args[2]), WORD(args[3]), options));
-}
-static MP_DEFINE_CONST_FUN_OBJ_VAR_BETWEEN(guest_mount_obj, 5, 5, guest_mount);
-
-FUNCTION_1(guest_umount, done(umount(STR(a))));
-
-static mp_obj_t guest_set_time(mp_obj_t seconds) {
-    struct timeval now = {.tv_sec = mp_obj_get_int(seconds)};
-    return done(settimeofday(&now, NULL));
-}
-static MP_DEFINE_CONST_FUN_OBJ_1(guest_set_time_obj, guest_set_time);
-
-// As linux/random.h has them, which musl's compiler does not find.
-#define RNDADDENTROPY _IOW('R', 0x03, int[2])
-#define RNDRESEEDCRNG _IO('R', 0x07)
-
-// New random bytes for the kernel's generator (random(4)), in use from the next read on.
-static mp_obj_t guest_reseed(mp_obj_t entropy) {
-    struct { int entropy_count, buf_size; char content[256]; } pool;
-    mp_buffer_info_t buffer;
-    mp_get_buffer_raise(entropy, &buffer, MP_BUFFER_READ);
-    size_t size = buffer.len < sizeof(pool.content) ? buffer.len : sizeof(pool.content);
-    pool.entropy_count = size * 8;
-    pool.buf_size = size;
-    memcpy(pool.content, buffer.buf, size);
-    int device = open("/dev/urandom", O_RDWR | O_CLOEXEC);
-    checked(device);
-    int failed = ioctl(device, RNDADDENTROPY, &pool) || ioctl(device, RNDRESEEDCRNG);
-    close(device);
-    return done(failed ? -1 : 0);
-}
-static MP_DEFINE_CONST_FUN_OBJ_1(guest_reseed_obj, guest_reseed);
-
-// Open a path of which no component is a link.
-static int open_without_links(const char *path, int flags) {
-    int at = open("/", O_PATH | O_CLOEXEC);
-    while (at >= 0) {
-        path += strspn(path, "/");
-        size_t length = strcspn(path, "/");
-        char name[NAME_MAX + 1] = ".";
-        bool is_last = path[length + strspn(path + length, "/")] == 0;
-        if (length <= NAME_MAX) {
-            memcpy(name, path, length);
-        }
-        int how = (is_last ? flags : O_PATH | O_DIRECTORY) | O_NOFOLLOW | O_CLOEXEC;
-        int next = length <= NAME_MAX ? openat(at, name, how) : (errno = ENAMETOOLONG, -1);
-        int failure = errno;
-        close(at);
-        if (is_last || next < 0) {
-            errno = failure;
-            return next;
-        }
-        at = next;
-        path += length;
-    }
-    return at;
-}
-
-// At most `size` bytes of a regular file, from `place` on.
-static mp_obj_t guest_content(mp_obj_t path, mp_obj_t place, mp_obj_t size) {
-    vstr_t buffer;
-    vstr_init_len(&buffer, INT(size));
-    int file = open_without_links(STR(path), O_RDONLY | O_NONBLOCK | O_NOCTTY);
-    checked(file);
-    struct stat status;
-    ssize_t found = fstat(file, &status);
-    if (found == 0 && !S_ISREG(status.st_mode)) {
-        errno = EINVAL;
-        found = -1;
-    }
-    if (found == 0) {
-        MP_HAL_RETRY_SYSCALL(found, pread(file, buffer.buf, buffer.len, INT(place)), );
-    }
-    int failure = errno;
-    close(file);
-    errno = failure;
-    return bytes_of(&buffer, found);
-}
-static MP_DEFINE_CONST_FUN_OBJ_3(guest_content_obj, guest_content);
-
-// What follows the names of a directory, for itself and for each of them: all zero where
-// it cannot be read.  Behind it stands the target of a link.
-struct __attribute__((packed)) described { uint32_t mode, links, uid, gid, target; uint64_t size; };
-#define DESCRIPTION_LIMIT (sizeof(struct described) + PATH_MAX)
-
-static void describe(vstr_t *found, int folder, const char *name) {
-    struct described entry = {0};
-    char target[PATH_MAX];
-    struct stat status;
-    if (fstatat(folder, name, &status, AT_SYMLINK_NOFOLLOW) == 0) {
-        entry = (struct described) {
-            .mode = status.st_mode, .links = status.st_nlink, .uid = status.st_uid,
-            .gid = status.st_gid, .size = status.st_size,
-        };
-        if (S_ISLNK(status.st_mode)) {
-            ssize_t length = readlinkat(folder, name, target, sizeof(target));
-            entry.target = length > 0 ? length : 0;
-        }
-    }
-    vstr_add_strn(found, (const char *)&entry, sizeof(entry));
-    vstr_add_strn(found, target, entry.target);
-}
-
-// Add the names in a directory, each with a NUL behind it, and their descriptions unless
-// there are more than `known`.  Return an errno.
-static int add_entries(vstr_t *found, const char *path, size_t known, size_t end) {
-    int folder = open_without_links(path, O_RDONLY | O_DIRECTORY);
-    DIR *stream = folder < 0 ? NULL : fdopendir(folder);
-    if (stream == NULL) {
-        int failure = errno;
-        close(folder);
-        return failure;
-    }
-    size_t begun = found->len, count = 0;
-    struct dirent *entry;
-    while (errno = 0, (entry = readdir(stream)) != NULL && found->len + NAME_MAX < end) {
-        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0) {
-            vstr_add_strn(found, entry->d_name, strlen(entry->d_name) + 1);
-            count++;
-        }
-    }
-    int failure = entry == NULL ? errno : E2BIG;
-    vstr_add_byte(found, 0);
-    for (size_t place = begun; failure == 0 && count <= known; ) {
-        if (found->len + DESCRIPTION_LIMIT > end) {
-            failure = E2BIG;
-        } else {
-            size_t length = strlen(found->buf + place);
-            describe(found, folder, length ? found->buf + place : ".");
-            place += length + 1;
-            if (length == 0) {
-                break;
-            }
-        }
-    }
-    closedir(stream);
-    return failure;
-}
-
-// What these directories hold, in at most `room` bytes: for each an errno and how many bytes
-// follow.  The last of the descriptions is the directory's own.
-static mp_obj_t guest_entries(mp_obj_t paths, mp_obj_t known, mp_obj_t room) {
-    size_t count;
-    mp_obj_t *items;
-    mp_obj_get_array(paths, &count, &items);
-    uint32_t head[2];
-    size_t end = INT(room);
-    vstr_t found;
-    vstr_init(&found, end + count * sizeof(head) + 1);  // so it never moves
-    for (size_t i = 0; i < count; i++) {
-        size_t begun = found.len;
-        vstr_add_len(&found, sizeof(head));
-        head[0] = add_entries(&found, STR(items[i]), INT(known), end);
-        if (head[0] != 0) {
-            found.len = begun + sizeof(head);
-        }
-        head[1] = found.len - begun - sizeof(head);
-        memcpy(found.buf + begun, head, sizeof(head));
-    }
-    return mp_obj_new_bytes_from_vstr(&found);
-}
-static MP_DEFINE_CONST_FUN_OBJ_3(guest_entries_obj, guest_entries);
-
 static const mp_rom_map_elem_t guest_globals_table[] = {
     {MP_ROM_QSTR(MP_QSTR___name__), MP_ROM_QSTR(MP_QSTR__guest)},
-    {MP_ROM_QSTR(MP_QSTR_content), MP_ROM_PTR(&guest_content_obj)},
     {MP_ROM_QSTR(MP_QSTR_crc32), MP_ROM_PTR(&guest_crc32_obj)},
-    {MP_ROM_QSTR(MP_QSTR_entries), MP_ROM_PTR(&guest_entries_obj)},
     {MP_ROM_QSTR(MP_QSTR_environment), MP_ROM_PTR(&guest_environment_obj)},
     {MP_ROM_QSTR(MP_QSTR_inflate), MP_ROM_PTR(&guest_inflate_obj)},
-    {MP_ROM_QSTR(MP_QSTR_mount), MP_ROM_PTR(&guest_mount_obj)},
     {MP_ROM_QSTR(MP_QSTR_new_module), MP_ROM_PTR(&guest_new_module_obj)},
-    {MP_ROM_QSTR(MP_QSTR_reseed), MP_ROM_PTR(&guest_reseed_obj)},
-    {MP_ROM_QSTR(MP_QSTR_set_time), MP_ROM_PTR(&guest_set_time_obj)},
     {MP_ROM_QSTR(MP_QSTR_shutdown), MP_ROM_PTR(&guest_shutdown_obj)},
-    {MP_ROM_QSTR(MP_QSTR_umount), MP_ROM_PTR(&guest_umount_obj)},
 };
 static MP_DEFINE_CONST_DICT(guest_globals, guest_globals_table);
 const mp_obj_module_t guest_module = {
