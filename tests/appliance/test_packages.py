@@ -9,7 +9,6 @@ import pytest
 
 from tests.conftest import require
 from vmprovision.appliance.session import open_appliance
-from vmprovision.appliance.snapshot.build import inside_files
 from vmprovision.appliance.snapshot.host import host_appliance
 from vmprovision.appliance.snapshot.ingredients import supermin_inputs
 from vmprovision.appliance.snapshot.packages import DPKG, versions_inside
@@ -98,7 +97,7 @@ def test_every_file_in_the_appliance_is_of_a_package_that_counts() -> None:
     require(DPKG.exists(), "this host has no dpkg")
     require(host_appliance(Control()), "no appliance can be saved here")
     inputs = supermin_inputs()
-    known = {f"/{path.name}" for path in inside_files()}
+    known: set[str] = set()
     for archive in inputs.glob("*.tar.gz"):
         with tarfile.open(archive) as tar:
             known |= {f"/{entry.name.removeprefix('./')}" for entry in tar}

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 KERNEL_VARIABLE = "SUPERMIN_KERNEL"
+MODULES_VARIABLE = "SUPERMIN_MODULES"
 BOOT = Path("/boot")
 MODULES = Path("/lib/modules")
 
@@ -28,6 +29,12 @@ def appliance_kernel() -> Path | None:
     """Return the newest kernel that this user can read, or None."""
     readable = [path for path in host_kernels() if os.access(path, os.R_OK)]
     return readable[-1] if readable else None
+
+
+def modules_of(kernel: Path) -> Path:
+    """Return the folder of a kernel's modules: as supermin(1) is told, or by the kernel's name."""
+    named = os.environ.get(MODULES_VARIABLE)
+    return Path(named) if named else MODULES / kernel.name.partition("-")[2]
 
 
 def _version(kernel: Path) -> list[tuple[int, str]]:

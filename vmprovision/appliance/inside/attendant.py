@@ -79,7 +79,7 @@ def main():
     while True:
         read = posix.read(port, 4096)
         if not read:  # the host's process is gone
-            run("reboot", "-f")
+            _appliance.reboot()
         rest += read
         while b"\n" in rest:
             line, rest = rest.split(b"\n", 1)

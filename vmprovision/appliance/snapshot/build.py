@@ -6,6 +6,7 @@ them.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import io
 import os
@@ -18,39 +19,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmprovision.appliance.handle import ATTENDANT, MONITOR
+from vmprovision.appliance.snapshot.initrd import initrd_content
 from vmprovision.appliance.snapshot.machine import (
     COMMAND_LINE,
     IGNORE_SHARED,
+    ROOT_DEVICE,
     machine_options,
     memory_options,
-    root_options,
     wrapper_script,
 )
 from vmprovision.appliance.wrapper import CHANNEL, find_binder
 from vmprovision.errors import ApplianceError, ApplianceTimeoutError
 from vmprovision.host.command import run
-from vmprovision.host.kernel import KERNEL_VARIABLE, MODULES
+from vmprovision.host.kernel import KERNEL_VARIABLE, MODULES_VARIABLE, modules_of
 from vmprovision.qemu.monitor import Connection, Listener, Monitor
 from vmprovision.qemu.options import socket_options
 from vmprovision.qemu.process import QemuProcess
 from vmprovision.runtime.store import find_runtime, host_architecture, load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from vmprovision.progress import Control
     from vmprovision.qemu.options import Accelerator
 
 INSIDE = Path(__file__).parent.with_name("inside")
 STEP = "saving an appliance, once on this host"
-BEGUN, MADE, BOOTED = 0.0, 0.3, 0.9  # the share of the time on TCG that is over
+BEGUN, MADE, BOOTED = 0.0, 0.5, 0.9  # the share of the time on TCG that is over
 WRAPPER = "qemu"
-MODULES_VARIABLE = "SUPERMIN_MODULES"
 README = "An appliance that vmprovision saved. This file makes it a fixed one for libguestfs.\n"
 BUILD_SECONDS = 300.0  # 4 s on an idle host without KVM; a loaded CI host is much slower
 KVM_BOOT_SECONDS = 20.0  # it takes 1 s; a KVM that passes its trial may still hang
 ANSWER_SECONDS = 120.0
+POLL_SECONDS = 0.1
 TAIL = 600
+SUPERMIN = ("supermin", "--build", "-f", "ext2")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +85,14 @@ def build(folder: Path, sources: Sources, accelerator: Accelerator, control: Con
         ApplianceError: the appliance does not come up, or cannot be saved.
     """
     control.step(STEP, BEGUN)
-    _make_root(folder, sources)
-    _boot_and_save(folder, sources.qemu, accelerator, control)
+    shutil.copyfile(sources.kernel, folder / "kernel")
+    runtime = load(find_runtime(host_architecture()))
+    files = {"python": runtime, "init": b"#!/python\n" + (INSIDE / "init.py").read_bytes()}
+    content = initrd_content(modules_of(sources.kernel), files)
+    (folder / "initrd").write_bytes(content)
+    with concurrent.futures.ThreadPoolExecutor(1) as beside:
+        root = beside.submit(_make_root, folder, sources, runtime, control)
+        _boot_and_save(folder, sources.qemu, accelerator, control, root)
     wrapper = folder / WRAPPER
     wrapper.write_text(wrapper_script(sources.qemu, accelerator, find_binder()), encoding="utf-8")
     wrapper.chmod(0o700)
@@ -97,55 +106,55 @@ def inside_files() -> list[Path]:
     )
 
 
-def _make_root(folder: Path, sources: Sources) -> None:
-    """Build libguestfs's appliance with our process 1 instead of its own."""
+def _make_root(folder: Path, sources: Sources, runtime: bytes, control: Control) -> None:
+    """Build the root of libguestfs's appliance with our own files in place of its process 1."""
     inputs, made = folder / "supermin.d", folder / "made"
     inputs.mkdir()
     for path in sources.inputs.iterdir():
         if path.name != "init.tar.gz":
             (inputs / path.name).symlink_to(path)
-    (inputs / "init.tar.gz").write_bytes(_archive())
-    supermin = ("supermin", "--build", "--copy-kernel", "-f", "ext2")
+    (inputs / "init.tar.gz").write_bytes(_archive(runtime))
     run(
-        [*supermin, "--host-cpu", host_architecture(), inputs, "-o", made],
+        [*SUPERMIN, "--host-cpu", host_architecture(), inputs, "-o", made],
         timeout=BUILD_SECONDS,
         environment=_kernel_variables(sources.kernel),
+        cancelled=control.cancelled,
     )
-    for name in ("kernel", "initrd", "root"):
-        (made / name).rename(folder / name)
-    made.rmdir()
+    (made / "root").rename(folder / "root")
+    shutil.rmtree(made)
     shutil.rmtree(inputs)
+    overlay = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", "root"]
+    run([*overlay, folder / "root.qcow2"], timeout=60)
 
 
 def _kernel_variables(kernel: Path) -> dict[str, str]:
     """Return the variables by which supermin(1) takes this kernel and no other."""
-    variables = {KERNEL_VARIABLE: str(kernel)}
-    modules = MODULES / kernel.name.partition("-")[2]
-    if MODULES_VARIABLE not in os.environ and modules != MODULES and modules.is_dir():
-        variables[MODULES_VARIABLE] = str(modules)
-    return variables
+    return {KERNEL_VARIABLE: str(kernel), MODULES_VARIABLE: str(modules_of(kernel))}
 
 
-def _archive() -> bytes:
+def _archive(runtime: bytes) -> bytes:
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w:gz") as tar:
-        for path in inside_files():
-            name = str(path.relative_to(INSIDE))
-            _add(tar, name if name == "init" else f"usr/lib/vmprovision/{name}", path.read_bytes())
-        runtime = load(find_runtime(host_architecture()))
-        _add(tar, "usr/lib/vmprovision/python", runtime)
+        for name in ("attendant.py", "volumes"):
+            _add(tar, name, (INSIDE / name).read_bytes())
+        _add(tar, "python", runtime)
     return content.getvalue()
 
 
-def _add(tar: tarfile.TarFile, place: str, content: bytes) -> None:
-    entry = tarfile.TarInfo(f"./{place}")
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    entry = tarfile.TarInfo(f"./usr/lib/vmprovision/{name}")
     entry.size, entry.mode = len(content), 0o755
     tar.addfile(entry, io.BytesIO(content))
 
 
-def _boot_and_save(folder: Path, qemu: Path, accelerator: Accelerator, control: Control) -> None:
-    overlay = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", "root"]
-    run([*overlay, folder / "root.qcow2"], timeout=60)
+def _boot_and_save(
+    folder: Path,
+    qemu: Path,
+    accelerator: Accelerator,
+    control: Control,
+    root: concurrent.futures.Future[None],
+) -> None:
+    """Boot a machine, give it its root as soon as that is made, and save it."""
     with contextlib.ExitStack() as stack:
         # QEMU runs in the folder, and by this name no path is too long for a socket
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -162,10 +171,13 @@ def _boot_and_save(folder: Path, qemu: Path, accelerator: Accelerator, control: 
         for name, listener in listeners.items():
             connections[name] = listener.accept(ANSWER_SECONDS, process.is_running)
             stack.callback(connections[name].close)
+        monitor = Monitor(connections[MONITOR], ANSWER_SECONDS)
+        _wait_for_root(root, process, control)
+        _plug_in_root(monitor)
         seconds = KVM_BOOT_SECONDS if accelerator == "kvm" else BUILD_SECONDS
-        _wait_until_parked(connections, process, control, seconds)
+        _wait_until_parked(connections[ATTENDANT], process, control, seconds)
         control.step(STEP, BOOTED)
-        _save(Monitor(connections[MONITOR], ANSWER_SECONDS), folder / "state")
+        _save(monitor, folder / "state")
         if not process.wait(ANSWER_SECONDS):
             raise ApplianceTimeoutError("QEMU did not end after it saved the appliance")
     (folder / "console").unlink()
@@ -181,20 +193,43 @@ def _booted_machine(accelerator: Accelerator) -> list[str]:
         *(word for name in (ATTENDANT, MONITOR) for word in socket_options(name, name)),
         *machine_options(accelerator),
         *memory_options(".", share=True),
-        *root_options("root.qcow2"),
         *("-serial", "file:console"),
         *("-kernel", "kernel", "-initrd", "initrd", "-append", COMMAND_LINE),
     ]
 
 
+def _wait_for_root(
+    root: concurrent.futures.Future[None], process: QemuProcess, control: Control
+) -> None:
+    """Wait until the root is made, while the machine's kernel starts.
+
+    Raises:
+        CommandError: it cannot be made.
+        ApplianceError: the machine has ended.
+        CancelledError: the caller cancelled.
+    """
+    while not concurrent.futures.wait([root], POLL_SECONDS).done:
+        control.step(STEP, BEGUN)
+        if not process.is_running():
+            raise ApplianceError("the appliance did not boot")
+    root.result()
+    control.step(STEP, MADE)
+
+
+def _plug_in_root(monitor: Monitor) -> None:
+    root = {"driver": "file", "filename": "root.qcow2", "cache": {"no-flush": True}}
+    monitor.ask("blockdev-add", driver="qcow2", node_name="appliance", file=root)
+    monitor.ask("device_add", **ROOT_DEVICE)
+
+
 def _wait_until_parked(
-    connections: Mapping[str, Connection],
+    attendant: Connection,
     process: QemuProcess,
     control: Control,
     seconds: float,
 ) -> None:
     deadline = time.monotonic() + seconds
-    while connections[ATTENDANT].receive_soon(0.1) != "parked":
+    while attendant.receive_soon(POLL_SECONDS) != "parked":
         control.step(STEP, MADE)
         if not process.is_running():
             raise ApplianceError("the appliance did not boot")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vmprovision.appliance.library import guestfs_module
 from vmprovision.appliance.snapshot.build import INSIDE, inside_files
 from vmprovision.appliance.snapshot.identity import digest, identity
+from vmprovision.appliance.snapshot.initrd import WANTED
 from vmprovision.appliance.snapshot.machine import COMMAND_LINE, machine_options, wrapper_script
 from vmprovision.errors import ApplianceError, BundledRuntimeError
 from vmprovision.host.kernel import appliance_kernel
@@ -76,7 +77,7 @@ def ingredients(qemu: Path, accelerator: Accelerator) -> dict[str, Any]:
                 str(path.relative_to(INSIDE)): digest(path.read_bytes()) for path in inside_files()
             },
             "runtime": runtime.sha256,
-            "machine": [*machine_options(accelerator), COMMAND_LINE],
+            "machine": [*machine_options(accelerator), COMMAND_LINE, *WANTED],
             "wrapper": digest(wrapper_script(qemu, accelerator, "").encode()),
             # the state names the processor's features
             "processor": [_processor(), platform.release()] if accelerator == "kvm" else None,

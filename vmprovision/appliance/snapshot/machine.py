@@ -24,16 +24,11 @@ TRANSLATION_MB = 64  # QEMU's buffer for translated code: more takes memory and 
 PORTS = {"org.libguestfs.channel.0": CHANNEL, "org.vmprovision.attendant": ATTENDANT}
 # The first disk is a medium in this drive: a third of the time of plugging in a disk.
 SLOT, SLOT_SERIAL = "slot", "vmprovisionslot"
-# Modules of supermin's initrd for devices that nobody uses; to look for ATA disks takes a second.
-UNUSED_MODULES = (
-    *("ata_piix", "libata", "libnvdimm", "nd_btt", "nd_pmem", "nd_virtio", "nfit"),
-    *("failover", "net_failover", "virtio_net", "virtio_balloon", "virtio_input"),
-    *("virtio_mem", "virtio_pmem", "virtiofs"),
-)
+# Not on SCSI, so that guestfsd never takes the appliance's root for a guest's disk.
+ROOT_DEVICE = {"driver": "virtio-blk-pci", "drive": "appliance", "id": "root", "addr": "0x1e"}
 COMMAND_LINE = (
     "panic=1 console=ttyS0 edd=off no_timer_check printk.time=1 cgroup_disable=memory "
-    f"usbcore.nousb cryptomgr.notests {CLOCK} 8250.nr_uarts=1 selinux=0 quiet TERM=xterm "
-    f"module_blacklist={','.join(UNUSED_MODULES)} root=/dev/vda"
+    f"usbcore.nousb cryptomgr.notests {CLOCK} 8250.nr_uarts=1 selinux=0 quiet TERM=xterm"
 )
 # The memory stays in its file and is not copied into the state.
 IGNORE_SHARED = {"capability": "x-ignore-shared", "state": True}
@@ -51,13 +46,9 @@ def machine_options(accelerator: Accelerator) -> list[str]:
             accelerator, tcg=f"tcg,tb-size={TRANSLATION_MB}", processor="max,la57=off"
         ),
         *("-m", str(MEMORY_MB), "-rtc", "driftfix=slew"),
-        *("-object", "rng-random,filename=/dev/urandom,id=rng0"),
-        *("-device", "virtio-rng-pci,rng=rng0"),
         *("-device", "virtio-scsi-pci,id=scsi"),
         *("-drive", f"if=none,id={SLOT}"),
         *("-device", ",".join(["scsi-hd", *_slot_properties()])),
-        # not on SCSI, so that guestfsd never takes the appliance's root for a guest's disk
-        *("-device", "virtio-blk-pci,drive=appliance,addr=0x1e"),
         *("-device", "virtio-serial-pci"),
     ]
     for name, chardev in PORTS.items():
@@ -78,8 +69,13 @@ def memory_options(folder: str, *, share: bool) -> list[str]:
 
 
 def root_options(file: str) -> list[str]:
-    """Return the appliance's root; nothing in it needs to be safe on the host's disk."""
-    return ["-drive", f"file={file},id=appliance,cache=unsafe,if=none,format=qcow2"]
+    """Return the appliance's root; nothing in it needs to be safe on the host's disk.
+
+    The machine that is saved gets it while it runs.
+    """
+    device = ",".join(f"{name}={value}" for name, value in ROOT_DEVICE.items())
+    drive = f"file={file},id=appliance,cache=unsafe,if=none,format=qcow2"
+    return ["-drive", drive, "-device", device]
 
 
 def wrapper_script(qemu: Path, accelerator: Accelerator, binder: str) -> str:

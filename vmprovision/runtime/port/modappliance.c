@@ -1,9 +1,9 @@
-// _appliance: what the attendant of a saved appliance does to the guest that is mounted
-// there, and asks of the appliance's kernel.  The guest is hostile: no link of it is
-// followed, nothing that is not a regular file or a directory is read, and no answer is
-// larger than was asked for.
+// _appliance: what process 1 and the attendant of a saved appliance ask of its kernel, and
+// do to the guest that is mounted there.  The guest is hostile: no link of it is followed,
+// nothing that is not a regular file or a directory is read, and no answer is larger than
+// was asked for.
 
-#define _GNU_SOURCE  // O_PATH
+#define _GNU_SOURCE  // O_PATH, syscall
 #include <dirent.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -11,7 +11,10 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
+#include <sys/reboot.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/time.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -31,6 +34,18 @@ static mp_obj_t appliance_mount(size_t count, const mp_obj_t *args) {
 static MP_DEFINE_CONST_FUN_OBJ_VAR_BETWEEN(appliance_mount_obj, 5, 5, appliance_mount);
 
 FUNCTION_1(appliance_umount, done(umount(STR(a))));
+FUNCTION_3(appliance_mknod, done(mknod(STR(a), S_IFCHR | 0600, makedev(INT(b), INT(c)))));
+FUNCTION_0(appliance_reboot, (sync(), done(reboot(RB_AUTOBOOT))));
+
+// Make a mounted filesystem the root: its own mount goes over the former root.
+static mp_obj_t appliance_switch_root(mp_obj_t place) {
+    return done(chdir(STR(place)) || mount(".", "/", NULL, MS_MOVE, NULL) || chroot(".")
+        || chdir("/") ? -1 : 0);
+}
+static MP_DEFINE_CONST_FUN_OBJ_1(appliance_switch_root_obj, appliance_switch_root);
+
+// An open file with a module of the kernel, and the flags of finit_module(2).
+FUNCTION_2(appliance_load_module, done(syscall(SYS_finit_module, INT(a), "", INT(b))));
 
 static mp_obj_t appliance_set_time(mp_obj_t seconds) {
     struct timeval now = {.tv_sec = mp_obj_get_int(seconds)};
@@ -484,12 +499,16 @@ static const mp_rom_map_elem_t appliance_globals_table[] = {
     {MP_ROM_QSTR(MP_QSTR___name__), MP_ROM_QSTR(MP_QSTR__appliance)},
     {MP_ROM_QSTR(MP_QSTR_content), MP_ROM_PTR(&appliance_content_obj)},
     {MP_ROM_QSTR(MP_QSTR_entries), MP_ROM_PTR(&appliance_entries_obj)},
+    {MP_ROM_QSTR(MP_QSTR_load_module), MP_ROM_PTR(&appliance_load_module_obj)},
     {MP_ROM_QSTR(MP_QSTR_make), MP_ROM_PTR(&appliance_make_obj)},
+    {MP_ROM_QSTR(MP_QSTR_mknod), MP_ROM_PTR(&appliance_mknod_obj)},
     {MP_ROM_QSTR(MP_QSTR_mount), MP_ROM_PTR(&appliance_mount_obj)},
+    {MP_ROM_QSTR(MP_QSTR_reboot), MP_ROM_PTR(&appliance_reboot_obj)},
     {MP_ROM_QSTR(MP_QSTR_remove), MP_ROM_PTR(&appliance_remove_obj)},
     {MP_ROM_QSTR(MP_QSTR_reseed), MP_ROM_PTR(&appliance_reseed_obj)},
     {MP_ROM_QSTR(MP_QSTR_set_time), MP_ROM_PTR(&appliance_set_time_obj)},
     {MP_ROM_QSTR(MP_QSTR_statuses), MP_ROM_PTR(&appliance_statuses_obj)},
+    {MP_ROM_QSTR(MP_QSTR_switch_root), MP_ROM_PTR(&appliance_switch_root_obj)},
     {MP_ROM_QSTR(MP_QSTR_umount), MP_ROM_PTR(&appliance_umount_obj)},
 };
 static MP_DEFINE_CONST_DICT(appliance_globals, appliance_globals_table);
