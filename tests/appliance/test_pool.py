@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import logging
 import os
 import random
 import shutil
@@ -23,11 +25,16 @@ from tests.image.tiny import tiny_disk
 from vmprovision.appliance import shared
 from vmprovision.appliance.ahead import ApplianceAhead
 from vmprovision.appliance.drives import Drive, WrongDiskError
+from vmprovision.appliance.filesystem import ApplianceFilesystem
 from vmprovision.appliance.handle import SESSION, ApplianceCallError
+from vmprovision.appliance.rehearsal import rehearse
 from vmprovision.appliance.snapshot.host import host_appliance
 from vmprovision.appliance.snapshot.restore import RestoredAppliance
+from vmprovision.appliance.snapshot.scratch import SCRATCH
 from vmprovision.errors import ApplianceError, CancelledError, PlanError
+from vmprovision.filesystem.protocol import ROOT
 from vmprovision.host import workspace
+from vmprovision.host.command import find_program, run
 from vmprovision.progress import Control
 from vmprovision.qemu.monitor import Monitor
 
@@ -192,6 +199,44 @@ def test_an_appliance_that_died_while_it_waited_is_replaced(
         (machine,) = machines() - before
         os.kill(machine, signal.SIGKILL)
         assert vmprovision.inject(images(1)[0], source=RAW, pool=another).changed
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 4])
+def test_a_rehearsal_leaves_an_appliance_for_any_disk(
+    steps: int, images: Callable[[int], list[Path]]
+) -> None:
+    """Whether it goes to its end or a call comes in between."""
+    left = itertools.count(steps, -1)
+    with restored() as machine:
+        scratch = machine.saved.folder / SCRATCH
+        before = scratch.read_bytes()
+        assert rehearse(machine, lambda: next(left) > 0) == (steps == 4)
+        assert scratch.read_bytes() == before
+        drive = Drive(path=images(1)[0], format="raw")
+        machine.attach(drive)
+        machine.mount("/dev/sda", "ext4", "/", readonly=False)
+        files = ApplianceFilesystem(machine)
+        assert "folder" not in files.list_directory(ROOT)
+        files.write(ROOT / "new", b"content")
+        machine.finish()
+    written = run([find_program("debugfs"), "-R", "cat /new", drive.path], timeout=60)
+    assert written.stdout == "content"
+
+
+def test_appliances_rehearse_if_no_call_comes(
+    images: Callable[[int], list[Path]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the next call they work as before, and those restored later rehearse, too."""
+    caplog.set_level(logging.DEBUG, "vmprovision")
+    accelerator = host_appliance(Control())
+    with vmprovision.Pool(size=2) as pool:
+        for image in images(2):
+            assert pool.wait_until_ready(READY_SECONDS)
+            assert vmprovision.inject(image, source=RAW, pool=pool).changed
+        assert pool.wait_until_ready(READY_SECONDS)
+    done = [record for record in caplog.records if "has rehearsed" in record.message]
+    expected = 4 if accelerator and accelerator.accelerator == "tcg" else 0
+    assert len(done) == expected
 
 
 WAITS = """

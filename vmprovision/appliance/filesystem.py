@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from vmprovision.appliance.answers import Content, Described, Listing
-from vmprovision.appliance.session import ApplianceCallError
+from vmprovision.appliance.handle import ApplianceCallError
 from vmprovision.appliance.status_cache import StatusCache, may_hold
 from vmprovision.errors import InspectionError
 from vmprovision.filesystem.protocol import (
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmprovision.appliance.answers import Part
-    from vmprovision.appliance.session import Appliance
+    from vmprovision.appliance.protocol import Appliance
     from vmprovision.filesystem.protocol import FileKind
 
 CHUNK = 2 << 20  # a message of libguestfs has at most 4 MiB

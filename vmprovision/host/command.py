@@ -8,9 +8,11 @@ import os
 import resource
 import selectors
 import shlex
+import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmprovision.errors import CancelledError, CommandError
@@ -18,7 +20,6 @@ from vmprovision.errors import CancelledError, CommandError
 if TYPE_CHECKING:
     import threading
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,20 @@ STDERR_TAIL = 600
 OUTPUT_LIMIT = 4 << 20  # bytes kept of each stream; further output is dropped
 POLL_SECONDS = 0.2
 ENDING_SECONDS = 30.0  # in which a cancelled program can remove what it has made
+
+
+def find_program(name: str) -> Path:
+    """Return where a program is, also in the folders that only root's ``PATH`` has.
+
+    Raises:
+        CommandError: it is not installed.
+    """
+    path = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if path is None:
+        raise CommandError(
+            f"the program {name} is not installed", hint="`vmprovision doctor` names the package"
+        )
+    return Path(path)
 
 
 def run(  # noqa: PLR0913 -- one parameter for each thing that differs

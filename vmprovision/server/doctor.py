@@ -7,11 +7,11 @@ import errno
 import fcntl
 import os
 import pwd
-import shutil
 from pathlib import Path
 
 from vmprovision.doctor import Finding, packages_command
-from vmprovision.errors import HypervisorError
+from vmprovision.errors import CommandError, HypervisorError
+from vmprovision.host.command import find_program
 from vmprovision.server.hypervisor import Hypervisor
 
 URI = "qemu:///system"
@@ -32,12 +32,12 @@ def examine_server() -> list[Finding]:
 
 
 def _program(name: str, fix: str) -> Finding:
-    found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    try:
+        found = str(find_program(name))
+    except CommandError:
+        found = ""
     return Finding(
-        subject=name,
-        ok=found is not None,
-        detail=found or "not installed",
-        fix="" if found else fix,
+        subject=name, ok=bool(found), detail=found or "not installed", fix="" if found else fix
     )
 
 

@@ -28,6 +28,7 @@ from vmprovision.appliance.snapshot.machine import (
     memory_options,
     wrapper_script,
 )
+from vmprovision.appliance.snapshot.scratch import SCRATCH, make_scratch_disk
 from vmprovision.appliance.wrapper import CHANNEL, find_binder
 from vmprovision.errors import ApplianceError, ApplianceTimeoutError
 from vmprovision.host.command import run
@@ -90,6 +91,7 @@ def build(folder: Path, sources: Sources, accelerator: Accelerator, control: Con
     files = {"python": runtime, "init": b"#!/python\n" + (INSIDE / "init.py").read_bytes()}
     content = initrd_content(modules_of(sources.kernel), files)
     (folder / "initrd").write_bytes(content)
+    make_scratch_disk(folder / SCRATCH)
     with concurrent.futures.ThreadPoolExecutor(1) as beside:
         root = beside.submit(_make_root, folder, sources, runtime, control)
         _boot_and_save(folder, sources.qemu, accelerator, control, root)

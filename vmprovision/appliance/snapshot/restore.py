@@ -93,6 +93,7 @@ class RestoredAppliance:
     another.
 
     Attributes:
+        saved: of which it is a copy.
         monitor: QEMU's.
         attached: how many disks were attached to it, one after another.
         has_volumes: whether udev, RAID and LVM run in it.
@@ -107,6 +108,7 @@ class RestoredAppliance:
             CancelledError: the caller cancelled.
         """
         begun = time.monotonic()
+        self.saved = saved
         self._connections: list[Connection] = []
         self._closings: list[Callable[[], None]] = []
         self._serials: dict[int, str] = {}
@@ -123,7 +125,7 @@ class RestoredAppliance:
         self._folder = self._handle.folder
         try:
             self._listeners = {name: Listener(self._folder / name) for name in (MONITOR, ATTENDANT)}
-            self._start(saved)
+            self._start()
         except BaseException:
             self.close()
             raise
@@ -408,11 +410,12 @@ class RestoredAppliance:
         for connection in self._connections:
             connection.close()
 
-    def _start(self, saved: SavedAppliance) -> None:
+    def _start(self) -> None:
+        saved = self.saved
         failures: list[VmprovisionError] = []
         ended = threading.Event()
         guide = threading.Thread(
-            target=self._bring_up, args=(saved, ended, failures), name=str(self._folder)
+            target=self._bring_up, args=(ended, failures), name=str(self._folder)
         )
         guide.start()
         try:
@@ -431,9 +434,7 @@ class RestoredAppliance:
         if failures:
             raise failures[0]
 
-    def _bring_up(
-        self, saved: SavedAppliance, ended: threading.Event, failures: list[VmprovisionError]
-    ) -> None:
+    def _bring_up(self, ended: threading.Event, failures: list[VmprovisionError]) -> None:
         """Load the state and let the machine run, in a thread while libguestfs waits for it."""
         try:
             for name, listener in self._listeners.items():
@@ -445,9 +446,8 @@ class RestoredAppliance:
                     self._attendant = connection
             monitor = self.monitor
             monitor.ask("migrate-set-capabilities", capabilities=[IGNORE_SHARED])
-            monitor.ask(
-                "migrate-incoming", uri=f"exec:cat {shlex.quote(str(saved.folder / 'state'))}"
-            )
+            state = shlex.quote(str(self.saved.folder / "state"))
+            monitor.ask("migrate-incoming", uri=f"exec:cat {state}")
             monitor.wait_for_migration(RESTORE_SECONDS)
             monitor.ask("cont")
             entropy = secrets.token_hex(ENTROPY_BYTES)

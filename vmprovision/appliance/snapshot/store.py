@@ -41,6 +41,7 @@ from vmprovision.appliance.snapshot.ingredients import (
     supermin_kernel,
 )
 from vmprovision.appliance.snapshot.packages import package_lists, versions_inside
+from vmprovision.appliance.snapshot.scratch import SCRATCH
 from vmprovision.appliance.wrapper import booting_script, find_binder
 from vmprovision.errors import (
     ApplianceError,
@@ -69,7 +70,7 @@ MANIFEST = "saved.json"
 SUSPECT = "failed-once"
 # How a machine failed that could not be saved; another accelerator may avoid that.
 FAILURES = {"hung": ApplianceTimeoutError, "failed": ApplianceError}
-FILES = ("kernel", "initrd", "root", "root.qcow2", "ram", "state", WRAPPER)
+FILES = ("kernel", "initrd", "root", "root.qcow2", "ram", "state", SCRATCH, WRAPPER)
 KEPT = 3  # of different QEMUs or versions of vmprovision, side by side
 RETRY_SECONDS = 3600.0  # a build that failed is not tried again for so long
 
