@@ -121,6 +121,7 @@ SYSV_LINKS = [
             "",
             ["/etc/dinit.d/guest-agent 0644", "/etc/dinit.d/boot.d/guest-agent -> ../guest-agent"],
         ),
+        ("dinit", "boot", ["/etc/dinit.d/guest-agent 0644", "/etc/dinit.d/boot block"]),
         (
             "finit",
             "",

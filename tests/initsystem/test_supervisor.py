@@ -27,6 +27,7 @@ SUPERVISED: dict[tuple[str, str], dict[str, Any]] = {
     ("runit", "usual"): {"pid1": "systemd", "parent": {"pid": 9, "comm": "runsv"}},
     ("runit", "artix"): {"pid1": "runit", "parent": {"pid": 9, "comm": "runsv"}},
     ("dinit", ""): {"parent": {"pid": 9, "comm": "dinit"}},
+    ("dinit", "boot"): {"parent": {"pid": 1, "comm": "init"}},
     ("s6", "rc.local"): {"parent": {"pid": 9, "comm": "sh"}},
     ("s6", "scandir"): {"parent": {"pid": 9, "comm": "s6-supervise"}},
     ("finit", ""): {"parent": {"pid": 1, "comm": "finit"}},

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 from tests.trees import Link, Program, Tree, elf
 
-# dinit-chimera 0.99.24 (3c5898b): services/boot, services/system; Chimera's handbook, "Service
-# management"
+# dinit-chimera 0.99.24 (3c5898b): init, services/boot, services/system, meson.build; built by
+# cports 7287fbf, main/dinit-chimera; Chimera's handbook, "Service management"
 CHIMERA: Tree = {
     "/etc/os-release": 'ID=chimera\nPRETTY_NAME="Chimera Linux"\n',
     "/bin": Link("usr/bin"),
     "/sbin": Link("usr/bin"),
-    "/usr/bin/init": Link("dinit"),
+    # a script that prepares the environment; of the two ways, only that for containers is a name
+    "/usr/bin/init": Program(
+        b'#!/bin/sh\n[ -z "$container" ] || exec /usr/bin/dinit "$@"\n'
+        b'set -- PATH=/usr/bin /usr/bin/dinit "$@"\nexec env -i "$@"\n'
+    ),
     "/usr/bin/dinit": elf(content=b"/etc/dinit.d"),
+    "/lib": Link("usr/lib"),
     "/usr/lib/dinit.d/boot": (
         "type = internal\ndepends-on: system\nwaits-for.d: /etc/dinit.d/boot.d\n"
     ),
@@ -23,19 +28,41 @@ CHIMERA: Tree = {
         "type = internal\ndepends-on: login.target\ndepends-on: network.target\n"
         "waits-for.d: /usr/lib/dinit.d/boot.d\n"
     ),
-    "/etc/dinit.d/sshd": "type = process\ncommand = /usr/bin/sshd -D\n",
+    "/usr/lib/dinit.d/local.target": "type = scripted\ndepends-on: pre-local.target\n",
+    "/usr/lib/dinit.d/login.target": "type = internal\ndepends-on: local.target\n",
+    "/usr/lib/dinit.d/sshd": (
+        "type = process\ndepends-on: local.target\ndepends-on: network.target\n"
+    ),
+    "/etc/dinit.d/boot.d/sshd": Link("/usr/lib/dinit.d/sshd"),
+}
+# dinit 0.22.1: its example services, doc/linux/services
+DINIT_EXAMPLE: Tree = {
+    "/etc/os-release": 'ID=linux\nPRETTY_NAME="Linux with dinit"\n',
+    "/sbin/init": Link("dinit"),
+    "/sbin/dinit": elf(content=b"/etc/dinit.d"),
+    "/etc/dinit.d/boot": (
+        "type = internal\n\n# login prompts\ndepends-ms: tty1\n\nwaits-for.d: boot.d\n"
+    ),
+    "/etc/dinit.d/tty1": "type = process\ndepends-on: loginready\n",
+    "/etc/dinit.d/loginready": "type = internal\ndepends-on: rcboot\n",
+    "/etc/dinit.d/rcboot": "type = scripted\ndepends-on: filesystems\n",
     "/etc/dinit.d/boot.d/sshd": Link("../sshd"),
 }
-# dinit 0.22.0 (d7d843b): its example doc/linux/services/boot with boot.d; and so has Artix. Before
-# dinit 0.20 settings were written with "=", which it still reads
+# dinit-rc, Artix's boot description; artools (lib/iso/services.sh) makes links with whole paths.
+# Before dinit 0.20 settings were written with "=", which it still reads
 ARTIX_DINIT: Tree = {
     "/etc/os-release": 'ID=artix\nPRETTY_NAME="Artix Linux"\n',
     "/bin": Link("usr/bin"),
     "/sbin": Link("usr/bin"),
     "/usr/bin/init": Link("dinit"),
     "/usr/bin/dinit": elf(content=b"/etc/dinit.d"),
-    "/etc/dinit.d/boot": "type = internal\ndepends-ms = tty1\nwaits-for.d = boot.d\n",
-    "/etc/dinit.d/boot.d": None,
+    "/etc/dinit.d/boot": (
+        "type = internal\ndepends-ms = getty\n"
+        "waits-for = rclocal\nwaits-for = loginready\nwaits-for.d = boot.d\n"
+    ),
+    "/etc/dinit.d/loginready": "type = internal\n",
+    "/etc/dinit.d/rclocal": "type = scripted\n",
+    "/etc/dinit.d/boot.d/NetworkManager": Link("/etc/dinit.d/NetworkManager"),
 }
 # s6-linux-init 1.2.0.2 (2c4b041): what src/init/s6-linux-init-maker.c writes, and skel/; its
 # doc/quickstart.html

@@ -116,6 +116,11 @@ REAL_TREES = (
         expected=Seen(system="dinit", pid1="dinit", planned=DINIT_FILES),
     ),
     RealTree(
+        name="dinit-example",
+        programs=documented_trees.DINIT_EXAMPLE,
+        expected=Seen(system="dinit", pid1="dinit", planned=DINIT_FILES),
+    ),
+    RealTree(
         name="artix-dinit",
         programs=documented_trees.ARTIX_DINIT,
         expected=Seen(system="dinit", pid1="dinit", planned=DINIT_FILES),

@@ -117,6 +117,7 @@ class InitVerdict:
         hints: other evidence for this or another init system; None if it was not
             requested.
         preset: for systemd, the file name with which the agent's preset wins.
+        waits_for: for dinit, the guest's services that must be up before the agent.
         obstacle: why the init system would not start a service in this guest, as a
             sentence; empty if it would.
     """
@@ -130,6 +131,7 @@ class InitVerdict:
     doubt: str = ""
     hints: tuple[Hint, ...] | None = None
     preset: str = ""
+    waits_for: tuple[str, ...] = ()
     obstacle: str = ""
 
 
