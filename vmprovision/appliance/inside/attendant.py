@@ -253,22 +253,28 @@ def counted(word, found):
 
 def map_devices(table, *links):
     text = bytes.fromhex(table).decode()
-    devices = [MAPPER + device.split(",")[0] for device in text.split(";")]
     for link in links:
         if exists(folder_of(link)) and folder_of(link) not in made:
             raise OSError("/dev/%s is there already" % link)
     try:
-        run_dmsetup("create", "--concise", text)
+        for device, link in zip(text.split(";"), links):  # noqa: B905 -- MicroPython has no strict
+            make_device(link, *device.split(","))
     except OSError:
-        run("dmsetup", "remove_all")
+        unmap()
         raise
-    for number, link in enumerate(links):
-        if folder_of(link) not in made:
-            os.mkdir(folder_of(link))
-            made.append(folder_of(link))
-        posix.symlink(devices[number], "/dev/" + link)
-        made.append("/dev/" + link)
     return "mapped"
+
+
+def make_device(link, name, uuid, _number, _access, *lines):
+    node = "../dm-%d" % _appliance.map(name, uuid, lines)
+    mapped.append(name)
+    posix.symlink(node, MAPPER + name)
+    made.append(MAPPER + name)
+    if folder_of(link) not in made:
+        os.mkdir(folder_of(link))
+        made.append(folder_of(link))
+    posix.symlink(MAPPER + name, "/dev/" + link)
+    made.append("/dev/" + link)
 
 
 def folder_of(link):
@@ -276,14 +282,15 @@ def folder_of(link):
 
 
 def unmap():
-    if made:
-        run_dmsetup("remove_all")
     while made:
         path = made.pop()
         if path == folder_of(path[len("/dev/") :]):
             os.rmdir(path)
         else:
             os.remove(path)
+    while mapped:
+        _appliance.unmap(mapped[-1])
+        mapped.pop()
     return "unmapped"
 
 
@@ -306,34 +313,18 @@ def unescaped(place):
 
 def volumes():
     unmap()
-    return "volumes %d" % run(VOLUMES)
-
-
-def run(*words):
     child = posix.fork()
     if child == 0:
         try:
-            posix.execvpe(words[0], list(words), variables())
+            posix.execvpe(VOLUMES, [VOLUMES], os.environ)
         finally:
             posix._exit(127)
-    return posix.waitpid(child, 0)[1]
-
-
-def variables():
-    found = os.environ
-    if not exists(UDEV):  # dmsetup makes device nodes itself then
-        found["DM_DISABLE_UDEV"] = "1"
-    return found
-
-
-def run_dmsetup(*words):
-    status = run("dmsetup", *words)
-    if status:
-        raise OSError("dmsetup %s failed with status %d" % (words[0], status))
+    return "volumes %d" % posix.waitpid(child, 0)[1]
 
 
 linked = []  # numbers of disks with a link by their path
-made = []  # links to device-mapper's devices, and their folders
+mapped = []  # names of device-mapper's devices
+made = []  # links to them, and the links' folders
 
 COMMANDS = {
     "resume": resume,

@@ -24,7 +24,7 @@ PLACES = ("/sbin", "/usr/sbin", "/bin", "/usr/bin")  # guestfsd looks there, in 
 VARIABLES = {"PATH": ":".join(PLACES), "LC_ALL": "C", "LVM_SYSTEM_DIR": "/tmp/lvm"}  # noqa: S108
 FILESYSTEMS = (("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"))
 # What guests often need stands in memory when the machine is saved.
-PROGRAMS = ("blkid", "btrfs", "dmsetup")
+PROGRAMS = ("blkid", "btrfs")
 
 
 def main():

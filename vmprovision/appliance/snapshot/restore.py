@@ -316,11 +316,6 @@ class RestoredAppliance:
         if not self.has_volumes and not self._has_mapped:
             self._ask_to("mapped", "map", table.encode().hex(), *links)
             self._has_mapped = True
-            self.before_detaching(self._unmap_devices)
-
-    def _unmap_devices(self) -> None:
-        self.ask("unmapped", "unmap", WORK_SECONDS)
-        self._has_mapped = False
 
     def _ask_to(self, answer: str, *question: str) -> list[str]:
         """Ask the attendant for what may change the guest, and may fail because of it.
@@ -370,6 +365,9 @@ class RestoredAppliance:
                 in time.
         """
         self._unmount_all()
+        if self._has_mapped:  # device-mapper keeps no data that the machine's end would lose
+            self.ask("unmapped", "unmap", WORK_SECONDS)
+            self._has_mapped = False
         for number in list(self._serials):
             self._detach(number)
         raise_disk_failure(self.monitor.disk_failures, self._files)

@@ -74,6 +74,93 @@ static mp_obj_t appliance_reseed(mp_obj_t entropy) {
 }
 static MP_DEFINE_CONST_FUN_OBJ_1(appliance_reseed_obj, appliance_reseed);
 
+// --- device-mapper ------------------------------------------------------------
+
+// As linux/dm-ioctl.h has them.
+struct dm_ioctl {
+    uint32_t version[3], data_size, data_start, target_count;
+    int32_t open_count;
+    uint32_t flags, event, padding;
+    uint64_t device;
+    char name[128], uuid[129], data[7];
+};
+struct dm_target { uint64_t start, length; int32_t status; uint32_t next; char type[16]; };
+enum { DM_CREATE = 3, DM_REMOVE = 4, DM_SUSPEND = 6, DM_LOAD = 9 };  // to "suspend" resumes, too
+
+// Send a command with the targets that stand behind it.  Return 0, or -1 with errno.
+static int tell_mapper(int command, struct dm_ioctl *sent, const char *name, size_t targets) {
+    int control = open("/dev/mapper/control", O_RDWR | O_CLOEXEC);
+    if (control < 0 || strlen(name) >= sizeof(sent->name)) {
+        errno = control < 0 ? errno : ENAMETOOLONG;
+        return -1;
+    }
+    sent->version[0] = 4;
+    sent->data_size = sizeof(*sent) + targets;
+    sent->data_start = sizeof(*sent);
+    strcpy(sent->name, name);
+    int result = ioctl(control, _IOWR(0xfd, command, struct dm_ioctl), sent);
+    int kept = errno;
+    close(control);
+    errno = kept;
+    return result < 0 ? -1 : 0;
+}
+
+static int remove_mapped(const char *name) {
+    struct dm_ioctl sent = {0};
+    return tell_mapper(DM_REMOVE, &sent, name, 0);
+}
+
+// Add a line of a table, "START LENGTH TYPE PARAMETERS".
+static void add_target(vstr_t *sent, const char *line) {
+    struct dm_target target = {0};
+    char *rest;
+    target.start = strtoull(line, &rest, 10);
+    target.length = strtoull(rest, &rest, 10);
+    rest += strspn(rest, " ");
+    size_t length = strcspn(rest, " ");
+    memcpy(target.type, rest, length < sizeof(target.type) ? length : sizeof(target.type) - 1);
+    const char *parameters = rest + length + strspn(rest + length, " ");
+    size_t size = sizeof(target) + strlen(parameters) + 1;
+    target.next = (size + 7) & ~(size_t)7;
+    char *place = vstr_add_len(sent, target.next);
+    memset(place, 0, target.next);
+    memcpy(place, &target, sizeof(target));
+    strcpy(place + sizeof(target), parameters);
+}
+
+// Make a device with this name, UUID and table, a list of lines; return its minor number.
+static mp_obj_t appliance_map(mp_obj_t name, mp_obj_t uuid, mp_obj_t lines) {
+    size_t count;
+    mp_obj_t *items;
+    mp_obj_get_array(lines, &count, &items);
+    struct dm_ioctl sent = {0};
+    if (strlen(STR(uuid)) >= sizeof(sent.uuid)) {
+        mp_raise_OSError(ENAMETOOLONG);
+    }
+    strcpy(sent.uuid, STR(uuid));
+    done(tell_mapper(DM_CREATE, &sent, STR(name), 0));
+    uint64_t device = sent.device;
+    vstr_t table;
+    vstr_init(&table, 4096);
+    memset(vstr_add_len(&table, sizeof(sent)), 0, sizeof(sent));
+    for (size_t i = 0; i < count; i++) {
+        add_target(&table, STR(items[i]));
+    }
+    struct dm_ioctl *load = (struct dm_ioctl *)table.buf;
+    load->target_count = count;
+    struct dm_ioctl resume = {0};
+    if (tell_mapper(DM_LOAD, load, STR(name), table.len - sizeof(sent)) != 0
+        || tell_mapper(DM_SUSPEND, &resume, STR(name), 0) != 0) {
+        int failure = errno;
+        remove_mapped(STR(name));
+        mp_raise_OSError(failure);
+    }
+    return mp_obj_new_int((device & 0xff) | (device >> 12 & ~0xffull));
+}
+static MP_DEFINE_CONST_FUN_OBJ_3(appliance_map_obj, appliance_map);
+
+FUNCTION_1(appliance_unmap, done(remove_mapped(STR(a))));
+
 // --- paths --------------------------------------------------------------------
 
 // Close a file of which nothing is expected any more; errno stays.
@@ -501,6 +588,7 @@ static const mp_rom_map_elem_t appliance_globals_table[] = {
     {MP_ROM_QSTR(MP_QSTR_entries), MP_ROM_PTR(&appliance_entries_obj)},
     {MP_ROM_QSTR(MP_QSTR_load_module), MP_ROM_PTR(&appliance_load_module_obj)},
     {MP_ROM_QSTR(MP_QSTR_make), MP_ROM_PTR(&appliance_make_obj)},
+    {MP_ROM_QSTR(MP_QSTR_map), MP_ROM_PTR(&appliance_map_obj)},
     {MP_ROM_QSTR(MP_QSTR_mknod), MP_ROM_PTR(&appliance_mknod_obj)},
     {MP_ROM_QSTR(MP_QSTR_mount), MP_ROM_PTR(&appliance_mount_obj)},
     {MP_ROM_QSTR(MP_QSTR_reboot), MP_ROM_PTR(&appliance_reboot_obj)},
@@ -510,6 +598,7 @@ static const mp_rom_map_elem_t appliance_globals_table[] = {
     {MP_ROM_QSTR(MP_QSTR_statuses), MP_ROM_PTR(&appliance_statuses_obj)},
     {MP_ROM_QSTR(MP_QSTR_switch_root), MP_ROM_PTR(&appliance_switch_root_obj)},
     {MP_ROM_QSTR(MP_QSTR_umount), MP_ROM_PTR(&appliance_umount_obj)},
+    {MP_ROM_QSTR(MP_QSTR_unmap), MP_ROM_PTR(&appliance_unmap_obj)},
 };
 static MP_DEFINE_CONST_DICT(appliance_globals, appliance_globals_table);
 const mp_obj_module_t appliance_module = {
