@@ -85,18 +85,22 @@ S6_MAKER: Tree = {
     f"{_SCANDIR}/s6-linux-init-runleveld/run": Program(b"#!/bin/execlineb -P\n"),
     "/bin/s6-svscan": elf(),
 }
-# Artix's wiki, "s6": the same by s6-linux-init-maker -c /etc/s6/current; /etc/s6/rc.local is
-# run once all services are up
+# Artix's s6-linux-init 1.1.1.0 (initsys 9715318): s6-linux-init-maker -c /etc/s6/current, whose
+# programs are moved to /usr/bin, `init` as s6-init; s6-scripts has /etc/s6/rc.local, which runs
+# only if the service rc-local is in the compiled database
 ARTIX_S6: Tree = {
     "/etc/os-release": 'ID=artix\nPRETTY_NAME="Artix Linux"\n',
     "/bin": Link("usr/bin"),
     "/sbin": Link("usr/bin"),
-    "/usr/bin/init": Link("/etc/s6/current/bin/init"),
-    "/etc/s6/current/bin/init": Program(
+    "/usr/bin/init": Link("s6-init"),
+    "/usr/bin/s6-init": Program(
         b'#!/usr/bin/execlineb -S0\n\ns6-linux-init -c "/etc/s6/current" -m 00022 -- "$@"\n'
     ),
-    "/etc/s6/current/run-image/service": None,
+    "/etc/s6/current/run-image/service/s6-linux-init-shutdownd/run": Program(b"#!/bin/sh\n"),
+    "/etc/s6/current/scripts/rc.init": Program(b"#!/bin/sh -e\n"),
     "/etc/s6/adminsv/default/contents.d/sshd": "",
+    "/etc/s6/sv/sshd-srv/type": "longrun\n",
+    "/etc/s6/rc/compiled": None,
     "/etc/s6/rc.local": Program(b"#!/bin/sh\n"),
 }
 # OpenWrt 23.05: package/base-files (inittab, rc.common), procd's initd/preinit.c and inittab.c (the
@@ -118,7 +122,8 @@ OPENWRT: Tree = {
     "/etc/init.d/cron": Program(b"#!/bin/sh /etc/rc.common\nSTART=50\n"),
     "/etc/rc.d/S50cron": Link("../init.d/cron"),
 }
-# Slackware's sysvinit-scripts: /etc/inittab, rc.M, rc.local
+# sysvinit-scripts of Slackware-current, as slackwarecn/slackware-loongarch64 keeps them: inittab
+# 13.37 (7b610e9), rc.M (16ac9d3), rc.6
 SLACKWARE: Tree = {
     "/etc/slackware-version": "Slackware 15.0\n",
     "/etc/os-release": 'ID=slackware\nPRETTY_NAME="Slackware 15.0 x86_64"\nVERSION_ID=15.0\n',
@@ -128,9 +133,7 @@ SLACKWARE: Tree = {
         "rc:2345:wait:/etc/rc.d/rc.M\nl6:6:wait:/etc/rc.d/rc.6\n"
     ),
     "/etc/rc.d/rc.S": Program(b"#!/bin/bash\n"),
-    "/etc/rc.d/rc.M": Program(
-        b"#!/bin/bash\n[ ! -x /etc/rc.d/rc.local ] || . /etc/rc.d/rc.local\n"
-    ),
+    "/etc/rc.d/rc.M": Program(b"#!/bin/sh\n[ ! -x /etc/rc.d/rc.local ] || /etc/rc.d/rc.local\n"),
     "/etc/rc.d/rc.local": Program(b"#!/bin/bash\n"),
     # it runs SysV scripts too, by rc.sysvinit
     "/etc/rc.d/init.d": None,

@@ -138,7 +138,12 @@ REAL_TREES = (
     RealTree(
         name="artix-s6",
         programs=documented_trees.ARTIX_S6,
-        expected=Seen(system="s6", pid1="s6", dialect="rc.local", planned=("/etc/s6/rc.local",)),
+        expected=Seen(
+            system="s6",
+            pid1="s6",
+            dialect="scandir",
+            planned=("/etc/s6/current/run-image/service/guest-agent/run",),
+        ),
     ),
     RealTree(
         name="openwrt",

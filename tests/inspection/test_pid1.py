@@ -285,6 +285,19 @@ SHELL, EXECLINE = b"#!/bin/sh\n", b"#!/usr/bin/execlineb -P\n"
         # its directory is made at each boot: as a copy of the usual image, or it is not known how
         (SHELL + b"exec s6-svscan /run/service\n", S6_IMAGE, S6_IMAGE),
         (SHELL + b"exec s6-svscan /var/run/service\n", "/run/service", None),
+        (
+            SHELL + b"cp -a /etc/s6/image/. /run/\nexec s6-svscan /run/service\n",
+            "/etc/s6/image/service",
+            "/etc/s6/image/service",
+        ),
+        (
+            EXECLINE + b'if { /bin/cp -a "/etc/s6/scan" /run }\ns6-svscan /run/scan\n',
+            "/etc/s6/scan",
+            "/etc/s6/scan",
+        ),
+        # it is copied to somewhere else, or nothing says that it is copied
+        (SHELL + b"cp -a /etc/s6 /run\nexec s6-svscan /run/scan\n", "/etc/s6/service", None),
+        (SHELL + b"ls /etc/s6\nexec s6-svscan /run/scan\n", "/etc/s6/scan", None),
         # it only starts it beside what it becomes
         (SHELL + b"s6-svscan /service &\nexec /usr/bin/busybox init\n", "/service", None),
     ],

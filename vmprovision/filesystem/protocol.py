@@ -280,6 +280,6 @@ def apply_failure(path: PurePosixPath, number: int, cause: str) -> ApplyError:
         return GuestSpaceError(
             f"the guest's filesystem is read-only: cannot write guest path {path}",
             hint="it may be a squashfs, an ISO image, a sealed root or a btrfs snapshot: "
-            "`vmprovision seed` writes nothing to the image",
+            "`vmprovision seed` writes nothing to the image; of OpenWrt, take an ext4 image",
         )
     return ApplyError(f"cannot write guest path {path}: {cause}")

@@ -1,7 +1,9 @@
-"""s6: lines in ``/etc/s6/rc.local``, else a service directory that s6-svscan watches.
+"""s6: a service directory that s6-svscan watches, else lines in ``/etc/s6/rc.local``.
 
 s6-linux-init(8), s6-svscan(8), s6-supervise(8).  The database of s6-rc is compiled by a
-program of the guest, which cannot run offline, so that database stays unchanged.
+program of the guest, which cannot run offline, so that database stays unchanged.  s6-svscan
+is process 1 with s6-rc as without it, and runs what is in its directory.  Whether ``rc.local``
+runs is in the database: Artix has a service for it, which its user may not have enabled.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ RC_LOCAL = PurePosixPath("/etc/s6/rc.local")
 # s6-linux-init(8) copies its `run-image` to /run, where s6-svscan watches `service`.
 BASE = PurePosixPath("/etc/s6-linux-init/current")
 SCANDIR = BASE / "run-image/service"
+COPIERS = ("cp", "s6-hiercopy", "rsync")
+COPIED_LIMIT = 16
 VOLATILE = (("dev",), ("run",), ("tmp",))  # in memory: made anew at each boot
 
 
@@ -36,16 +40,16 @@ def detect(reader: GuestReader, pid1: Pid1) -> Evidence | None:
     if pid1.program != "s6":
         return None
     starts = f"{pid1.path} starts s6"
-    if hook := resolved_file(reader, str(RC_LOCAL)):
-        return Evidence((starts, f"{hook} is there for commands to run at boot"), "likely")
     if scandir := _find_scandir(reader, pid1):
         return Evidence((starts, f"{scandir} is what s6-svscan watches once it is copied to /run"))
+    if hook := resolved_file(reader, RC_LOCAL):
+        return Evidence((starts, f"{hook} is there for commands to run at boot"), "likely")
     return None
 
 
 def complete(reader: GuestReader, pid1: Pid1, verdict: InitVerdict) -> InitVerdict:
-    """Return the verdict with ``rc.local``, else with the directory that s6-svscan watches."""
-    scandir = None if resolved_file(reader, str(RC_LOCAL)) else _find_scandir(reader, pid1)
+    """Return the verdict with the directory that s6-svscan watches, else with ``rc.local``."""
+    scandir = _find_scandir(reader, pid1)
     return replace(
         verdict,
         hook=scandir or follow(reader, RC_LOCAL) or RC_LOCAL,
@@ -57,11 +61,31 @@ def _find_scandir(reader: GuestReader, pid1: Pid1) -> PurePosixPath | None:
     """Return the directory on disk that s6-svscan watches, or whose copy in /run it watches."""
     script = (read_text(reader, pid1.path) if pid1.path else None) or ""
     watched = _watched(script)
-    path = follow(reader, watched) if watched else None
-    if path is None or path.parts[1:2] in VOLATILE:
-        path = follow(reader, (_named_base(script) or BASE) / "run-image/service")
-    status = reader.lstat(path) if path else None
-    return path if status is not None and status.kind == "directory" else None
+    if watched and (path := _on_disk(reader, watched)):
+        return path
+    base = _named_base(script)
+    copied = [] if base else _copied(script, watched or SCANDIR)
+    usual = (base or BASE) / "run-image/service"
+    return next((path for each in (*copied, usual) if (path := _on_disk(reader, each))), None)
+
+
+def _on_disk(reader: GuestReader, path: PurePosixPath) -> PurePosixPath | None:
+    """Return the real path of a directory that is still there at the next boot."""
+    real = follow(reader, path)
+    status = reader.lstat(real) if real and real.parts[1:2] not in VOLATILE else None
+    return real if status is not None and status.kind == "directory" else None
+
+
+def _copied(script: str, watched: PurePosixPath) -> list[PurePosixPath]:
+    """Return what an init script may copy to the directory that s6-svscan watches."""
+    lines = [[word.strip("\"'") for word in line.split()] for line in without_comments(script)]
+    words = [word for line in lines if any(_is_copier(w) for w in line) for word in line]
+    places = [PurePosixPath(word) for word in words if word.startswith("/")][:COPIED_LIMIT]
+    return [place if place.name == watched.name else place / watched.name for place in places]
+
+
+def _is_copier(word: str) -> bool:
+    return PurePosixPath(word).name in COPIERS
 
 
 def _watched(script: str) -> PurePosixPath | None:
@@ -93,7 +117,7 @@ def service_operations(service: Service, verdict: InitVerdict) -> list[Operation
     return [
         WriteFile(
             path=(verdict.hook or SCANDIR) / service.name / "run",
-            content=render("shared/run.j2", service=service),
+            content=render("s6/run.j2", service=service),
             mode=0o755,
         )
     ]
@@ -102,8 +126,8 @@ def service_operations(service: Service, verdict: InitVerdict) -> list[Operation
 DEFINITION = Definition(
     name="s6",
     variants=(
-        Variant(dialect="rc.local", hook=RC_LOCAL),
         Variant(dialect="scandir", hook=SCANDIR, supervisor=Supervisor(parents=("s6-supervise",))),
+        Variant(dialect="rc.local", hook=RC_LOCAL),
     ),
     markers=Markers(
         programs=("/usr/bin/s6-linux-init", "/bin/s6-linux-init"),
