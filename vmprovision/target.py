@@ -16,6 +16,7 @@ from vmprovision.appliance.drives import drive_of
 from vmprovision.appliance.mounting import recognise_system
 from vmprovision.appliance.roots import SOLE_DISK, mount_guest
 from vmprovision.appliance.session import open_appliance, open_disks
+from vmprovision.appliance.snapshots import discard_snapshot, finish_snapshot
 from vmprovision.changes.apply import apply_plan
 from vmprovision.changes.operations import Plan, is_satisfied
 from vmprovision.changes.receipt import RECEIPT, UNFINISHED, Entry
@@ -170,6 +171,7 @@ class _ImageTarget:
         self.guest = disks.guest
         self.filesystem: GuestFilesystem = disks.mounted.filesystem
         self._images = images
+        self._disks = disks
         self._appliance = appliance
         self._control = control
         self._is_changed = False
@@ -181,6 +183,9 @@ class _ImageTarget:
 
     def commit(self) -> None:
         """Merge the redo logs; without a change, write only a requested new image."""
+        if new := self._disks.mounted.snapshot:
+            finish = finish_snapshot if self._is_changed else discard_snapshot
+            finish(self._disks.appliance, new)
         # closing the appliance brings every write to the redo logs, or raises
         self._appliance.close()
         if self._is_changed or self._images[0].new is not None:

@@ -111,6 +111,13 @@ CASES = {
         "umount /sysroot\neach @new defaults /boot\n" + with_boot("rootflags=subvolid=256"),
         root="@new",
     ),
+    # the named one is inside the default subvolume, from where btrfs(8) names it differently
+    "inside": Case(
+        script="each @ defaults /boot\nmount ${A}2 /sysroot\n"
+        "btrfs subvolume set-default 256 /sysroot\numount /sysroot\n"
+        "each @/inner defaults /boot\n" + with_boot("rootflags=subvol=@/inner"),
+        root="@/inner",
+    ),
     # the named one is the default: nothing changes
     "same": Case(
         script="each @ defaults /boot\nmount ${A}2 /sysroot\n"
@@ -221,7 +228,7 @@ def holders(disk: Path) -> list[str]:
     """Return the subvolumes that have an agent."""
     script = (
         "mount -o ro,subvolid=5 /dev/sda2 /sysroot; cd /sysroot; "
-        f"ls -d {AGENT} */{AGENT} 2>/dev/null || :; cd /; umount /sysroot"
+        f"ls -d {AGENT} */{AGENT} */*/{AGENT} 2>/dev/null || :; cd /; umount /sysroot"
     )
     found = look([disk], script).split()
     return [path.removesuffix(AGENT).rstrip("/") for path in found]

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmprovision.appliance.mounting import mount_root, unix_root
+from vmprovision.appliance.snapshots import TOP_LEVEL, enter_snapshot, list_mounted_subvolumes
 from vmprovision.disklayout.subvolumes import name_subvolume, split_subvolume
 from vmprovision.errors import InspectionError, SeveralOperatingSystemsError, printable
 from vmprovision.inspection.bootmenu import named_subvolumes
@@ -21,63 +22,89 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TOP_LEVEL = 5  # the number of the tree above all subvolumes
 LISTED_LIMIT = 5
+_HINT = "choose the root with --root DEVICE, as btrfsvol:/dev/sda2/@"
 
 
-def mount_booted(mounting: Mounting) -> MountedGuest:
+def mount_booted(mounting: Mounting, *, is_chosen: bool = False) -> MountedGuest:
     """Mount a guest whose root is mounted, or, if its menu names one, another subvolume of it.
+
+    If that subvolume is a read-only snapshot and the guest is to be written to, a new
+    snapshot is mounted in its place.
 
     Args:
         mounting: the guest, whose root is on btrfs.
+        is_chosen: the caller has chosen the root, whatever boots.
 
     Raises:
         InspectionError: the menu names a subvolume that does not exist or holds no Linux.
         SeveralOperatingSystemsError: the menus name several, and not the mounted one.
+        UnsupportedGuestError: the root is a snapshot that cannot be written to.
         ApplianceCallError: it cannot be mounted.
     """
     guest = mounting.mount_wanted()
-    named = _named_root(mounting)
-    if named is None:
-        return guest
-    log.info("the boot menu makes %s the root instead of %s", named, mounting.root.device)
-    appliance = mounting.appliance
-    appliance.unmount()
-    driver = mounting.driver_of(named)
-    files = mount_root(appliance, named, readonly=mounting.readonly, driver=driver)
-    root = unix_root(files, named)
+    said = _named_options(mounting)
+    named = None if is_chosen else _named_root(mounting, said)
+    if named is not None:
+        first = mounting.root.device
+        log.info("the boot menu makes %s the root instead of %s", named, first)
+        mounting = _mount_instead(mounting, named)
+        guest = mounting.mount_wanted()
+        said = _named_options(mounting)
+        if (other := _named_root(mounting, said)) is not None:
+            raise SeveralOperatingSystemsError(
+                f"the boot menu seen from {first} makes {named} the root, "
+                f"and the one seen from there makes it {other}",
+                hint=_HINT,
+            )
+    return enter_snapshot(mounting, guest, is_named=bool(said - {""}))
+
+
+def _mount_instead(mounting: Mounting, device: str) -> Mounting:
+    """Mount another root of the same filesystem.
+
+    Raises:
+        InspectionError: no Linux is there.
+    """
+    mounting.appliance.unmount()
+    driver = mounting.driver_of(device)
+    files = mount_root(mounting.appliance, device, readonly=mounting.readonly, driver=driver)
+    root = unix_root(files, device)
     if root is None or root.system != "linux":
         raise InspectionError(
-            f"the boot menu makes {named} the root, and no Linux is there", hint=_HINT
+            f"the boot menu makes {device} the root, and no Linux is there", hint=_HINT
         )
-    again = replace(mounting, files=files, root=root, mountpoints={}, done={})
-    guest = again.mount_wanted()
-    if (other := _named_root(again)) is not None:
-        raise SeveralOperatingSystemsError(
-            f"the boot menu seen from {mounting.root.device} makes {named} the root, "
-            f"and the one seen from there makes it {other}",
-            hint=_HINT,
-        )
-    return guest
+    return replace(mounting, files=files, root=root, mountpoints={}, done={})
 
 
-_HINT = "choose the root with --root DEVICE, as btrfsvol:/dev/sda2/@"
-
-
-def _named_root(mounting: Mounting) -> str | None:
-    """Return the subvolume that boots instead of the mounted one, or None if there is none."""
+def _named_options(mounting: Mounting) -> set[str | None]:
+    """Return the options by which the menus, as seen from a mounted root, name a subvolume."""
     node, here = split_subvolume(mounting.root.device)
 
     def is_elsewhere(device: str) -> bool:
         return (mounting.names.find(device) or node) != node
 
-    said = named_subvolumes(WatchedReader(mounting.files), here or "", is_elsewhere)
+    return named_subvolumes(WatchedReader(mounting.files), here or "", is_elsewhere)
+
+
+def _named_root(mounting: Mounting, said: set[str | None]) -> str | None:
+    """Return the subvolume that boots instead of the mounted one, or None if there is none.
+
+    Args:
+        mounting: the guest, which is mounted.
+        said: the options by which the menus name a subvolume.
+
+    Raises:
+        InspectionError: the named one does not exist.
+        SeveralOperatingSystemsError: the menus name several.
+    """
+    node, here = split_subvolume(mounting.root.device)
     options = sorted(each for each in said if each)
     if not said - {""} or (here is None and "" in said):
         return None
-    numbers, default = _list_subvolumes(mounting)
-    found = {option: _number(option, numbers) for option in options}
-    if (default if here is None else numbers.get(here)) in found.values():
+    known = list_mounted_subvolumes(mounting.appliance, here)
+    found = {option: _number(option, known.numbers) for option in options}
+    if (known.default if here is None else known.numbers.get(here)) in found.values():
         return None
     if len(said) > 1 or None in said:
         listed = printable(", ".join(options[:LISTED_LIMIT])) or "one known only at boot"
@@ -86,8 +113,8 @@ def _named_root(mounting: Mounting) -> str | None:
             hint=_HINT,
         )
     number = found[options[0]]
-    paths = {each: path for path, each in numbers.items()}
-    if number == default:
+    paths = {each: path for path, each in known.numbers.items()}
+    if number == known.default:
         return node
     if number is None or number not in paths:
         raise InspectionError(
@@ -96,24 +123,6 @@ def _named_root(mounting: Mounting) -> str | None:
             hint=_HINT,
         )
     return name_subvolume(node, paths[number])
-
-
-def _list_subvolumes(mounting: Mounting) -> tuple[dict[str, int], int]:
-    """Return the subvolumes of the mounted root's filesystem with their numbers, and the default.
-
-    Raises:
-        InspectionError: a name cannot be read.
-        ApplianceCallError: they cannot be listed.
-    """
-    try:
-        found = mounting.appliance.call("btrfs_subvolume_list", "/")
-    except UnicodeDecodeError as exc:
-        raise InspectionError(
-            f"the name of a subvolume of {mounting.root.device} is not valid UTF-8", hint=_HINT
-        ) from exc
-    numbers = {str(each["btrfssubvolume_path"]): int(each["btrfssubvolume_id"]) for each in found}
-    default = mounting.appliance.call("btrfs_subvolume_get_default", "/")
-    return {path: number for path, number in numbers.items() if "," not in path}, int(default)
 
 
 def _number(option: str, numbers: dict[str, int]) -> int | None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from vmprovision.appliance.devicenames import DeviceNames
     from vmprovision.appliance.session import Appliance
+    from vmprovision.appliance.snapshots import NewSnapshot
     from vmprovision.filesystem.protocol import GuestFilesystem, GuestReader
     from vmprovision.mounts import GuestMount
     from vmprovision.mounts.fstab import FstabLine
@@ -83,6 +84,7 @@ class MountedGuest:
         mountpoints: guest directory -> device, for the root and what its fstab adds.
         hidden: mounts of the guest over directories that matter, which are not mounted here.
         notes: notes on the guest's other mounts.
+        snapshot: the new snapshot that is mounted in place of a read-only one.
     """
 
     filesystem: GuestFilesystem
@@ -90,6 +92,7 @@ class MountedGuest:
     mountpoints: Mapping[str, str]
     hidden: tuple[HiddenMount, ...] = ()
     notes: tuple[str, ...] = ()
+    snapshot: NewSnapshot | None = None
 
 
 def unix_root(reader: GuestReader, device: str) -> Root | None:

@@ -149,8 +149,8 @@ def mount_found_guest(
         readonly=readonly,
         driver_of=layers.driver,
     )
-    if wanted is None and filesystems.get(root.device) == BTRFS:
-        return mount_booted(mounting)
+    if filesystems.get(root.device) == BTRFS:
+        return mount_booted(mounting, is_chosen=wanted is not None)
     return mounting.mount_wanted()
 
 

@@ -25,7 +25,8 @@ def list_subvolumes(appliance: Appliance, device: str) -> list[str]:
     Raises:
         ApplianceCallError: it cannot be mounted or read.
     """
-    appliance.mount(device, BTRFS, "/", readonly=True)
+    # from the default subvolume, the names of those inside it would be relative
+    appliance.mount(device, BTRFS, "/", readonly=True, options="subvolid=5")
     try:
         found = appliance.call("btrfs_subvolume_list", "/")
     except UnicodeDecodeError as exc:

@@ -16,6 +16,7 @@ from vmprovision.disklayout.partitions import (
     UnclearLayoutError,
     parse_partitions,
 )
+from vmprovision.disklayout.subvolumes import split_subvolume
 from vmprovision.errors import PlanError, ProofError, printable
 from vmprovision.filesystem.deployment import DeployedFilesystem, disk_path
 from vmprovision.inspection.boot import (
@@ -193,7 +194,7 @@ def _start_kernel(name: str, files: tuple[Path, Path | None], opened: OpenDisks)
     arch = kernel_architecture(kernel) or opened.guest.arch
     entry = _find_entry(opened)
     command_line = (
-        printable(entry.options) if entry else f"root={_kernel_root(opened.mounted.root.device)} ro"
+        printable(entry.options) if entry else f"root={_kernel_root(_root_device(opened))} ro"
     )
     if arch in HARDWARE:
         command_line += f" console={HARDWARE[arch].console}"
@@ -209,6 +210,12 @@ def _fetch(appliance: Appliance, guest_path: str, target: Path) -> None:
     if appliance.call("filesize", guest_path) > BOOT_FILE_LIMIT:
         raise ProofError(f"guest file {guest_path} is too large to be a kernel or an initrd")
     appliance.call("download", guest_path, str(target))
+
+
+def _root_device(opened: OpenDisks) -> str:
+    """Return the device whose root boots; a new snapshot boots as the default subvolume."""
+    device = opened.mounted.root.device
+    return split_subvolume(device)[0] if opened.mounted.snapshot else device
 
 
 def _kernel_root(device: str) -> str:

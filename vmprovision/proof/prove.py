@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmprovision.appliance.drives import drive_of
 from vmprovision.appliance.session import disk_sectors
+from vmprovision.appliance.snapshots import finish_snapshot
 from vmprovision.changes.receipt import CONFIGURATION
 from vmprovision.errors import PlanError, ProofError, about_image
 from vmprovision.filesystem.protocol import Attributes
@@ -184,6 +185,8 @@ def _prepare(disk: Drive, folder: Path, options: ProofOptions, access: Access) -
             initrd=options.initrd,
             firmware=options.firmware,
         )
+        if mounted.snapshot:
+            finish_snapshot(opened.appliance, mounted.snapshot)
     return _Subject(
         guest=guest,
         agent=guest.agent,
