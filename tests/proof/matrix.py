@@ -26,9 +26,11 @@ from typing import TYPE_CHECKING
 
 import vmprovision
 from tests.inspection.real_trees import REAL_TREES, assemble, look_at
-from tests.proof.page import FAILED, REPOSITORY, Row, rows_on_page, write_page
-from tests.trees import root_filesystems
-from vmprovision.errors import ProofError, VmprovisionError
+from tests.inspection.test_generated import GUESTS
+from tests.proof.page import EMPTY, FAILED, REFUSED, REPOSITORY, Row, rows_on_page, write_page
+from tests.proof.printed import OPTIONS, boot_printed_service
+from tests.trees import make_tree, root_filesystems
+from vmprovision.errors import ProofError, UnsupportedGuestError, VmprovisionError
 from vmprovision.host.cache import cache_directory, write_atomically
 from vmprovision.initsystem import DEFINITIONS
 from vmprovision.junit import TestCase, junit_document
@@ -46,6 +48,9 @@ if TYPE_CHECKING:
 
 BOOT_SECONDS = 900.0  # a busy host is slow
 FOREIGN_SECONDS = 1800.0  # QEMU emulates every instruction
+# guests that are refused with a service to add
+REFUSED_RECIPES = ("debian-13-shepherd",)
+REFUSED_TREES = ("nixos that was installed", "guix that was installed")
 JOBS = min(os.cpu_count() or 1, 4)  # a guest keeps one core busy and takes half a gigabyte
 
 
@@ -94,6 +99,8 @@ def boot_recipe(recipe: Recipe, tarball: Path | None, control: Control) -> Row:
             recipes=recipe.folders[-1].parent,
             tarball=tarball,
         )
+        if recipe.name in REFUSED_RECIPES:
+            return boot_refused(recipe, disk, control)
         guest = vmprovision.inject(disk, control=control).guest
         seconds = BOOT_SECONDS if guest.arch == host_architecture() else FOREIGN_SECONDS
         reports = [
@@ -120,6 +127,55 @@ def proofs_of(recipe: Recipe, seconds: float) -> list[vmprovision.ProofOptions]:
     if recipe.disk.bootloader != "grub":
         return [options]
     return [replace(options, firmware="bios"), replace(options, firmware="uefi")]
+
+
+def boot_refused(recipe: Recipe, disk: Path, control: Control) -> Row:
+    """Add to a guest what ``inject`` prints instead of an injection, and boot it."""
+    guest = vmprovision.inspect(disk)
+    try:
+        vmprovision.inject(disk, OPTIONS, control=control)
+    except UnsupportedGuestError as exc:
+        printed, why = exc.configuration, reason(exc, disk)
+    else:
+        return Row(guest=f"`{recipe.name}`", result=FAILED, how="it was injected into")
+    information, seconds = boot_printed_service(
+        disk, printed, seconds=BOOT_SECONDS, control=control
+    )
+    kernel = information["kernel"]
+    return Row(
+        guest=guest.distribution.product_name,
+        arch=guest.arch,
+        pid1=guest.init.pid1,
+        runtime=information["runtime"],
+        result=REFUSED,
+        commit=commit(),
+        how=f"`{recipe.name}`, {why}; booted with the printed service: "
+        f"{recipe.disk.filesystem}, Linux {kernel}, {seconds:.0f} s, {today()}",
+    )
+
+
+def reason(refusal: UnsupportedGuestError, guest: Path) -> str:
+    """Return the message of a refusal without the path of the guest."""
+    return refusal.message.removeprefix(f"{guest}: ")
+
+
+def check_refusal(name: str) -> Row:
+    """Return what a plan says of a layout that must be refused with something to add."""
+    with tempfile.TemporaryDirectory(prefix="vmprovision-matrix-") as folder:
+        root = make_tree(Path(folder) / "guest", GUESTS[name][1])
+        guest = vmprovision.inspect(root)
+        try:
+            vmprovision.plan(root)
+            result, how = FAILED, "a plan was made"
+        except UnsupportedGuestError as exc:
+            result, how = REFUSED if exc.configuration else FAILED, reason(exc, root)
+    return Row(
+        guest=guest.distribution.product_name,
+        arch=EMPTY if guest.arch == "unknown" else guest.arch,
+        pid1=guest.init.pid1,
+        result=result,
+        how=f"its layout, from its documentation: {how}",
+    )
 
 
 @cache
@@ -245,6 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_atomically(asked.junit, junit_document("boot-matrix", cases, seconds=seconds))
     if not asked.recipe:
         rows += [check_tree(tree) for tree in REAL_TREES]
+        rows += [check_refusal(name) for name in REFUSED_TREES]
         write_page([*rows, *untried(rows)], speed=speed_of_boots())
     failed = sum(row.result == FAILED for row in rows)
     sys.stdout.write(f"{len(rows) - failed} guests are right or were not tried, {failed} failed\n")

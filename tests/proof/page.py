@@ -13,6 +13,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs/support-matrix.md"
 README = REPOSITORY / "README.md"
 FAILED = "**failed**"
+REFUSED = "refused"
 EMPTY = "\N{EN DASH}"
 BEGIN, END = "<!-- nox -s boot-matrix writes this -->", "<!-- until here -->"
 HEAD = """\
@@ -28,6 +29,8 @@ HEAD = """\
 power-on to its first answer, {speed}; the host may have had other work.
 - **files checked**: the verdict and the planned files are right on real files of that guest, or \
 on its layout as its makers document it. Nothing was booted.
+- **refused**: `inject` changes nothing, and its message is in the last column. If it prints a \
+service to add and that guest was booted with it, the column says so, too.
 - **failed**, **not booted**, **not tried**: the last column has the reason.
 - **commit**: that of vmprovision's sources; `+` means with changes.
 

@@ -7,8 +7,24 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.inspection.real_trees import REAL_TREES
-from tests.proof.matrix import as_test, main, try_recipe, untried
-from tests.proof.page import FAILED, PAGE, README, Row, rows_on_page, sources_of, summarise
+from tests.proof.matrix import (
+    REFUSED_TREES,
+    as_test,
+    check_refusal,
+    main,
+    try_recipe,
+    untried,
+)
+from tests.proof.page import (
+    FAILED,
+    PAGE,
+    README,
+    REFUSED,
+    Row,
+    rows_on_page,
+    sources_of,
+    summarise,
+)
 from tests.recipe.test_recipe import with_tarball
 from tests.trees import DATA_VARIABLE
 from vmprovision.initsystem import DEFINITIONS
@@ -30,6 +46,14 @@ def test_the_page_speaks_of_every_recipe_and_real_tree() -> None:
     assert sources_of(rows) in page
 
 
+def test_a_refused_guest_has_its_reason_on_the_page() -> None:
+    """Its row says what inject says; a plan that succeeds would be a failed row."""
+    rows = [check_refusal(name) for name in REFUSED_TREES]
+    assert [row.result for row in rows] == [REFUSED] * len(REFUSED_TREES)
+    assert all("changes of the image are lost" in row.how for row in rows)
+    assert [row for row in rows if row not in rows_on_page()] == []
+
+
 def test_the_page_does_not_claim_one_commit_for_boots_of_several() -> None:
     """Only boots count: to check files takes the sources of today."""
     rows = [
@@ -41,13 +65,14 @@ def test_the_page_does_not_claim_one_commit_for_boots_of_several() -> None:
 
 
 def test_a_summary_names_only_what_was_booted_as_booted() -> None:
-    """A guest whose files were checked, or that was not tried, is not in the column of boots."""
+    """The column of boots has no guest whose files were checked, that was refused or not tried."""
     rows = [
         Row(guest="A", arch="x86_64", system="systemd", result="booted", how=""),
         Row(guest="A", arch="x86_64", system="runit", result="files checked", how=""),
         Row(guest="A", arch="x86_64", system="systemd", result="files checked", how=""),
         Row(guest="B", arch="aarch64", system="openrc", result="files checked", how=""),
         Row(guest="C", result="not tried", how="no image"),
+        Row(guest="D", arch="x86_64", pid1="shepherd", result=REFUSED, how="printed"),
     ]
     assert summarise(rows).splitlines()[2:] == [
         "| A | x86_64 | systemd | runit |",
