@@ -179,3 +179,25 @@ def test_a_group_with_a_missing_disk(tmp_path: Path) -> None:
     with pytest.raises(SeveralOperatingSystemsError, match="main-vg") as refusal:
         vmprovision.inspect(image)
     assert "/dev/sda2" in refusal.value.message
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside a system"])
+def test_a_group_with_damaged_metadata(tmp_path: Path, *, beside: bool) -> None:
+    """LVM complains at length, and nothing waits for somebody who reads that."""
+    parts = [Part(line="", size_mb=16), *([rescue()] if beside else [])]
+    image = compose_disk(tmp_path / "disk.raw", "label: gpt", parts)
+    with open_appliance([Drive(path=image, format="raw")], control=Control()) as appliance:
+        appliance.activate_volumes()
+        appliance.call("pvcreate", "/dev/sda1")
+        appliance.call("vgcreate", "main-vg", ["/dev/sda1"])
+        appliance.call("lvcreate", "root", "main-vg", 8)
+        start = int(appliance.call("part_list", "/dev/sda")[0]["part_start"])
+    content = bytearray(image.read_bytes())
+    area = slice(start, start + (1 << 20))
+    content[area] = content[area].replace(b"physical_volumes", b"physical_v\xfflumes")
+    image.write_bytes(content)
+    with pytest.raises(SeveralOperatingSystemsError if beside else InspectionError) as refusal:
+        vmprovision.inspect(image)
+    assert "/dev/sda1 (LVM2_member: " in refusal.value.message
+    assert "checksum" in refusal.value.message
+    assert refusal.value.message.count("/dev/sda2") == beside

@@ -18,11 +18,13 @@ from vmprovision.appliance.devicenames import CRYPTTAB
 from vmprovision.appliance.foreign import FOREIGN
 from vmprovision.appliance.session import ApplianceCallError
 from vmprovision.appliance.volumes import LUKS
+from vmprovision.disklayout.lvmlabel import parse_label
+from vmprovision.disklayout.partitions import UnclearLayoutError
 from vmprovision.filesystem.protocol import read_text, resolved_file
 from vmprovision.mounts import read_fstab
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from vmprovision.appliance.devicenames import DeviceNames, TagOf
     from vmprovision.appliance.session import Appliance
@@ -96,16 +98,20 @@ def find_closed(appliance: Appliance, layers: Layers, tag_of: TagOf) -> list[Unr
             why, hint = FOREIGN[kind]
             name = tag_of(device, "LABEL") if kind == ZFS else ""
             found.append(Unreadable(device=device, kind=kind, why=why, hint=hint, name=name))
-    return found + (_incomplete_groups(appliance) if LVM in kinds.values() else [])
+    members = [device for device, kind in kinds.items() if kind == LVM]
+    return found + (_incomplete_groups(appliance, members) if members else [])
 
 
-def _incomplete_groups(appliance: Appliance) -> list[Unreadable]:
-    """Return the volume groups that lack a disk: any of their volumes may be incomplete."""
+def _incomplete_groups(appliance: Appliance, members: Iterable[str]) -> list[Unreadable]:
+    """Return the volume groups that lack a disk, and the physical volumes whose group is unknown.
+
+    Any volume of such a group may be incomplete.
+    """
     try:
         groups = appliance.call("vgs_full")
-    except ApplianceCallError:  # without LVM
-        return []
-    return [
+    except ApplianceCallError:  # without LVM, or it stumbles over damaged metadata
+        groups = []
+    incomplete = [
         Unreadable(
             device=f"/dev/{group['vg_name']}",
             kind=LVM,
@@ -116,6 +122,39 @@ def _incomplete_groups(appliance: Appliance) -> list[Unreadable]:
         for group in groups
         if str(group["vg_attr"])[3:4] == "p"
     ]
+    known = {uuid for group in groups for uuid in _members_of(appliance, str(group["vg_name"]))}
+    return incomplete + [
+        Unreadable(
+            device=device,
+            kind=LVM,
+            why=f"LVM does not find its volume group: {fault}",
+            hint="repair its metadata with vgcfgrestore(8)",
+            is_closed=False,
+        )
+        for device in members
+        if (fault := _fault_of_member(appliance, device, known))
+    ]
+
+
+def _members_of(appliance: Appliance, group: str) -> list[str]:
+    """Return the UUIDs of a group's physical volumes."""
+    try:
+        return [str(uuid) for uuid in appliance.call("vgpvuuids", group)]
+    except ApplianceCallError:
+        return []
+
+
+def _fault_of_member(appliance: Appliance, device: str, known: Collection[str]) -> str:
+    """Return why LVM knows no group of a physical volume; empty if it does, or it has none."""
+
+    def read(place: int, size: int) -> bytes:
+        return appliance.read_device(device, place, size)
+
+    try:
+        label = parse_label(read, int(appliance.call("blockdev_getsize64", device)))
+    except (ApplianceCallError, UnclearLayoutError) as exc:
+        return str(exc)
+    return "" if label.uuid in known or not label.text else "its metadata is not understood"
 
 
 def unmountable(appliance: Appliance, device: str, kind: str, message: str) -> Unreadable | None:

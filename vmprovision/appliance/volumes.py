@@ -149,7 +149,9 @@ def _known_kinds(appliance: Appliance, contents: Contents) -> dict[str, str]:
 
 def _look(appliance: Appliance) -> tuple[dict[str, str], dict[str, str]]:
     """Return the kinds by device: filesystems as libguestfs lists them, and others."""
-    filesystems: dict[str, str] = appliance.call("list_filesystems")
+    listed: dict[str, str] = appliance.call("list_filesystems")
+    # libguestfs takes LVM's complaints for names of volumes
+    filesystems = {device: kind for device, kind in listed.items() if " " not in device}
     return filesystems, dict(_others(appliance, filesystems))
 
 

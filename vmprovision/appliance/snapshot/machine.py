@@ -30,6 +30,9 @@ COMMAND_LINE = (
     "panic=1 console=ttyS0 edd=off no_timer_check printk.time=1 cgroup_disable=memory "
     f"usbcore.nousb cryptomgr.notests {CLOCK} 8250.nr_uarts=1 selinux=0 quiet TERM=xterm"
 )
+# libguestfs takes what a console says only while it waits for its daemon. A restored machine
+# would stand still meanwhile, as soon as a few hundred bytes wait.
+CONSOLE = "ringbuf,id=console,size=65536"
 # The memory stays in its file and is not copied into the state.
 IGNORE_SHARED = {"capability": "x-ignore-shared", "state": True}
 
@@ -88,6 +91,6 @@ def wrapper_script(qemu: Path, accelerator: Accelerator, binder: str) -> str:
         *(shlex.quote(word) for word in machine_options(accelerator)),
         *memory_options(here, share=False),
         *root_options(f"{here}/root.qcow2,snapshot=on"),
-        *("-serial", "stdio", "-incoming", "defer"),
+        *("-chardev", CONSOLE, "-serial", "chardev:console", "-incoming", "defer"),
     ]
     return restoring_script(qemu, accelerator, options, binder)
