@@ -57,6 +57,11 @@ def pool() -> Part:
     return Part(line="", maker=("true",), patch=ZFS, size_mb=64)
 
 
+def damaged_btrfs() -> Part:
+    """Return a btrfs of which only the superblock is left."""
+    return Part(line="", maker=("mkfs.btrfs", "-q"), size_mb=120, patch={1 * MB: bytes(63 * MB)})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """A disk and its outcome: what the refusal says; nothing where the root is known."""
@@ -110,6 +115,17 @@ CASES = {
     ),
     "only-newer": Case(
         parts=(newer(),), error=InspectionError, says=("/dev/sda1 (ext4", "feature", "kernel")
+    ),
+    "only-damaged-btrfs": Case(
+        parts=(damaged_btrfs(),),
+        error=InspectionError,
+        says=("/dev/sda1 (btrfs: it cannot be mounted", "fsck"),
+        slow=False,
+    ),
+    "damaged-btrfs": Case(
+        parts=(damaged_btrfs(), rescue()),
+        error=SeveralOperatingSystemsError,
+        says=("/dev/sda1 (btrfs: it cannot be mounted", "--root /dev/sda2"),
     ),
     "only-encrypted": Case(
         parts=(encrypted(),), error=UnsupportedGuestError, says=("/dev/sda1", "encrypted")

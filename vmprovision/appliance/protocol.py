@@ -115,6 +115,13 @@ class Appliance(Protocol):
             ApplianceCallError: they cannot be read; ``number`` carries the errno.
         """
 
+    def is_sealed(self, place: str) -> bool:
+        """Return whether a directory of the guest is a read-only subvolume of btrfs.
+
+        Raises:
+            ApplianceCallError: it is no subvolume.
+        """
+
     def make(self, place: str, kind: FileKind, content: bytes, attributes: Attributes) -> Described:
         """Create a file, directory or symbolic link in the guest; return its status.
 

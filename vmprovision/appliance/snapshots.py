@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from vmprovision.appliance.session import Appliance
 
 TOP_LEVEL = 5  # the number of the tree above all subvolumes
-READ_ONLY = "readonly"  # in what `btrfs subvolume show` says of the flags
 OF_SNAPPER = re.compile(r"(?P<folder>(?:.*/)?\.snapshots)/(?P<number>\d{1,9})/snapshot")
 NUMBER = re.compile(r"[1-9]\d{0,8}")
 # Since version 5, transactional-update keeps /etc as a subvolume in the snapshot. Beside a
@@ -134,10 +133,9 @@ def enter_snapshot(mounting: Mounting, guest: MountedGuest, *, is_named: bool) -
 def _is_read_only(appliance: Appliance, place: str) -> bool:
     """Return whether the subvolume at a place cannot be written to."""
     try:
-        shown = dict(appliance.call("btrfs_subvolume_show", place))
-    except (ApplianceCallError, UnicodeDecodeError):  # the top level has fewer facts
+        return appliance.is_sealed(place)
+    except ApplianceCallError:
         return False
-    return READ_ONLY in str(shown.get("Flags", ""))
 
 
 def _begin(mounting: Mounting, known: Subvolumes, node: str, match: re.Match[str]) -> MountedGuest:

@@ -50,6 +50,7 @@ LAUNCH_SECONDS = 240.0  # 8 s on an idle host without KVM; a loaded CI host is m
 KVM_LAUNCH_SECONDS = 30.0
 ANSWER_SECONDS = 20.0
 LAUNCHES = 3
+SEALED = "readonly"  # in what `btrfs subvolume show` says of the flags
 CHUNK = 2 << 20  # a message of libguestfs has at most 4 MiB
 MONITOR_MODE = f"chardev={MONITOR},mode=control"
 
@@ -163,6 +164,14 @@ class StockAppliance:
     def read_file(self, path: str, place: int, size: int) -> bytes:
         """Implement ``Appliance.read_file``."""
         return bytes(self.call("pread", path, size, place))
+
+    def is_sealed(self, place: str) -> bool:
+        """Implement ``Appliance.is_sealed``."""
+        try:
+            shown = dict(self.call("btrfs_subvolume_show", place))
+        except UnicodeDecodeError as exc:
+            raise ApplianceCallError("the name of a subvolume is not UTF-8", number=0) from exc
+        return SEALED in str(shown.get("Flags", ""))
 
     def make(self, place: str, kind: FileKind, content: bytes, attributes: Attributes) -> Described:
         """Implement ``Appliance.make``.

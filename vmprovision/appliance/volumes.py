@@ -6,6 +6,7 @@ below them, and names those that it cannot open: a locked LUKS volume, a pool of
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shlex
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmprovision.appliance.arrays import MEMBER, Arrays, examine_arrays
-from vmprovision.appliance.firstbytes import Contents, kind_of_device
+from vmprovision.appliance.firstbytes import LVM, Contents, kind_of_device
 from vmprovision.appliance.foreign import FOREIGN
 from vmprovision.appliance.session import ApplianceCallError
 from vmprovision.appliance.subvolumes import list_subvolumes
@@ -149,10 +150,25 @@ def _known_kinds(appliance: Appliance, contents: Contents) -> dict[str, str]:
 
 def _look(appliance: Appliance) -> tuple[dict[str, str], dict[str, str]]:
     """Return the kinds by device: filesystems as libguestfs lists them, and others."""
-    listed: dict[str, str] = appliance.call("list_filesystems")
+    try:
+        listed = dict(appliance.call("list_filesystems"))
+    except ApplianceCallError as exc:
+        # it mounts a btrfs to list its subvolumes, and fails if that one is damaged
+        log.info("looking at each device: %s", exc.message)
+        listed = _listed_one_by_one(appliance)
     # libguestfs takes LVM's complaints for names of volumes
     filesystems = {device: kind for device, kind in listed.items() if " " not in device}
     return filesystems, dict(_others(appliance, filesystems))
+
+
+def _listed_one_by_one(appliance: Appliance) -> dict[str, str]:
+    """Return what ``list_filesystems`` does, without the subvolumes of a damaged btrfs."""
+    closed = (MEMBER, LUKS, LVM, *FOREIGN)
+    found = {device: kind for device, kind in _others(appliance, {}) if kind not in closed}
+    for device in [device for device, kind in found.items() if kind == BTRFS]:
+        with contextlib.suppress(ApplianceCallError):
+            found |= dict.fromkeys(list_subvolumes(appliance, device), BTRFS)
+    return found
 
 
 def _examined_arrays(appliance: Appliance, others: Mapping[str, str]) -> Arrays:

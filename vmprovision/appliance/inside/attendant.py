@@ -33,6 +33,8 @@ The host and the attendant talk over a virtio port of their own, a line each:
                       by commas) name are described; see ``parse_parts`` on the host
 ``statuses PLACE...`` ``statuses COUNT``, and after this line so many bytes with the statuses of
                       these paths of the guest
+``sealed PLACE``      ``sealed yes`` if a directory of the guest is a read-only subvolume of btrfs,
+                      else ``sealed no``
 ``map TABLE LINK...`` make devices of device-mapper by a concise table of dmsetup(8), in
                       hexadecimal, and the link /dev/LINK to each, in its order; ``mapped``
 ``unmap``             remove these links and devices; ``unmapped``
@@ -247,6 +249,10 @@ def statuses(*places):
     return counted("statuses", _appliance.statuses([in_guest(place) for place in places], ROOM))
 
 
+def sealed(place):
+    return "sealed " + ("yes" if _appliance.is_sealed(in_guest(place)) else "no")
+
+
 def counted(word, found):
     return ("%s %d\n" % (word, len(found))).encode() + found
 
@@ -339,6 +345,7 @@ COMMANDS = {
     "content": content,
     "entries": entries,
     "statuses": statuses,
+    "sealed": sealed,
     "map": map_devices,
     "unmap": unmap,
     "volumes": volumes,

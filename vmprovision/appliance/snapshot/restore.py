@@ -258,6 +258,10 @@ class RestoredAppliance:
         """Implement ``Appliance.read_label``."""
         return self._status_of(place).label or None
 
+    def is_sealed(self, place: str) -> bool:
+        """Implement ``Appliance.is_sealed``; guestfsd would start btrfs(8)."""
+        return self._answer_to("sealed", "sealed", place.encode().hex()) == ["yes"]
+
     def _status_of(self, place: str) -> Described:
         (found,) = self.statuses(place, ["."])
         if isinstance(found, int):

@@ -440,6 +440,22 @@ static mp_obj_t appliance_statuses(mp_obj_t paths, mp_obj_t room) {
 }
 static MP_DEFINE_CONST_FUN_OBJ_2(appliance_statuses_obj, appliance_statuses);
 
+// As linux/btrfs.h has them.
+#define BTRFS_IOC_SUBVOL_GETFLAGS _IOR(0x94, 25, uint64_t)
+#define BTRFS_SUBVOL_RDONLY 2
+
+// Whether a directory is a subvolume of btrfs that cannot be written to.
+static mp_obj_t appliance_is_sealed(mp_obj_t path) {
+    uint64_t flags = 0;
+    int folder = open_without_links(STR(path));
+    checked(folder);
+    int result = ioctl(folder, BTRFS_IOC_SUBVOL_GETFLAGS, &flags);
+    drop(folder);
+    checked(result);
+    return mp_obj_new_bool(flags & BTRFS_SUBVOL_RDONLY);
+}
+static MP_DEFINE_CONST_FUN_OBJ_1(appliance_is_sealed_obj, appliance_is_sealed);
+
 // --- changes of the guest -----------------------------------------------------
 
 // Bytes from the host: those that were read already, then those that the port still gives.
@@ -586,6 +602,7 @@ static const mp_rom_map_elem_t appliance_globals_table[] = {
     {MP_ROM_QSTR(MP_QSTR___name__), MP_ROM_QSTR(MP_QSTR__appliance)},
     {MP_ROM_QSTR(MP_QSTR_content), MP_ROM_PTR(&appliance_content_obj)},
     {MP_ROM_QSTR(MP_QSTR_entries), MP_ROM_PTR(&appliance_entries_obj)},
+    {MP_ROM_QSTR(MP_QSTR_is_sealed), MP_ROM_PTR(&appliance_is_sealed_obj)},
     {MP_ROM_QSTR(MP_QSTR_load_module), MP_ROM_PTR(&appliance_load_module_obj)},
     {MP_ROM_QSTR(MP_QSTR_make), MP_ROM_PTR(&appliance_make_obj)},
     {MP_ROM_QSTR(MP_QSTR_map), MP_ROM_PTR(&appliance_map_obj)},
