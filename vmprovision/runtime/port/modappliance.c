@@ -24,6 +24,13 @@
 
 #define LABEL "security.selinux"
 
+// Close a file of which nothing is expected any more; errno stays.
+static void drop(int file) {
+    int kept = errno;
+    close(file);
+    errno = kept;
+}
+
 // --- the appliance's kernel ---------------------------------------------------
 
 static mp_obj_t appliance_mount(size_t count, const mp_obj_t *args) {
@@ -69,7 +76,7 @@ static mp_obj_t appliance_reseed(mp_obj_t entropy) {
     int device = open("/dev/urandom", O_RDWR | O_CLOEXEC);
     checked(device);
     int failed = ioctl(device, RNDADDENTROPY, &pool) || ioctl(device, RNDRESEEDCRNG);
-    close(device);
+    drop(device);
     return done(failed ? -1 : 0);
 }
 static MP_DEFINE_CONST_FUN_OBJ_1(appliance_reseed_obj, appliance_reseed);
@@ -89,9 +96,12 @@ enum { DM_CREATE = 3, DM_REMOVE = 4, DM_SUSPEND = 6, DM_LOAD = 9 };  // to "susp
 
 // Send a command with the targets that stand behind it.  Return 0, or -1 with errno.
 static int tell_mapper(int command, struct dm_ioctl *sent, const char *name, size_t targets) {
+    if (strlen(name) >= sizeof(sent->name)) {
+        errno = ENAMETOOLONG;
+        return -1;
+    }
     int control = open("/dev/mapper/control", O_RDWR | O_CLOEXEC);
-    if (control < 0 || strlen(name) >= sizeof(sent->name)) {
-        errno = control < 0 ? errno : ENAMETOOLONG;
+    if (control < 0) {
         return -1;
     }
     sent->version[0] = 4;
@@ -99,9 +109,7 @@ static int tell_mapper(int command, struct dm_ioctl *sent, const char *name, siz
     sent->data_start = sizeof(*sent);
     strcpy(sent->name, name);
     int result = ioctl(control, _IOWR(0xfd, command, struct dm_ioctl), sent);
-    int kept = errno;
-    close(control);
-    errno = kept;
+    drop(control);
     return result < 0 ? -1 : 0;
 }
 
@@ -162,13 +170,6 @@ static MP_DEFINE_CONST_FUN_OBJ_3(appliance_map_obj, appliance_map);
 FUNCTION_1(appliance_unmap, done(remove_mapped(STR(a))));
 
 // --- paths --------------------------------------------------------------------
-
-// Close a file of which nothing is expected any more; errno stays.
-static void drop(int file) {
-    int kept = errno;
-    close(file);
-    errno = kept;
-}
 
 // Open the directory of a path of which no component is a link.  `last` gets the last
 // component, "." for the root.
