@@ -6,9 +6,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import vmprovision
+from tests.proof.booting import booted
 from vmprovision.appliance.session import Drive, open_appliance
-from vmprovision.proof.machine import MANAGER_URL, BootSource, boot, wait_for_http
-from vmprovision.proof.report_listener import ReportListener
+from vmprovision.proof.machine import MANAGER_URL, wait_for_http
 from vmprovision.runtime.archive import build_archive
 
 if TYPE_CHECKING:
@@ -46,17 +46,7 @@ def boot_printed_service(
         appliance.call("write_append", SHEPHERD, printed.encode())
         appliance.call("umount_all")
     begun = time.monotonic()
-    with (
-        ReportListener() as listener,
-        boot(
-            Drive(path=disk, format="qcow2"),
-            source=BootSource(),
-            agent_port=8080,
-            manager=listener.address,
-            control=control,
-            seconds=seconds + 60,
-        ) as machine,
-    ):
+    with booted(disk, control=control, seconds=seconds + 60) as (machine, listener):
         deadline = begun + seconds
         health = wait_for_http(f"{machine.agent_url}/health", deadline, machine)
         took = time.monotonic() - begun

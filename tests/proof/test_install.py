@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.proof.booting import booted
 from vmprovision.appliance.session import Drive, open_appliance
 from vmprovision.progress import Control
-from vmprovision.proof.machine import BootSource, boot, wait_for_http
-from vmprovision.proof.report_listener import ReportListener
+from vmprovision.proof.machine import wait_for_http
 from vmprovision.runtime.archive import build_archive
 
 from .test_machine import BOOT_SECONDS, overlay, recipe_image
@@ -48,17 +48,7 @@ def information_of(disk: Path, log: Path, said: str = "") -> dict[str, Any]:
         said: on the console.
     """
     deadline = time.monotonic() + BOOT_SECONDS
-    with (
-        ReportListener() as listener,
-        boot(
-            Drive(path=disk, format="qcow2"),
-            source=BootSource(),
-            agent_port=8080,
-            manager=listener.address,
-            control=Control(),
-            console_log=log,
-        ) as machine,
-    ):
+    with booted(disk, console_log=log) as (machine, _):
         information = wait_for_http(f"{machine.agent_url}/info", deadline, machine)
         while said.encode() not in log.read_bytes():  # it may be later than the agent's answer
             machine.check()

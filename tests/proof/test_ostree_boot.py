@@ -10,10 +10,9 @@ import pytest
 
 import vmprovision
 from tests.image.trees import Mount, Sight, look_into
+from tests.proof.booting import booted
 from vmprovision.appliance.session import Drive, open_appliance
 from vmprovision.progress import Control
-from vmprovision.proof.machine import BootSource, boot
-from vmprovision.proof.report_listener import ReportListener
 
 from .test_machine import overlay, recipe_image
 
@@ -97,18 +96,7 @@ def upgrade(disk: Path, log: Path) -> None:
         value = f"type=11,value=io.systemd.credential.binary:{name}={encoded}"
         firmware += ["-smbios", value]
     deadline = time.monotonic() + SECONDS
-    with (
-        ReportListener() as listener,
-        boot(
-            Drive(path=disk, format="qcow2"),
-            source=BootSource(),
-            agent_port=8080,
-            manager=listener.address,
-            control=Control(),
-            console_log=log,
-            firmware=firmware,
-        ) as machine,
-    ):
+    with booted(disk, console_log=log, firmware=firmware) as (machine, _):
         while machine.is_running():
             assert time.monotonic() < deadline, machine.console_tail(40)
             time.sleep(0.5)

@@ -11,10 +11,8 @@ import pytest
 import vmprovision
 from tests.conftest import require
 from tests.image.trees import Mount, Sight, Tree, differences, look_into
-from vmprovision.appliance.session import Drive
-from vmprovision.progress import Control
-from vmprovision.proof.machine import MANAGER_URL, BootSource, boot, wait_for_http
-from vmprovision.proof.report_listener import ReportListener
+from tests.proof.booting import booted
+from vmprovision.proof.machine import MANAGER_URL, wait_for_http
 
 from .test_machine import overlay
 
@@ -72,17 +70,7 @@ def test_a_clone_learns_its_name_and_forgets_the_agent(image: Path | None, tmp_p
     guest = vmprovision.inject(disk, source=SOURCE).guest
     require(guest.arch in ("x86_64", "i386"), "only a PC shows SMBIOS strings for certain")
     deadline = time.monotonic() + SECONDS
-    with (
-        ReportListener() as listener,
-        boot(
-            Drive(path=disk, format="qcow2"),
-            source=BootSource(),
-            agent_port=8080,
-            manager=listener.address,
-            control=Control(),
-            firmware=NAMES,
-        ) as machine,
-    ):
+    with booted(disk, firmware=NAMES) as (machine, listener):
         information = wait_for_http(f"{machine.agent_url}/info", deadline, machine)
         assert information["identity"]["vm_id"]["value"] == "web-1"
         reports = listener.wait_for_reports(1, deadline=deadline, check=machine.check)

@@ -13,10 +13,10 @@ import pytest
 
 import vmprovision
 from tests.conftest import require
+from tests.proof.booting import booted
 from vmprovision.appliance.session import Drive, launch
 from vmprovision.progress import Control
-from vmprovision.proof.machine import BootSource, boot, wait_for_http
-from vmprovision.proof.report_listener import ReportListener
+from vmprovision.proof.machine import wait_for_http
 
 from .test_machine import BOOT_SECONDS, overlay, recipe_image
 
@@ -108,18 +108,9 @@ def test_the_service_sees_the_guests_file_systems_and_host_name(tmp_path: Path) 
 def boot_and_ask(disk: Path, home: Path, log: Path) -> tuple[str, Any, Any]:
     """Return the console's text, and the agent's /metrics and /info after all was printed."""
     deadline = time.monotonic() + BOOT_SECONDS
-    with (
-        ReportListener() as listener,
-        boot(
-            Drive(path=disk, format="qcow2"),
-            source=BootSource(),
-            agent_port=8080,
-            manager=listener.address,
-            control=Control(),
-            console_log=log,
-            firmware=["-drive", f"file={home},format=raw,if=virtio"],
-        ) as machine,
-    ):
+    with booted(
+        disk, console_log=log, firmware=["-drive", f"file={home},format=raw,if=virtio"]
+    ) as (machine, _):
         wait_for_http(f"{machine.agent_url}/health", deadline, machine)
         while b"all-was-printed" not in log.read_bytes():
             machine.check()

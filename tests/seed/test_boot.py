@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import require
+from tests.proof.booting import booted
 from tests.proof.test_prove import digest
 from vmprovision import InjectOptions, SeedOptions, make_seed
-from vmprovision.appliance.drives import Drive
 from vmprovision.progress import Control
-from vmprovision.proof.machine import MANAGER_URL, BootSource, boot, wait_for_http
-from vmprovision.proof.report_listener import ReportListener
+from vmprovision.proof.machine import MANAGER_URL, wait_for_http
 from vmprovision.recipe import build_image
 
 if TYPE_CHECKING:
@@ -46,19 +45,12 @@ def test_an_untouched_cloud_image_starts_the_agent(tmp_path: Path) -> None:
     create = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"]
     subprocess.run([*create, str(image), str(layer)], check=True)
     deadline = time.monotonic() + BOOT_SECONDS
-    with (
-        ReportListener() as listener,
-        boot(
-            Drive(path=layer, format="qcow2"),
-            source=BootSource(),
-            agent_port=8080,
-            manager=listener.address,
-            control=Control(),
-            seconds=BOOT_SECONDS + 60,
-            console_log=log,
-            firmware=["-drive", f"file={iso},format=raw,if=virtio,readonly=on"],
-        ) as machine,
-    ):
+    with booted(
+        layer,
+        seconds=BOOT_SECONDS + 60,
+        console_log=log,
+        firmware=["-drive", f"file={iso},format=raw,if=virtio,readonly=on"],
+    ) as (machine, listener):
         health = wait_for_http(f"{machine.agent_url}/health", deadline, machine)
         information = wait_for_http(f"{machine.agent_url}/info", deadline, machine)
         reports = listener.wait_for_reports(1, deadline=deadline, check=machine.check)

@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from vmprovision.appliance.answers import Content, Described, Listing
-from vmprovision.appliance.handle import ApplianceCallError
+from vmprovision.appliance.handle import CHUNK, ApplianceCallError
 from vmprovision.appliance.status_cache import StatusCache, may_hold
 from vmprovision.errors import InspectionError
 from vmprovision.filesystem.protocol import (
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from vmprovision.appliance.protocol import Appliance
     from vmprovision.filesystem.protocol import FileKind
 
-CHUNK = 2 << 20  # a message of libguestfs has at most 4 MiB
 CONTENT_LIMIT = 32 << 10  # bytes of a file that is read with the listings
 NAME_LIMIT = 255  # NAME_MAX of limits.h
 LISTED_SIZE = 64 << 10  # bytes of a directory; a larger one is not listed for one name

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from vmprovision.progress import Control
 
+CHUNK = 2 << 20  # bytes in one call: a message of libguestfs has at most 4 MiB
 CALL_SECONDS = 300.0
 SESSION = "session"
 MONITOR, ATTENDANT = "monitor", "attendant"  # sockets in the session folder

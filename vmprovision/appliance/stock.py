@@ -21,7 +21,7 @@ from vmprovision.appliance.drives import (
     require_open,
     throwaway,
 )
-from vmprovision.appliance.handle import CALL_SECONDS, MONITOR, ApplianceCallError, Handle
+from vmprovision.appliance.handle import CALL_SECONDS, CHUNK, MONITOR, ApplianceCallError, Handle
 from vmprovision.appliance.library import qemu_program
 from vmprovision.appliance.snapshot.store import bound_qemu
 from vmprovision.disklayout.partitions import SECTOR
@@ -51,7 +51,6 @@ KVM_LAUNCH_SECONDS = 30.0
 ANSWER_SECONDS = 20.0
 LAUNCHES = 3
 SEALED = "readonly"  # in what `btrfs subvolume show` says of the flags
-CHUNK = 2 << 20  # a message of libguestfs has at most 4 MiB
 MONITOR_MODE = f"chardev={MONITOR},mode=control"
 
 

@@ -15,7 +15,7 @@ The host and the attendant talk over a virtio port of their own, a line each:
                       make a file (``f``), directory (``d``) or link (``l``) at a path of the
                       guest whose parents are no links; mode and label (``-`` for none) are as
                       for ``fchmod`` and ``setxattr``; after this line come so many bytes: the
-                      content, or where the link leads; ``made COUNT`` and its status
+                      content, or where the link leads; ``make COUNT`` and its status
 ``remove KIND PLACE`` remove a file, link or empty directory; ``removed``
 ``unmount [PLACE]``   what is mounted at a place of the guest, or all; ``unmounted``
 ``look DEVICE DRIVER OPTIONS NAME...``
@@ -207,7 +207,7 @@ def make(port, already, count, kind, place, *attributes):
     label = b"" if attributes[3] == "-" else bytes.fromhex(attributes[3])
     path = in_guest(place)
     made = _appliance.make(port, already, count, path, kind, mode, uid, gid, label)
-    return counted("made", made)
+    return counted("make", made)
 
 
 def remove(kind, place):

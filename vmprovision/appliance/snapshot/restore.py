@@ -282,8 +282,7 @@ class RestoredAppliance:
             ApplianceCallError: the attendant cannot read them.
             ApplianceError: it has sent something else.
         """
-        answer = question[0] if question[0] != "make" else "made"
-        (count,) = self._answer_to(answer, *question, content=content)
+        (count,) = self._answer_to(question[0], *question, content=content)
         if not count.isdecimal() or int(count) > limit:
             raise ApplianceError(f"the appliance sends {count} bytes, more than {limit}")
         with self._explained():
